@@ -1,0 +1,1 @@
+"""Deep learning on whole-body bone scintigraphy in JAX and Flax."""
