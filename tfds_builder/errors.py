@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend: bad files, manifests, options and data directories."""
+"""The one exception for what a user can mend: bad files, manifests, options, data sets."""
 
 import sys
 from collections.abc import Callable
