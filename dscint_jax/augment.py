@@ -1,0 +1,107 @@
+"""Normalisation and the parameter transformations, on the device and inside the train step.
+
+Counts go in, network inputs come out. Mirror, translation and rotation are the transformations
+that the authors' related work names; their ranges are ours. They are composed into one affine map,
+so that an image is interpolated once.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
+from jaxtyping import Array, Float, Int, Key
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Ranges of the random transformations; all zero changes nothing.
+
+    Attributes:
+      mirror: probability of exchanging left and right.
+      translation: largest shift, as a fraction of the image's height and of its width.
+      rotation: largest angle, degrees.
+    """
+
+    mirror: float = 0.0
+    translation: tuple[float, float] = (0.0, 0.0)
+    rotation: float = 0.0
+
+    @property
+    def active(self) -> bool:
+        """Whether any image can change at all."""
+        return bool(self.mirror or any(self.translation) or self.rotation)
+
+
+def normalise(
+    counts: Int[Array, "batch height width 1"],
+    scale: Float[Array, "batch"],
+    *,
+    clip: float,
+) -> Float[Array, "batch height width 1"]:
+    """Counts over the image's own scale, under a square root, clipped.
+
+    The square root makes the spread of Poisson counts the same everywhere (Anscombe 1948); the clip
+    keeps a full bladder from drowning the skeleton.
+
+    Args:
+      counts: counts a pixel.
+      scale: counts a pixel that become 1.
+      clip: largest value of the result.
+    """
+    ratio = counts.astype(jnp.float32) / scale[:, None, None, None]
+    return jnp.minimum(jnp.sqrt(ratio), clip)
+
+
+def augment(
+    key: Key[Array, ""],
+    images: Float[Array, "batch height width channel"],
+    ranges: Augmentation,
+) -> Float[Array, "batch height width channel"]:
+    """Transforms every image by its own random draw; what enters from outside is zero.
+
+    Image i draws from the i-th key, so the result does not depend on how the batch is sharded.
+    """
+    if not ranges.active:
+        return images
+    keys = jax.random.split(key, images.shape[0])
+    return jax.vmap(lambda k, image: _augment_one(k, image, ranges))(keys, images)
+
+
+def _augment_one(key: jax.Array, image: jax.Array, ranges: Augmentation) -> jax.Array:
+    mirror_key, shift_key, angle_key = jax.random.split(key, 3)
+    height, width = image.shape[:2]
+    flip = jnp.where(jax.random.bernoulli(mirror_key, ranges.mirror), -1.0, 1.0)
+    limit = jnp.array(ranges.translation) * jnp.array([height, width])
+    shift = jax.random.uniform(shift_key, (2,), minval=-1.0, maxval=1.0) * limit
+    angle = jnp.deg2rad(jax.random.uniform(angle_key, minval=-1.0, maxval=1.0) * ranges.rotation)
+    return affine(image, angle=angle, shift=shift, flip=flip)
+
+
+def affine(
+    image: Float[Array, "height width channel"],
+    *,
+    angle: Float[Array, ""],
+    shift: Float[Array, "2"],
+    flip: Float[Array, ""],
+) -> Float[Array, "height width channel"]:
+    """Rotates about the centre, mirrors and shifts an image, by one bilinear interpolation.
+
+    Args:
+      image: any number of channels.
+      angle: radians, positive turns the image's top towards its right.
+      shift: rows down, columns to the right; pixels.
+      flip: -1 exchanges left and right before the rotation, 1 does not.
+    """
+    height, width, channels = image.shape
+    centre = jnp.array([(height - 1) / 2, (width - 1) / 2])
+    rows = jnp.arange(height)[:, None] - centre[0] - shift[0]
+    columns = jnp.arange(width)[None, :] - centre[1] - shift[1]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    source_rows = cos * rows - sin * columns + centre[0]
+    source_columns = flip * (sin * rows + cos * columns) + centre[1]
+    planes = [
+        map_coordinates(image[..., c], [source_rows, source_columns], order=1, mode="constant")
+        for c in range(channels)
+    ]
+    return jnp.stack(planes, -1)

@@ -1,0 +1,165 @@
+"""Checkpoints: the one module that knows Orbax.
+
+A checkpoint is two items: `model` (step, parameters, statistics), all that an evaluator restores,
+and `optimizer`. Orbax writes into a temporary folder and renames it, so an interrupted save leaves
+nothing under a step's name. The last checkpoint and the best one by validation F-1 are kept.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+from orbax.checkpoint import checkpoint_managers
+
+from dscint_jax.errors import DscintError
+from dscint_jax.train_step import TrainState
+
+SELECTION_METRIC = "f1"
+
+logging.getLogger("absl").setLevel(logging.WARNING)
+
+
+class Checkpointer:
+    """Saves, lists and restores the checkpoints of one work directory.
+
+    Args:
+      workdir: the run's directory; checkpoints lie under `checkpoints/STEP`.
+      keep_last: how many of the newest are kept beside the best.
+      read_only: for a process that only restores.
+    """
+
+    def __init__(self, workdir: Path, *, keep_last: int = 1, read_only: bool = False):
+        self._directory = workdir.absolute() / "checkpoints"
+        if read_only and not self._directory.is_dir():
+            raise DscintError(
+                f"{workdir} holds no checkpoints; train first: python -m dscint_jax.main "
+                f"--config ... --workdir {workdir}"
+            )
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                read_only=read_only,
+                create=not read_only,
+                cleanup_tmp_directories=not read_only,
+                preservation_policy=None
+                if read_only
+                else checkpoint_managers.AnyPreservationPolicy(
+                    [
+                        checkpoint_managers.LatestN(keep_last),
+                        checkpoint_managers.BestN(
+                            n=1, get_metric_fn=_selection, keep_checkpoints_without_metrics=False
+                        ),
+                    ]
+                ),
+            ),
+        )
+
+    def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
+        """Starts saving in the background; `metrics` (validation) decide which one is the best."""
+        step = int(state.step)
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardSave(_model_items(state)),
+                optimizer=ocp.args.StandardSave(state.optimizer),
+            ),
+            metrics=metrics,
+            force=True,
+        )
+
+    def wait(self) -> None:
+        """Returns when the last save is complete on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and frees the manager's threads."""
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def last_step(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        return max(self.steps(), default=None)
+
+    def best_step(self) -> int | None:
+        """Step of the checkpoint with the highest validation F-1; the later one of equals."""
+        scored = [(self._score(step), step) for step in self.steps()]
+        return max((s for s in scored if s[0] is not None), default=(None, None))[1]
+
+    def choose_step(self, which: str) -> int:
+        """Turns 'best', 'last' or a step number into the step of a checkpoint that exists.
+
+        Raises:
+          DscintError: there is none.
+        """
+        steps = self.steps()
+        if not steps:
+            raise DscintError(f"{self._directory} holds no complete checkpoint; train first")
+        if which == "last":
+            return steps[-1]
+        if which == "best":
+            best = self.best_step()
+            return steps[-1] if best is None else best
+        if which.isdecimal() and int(which) in steps:
+            return int(which)
+        raise DscintError(
+            f"--checkpoint {which}: {self._directory} holds 'best', 'last' and "
+            f"{', '.join(map(str, steps))}"
+        )
+
+    def restore_state(self, step: int, like: TrainState) -> TrainState:
+        """Restores everything, onto the devices and in the shapes of `like`."""
+        restored = self._restore(
+            step,
+            model=ocp.args.StandardRestore(_abstract(_model_items(like))),
+            optimizer=ocp.args.StandardRestore(_abstract(like.optimizer)),
+        )
+        model = restored["model"]
+        return TrainState(
+            model["step"], model["params"], model["statistics"], restored["optimizer"]
+        )
+
+    def restore_model(
+        self, step: int, params: nnx.State, statistics: nnx.State
+    ) -> tuple[nnx.State, nnx.State]:
+        """Restores parameters and statistics only, in the shapes of the ones given."""
+        like = {"step": jax.ShapeDtypeStruct((), "int32"), "params": params}
+        like["statistics"] = statistics
+        model = self._restore(step, model=ocp.args.StandardRestore(_abstract(like)))["model"]
+        return model["params"], model["statistics"]
+
+    def _restore(self, step: int, **items: ocp.args.StandardRestore) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise DscintError(
+                f"checkpoint {self._directory / str(step)} does not fit this config's network or "
+                f"optimizer: {reason}"
+            ) from error
+
+    def _score(self, step: int) -> float | None:
+        metrics = self._manager.metrics(step)
+        return None if not metrics else _selection(metrics)
+
+
+def _selection(metrics: dict[str, float]) -> float:
+    return metrics[SELECTION_METRIC]
+
+
+def _model_items(state: TrainState) -> dict[str, Any]:
+    return {"step": state.step, "params": state.params, "statistics": state.statistics}
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None)
+        ),
+        tree,
+    )

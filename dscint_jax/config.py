@@ -1,0 +1,106 @@
+"""The fields a config has, and what they may hold; `configs/dscint.py` says what each means.
+
+A field that is missing, misspelt or of another type is found here, before anything is loaded.
+"""
+
+import difflib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dscint_jax.errors import DscintError
+
+FIELDS: dict[str, type] = {
+    "seed": int,
+    "steps": int,
+    "batch_size": int,
+    "class_weights": str,
+    "label_smoothing": float,
+    "data.dir": str,
+    "data.pool": int,
+    "data.clip": float,
+    "data.cache_gib": float,
+    "augmentation.mirror": float,
+    "augmentation.translation": tuple,
+    "augmentation.rotation": float,
+    "model": str,
+    "model_options": ConfigDict,
+    "optimizer.learning_rate": float,
+    "optimizer.warmup_steps": int,
+    "optimizer.weight_decay": float,
+    "optimizer.clip_norm": float,
+    "log_every": int,
+    "evaluate_every": int,
+    "keep_last": int,
+}
+
+AT_LEAST: dict[str, float] = {
+    "seed": 0,
+    "steps": 1,
+    "batch_size": 1,
+    "label_smoothing": 0,
+    "data.pool": 1,
+    "data.cache_gib": 0,
+    "augmentation.mirror": 0,
+    "augmentation.rotation": 0,
+    "optimizer.learning_rate": 0,
+    "optimizer.warmup_steps": 0,
+    "optimizer.weight_decay": 0,
+    "log_every": 1,
+    "evaluate_every": 1,
+    "keep_last": 1,
+}
+
+MORE_THAN_ZERO = ("data.clip", "optimizer.clip_norm")
+AT_MOST_ONE = ("label_smoothing", "augmentation.mirror")
+
+
+def check_config(config: ConfigDict) -> None:
+    """Checks names, types and ranges of all fields.
+
+    Raises:
+      DscintError: names the first field that does not fit.
+    """
+    given = _flatten(config)
+    for field in given:
+        if field not in FIELDS:
+            close = difflib.get_close_matches(field, FIELDS, n=1)
+            hint = f"; did you mean config.{close[0]}?" if close else ""
+            raise DscintError(f"config.{field} is no field of a config{hint}")
+    for field, kind in FIELDS.items():
+        if field not in given:
+            raise DscintError(f"config.{field} is missing; configs/dscint.py has every field")
+        _check_type(field, given[field], kind)
+    for field, least in AT_LEAST.items():
+        if given[field] < least:
+            raise DscintError(f"config.{field} is {given[field]}; it must be at least {least}")
+    for field in MORE_THAN_ZERO:
+        if given[field] <= 0:
+            raise DscintError(f"config.{field} is {given[field]}; it must be more than 0")
+    for field in AT_MOST_ONE:
+        if given[field] > 1:
+            raise DscintError(f"config.{field} is {given[field]}; it must be at most 1")
+    translation = given["augmentation.translation"]
+    if len(translation) != 2 or not all(0 <= part < 1 for part in translation):
+        raise DscintError(
+            f"config.augmentation.translation is {translation}; it must be two fractions in [0, 1)"
+        )
+
+
+def _flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    fields = {}
+    for name, value in config.items():
+        field = prefix + name
+        if isinstance(value, ConfigDict) and FIELDS.get(field) is not ConfigDict:
+            fields.update(_flatten(value, field + "."))
+        else:
+            fields[field] = value
+    return fields
+
+
+def _check_type(field: str, value: Any, kind: type) -> None:
+    accepted = {float: (float, int), tuple: (tuple, list)}.get(kind, kind)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise DscintError(
+            f"config.{field} is {value!r}; it must be of type {kind.__name__.lower()}"
+        )

@@ -1,0 +1,123 @@
+"""From a config to the objects of a run: the network, the recipe of its steps, its data.
+
+Training and evaluation both start here, so they cannot disagree about what a config means.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from clu import parameter_overview
+from flax import nnx
+from ml_collections import ConfigDict
+
+from dscint_jax import models
+from dscint_jax.augment import Augmentation
+from dscint_jax.errors import DscintError
+from dscint_jax.input_pipeline import Scintigrams, load_split
+from dscint_jax.random_streams import stream_key
+from dscint_jax.train_step import Recipe, make_optimizer, split_network, warmup_cosine
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A network ready to train or to evaluate.
+
+    Attributes:
+      recipe: what the steps need.
+      params, statistics: the network's initial parameters and statistics.
+      schedule: learning rate by step.
+      overview: a printable table of the parameters.
+    """
+
+    recipe: Recipe
+    params: nnx.State
+    statistics: nnx.State
+    schedule: Callable[[int], jax.Array]
+    overview: str
+
+
+def make_experiment(config: ConfigDict, class_counts: tuple[int, ...]) -> Experiment:
+    """Builds the network and the recipe.
+
+    Args:
+      config: as `configs/dscint.py` documents.
+      class_counts: training images of each class, for balanced class weights.
+
+    Raises:
+      DscintError: a field's value does not fit.
+    """
+    model = models.build(
+        config.model,
+        num_classes=len(class_counts),
+        rngs=nnx.Rngs(params=stream_key(config.seed, "params")),
+        options=config.model_options,
+    )
+    training, inference, params, statistics = split_network(model)
+    schedule = warmup_cosine(
+        config.optimizer.learning_rate,
+        steps=config.steps,
+        warmup_steps=config.optimizer.warmup_steps,
+    )
+    recipe = Recipe(
+        training=training,
+        inference=inference,
+        optimizer=make_optimizer(
+            schedule,
+            weight_decay=config.optimizer.weight_decay,
+            clip_norm=config.optimizer.clip_norm,
+        ),
+        augmentation=Augmentation(**config.augmentation),
+        class_weights=class_weights(config.class_weights, class_counts),
+        label_smoothing=config.label_smoothing,
+        clip=config.data.clip,
+        seed=config.seed,
+    )
+    return Experiment(recipe, params, statistics, schedule, _overview(params))
+
+
+def class_weights(kind: str, counts: tuple[int, ...]) -> tuple[float, ...]:
+    """Factor of each class in the loss.
+
+    Args:
+      kind: 'balanced' for total / (classes * count), as scikit-learn does; 'none' for ones.
+      counts: training images of each class.
+
+    Raises:
+      DscintError: any other kind.
+    """
+    if kind == "none":
+        return (1.0,) * len(counts)
+    if kind == "balanced":
+        return tuple(sum(counts) / (len(counts) * max(count, 1)) for count in counts)
+    raise DscintError(f"config.class_weights '{kind}' is neither 'balanced' nor 'none'")
+
+
+def load_images(
+    config: ConfigDict, split: str, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Scintigrams:
+    """Opens a split as the config describes."""
+    return load_split(
+        Path(config.data.dir),
+        split,
+        pool=config.data.pool,
+        cache_gib=config.data.cache_gib,
+        progress=progress,
+    )
+
+
+def _overview(params: nnx.State) -> str:
+    # clu would log each table a second time through absl.
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    return parameter_overview.get_parameter_overview(
+        _string_keys(nnx.to_pure_dict(params)), include_stats=False
+    )
+
+
+def _string_keys(tree: dict) -> dict:
+    return {
+        str(key): _string_keys(value) if isinstance(value, dict) else value
+        for key, value in tree.items()
+    }

@@ -1,0 +1,207 @@
+"""From the TFDS data set to batches: which images, in which order, as which arrays.
+
+The order of training images is a pure function of (seed, step), so a resumed run needs the step
+number and nothing else. Counts stay integers: a smaller image is a sum over blocks of pixels.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+from jaxtyping import Int
+
+from dscint_jax.errors import DscintError
+
+DATASET = "scintigraphy/views"
+DEVICE_FIELDS = ("counts", "scale", "label", "mask")
+IDENTITY_FIELDS = ("image_id", "patient_key", "view")
+
+HostBatch = dict[str, np.ndarray]
+
+
+def open_dataset(data_dir: Path) -> Any:
+    """The TFDS builder of the data set under `data_dir`, read from its files alone.
+
+    Raises:
+      DscintError: there is no complete data set.
+    """
+    # Slow to import, and not needed before data is.
+    import tensorflow_datasets as tfds
+
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    versions = sorted((data_dir / DATASET).glob("*/dataset_info.json"))
+    if not versions:
+        raise DscintError(
+            f"{data_dir} holds no data set {DATASET}; build one: python -m tfds_builder.build "
+            f"--manifest MANIFEST --data_dir {data_dir}"
+        )
+    return tfds.builder_from_directory(versions[-1].parent)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scintigrams:
+    """One split, at random access.
+
+    Attributes:
+      split: its name.
+      classes: class names, in the order of the labels.
+      class_counts: images of each class.
+      fingerprint: of the data set's sources.
+      read: images by their indices, as a host batch with DEVICE_FIELDS and IDENTITY_FIELDS.
+    """
+
+    split: str
+    classes: tuple[str, ...]
+    class_counts: tuple[int, ...]
+    fingerprint: str
+    read: Callable[[Int[np.ndarray, "batch"]], HostBatch]
+
+    def __len__(self) -> int:
+        return sum(self.class_counts)
+
+
+def load_split(
+    data_dir: Path,
+    split: str,
+    *,
+    pool: int,
+    cache_gib: float,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Scintigrams:
+    """Opens one split of the data set.
+
+    Args:
+      data_dir: where the data set lies.
+      split: 'train', 'validation' or 'test'.
+      pool: side of the blocks of pixels that are summed.
+      cache_gib: the split is kept in memory if it needs no more than this, GiB; else every batch
+        is read from disk.
+      progress: told how many of how many images were read into memory.
+
+    Raises:
+      DscintError: no data set, no such split, an empty one, or a `pool` that does not divide the
+        image.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = open_dataset(data_dir)
+    if split not in builder.info.splits:
+        raise DscintError(
+            f"{data_dir} has no split '{split}'; it has {', '.join(builder.info.splits)}"
+        )
+    height, width, _ = builder.info.features["image"].shape
+    if pool < 1 or height % pool or width % pool:
+        raise DscintError(f"config.data.pool {pool} does not divide an image of {height}x{width}")
+    records = builder.as_data_source(
+        split=split, decoders={"lesion_mask": tfds.decode.SkipDecoding()}
+    )
+    if not len(records):
+        raise DscintError(f"split '{split}' of {data_dir} is empty; build with more patients")
+    classes = tuple(builder.info.features["label"].names)
+    view_names = np.array(builder.info.features["view"].names)
+
+    def read(indices: Int[np.ndarray, "batch"]) -> HostBatch:
+        return _batch(records.__getitems__([int(i) for i in indices]), view_names, pool)
+
+    size = len(records) * (height // pool) * (width // pool) * 4 / 2**30
+    if size <= cache_gib:
+        read = _keep_in_memory(read, len(records), progress)
+    metadata = builder.info.metadata
+    counts = metadata["class_counts"][split]
+    return Scintigrams(
+        split=split,
+        classes=classes,
+        class_counts=tuple(counts[name] for name in classes),
+        fingerprint=metadata["fingerprint"],
+        read=read,
+    )
+
+
+def sum_pool(
+    counts: Int[np.ndarray, "height width 1"], side: int
+) -> Int[np.ndarray, "small_height small_width 1"]:
+    """Sums blocks of side x side pixels: no count is lost, and Poisson stays Poisson."""
+    height, width, _ = counts.shape
+    blocks = counts.reshape(height // side, side, width // side, side, 1)
+    return blocks.sum((1, 3), dtype=np.int32)
+
+
+def training_batches(
+    images: Scintigrams, *, batch_size: int, seed: int, start: int, threads: int = 2
+) -> Iterator[HostBatch]:
+    """Endless batches, each epoch in a new order, beginning with the batch of step `start`.
+
+    An epoch's last, incomplete batch is left out; the next epoch draws anew.
+
+    Raises:
+      DscintError: the split is smaller than one batch.
+    """
+    if len(images) < batch_size:
+        raise DscintError(
+            f"config.batch_size {batch_size} is more than the {len(images)} training images"
+        )
+    batches = index_batches(len(images), batch_size=batch_size, seed=seed).map(images.read)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    iterator = batches.to_iter_dataset(options).__iter__()
+    iterator.set_state({"next_index": start})
+    return iterator
+
+
+def index_batches(count: int, *, batch_size: int, seed: int) -> grain.MapDataset:
+    """The indices of every training batch; element i is the batch of step i."""
+    # Batched before repeated, so that no batch straddles two epochs.
+    indices = grain.MapDataset.range(count).shuffle(seed=seed)
+    return indices.batch(batch_size, drop_remainder=True).repeat()
+
+
+def evaluation_batches(images: Scintigrams, *, batch_size: int) -> Iterator[HostBatch]:
+    """Every image once, in order; the last batch is padded, and `mask` False where it is."""
+    for start in range(0, len(images), batch_size):
+        batch = images.read(np.arange(start, min(start + batch_size, len(images))))
+        missing = batch_size - len(batch["label"])
+        yield {name: _pad(values, missing) for name, values in batch.items()}
+
+
+def device_fields(batch: HostBatch) -> HostBatch:
+    """What of a batch the steps need."""
+    return {name: batch[name] for name in DEVICE_FIELDS}
+
+
+def _batch(records: list[dict[str, Any]], view_names: np.ndarray, pool: int) -> HostBatch:
+    return {
+        "counts": np.stack([sum_pool(r["image"], pool) for r in records]),
+        # The scale is in counts of an original pixel; a block holds pool^2 of them.
+        "scale": np.array([r["scale"] * pool**2 for r in records], np.float32),
+        "label": np.array([r["label"] for r in records], np.int32),
+        "mask": np.ones(len(records), bool),
+        "image_id": np.array([_text(r["image_id"]) for r in records]),
+        "patient_key": np.array([_text(r["patient_key"]) for r in records]),
+        "view": view_names[[int(r["view"]) for r in records]],
+    }
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _keep_in_memory(
+    read: Callable[[np.ndarray], HostBatch], count: int, progress: Callable[[int, int], None]
+) -> Callable[[np.ndarray], HostBatch]:
+    chunks = []
+    for start in range(0, count, 64):
+        chunks.append(read(np.arange(start, min(start + 64, count))))
+        progress(min(start + 64, count), count)
+    images = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    return lambda indices: {name: values[indices] for name, values in images.items()}
+
+
+def _pad(values: np.ndarray, missing: int) -> np.ndarray:
+    if not missing:
+        return values
+    # A scale of 1 keeps the padding finite; all else is zero, False or empty.
+    filler = np.ones if values.dtype == np.float32 else np.zeros
+    return np.concatenate([values, filler((missing, *values.shape[1:]), values.dtype)])

@@ -1,0 +1,89 @@
+"""Flags and start-up of a training run.
+
+    python -m dscint_jax.main --config configs/dscint.py --workdir runs/dscint
+
+Any field of the config: --config.batch_size=16, --config.data.dir=data.
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from dscint_jax.errors import DscintError, run_command
+
+USAGE = """usage: python -m dscint_jax.main --config FILE --workdir DIR [--config.FIELD=VALUE ...]
+
+Train a network on whole-body bone scintigrams; started again, it resumes.
+
+  --config FILE           configs/dscint.py, configs/quickstart.py, or your own; FILE:ARGUMENT
+                          hands ARGUMENT to its get_config
+  --workdir DIR           where checkpoints and metrics go
+  --config.FIELD=VALUE    overrides a field, such as --config.steps=1000 or
+                          --config.data.dir=data or --config.model_options.attention=none
+  --help                  this text
+
+Exit status: 0 trained (or stopped by SIGTERM, checkpoint saved), 2 bad input, 130 Ctrl-C."""
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="The experiment's config file.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go.")
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Reads the command line; asks for help print it, mistakes become one line."""
+    if {"-h", "--help", "-help", "--helpfull", "--helpshort"} & set(argv[1:]):
+        print(USAGE)
+        sys.exit(0)
+    try:
+        rest = flags.FLAGS(list(argv))
+        _check_flags(rest)
+    except DscintError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    # A config file is the user's own Python: it may raise anything.
+    except Exception as error:
+        print(f"error: {_reason(error)}; see --help", file=sys.stderr)
+        sys.exit(2)
+    return rest
+
+
+def _reason(error: Exception) -> str:
+    """The libraries' multi-line messages as one line that a user can act on."""
+    text = " ".join(str(error.args[0] if len(error.args) == 1 else error).split())
+    if isinstance(error, (AttributeError, KeyError)):
+        close = re.search(r'Did you mean "(\w+)"', text)
+        hint = f"; did you mean '{close[1]}'?" if close else ""
+        field = re.search(r"[a-zA-Z_]\w*", text)[0]
+        return f"config has no field '{field}'{hint}"
+    if isinstance(error, OSError):
+        return f"--config: {text.rpartition('[Errno')[2].partition('] ')[2] or text}"
+    return text or type(error).__name__
+
+
+def _check_flags(rest: Sequence[str]) -> None:
+    if len(rest) > 1:
+        raise DscintError(
+            f"unexpected argument '{rest[1]}'; fields are set by --config.FIELD=VALUE"
+        )
+    for flag, example in ((_CONFIG, "configs/dscint.py"), (_WORKDIR, "runs/dscint")):
+        if flag.value is None:
+            raise DscintError(f"--{flag.name} is missing, such as --{flag.name} {example}")
+    # A config file that failed to load says so only when it is first used.
+    _CONFIG.value.keys()
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains as the flags say."""
+    del argv
+    logging.set_verbosity(logging.WARNING)
+    # Only now, so that --help and a mistyped flag do not wait for JAX.
+    from dscint_jax.train import train
+
+    run_command(lambda: train(_CONFIG.value, Path(_WORKDIR.value)))
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,106 @@
+"""Hybrid attention: a channel gate, then a spatial gate, and the maps they can show.
+
+After the convolutional block attention module (Woo et al., ECCV 2018). Dscint's publication names
+a "hybrid attention mechanism" of channel and spatial attention without its equations; this is our
+reading of it.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+ATTENTION_KINDS = ("none", "channel", "spatial", "hybrid")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AttentionMaps:
+    """The gates that multiplied the features; None where the network has no such gate.
+
+    Attributes:
+      channel: weight of each channel, in (0, 1).
+      spatial: weight of each position, in (0, 1), on the grid of the gated features.
+    """
+
+    channel: Float[Array, "batch channel"] | None = None
+    spatial: Float[Array, "batch height width 1"] | None = None
+
+
+class ChannelGate(nnx.Module):
+    """One weight a channel, from its mean and maximum over the image through a shared MLP."""
+
+    def __init__(self, features: int, *, reduction: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+        hidden = max(features // reduction, 4)
+        self.squeeze = nnx.Linear(features, hidden, dtype=dtype, rngs=rngs)
+        self.excite = nnx.Linear(hidden, features, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch height width channel"]
+    ) -> Float[Array, "batch channel"]:
+        """Returns the weights, in (0, 1)."""
+        descriptors = (x.mean((1, 2)), x.max((1, 2)))
+        return nnx.sigmoid(sum(self.excite(nnx.relu(self.squeeze(d))) for d in descriptors))
+
+
+class SpatialGate(nnx.Module):
+    """One weight a position, from the mean and maximum over the channels around it."""
+
+    def __init__(self, *, kernel: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.conv = nnx.Conv(2, 1, kernel_size=(kernel, kernel), dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch height width channel"]
+    ) -> Float[Array, "batch height width 1"]:
+        """Returns the weights, in (0, 1)."""
+        summary = jnp.concatenate([x.mean(-1, keepdims=True), x.max(-1, keepdims=True)], -1)
+        return nnx.sigmoid(self.conv(summary))
+
+
+class HybridAttention(nnx.Module):
+    """Multiplies features by a channel gate, then by a spatial gate of the result.
+
+    Args:
+      features: channels of the input.
+      kind: 'hybrid', or 'channel' or 'spatial' for one gate alone.
+      reduction: how many times narrower the channel MLP's hidden layer is.
+      kernel: side of the spatial gate's convolution.
+      dtype: of the computation.
+      rngs: the `params` stream.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        kind: str = "hybrid",
+        reduction: int = 8,
+        kernel: int = 7,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.channel_gate = (
+            ChannelGate(features, reduction=reduction, dtype=dtype, rngs=rngs)
+            if kind in ("channel", "hybrid")
+            else None
+        )
+        self.spatial_gate = (
+            SpatialGate(kernel=kernel, dtype=dtype, rngs=rngs)
+            if kind in ("spatial", "hybrid")
+            else None
+        )
+
+    def __call__(
+        self, x: Float[Array, "batch height width channel"]
+    ) -> tuple[Float[Array, "batch height width channel"], AttentionMaps]:
+        """Returns the gated features and the gates."""
+        channel = spatial = None
+        if self.channel_gate is not None:
+            channel = self.channel_gate(x)
+            x = x * channel[:, None, None, :]
+        if self.spatial_gate is not None:
+            spatial = self.spatial_gate(x)
+            x = x * spatial
+        return x, AttentionMaps(channel, spatial)

@@ -1,0 +1,18 @@
+"""Random keys as pure functions of (seed, stream name, step): nothing random is ever saved."""
+
+import zlib
+
+import jax
+from jaxtyping import Array, Int, Key
+
+
+def stream_key(seed: int, stream: str, step: Int[Array, ""] | int = 0) -> Key[Array, ""]:
+    """The key of one stream at one step.
+
+    Args:
+      seed: of the run.
+      stream: what it is for, such as 'augment'; two names never share a key.
+      step: of the training.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))
+    return jax.random.fold_in(key, step)

@@ -1,0 +1,148 @@
+"""The training loop, top to bottom: data, network, checkpoints, steps.
+
+In: a config and a work directory. Out: checkpoints and metrics in that directory. Interrupted at
+any moment and started again, it ends in the same parameters, bit for bit.
+"""
+
+import signal
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from dscint_jax import parallel
+from dscint_jax.checkpoint import Checkpointer
+from dscint_jax.config import check_config
+from dscint_jax.errors import DscintError
+from dscint_jax.evaluate import predict_split
+from dscint_jax.experiment import load_images, make_experiment
+from dscint_jax.input_pipeline import device_fields, training_batches
+from dscint_jax.interruption import Interruption
+from dscint_jax.metrics import five_metrics
+from dscint_jax.progress import ProgressBar
+from dscint_jax.train_step import initial_state
+from dscint_jax.workdir import MetricsLog, claim, record_attempt
+
+
+def train(config: ConfigDict, workdir: Path) -> None:
+    """Trains until `config.steps`, resuming from the newest checkpoint in `workdir`.
+
+    On SIGTERM or Ctrl-C a checkpoint is saved before the process ends.
+
+    Raises:
+      DscintError: a config value, the data set or the work directory does not fit, or the loss
+        stopped being finite.
+    """
+    check_config(config)
+
+    # Devices
+    mesh = parallel.data_mesh()
+    parallel.check_batch_size(config.batch_size, mesh)
+
+    # Data
+    train_images = _load(config, "train")
+    validation_images = _load(config, "validation")
+    claim(workdir, config.to_dict())
+
+    # Network
+    experiment = make_experiment(config, train_images.class_counts)
+    recipe = experiment.recipe
+    state = parallel.replicate(
+        initial_state(experiment.params, experiment.statistics, recipe.optimizer), mesh
+    )
+    take_step = parallel.compile_train_step(recipe, mesh)
+    evaluate = parallel.compile_eval_step(recipe, mesh)
+    print(experiment.overview)
+    print(
+        f"{mesh.size} x {jax.devices()[0].device_kind}; {len(train_images)} training and "
+        f"{len(validation_images)} validation images; classes "
+        + ", ".join(
+            f"{name} {count}"
+            for name, count in zip(train_images.classes, train_images.class_counts, strict=True)
+        ),
+        flush=True,
+    )
+
+    # Checkpoints
+    checkpointer = Checkpointer(workdir, keep_last=config.keep_last)
+    start = checkpointer.last_step() or 0
+    if start:
+        state = checkpointer.restore_state(start, like=state)
+        print(f"resuming after step {start}")
+    if start >= config.steps:
+        print(f"training is complete: {workdir} holds step {start} of {config.steps}")
+        return
+    record_attempt(workdir, fingerprint=train_images.fingerprint, start_step=start)
+
+    # Steps
+    log = MetricsLog(workdir, start_step=start)
+    batches = training_batches(
+        train_images, batch_size=config.batch_size, seed=config.seed, start=start
+    )
+    with (
+        Interruption() as interruption,
+        ProgressBar(
+            "training", total=config.steps, done=start, rate_factor=config.batch_size
+        ) as progress,
+    ):
+        for step in range(start + 1, config.steps + 1):
+            batch = parallel.shard_batch(device_fields(next(batches)), mesh)
+            state, metrics = take_step(state, batch)
+
+            if step % config.log_every == 0 or step == config.steps:
+                values = {name: float(value) for name, value in metrics.items()}
+                values["learning_rate"] = float(experiment.schedule(step - 1))
+                log.write(step, values)
+                if not np.isfinite(values["loss"]):
+                    raise DscintError(
+                        f"the loss is {values['loss']} at step {step}; lower "
+                        f"config.optimizer.learning_rate and use a new --workdir"
+                    )
+                progress.update(step, f"loss {values['loss']:.3f}")
+
+            if step % config.evaluate_every == 0 or step == config.steps:
+                predictions = predict_split(
+                    evaluate,
+                    state.params,
+                    state.statistics,
+                    validation_images,
+                    batch_size=config.batch_size,
+                    mesh=mesh,
+                )
+                scores = {n: float(v) for n, v in five_metrics(predictions.confusion).items()}
+                values = {"loss": predictions.loss, **scores}
+                log.write(step, {f"validation_{name}": value for name, value in values.items()})
+                checkpointer.save(state, values)
+                progress.say(
+                    f"step {step}: validation loss {predictions.loss:.3f}, "
+                    f"accuracy {scores['accuracy']:.3f}, F-1 {scores['f1']:.3f}"
+                )
+
+            if interruption.signal and step < config.steps:
+                _save_and_stop(checkpointer, state, step, interruption.signal, workdir)
+    checkpointer.close()
+    log.close()
+
+
+def _load(config: ConfigDict, split: str):
+    bar = None
+
+    def progress(done: int, total: int) -> None:
+        nonlocal bar
+        bar = bar or ProgressBar(f"reading {split} images", total=total)
+        bar.update(done)
+
+    return load_images(config, split, progress)
+
+
+def _save_and_stop(
+    checkpointer: Checkpointer, state, step: int, number: signal.Signals, workdir: Path
+) -> None:
+    if checkpointer.last_step() != step:
+        checkpointer.save(state)
+    checkpointer.close()
+    print(f"stopped by {number.name} after step {step}, saved; the same command resumes it")
+    # A scheduler's SIGTERM was obeyed, which is success; a person's Ctrl-C is told apart.
+    sys.exit(0 if number is signal.SIGTERM else 130)

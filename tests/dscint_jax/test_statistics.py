@@ -1,0 +1,50 @@
+import numpy as np
+
+from dscint_jax import metrics, statistics
+
+
+def _sample(random, patients, images_each, accuracy):
+    """Images of one patient are all right or all wrong: the strongest clustering."""
+    labels = np.repeat(random.integers(0, 4, patients), images_each)
+    right = np.repeat(random.random(patients) < accuracy, images_each)
+    predicted = np.where(right, labels, (labels + 1) % 4)
+    names = np.repeat([f"patient{i:03d}" for i in range(patients)], images_each)
+    return labels, predicted, names
+
+
+def test_patient_confusions_add_up_to_the_whole():
+    random = np.random.default_rng(0)
+    labels, predicted, names = _sample(random, 30, 3, 0.7)
+    matrices = statistics.patient_confusions(labels, predicted, names, 4)
+    assert matrices.shape == (30, 4, 4)
+    assert (matrices.sum((1, 2)) == 3).all()
+    whole = np.zeros((4, 4), int)
+    np.add.at(whole, (labels, predicted), 1)
+    np.testing.assert_array_equal(matrices.sum(0), whole)
+
+
+def test_intervals_cover_the_true_accuracy_about_as_often_as_they_claim():
+    random = np.random.default_rng(1)
+    covered = 0
+    for trial in range(120):
+        matrices = statistics.patient_confusions(*_sample(random, 60, 4, 0.8), 4)
+        low, high = statistics.bootstrap_intervals(matrices, resamples=400, seed=trial)["accuracy"]
+        covered += low <= 0.8 <= high
+    assert 0.85 <= covered / 120 <= 1.0
+
+
+def test_intervals_are_wider_than_if_images_were_independent():
+    random = np.random.default_rng(2)
+    labels, predicted, names = _sample(random, 60, 6, 0.8)
+    clustered = statistics.patient_confusions(labels, predicted, names, 4)
+    independent = statistics.patient_confusions(labels, predicted, np.arange(len(labels)), 4)
+    width = lambda m: np.diff(statistics.bootstrap_intervals(m)["accuracy"])[0]  # noqa: E731
+    assert width(clustered) > 1.8 * width(independent)
+
+
+def test_intervals_contain_the_estimate_and_repeat_with_the_seed():
+    matrices = statistics.patient_confusions(*_sample(np.random.default_rng(3), 50, 2, 0.75), 4)
+    intervals = statistics.bootstrap_intervals(matrices, seed=5)
+    assert intervals == statistics.bootstrap_intervals(matrices, seed=5)
+    for name, value in metrics.five_metrics(matrices.sum(0)).items():
+        assert intervals[name][0] <= value <= intervals[name][1]
