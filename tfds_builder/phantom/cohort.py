@@ -1,0 +1,130 @@
+"""Makes a whole cohort of synthetic patients in one folder, restartable, on several processes.
+
+In: folder, number of patients, seed, workers. Out: the files of `writer`, the manifest last.
+"""
+
+import collections
+import concurrent.futures
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from tfds_builder.errors import DataError
+from tfds_builder.phantom import writer
+from tfds_builder.phantom.scan import Case, sample_case, simulate
+
+MOST_PATIENTS = 100_000
+LARGEST_SEED = 2**63 - 1
+
+
+def make_patient(folder: Path, seed: int, patient: int) -> None:
+    """Writes all studies of one patient."""
+    case = sample_case(seed, patient)
+    for study in range(len(case.dates)):
+        writer.write_scan(folder, simulate(seed, patient, study), case)
+
+
+def make_cohort(
+    folder: Path, patients: int, seed: int, workers: int, report: Callable[[int, int], None]
+) -> dict[str, int] | None:
+    """Makes what is missing of the cohort and returns the number of studies of each class.
+
+    `report` gets (patients done, patients) after each patient. Returns None where the cohort was
+    already complete. Raises DataError on bad values and where the folder holds anything else.
+    """
+    _check_values(patients, seed, workers)
+    parameters = writer.parameters_text(patients, seed)
+    _check_folder(folder, parameters)
+    try:
+        cases = [sample_case(seed, patient) for patient in range(patients)]
+        missing = [p for p, case in enumerate(cases) if not _is_made(folder, case, p)]
+        rows = [r for p, case in enumerate(cases) for r in writer.manifest_rows(case, seed, p)]
+        manifest = writer.manifest_text(rows)
+        last = folder / "manifest.csv"
+        if not missing and last.is_file() and last.read_bytes() == manifest:
+            return None
+        for part in ("images", "masks"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        writer.write_atomically(folder / "phantom.json", parameters)
+        key = f"{writer.pseudonym_key(seed)}\n".encode()
+        writer.write_atomically(folder / "pseudonym.key", key)
+        before = patients - len(missing)
+        _make_all(folder, seed, missing, workers, lambda n: report(before + n, patients))
+        writer.write_atomically(last, manifest)
+    except OSError as error:
+        raise DataError(f"{error.filename or folder}: {error.strerror or error}") from error
+    return dict(collections.Counter(row[2] for row in rows))
+
+
+def _check_values(patients: int, seed: int, workers: int) -> None:
+    if not 1 <= patients <= MOST_PATIENTS:
+        raise DataError(f"--patients must be between 1 and {MOST_PATIENTS}, not {patients}")
+    if not 0 <= seed <= LARGEST_SEED:
+        raise DataError(f"--seed must be between 0 and {LARGEST_SEED}, not {seed}")
+    if not 1 <= workers <= 1024:
+        raise DataError(f"--workers must be between 1 and 1024, not {workers}")
+
+
+def _check_folder(folder: Path, parameters: bytes) -> None:
+    """Refuses a folder that is not empty and was not begun with the same parameters."""
+    try:
+        if not folder.exists():
+            return
+        if not folder.is_dir():
+            raise DataError(f"--out {folder} is not a folder: name a new or an empty one")
+        begun = folder / "phantom.json"
+        if begun.is_file():
+            if begun.read_bytes() != parameters:
+                raise DataError(
+                    f"--out {folder} holds a cohort of other parameters (see phantom.json there): "
+                    "name another folder or use its parameters"
+                )
+        elif any(p.name not in ("images", "masks", ".phantom.json.part") or
+                 (p.is_dir() and any(p.iterdir())) for p in folder.iterdir()):  # fmt: skip
+            raise DataError(f"--out {folder} holds other files: name a new or an empty folder")
+    except OSError as error:
+        raise DataError(f"--out {folder}: {error.strerror or error}") from error
+
+
+def _is_made(folder: Path, case: Case, patient: int) -> bool:
+    return all(
+        (folder / file).is_file() for files in writer.study_files(case, patient) for file in files
+    )
+
+
+def _make_all(
+    folder: Path, seed: int, missing: list[int], workers: int, report: Callable[[int], None]
+) -> None:
+    if workers == 1 or len(missing) < 4:
+        for done, patient in enumerate(missing, 1):
+            make_patient(folder, seed, patient)
+            report(done)
+        return
+    pool = concurrent.futures.ProcessPoolExecutor(
+        min(workers, len(missing)), multiprocessing.get_context("spawn"), _end_with_parent
+    )
+    try:
+        tasks = [pool.submit(make_patient, folder, seed, patient) for patient in missing]
+        for done, task in enumerate(concurrent.futures.as_completed(tasks), 1):
+            task.result()
+            report(done)
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise DataError(
+            "a worker process was ended from outside (out of memory?): run the same command again, "
+            "it goes on where it stopped, perhaps with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Lets a worker end when its parent is gone, however the parent ended."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
