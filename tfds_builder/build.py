@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import tensorflow_datasets as tfds
 from rich.console import Console
@@ -31,7 +31,7 @@ from rich.table import Table
 
 from tfds_builder import deidentify, splits
 from tfds_builder.errors import DataError, run_command
-from tfds_builder.manifest import LABELS
+from tfds_builder.manifest import LABELS, Row, read_manifest
 from tfds_builder.plan import Plan, plan_data_set
 from tfds_builder.records import Written
 from tfds_builder.scintigraphy.scintigraphy_dataset_builder import Builder, ShardTask
@@ -48,12 +48,13 @@ def main(argv: list[str] | None = None) -> None:
       DataError: anything that the user can mend.
     """
     options = _parser().parse_args(argv)
+    console = Console(file=sys.stdout, highlight=False, markup=False)
     fractions = _checked_fractions(options.split_fractions)
+    rows = read_manifest(options.manifest)
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    key_file = options.pseudonym_key or options.manifest.parent / deidentify.KEY_FILE_NAME
     try:
         with _only_build_in(options.data_dir), _workers(options.workers) as pool:
-            _build(options, fractions, key_file, pool)
+            _build(options, rows, fractions, pool, console)
     except BrokenProcessPool:
         raise DataError("a worker process died (out of memory?); try fewer --workers") from None
     except OSError as error:
@@ -61,39 +62,45 @@ def main(argv: list[str] | None = None) -> None:
         raise DataError(f"{where}: {error.strerror or error}") from None
 
 
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong option as every other mistake is reported: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise DataError(f"{message}; see --help")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m tfds_builder.build",
-        description=__doc__.partition("\n\n")[0],
+        description="Builds the TFDS data set scintigraphy from images and a manifest on disk.",
         epilog="The manifest's columns: path, patient_id, label (normal, metastasis, arthritis, "
         "thyroid_carcinoma); optional study_id, view, frame, split, sex, age, lesion_mask. "
         "Exit status: 0 the data set is there, 2 something is to be mended.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(
         "--manifest",
         type=Path,
         required=True,
-        default=argparse.SUPPRESS,
         help="CSV file that names the images, relative to its own folder",
     )
     parser.add_argument(
         "--data_dir",
         type=Path,
         required=True,
-        default=argparse.SUPPRESS,
         help="TFDS data directory to write to",
     )
     parser.add_argument(
         "--pseudonym_key",
         type=Path,
-        default=None,
         help="file with the site's secret, made where missing; keep it, and keep it private "
         "(default: pseudonym.key beside the manifest)",
     )
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes that decode images"
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="processes that decode images (default: one a core)",
     )
     parser.add_argument(
         "--split_fractions",
@@ -101,10 +108,13 @@ def _parser() -> argparse.ArgumentParser:
         nargs=3,
         default=splits.FRACTIONS,
         metavar=("TRAIN", "VALIDATION", "TEST"),
-        help="shares of patients; they add up to 1",
+        help="shares of patients; they add up to 1 (default: 0.7 0.15 0.15)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="another seed divides the patients differently"
+        "--seed",
+        type=int,
+        default=0,
+        help="another seed divides the patients differently (default: 0)",
     )
     parser.add_argument(
         "--overwrite",
@@ -126,35 +136,38 @@ def _checked_fractions(values: Iterable[float]) -> tuple[float, float, float]:
 
 def _build(
     options: argparse.Namespace,
+    rows: tuple[Row, ...],
     fractions: tuple[float, float, float],
-    key_file: Path,
     pool: Executor | None,
+    console: Console,
 ) -> None:
     started = time.monotonic()
+    key_file = options.pseudonym_key or options.manifest.parent / deidentify.KEY_FILE_NAME
     key, created = deidentify.read_or_create_key(key_file)
     if created:
-        _say(f"made a new pseudonym key: {key_file} (keep it, and keep it private)")
+        _say(console, f"made a new pseudonym key: {key_file} (keep it, and keep it private)")
     splits_file = options.data_dir / splits.FILE_NAME
     plan = plan_data_set(
         options.manifest,
+        rows,
         key,
         splits.read_splits(splits_file),
         str(Builder.VERSION),
         fractions,
         options.seed,
         map_all=lambda function, items, doing: _progress(
-            _in_order(pool, function, items), doing, len(items), lambda _: 1
+            console, _in_order(pool, function, items), doing, len(items), lambda _: 1
         ),
     )
     final = options.data_dir / "scintigraphy" / "views" / str(Builder.VERSION)
     if _is_up_to_date(final, plan, options.overwrite):
-        _say(f"{final}: already built from these sources, nothing to do")
+        _say(console, f"{final}: already built from these sources, nothing to do")
         return
     staging = options.data_dir / _STAGING
-    metadata = _write(plan, staging, pool)
+    metadata = _write(plan, staging, pool, console)
     _write_atomically(splits_file, splits.splits_text(plan.patients))
     _move_into_place(staging, final)
-    _report(plan, metadata, final, time.monotonic() - started)
+    _report(console, plan, metadata, final, time.monotonic() - started)
 
 
 @contextlib.contextmanager
@@ -167,6 +180,8 @@ def _only_build_in(data_dir: Path) -> Iterator[None]:
     except BlockingIOError:
         os.close(descriptor)
         raise DataError(f"{data_dir}: another build is running there; wait for it") from None
+    except OSError:
+        pass  # Some network file systems have no locks.
     staging = data_dir / _STAGING
     try:
         shutil.rmtree(staging, ignore_errors=True)
@@ -223,15 +238,25 @@ def _in_order(
 
 
 def _progress(
-    results: Iterable[Any], doing: str, total: int, size: Callable[[Any], int]
+    console: Console,
+    results: Iterable[Any],
+    doing: str,
+    total: int,
+    size: Callable[[Any], int],
 ) -> Iterator[Any]:
     """Passes results on and shows how many there were: a bar, or a plain line now and then."""
-    console = Console(stderr=True)
     if not console.is_terminal:
-        yield from _plain_progress(results, doing, total, size)
+        yield from _plain_progress(console, results, doing, total, size)
         return
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    ) as progress:
         task = progress.add_task(doing, total=total)
         for result in results:
             progress.advance(task, size(result))
@@ -239,14 +264,18 @@ def _progress(
 
 
 def _plain_progress(
-    results: Iterable[Any], doing: str, total: int, size: Callable[[Any], int]
+    console: Console,
+    results: Iterable[Any],
+    doing: str,
+    total: int,
+    size: Callable[[Any], int],
 ) -> Iterator[Any]:
     done, last = 0, time.monotonic()
     for result in results:
         done += size(result)
         if time.monotonic() - last >= _PLAIN_LINE_SECONDS:
             last = time.monotonic()
-            _say(f"{doing}: {done} of {total}")
+            _say(console, f"{doing}: {done} of {total}")
         yield result
 
 
@@ -267,12 +296,12 @@ def _is_up_to_date(final: Path, plan: Plan, overwrite: bool) -> bool:
     return False
 
 
-def _write(plan: Plan, staging: Path, pool: Executor | None) -> dict[str, Any]:
+def _write(plan: Plan, staging: Path, pool: Executor | None, console: Console) -> dict[str, Any]:
     """Builds the data set under the staging folder; returns its metadata."""
 
     def write_all(tasks: list[ShardTask]) -> Iterator[Written]:
         results = _in_order(pool, ShardTask.write, tasks)
-        return _progress(results, "writing images", plan.images, lambda written: written.images)
+        return _progress(console, results, "writing images", plan.images, lambda w: w.images)
 
     builder = Builder(data_dir=staging, config="views", plan=plan, write_all=write_all)
     tfds.disable_progress_bar()
@@ -298,7 +327,9 @@ def _move_into_place(staging: Path, final: Path) -> None:
     built.rename(final)
 
 
-def _report(plan: Plan, metadata: dict[str, Any], final: Path, seconds: float) -> None:
+def _report(
+    console: Console, plan: Plan, metadata: dict[str, Any], final: Path, seconds: float
+) -> None:
     table = Table(title="images (patients)")
     table.add_column("split")
     for label in (*LABELS, "all"):
@@ -309,16 +340,17 @@ def _report(plan: Plan, metadata: dict[str, Any], final: Path, seconds: float) -
             for label in LABELS
         ]
         table.add_row(split, *cells, f"{found['images']} ({found['patients']})")
-    Console(width=None if sys.stdout.isatty() else 100).print(table)
+    console.print(table)
     if plan.kept_patients:
-        _say(f"{plan.kept_patients} patients keep the split of an earlier build")
+        _say(console, f"{plan.kept_patients} patients keep the split of an earlier build")
     for note, times in metadata["notes"].items():
-        _say(f"note: {note} ({times}x)")
-    _say(f"{final}: {plan.images} images in {seconds:.1f} s ({plan.images / seconds:.0f} a second)")
+        _say(console, f"note: {note} ({times}x)")
+    speed = plan.images / seconds
+    _say(console, f"{final}: {plan.images} images in {seconds:.1f} s ({speed:.0f} a second)")
 
 
-def _say(text: str) -> None:
-    print(text, flush=True)
+def _say(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 
 from tfds_builder import deidentify, dicom, splits
 from tfds_builder.errors import DataError
-from tfds_builder.manifest import SPLITS, Row, read_manifest
+from tfds_builder.manifest import SPLITS, Row
 
 SOURCES_PER_SHARD = 64
 
@@ -86,6 +86,7 @@ class _Inspected:
 
 def plan_data_set(
     manifest: Path,
+    rows: tuple[Row, ...],
     key: bytes,
     known: dict[str, tuple[str, str]],
     version: str,
@@ -93,10 +94,11 @@ def plan_data_set(
     seed: int = 0,
     map_all: Map = lambda function, items, _: map(function, items),
 ) -> Plan:
-    """Reads the manifest and every header, and lays out the data set.
+    """Reads every header and lays out the data set.
 
     Args:
-      manifest: path of manifest.csv.
+      manifest: path of manifest.csv, for messages.
+      rows: what it says.
       key: the pseudonym key.
       known: splits of earlier builds, as `splits.read_splits` returns them.
       version: the data set's version, part of the fingerprint.
@@ -105,9 +107,8 @@ def plan_data_set(
         third argument says what is being done.
 
     Raises:
-      DataError: a fault in the manifest, a file's header, or the given splits.
+      DataError: a fault in a file's header or in the given splits.
     """
-    rows = read_manifest(manifest)
     inspected = list(map_all(inspect, list(rows), "reading headers"))
     _refuse_copies(manifest, rows, inspected)
     patients = {row.patient_id: deidentify.patient_pseudonym(key, row.patient_id) for row in rows}

@@ -145,8 +145,10 @@ def _masks(source: Source) -> list[np.ndarray]:
 
 
 def _serialize(example: dict[str, Any]) -> bytes:
+    """A tf.Example whose features are in a fixed order, so that builds can be compared by byte."""
     encoder, serializer = _codec()
-    return serializer.serialize_example(encoder.encode_example(example))
+    message = serializer.get_tf_example(encoder.encode_example(example))
+    return message.SerializeToString(deterministic=True)
 
 
 @functools.cache

@@ -4,6 +4,7 @@ In: a plan made from a manifest (or manual_dir/manifest.csv, under `tfds build`)
 shards with TFDS metadata, readable without this package.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from tfds_builder import deidentify, splits
+from tfds_builder.manifest import read_manifest
 from tfds_builder.plan import Plan, Source, plan_data_set
 from tfds_builder.records import Written, examples, features, write_shard
 
@@ -94,18 +96,17 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(
         self, shards: tuple[tuple[Source, ...], ...]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        for shard in shards:
-            for source in shard:
-                for example, _ in examples(source):
-                    yield example["image_id"], example
+        for source in itertools.chain.from_iterable(shards):
+            for example, _ in examples(source):
+                yield example["image_id"], example
 
     def _generate_splits(
         self, dl_manager: tfds.download.DownloadManager, download_config: Any
     ) -> list[tfds.core.SplitInfo]:
-        """Writes shard after shard straight from the files.
+        """Writes shard after shard straight from the files, in the order of the image ids.
 
-        TFDS's own way holds each split's records in memory to shuffle them, and needs TensorFlow
-        where they exceed 1 GB; ArrayRecord is read at random, so the order on disk can be by key.
+        TFDS's own way, which goes through `_split_generators`, holds each split's records in memory
+        to shuffle them, and needs TensorFlow where they exceed 1 GB.
         """
         del download_config
         plan = self._plan or self._plan_from(Path(dl_manager.manual_dir))
@@ -138,7 +139,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _plan_from(self, folder: Path) -> Plan:
         key, _ = deidentify.read_or_create_key(folder / deidentify.KEY_FILE_NAME)
         known = splits.read_splits(Path(self._data_dir_root) / splits.FILE_NAME)
-        return plan_data_set(folder / "manifest.csv", key, known, str(self.version))
+        manifest = folder / "manifest.csv"
+        return plan_data_set(manifest, read_manifest(manifest), key, known, str(self.version))
 
 
 def _metadata(plan: Plan, notes: Counter[str], rules: Counter[str]) -> dict[str, Any]:
