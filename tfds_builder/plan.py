@@ -38,7 +38,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Source:
-    """One manifest row to be decoded, and the images that come of it."""
+    """One manifest row to be decoded, and the images that come of it, by image_id."""
 
     row: Row
     frames: int
@@ -188,13 +188,20 @@ def _sources(
     in_order = sorted(range(len(rows)), key=lambda n: (rows[n].relative_path, rows[n].frame or 0))
     used: Counter[str] = Counter()
     for n in in_order:
-        images = []
-        for image in sources[n].images:
-            used[image.image_id] += 1
-            nth = used[image.image_id]
-            images.append(replace(image, image_id=f"{image.image_id}-{nth}") if nth > 1 else image)
-        sources[n] = replace(sources[n], images=tuple(images))
+        names = [image.image_id for image in sources[n].images]
+        used.update(names)
+        nth = max(used[name] for name in names)
+        if nth > 1:
+            sources[n] = _numbered(sources[n], nth)
     return sources
+
+
+def _numbered(source: Source, nth: int) -> Source:
+    """The nth scan of a study: <study_key>-2-anterior."""
+    images = tuple(
+        replace(image, image_id=f"{image.study_key}-{nth}-{image.view}") for image in source.images
+    )
+    return replace(source, images=images)
 
 
 def _source(row: Row, header: dicom.Header, patient_key: str, key: bytes) -> Source:
@@ -212,7 +219,7 @@ def _source(row: Row, header: dicom.Header, patient_key: str, key: bytes) -> Sou
             age_band=deidentify.age_band(header.age if row.age is None else row.age),
             manufacturer=deidentify.manufacturer(header.manufacturer),
         )
-        for view in header.views
+        for view in sorted(header.views, key=lambda view: view.name)
     )
     return Source(row, header.frames, (header.fit.rows, header.fit.columns), images)
 

@@ -112,10 +112,13 @@ def write_shard(sources: tuple[Source, ...], path: str) -> Written:
 def examples(source: Source) -> Iterator[tuple[dict[str, Any], dicom.View]]:
     """Decodes one source; yields each image's record as a dict, and the view that it came from."""
     row = source.row
-    views = dicom.read_views(row.path, row.frame, row.view)
-    if [(view.frame, view.name) for view in views] != [(i.frame, i.view) for i in source.images]:
+    views = {
+        (view.frame, view.name): view for view in dicom.read_views(row.path, row.frame, row.view)
+    }
+    if views.keys() != {(image.frame, image.view) for image in source.images}:
         raise DataError(f"{row.path}: changed while the data set was built; build again")
-    for view, image, mask in zip(views, source.images, _masks(source), strict=True):
+    for image, mask in zip(source.images, _masks(source), strict=True):
+        view = views[image.frame, image.view]
         yield (
             {
                 "image": view.counts[..., None],

@@ -1,0 +1,337 @@
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from tfds_builder import build
+from tfds_builder.deidentify import patient_pseudonym
+from tfds_builder.errors import DataError
+from tfds_builder.scintigraphy.scintigraphy_dataset_builder import Builder
+from tfds_builder.splits import read_splits
+
+FINAL = Path("scintigraphy", "views", "1.0.0")
+
+
+def run(manifest: Path, data_dir: Path, *options: str) -> None:
+    places = ["--manifest", str(manifest), "--data_dir", str(data_dir)]
+    build.main([*places, "--workers", "1", *options])
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "tfds_builder.build", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+
+
+def records(data_dir: Path, split: str) -> list[dict]:
+    source = tfds.builder("scintigraphy/views", data_dir=data_dir).as_data_source(split)
+    return [source[n] for n in range(len(source))]
+
+
+def every_record(data_dir: Path) -> list[dict]:
+    splits = tfds.builder("scintigraphy/views", data_dir=data_dir).info.splits
+    return [record for split in splits for record in records(data_dir, split)]
+
+
+def contents(data_dir: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(data_dir)): path.read_bytes()
+        for path in sorted(data_dir.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_nema_nm1_keeps_its_sum_of_counts_through_the_whole_build(
+    nema_nm1, write_manifest, tmp_path
+):
+    shutil.copy(nema_nm1, tmp_path / "nm1.dcm")
+    manifest = write_manifest(
+        {"path": "nm1.dcm", "patient_id": "p", "label": "arthritis", "split": "test"}
+    )
+    run(manifest, tmp_path / "data")
+    (record,) = records(tmp_path / "data", "test")
+    assert int(record["image"].sum()) == 3_596_452
+    assert (record["view"], record["label"]) == (0, 2)
+    assert (record["manufacturer"], record["sex"], record["age_band"]) == (b"GE", b"M", b"unknown")
+    assert record["pixel_spacing_mm"] == pytest.approx(2.26)
+    assert not record["lesion_mask"].any()
+
+
+def test_records_hold_counts_masks_and_scale(
+    write_dicom, write_mask, write_manifest, tmp_path, rng
+):
+    counts = rng.poisson(5.0, (2, 1024, 256)).astype(np.uint16)
+    masks = np.zeros((2, 1024, 256), np.uint8)
+    masks[0, 10:20, 30:40], masks[1, 50:60, 70:80] = 1, 2
+    write_dicom("a.dcm", counts=counts)
+    write_mask("a.tif", masks)
+    row = {"path": "a.dcm", "patient_id": "p", "label": "metastasis", "lesion_mask": "a.tif"}
+    run(write_manifest(row | {"split": "train", "age": 64}), tmp_path / "data")
+    anterior, posterior = records(tmp_path / "data", "train")
+    for record, image, mask in zip((anterior, posterior), counts, masks, strict=True):
+        assert record["image"].dtype == np.uint16
+        np.testing.assert_array_equal(record["image"][..., 0], image)
+        np.testing.assert_array_equal(record["lesion_mask"][..., 0], mask)
+        pooled = image.reshape(256, 4, 64, 4).sum(axis=(1, 3)) / 16
+        assert record["scale"] == pytest.approx(np.percentile(pooled[pooled > 0], 99))
+        assert record["age_band"] == b"60-69"
+    assert anterior["image_id"] == anterior["study_key"] + b"-anterior"
+    assert posterior["image_id"] == posterior["study_key"] + b"-posterior"
+
+
+def test_an_empty_image_can_still_be_divided_by_its_scale(write_dicom, write_manifest, tmp_path):
+    write_dicom("a.dcm", counts=np.zeros((2, 1024, 256), np.uint16))
+    row = {"path": "a.dcm", "patient_id": "p", "label": "normal", "split": "train"}
+    run(write_manifest(row), tmp_path / "data")
+    assert [record["scale"] for record in records(tmp_path / "data", "train")] == [1 / 16] * 2
+
+
+def test_the_data_set_is_read_elsewhere_without_this_package_or_tensorflow(cohort, tmp_path):
+    run(cohort(12), tmp_path / "data")
+    program = f"""
+import sys, json
+import tensorflow_datasets as tfds
+builder = tfds.builder("scintigraphy/views", data_dir={str(tmp_path / "data")!r})
+source = tfds.data_source("scintigraphy/views", data_dir={str(tmp_path / "data")!r}, split="train")
+assert "tensorflow" not in sys.modules and "tfds_builder" not in sys.modules
+print(json.dumps([builder.info.features["label"].names, builder.info.features["view"].names,
+    len(source), source[0]["image"].shape, builder.info.metadata["class_counts"]]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    labels, views, length, shape, class_counts = json.loads(done.stdout)
+    assert labels == ["normal", "metastasis", "arthritis", "thyroid_carcinoma"]
+    assert views == ["anterior", "posterior", "unknown"]
+    assert shape == [1024, 256, 1]
+    assert sum(class_counts["train"].values()) == length
+
+
+def test_the_metadata_agrees_with_the_records(cohort, tmp_path):
+    run(cohort(13), tmp_path / "data")
+    info = tfds.builder("scintigraphy/views", data_dir=tmp_path / "data").info
+    patients = {}
+    for split in ("train", "validation", "test"):
+        own = records(tmp_path / "data", split)
+        names = [info.features["label"].int2str(record["label"]) for record in own]
+        counted = info.metadata["class_counts"][split]
+        assert counted == {label: names.count(label) for label in counted}
+        ids = [record["image_id"] for record in own]
+        assert ids == sorted(ids)
+        patients[split] = {record["patient_key"] for record in own}
+        assert info.metadata["split_proof"]["splits"][split]["patients"] == len(patients[split])
+    assert sum(map(len, patients.values())) == len(set.union(*patients.values())) == 13
+    assert info.metadata["view_rules"] == {"coded view": 26}
+
+
+def test_the_same_input_gives_the_same_bytes_with_one_worker_or_two(cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr("tfds_builder.plan.SOURCES_PER_SHARD", 2)
+    manifest = cohort(9)
+    run(manifest, tmp_path / "one")
+    run(manifest, tmp_path / "two", "--workers", "2")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    shards = list((tmp_path / "one" / FINAL).glob("*train.array_record*"))
+    assert len(shards) > 1
+
+
+def test_nothing_of_the_patient_reaches_the_data_set(cohort, tmp_path):
+    canary = "Canarybird"
+    hidden = {
+        "PatientName": canary,
+        "PatientID": f"{canary}-1",
+        "InstitutionName": canary,
+        "Manufacturer": canary,
+        "SeriesDescription": canary,
+        "StudyDate": "19871123",
+        "PatientBirthDate": "19311123",
+        "StudyInstanceUID": "1.2.826.0.1.3680043.8.498.87654321",
+    }
+    manifest = cohort(5, **hidden)
+    moved = manifest.with_name(f"{canary}.csv")
+    text = manifest.read_text().replace("P0", f"{canary}0").replace("scans/", f"{canary}/")
+    moved.write_text(text)
+    (tmp_path / "scans").rename(tmp_path / canary)
+    run(moved, tmp_path / "data")
+    forbidden = (canary, "19871123", "19311123", "87654321", ".dcm")
+    names = " ".join(contents(tmp_path / "data"))
+    written = b"".join(contents(tmp_path / "data").values())
+    written += b"".join(
+        value
+        for record in every_record(tmp_path / "data")
+        for value in record.values()
+        if isinstance(value, bytes)
+    )
+    for text in forbidden:
+        assert text not in names
+        assert text.encode() not in written
+
+
+def test_a_finished_build_is_recognised_without_decoding(cohort, tmp_path, capsys, monkeypatch):
+    manifest = cohort(4)
+    run(manifest, tmp_path / "data")
+    before = contents(tmp_path / "data")
+    monkeypatch.setattr("tfds_builder.dicom.read_views", lambda *_: pytest.fail("decoded"))
+    run(manifest, tmp_path / "data")
+    assert "already built" in capsys.readouterr().out
+    assert contents(tmp_path / "data") == before
+
+
+def test_other_sources_need_overwrite_and_known_patients_keep_their_split(cohort, tmp_path):
+    data = tmp_path / "data"
+    run(cohort(8), data)
+    before, splits = contents(data), read_splits(data / "splits.csv")
+    larger = cohort(12)
+    with pytest.raises(DataError, match="--overwrite"):
+        run(larger, data)
+    assert contents(data) == before
+    run(larger, data, "--overwrite", "--seed", "9")
+    after = read_splits(data / "splits.csv")
+    assert len(after) == 12
+    assert {patient: after[patient] for patient in splits} == splits
+    assert len(every_record(data)) == 24
+
+
+def test_given_splits_are_honoured(write_dicom, write_manifest, tmp_path):
+    rows = []
+    for n, split in enumerate(("test", "test", "train", "validation", "test")):
+        write_dicom(f"{n}.dcm")
+        rows.append({"path": f"{n}.dcm", "patient_id": n, "label": "normal", "split": split})
+    run(write_manifest(*rows), tmp_path / "data")
+    key = bytes.fromhex((tmp_path / "pseudonym.key").read_text())
+    expected = {patient_pseudonym(key, str(row["patient_id"])): row["split"] for row in rows}
+    found = {
+        patient: split
+        for patient, (_, split) in read_splits(tmp_path / "data" / "splits.csv").items()
+    }
+    assert found == expected
+    assert len(records(tmp_path / "data", "test")) == 6
+
+
+def test_frames_and_views_from_the_manifest_become_images_of_one_study(
+    write_dicom, write_manifest, tmp_path
+):
+    write_dicom("a.dcm", views=(None, None))
+    both = {"path": "a.dcm", "patient_id": "p", "label": "normal", "study_id": "1", "split": "test"}
+    rows = both | {"frame": 1, "view": "posterior"}, both | {"frame": 2, "view": "anterior"}
+    run(write_manifest(*rows), tmp_path / "data")
+    found = records(tmp_path / "data", "test")
+    assert [record["view"] for record in found] == [0, 1]
+    assert len({record["study_key"] for record in found}) == 1
+
+
+def test_two_scans_of_one_study_get_identifiers_of_their_own(write_dicom, write_manifest, tmp_path):
+    rows = []
+    for name in ("a.dcm", "b.dcm"):
+        write_dicom(name)
+        row = {"path": name, "patient_id": "p", "label": "normal", "study_id": "1"}
+        rows.append(row | {"split": "train"})
+    run(write_manifest(*rows), tmp_path / "data")
+    ids = [record["image_id"].decode() for record in records(tmp_path / "data", "train")]
+    assert ids == sorted(ids)
+    names = ["2-anterior", "2-posterior", "anterior", "posterior"]
+    assert [name.split("-", 1)[1] for name in ids] == names
+
+
+def test_records_are_in_the_order_of_their_identifiers_whatever_the_frame_order(
+    write_dicom, write_mask, write_manifest, tmp_path, rng
+):
+    counts = rng.poisson(5.0, (2, 1024, 256)).astype(np.uint16)
+    write_dicom("a.dcm", counts=counts, views=("posterior", "anterior"))
+    masks = np.stack([np.full((1024, 256), n, np.uint8) for n in (1, 2)])
+    write_mask("a.tif", masks)
+    row = {"path": "a.dcm", "patient_id": "p", "label": "normal", "lesion_mask": "a.tif"}
+    run(write_manifest(row | {"split": "train"}), tmp_path / "data")
+    anterior, posterior = records(tmp_path / "data", "train")
+    assert (anterior["view"], posterior["view"]) == (0, 1)
+    np.testing.assert_array_equal(anterior["image"][..., 0], counts[1])
+    assert np.unique(anterior["lesion_mask"]) == [2]
+    assert np.unique(posterior["lesion_mask"]) == [1]
+
+
+def test_the_same_file_under_two_names_is_refused(write_dicom, write_manifest, tmp_path):
+    shutil.copy(write_dicom("a.dcm"), tmp_path / "b.dcm")
+    rows = [{"path": f"{n}.dcm", "patient_id": n, "label": "normal"} for n in "ab"]
+    with pytest.raises(DataError, match=r"row 3: path 'b.dcm' is a copy of 'a.dcm' in row 2"):
+        run(write_manifest(*rows), tmp_path / "data")
+
+
+def test_a_mask_of_another_matrix_is_refused(write_dicom, write_mask, write_manifest, tmp_path):
+    write_dicom("a.dcm")
+    row = {"path": "a.dcm", "patient_id": "p", "label": "metastasis", "lesion_mask": "a.tif"}
+    manifest = write_manifest(row)
+    for shape, said in [((2, 512, 128), "512x128"), ((1, 1024, 256), "1 pages")]:
+        write_mask("a.tif", np.zeros(shape, np.uint8))
+        with pytest.raises(DataError, match=said):
+            run(manifest, tmp_path / "data")
+    (tmp_path / "a.tif").write_bytes(b"no tiff")
+    with pytest.raises(DataError, match="TIFF"):
+        run(manifest, tmp_path / "data")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_bad_file_in_the_middle_ends_in_one_line_and_no_data_set(cohort, tmp_path, workers):
+    manifest = cohort(6)
+    bad = tmp_path / "scans" / "3.dcm"
+    bad.write_bytes(bad.read_bytes()[:-1000])
+    done = command("--manifest", manifest, "--data_dir", tmp_path / "data", "--workers", workers)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
+    assert "3.dcm" in done.stderr
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ([], "required"),
+        (["--manifest", "none.csv", "--data_dir", "d"], "no such manifest"),
+        (["--manifest", "m", "--data_dir", "d", "--split_fractions", "1", "1", "0"], "add up to 1"),
+        (["--manifest", "m", "--data_dir", "d", "--sed", "1"], "--sed"),
+    ],
+)
+def test_wrong_options_are_one_line(options, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        build.run_command(lambda: build.main(options))
+    stderr = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert stderr.count("\n") == 1
+    assert said in stderr
+
+
+def test_a_killed_build_leaves_no_data_set_and_the_next_one_succeeds(cohort, tmp_path):
+    manifest, data = cohort(40), tmp_path / "data"
+    line = [sys.executable, "-m", "tfds_builder.build", "--manifest", manifest]
+    started = subprocess.Popen([*line, "--data_dir", data, "--workers", "2"])
+    deadline = time.monotonic() + 60
+    while not list(data.rglob("*.array_record*")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    assert not (data / FINAL).exists()
+    assert [path.name for path in data.iterdir()] == [".scintigraphy-being-built"]
+    run(manifest, data)
+    assert sorted(path.name for path in data.iterdir()) == ["scintigraphy", "splits.csv"]
+    assert len(every_record(data)) == 80
+
+
+def test_a_second_build_in_the_same_folder_waits_its_turn(cohort, tmp_path):
+    with build._only_build_in(tmp_path / "data"), pytest.raises(DataError, match="another build"):
+        run(cohort(3), tmp_path / "data")
+
+
+def test_tfds_builds_from_manual_dir(cohort, tmp_path):
+    cohort(8)
+    builder = Builder(data_dir=tmp_path / "data", config="views")
+    config = tfds.download.DownloadConfig(manual_dir=tmp_path)
+    builder.download_and_prepare(download_config=config)
+    assert sum(split.num_examples for split in builder.info.splits.values()) == 16
+    run(tmp_path / "manifest.csv", tmp_path / "other")
+    for name, content in contents(tmp_path / "data").items():
+        assert contents(tmp_path / "other")[name] == content

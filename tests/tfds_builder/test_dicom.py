@@ -1,0 +1,276 @@
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import RLELossless
+
+from tfds_builder import dicom
+from tfds_builder.errors import DataError
+
+
+def error_of(path, **options):
+    with pytest.raises(DataError) as caught:
+        dicom.read_views(path, **options)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+def counts_of(rng, frames, rows=1024, columns=256, dtype=np.uint16):
+    return rng.poisson(2.0, (frames, rows, columns)).astype(dtype)
+
+
+def test_coded_views_decide_and_counts_come_through_unchanged(write_dicom, rng):
+    counts = counts_of(rng, 2)
+    views = dicom.read_views(write_dicom(counts=counts, views=("posterior", "anterior")))
+    assert [(v.frame, v.name, v.view_rule) for v in views] == [
+        (1, "posterior", "coded view"),
+        (2, "anterior", "coded view"),
+    ]
+    for view, native in zip(views, counts, strict=True):
+        np.testing.assert_array_equal(view.counts, native)
+        assert view.counts.dtype == np.uint16
+        assert view.pixel_spacing_mm == 2.4
+        assert view.notes == ()
+
+
+def test_nema_nm1_is_read_as_an_anterior_scan_with_all_its_counts(nema_nm1):
+    (view,) = dicom.read_views(nema_nm1)
+    assert int(view.counts.sum()) == 3_596_452
+    assert (view.name, view.view_rule, view.notes) == ("anterior", "GE private text", ())
+    assert view.pixel_spacing_mm == pytest.approx(2.26)
+
+
+def test_the_header_tells_what_the_record_needs(write_dicom):
+    header = dicom.read_header(write_dicom(PatientSex="M", PatientAge="011M"))
+    assert (header.sex, header.age, header.patient_id) == ("M", 0, "H-0001")
+    assert header.manufacturer == "SIEMENS NM"
+    born = write_dicom(PatientAge=None, PatientBirthDate="19601225", StudyDate="20201224")
+    assert dicom.read_header(born).age == 59
+
+
+def test_detector_vector_says_which_detector_a_frame_is_of(write_dicom):
+    path = write_dicom(views=("anterior", "posterior"), DetectorVector=[2, 1])
+    assert [view.name for view in dicom.read_views(path)] == ["posterior", "anterior"]
+
+
+def window(low, high):
+    limits, item = Dataset(), Dataset()
+    limits.EnergyWindowLowerLimit, limits.EnergyWindowUpperLimit = low, high
+    item.EnergyWindowRangeSequence = [limits]
+    return item
+
+
+def test_of_two_energy_windows_the_photopeak_is_taken(write_dicom, rng):
+    counts = counts_of(rng, 4)
+    path = write_dicom(
+        counts=counts,
+        EnergyWindowVector=[1, 1, 2, 2],
+        DetectorVector=[1, 2, 1, 2],
+        EnergyWindowInformationSequence=[window(92, 125), window(126, 154)],
+    )
+    views = dicom.read_views(path)
+    assert [(view.frame, view.name) for view in views] == [(3, "anterior"), (4, "posterior")]
+    np.testing.assert_array_equal(views[0].counts, counts[2])
+
+
+def test_two_windows_of_unknown_energy_are_not_guessed(write_dicom, rng):
+    path = write_dicom(
+        counts=counts_of(rng, 4), EnergyWindowVector=[1, 1, 2, 2], DetectorVector=[1, 2, 1, 2]
+    )
+    assert "140.5 keV" in error_of(path)
+    (view,) = dicom.read_views(path, frame=4)
+    assert (view.frame, view.name) == (4, "posterior")
+
+
+def test_detector_order_is_an_assumption_that_is_noted(write_dicom):
+    views = dicom.read_views(write_dicom(views=(None, None)))
+    assert [(v.name, v.view_rule) for v in views] == [
+        ("anterior", "detector order"),
+        ("posterior", "detector order"),
+    ]
+    assert all("assumed" in view.notes[0] for view in views)
+
+
+def test_one_named_view_of_two_names_the_other(write_dicom):
+    views = dicom.read_views(write_dicom(views=(None, "anterior")))
+    assert [(v.name, v.view_rule) for v in views] == [
+        ("posterior", "opposite detector"),
+        ("anterior", "coded view"),
+    ]
+
+
+@pytest.mark.parametrize("text, name", [("WB BONE POST", "posterior"), ("ANT wb", "anterior")])
+def test_description_text_names_a_lone_view(write_dicom, text, name):
+    (view,) = dicom.read_views(write_dicom(views=(None,), SeriesDescription=text))
+    assert (view.name, view.view_rule) == (name, "description text")
+
+
+@pytest.mark.parametrize("text", ["ANT/POST", "posture", "antenna", ""])
+def test_text_that_names_both_or_neither_decides_nothing(write_dicom, text):
+    (view,) = dicom.read_views(write_dicom(views=(None,), SeriesDescription=text))
+    assert view.name == "unknown"
+    assert "view unknown" in view.notes[0]
+
+
+@pytest.mark.parametrize(
+    "text, name", [("WB_F", "posterior"), ("POST", "posterior"), ("x_E", "anterior")]
+)
+def test_ge_private_text_names_a_view(write_dicom, text, name):
+    def add(dataset):
+        block = dataset.private_block(0x0011, "GEMS_GENIE_1", create=True)
+        block.add_new(0x30, "LO", text)
+
+    (view,) = dicom.read_views(write_dicom(views=(None,), change=add))
+    assert (view.name, view.view_rule) == (name, "GE private text")
+
+
+def test_the_manifest_names_a_view_that_the_file_does_not(write_dicom):
+    (view,) = dicom.read_views(write_dicom(views=(None,)), view="posterior")
+    assert (view.name, view.view_rule) == ("posterior", "manifest")
+
+
+def test_contradicting_rules_are_an_error_that_names_both(write_dicom):
+    message = error_of(write_dicom(views=("anterior",)), view="posterior")
+    assert "coded view says anterior" in message
+    assert "manifest says posterior" in message
+
+
+def test_the_same_view_twice_is_an_error(write_dicom):
+    assert "all anterior" in error_of(write_dicom(views=("anterior", "anterior")))
+
+
+def test_a_manifest_view_for_two_frames_asks_for_the_frame(write_dicom):
+    assert "add a row with 'frame'" in error_of(write_dicom(), view="anterior")
+    assert "frame 3" in error_of(write_dicom(), frame=3)
+
+
+@pytest.mark.parametrize("kind", ["TOMO", "RECON TOMO", "GATED", "DYNAMIC"])
+def test_what_is_not_planar_is_refused(write_dicom, kind):
+    assert kind in error_of(write_dicom(ImageType=["ORIGINAL", "PRIMARY", kind, "EMISSION"]))
+
+
+@pytest.mark.parametrize("kind", [None, ["ORIGINAL", "PRIMARY"], ["DERIVED", "PRIMARY", "STATIC"]])
+def test_planar_or_unstated_image_types_are_read(write_dicom, kind):
+    assert len(dicom.read_views(write_dicom(ImageType=kind))) == 2
+
+
+@pytest.mark.parametrize(
+    "sop_class", ["1.2.840.10008.5.1.4.1.1.5", "1.2.840.10008.5.1.4.1.1.7", None]
+)
+def test_the_classes_in_use_are_read(write_dicom, sop_class):
+    assert len(dicom.read_views(write_dicom(SOPClassUID=sop_class))) == 2
+
+
+def test_other_objects_are_refused_by_name(write_dicom):
+    assert "CT Image Storage" in error_of(write_dicom(SOPClassUID="1.2.840.10008.5.1.4.1.1.2"))
+    path = write_dicom(SOPClassUID="1.2.840.10008.5.1.4.1.1.7", Modality="OT")
+    assert "Modality 'OT'" in error_of(path)
+
+
+def test_inverted_pixels_are_turned_back(write_dicom, rng):
+    counts = counts_of(rng, 2)
+    stored = (np.uint16(65535) - counts).astype(np.uint16)
+    path = write_dicom(
+        counts=stored, PhotometricInterpretation="MONOCHROME1", CountsAccumulated=int(counts.sum())
+    )
+    views = dicom.read_views(path)
+    np.testing.assert_array_equal(views[0].counts, counts[0])
+    assert views[0].notes == ("MONOCHROME1 inverted",)
+
+
+def test_inverted_display_of_true_counts_is_told_by_their_sum(write_dicom, rng):
+    counts = counts_of(rng, 2)
+    views = dicom.read_views(write_dicom(counts=counts, PhotometricInterpretation="MONOCHROME1"))
+    np.testing.assert_array_equal(views[1].counts, counts[1])
+    assert "not inverted" in views[1].notes[0]
+
+
+def test_signed_counts_are_read_and_negative_ones_refused(write_dicom, rng):
+    counts = counts_of(rng, 2, dtype=np.int16)
+    np.testing.assert_array_equal(dicom.read_views(write_dicom(counts=counts))[0].counts, counts[0])
+    counts[1, 3, 4] = -7
+    assert "lowest -7" in error_of(write_dicom(counts=counts))
+
+
+def test_rescaling_is_applied_and_rounding_is_noted(write_dicom, rng):
+    counts = counts_of(rng, 2)
+    doubled = dicom.read_views(write_dicom(counts=counts, RescaleSlope=2, RescaleIntercept=1))
+    np.testing.assert_array_equal(doubled[0].counts, counts[0] * 2 + 1)
+    halved = dicom.read_views(write_dicom(counts=counts, RescaleSlope="0.4", RescaleIntercept=0))
+    assert "rescaled and rounded to whole counts" in halved[0].notes
+    np.testing.assert_array_equal(halved[0].counts, np.rint(counts[0] * 0.4))
+
+
+@pytest.mark.parametrize("value", [None, "", [0, 0], [2.4, float("nan")]])
+def test_a_missing_pixel_spacing_is_noted(write_dicom, value):
+    def change(dataset):
+        dataset["PixelSpacing"].value = "" if value is None else value
+
+    view = dicom.read_views(write_dicom(change=change))[0]
+    assert np.isnan(view.pixel_spacing_mm)
+    assert "pixel spacing unknown" in view.notes
+
+
+def test_a_sum_that_is_not_counts_accumulated_is_noted(write_dicom):
+    view = dicom.read_views(write_dicom(CountsAccumulated=5))[0]
+    assert "differs from CountsAccumulated" in view.notes[0]
+
+
+def test_another_matrix_is_fitted_and_its_spacing_with_it(write_dicom, rng):
+    counts = counts_of(rng, 2, 2048, 512)
+    view = dicom.read_views(write_dicom(counts=counts))[1]
+    assert view.counts.sum() == counts[1].sum()
+    assert view.pixel_spacing_mm == 4.8
+    assert view.notes == ("matrix 2048x512 sum-pooled 2x2 to 1024x256",)
+
+
+def test_counts_that_cropping_cuts_off_are_noted(write_dicom, rng):
+    view = dicom.read_views(write_dicom(counts=counts_of(rng, 2, 1024, 300)))[0]
+    assert "cropping cut off counts" in view.notes
+
+
+def test_eight_bit_and_compressed_files_are_read(write_dicom, rng):
+    counts = counts_of(rng, 2, dtype=np.uint8)
+    np.testing.assert_array_equal(dicom.read_views(write_dicom(counts=counts))[1].counts, counts[1])
+    path = write_dicom(counts=counts_of(rng, 2), change=lambda d: d.compress(RLELossless))
+    assert len(dicom.read_views(path)) == 2
+
+
+def test_a_size_beyond_the_cap_is_refused_before_decoding(write_dicom):
+    def claim(dataset):
+        dataset.Rows = dataset.Columns = 60_000
+
+    assert "60000x60000x2 pixels" in error_of(write_dicom(change=claim))
+
+
+@pytest.mark.parametrize("content", [b"", b"path,label\n", b"\x00" * 128 + b"DICM", b"\x89PNG\r\n"])
+def test_what_is_no_dicom_file_is_named(tmp_path, content):
+    path = tmp_path / "x.dcm"
+    path.write_bytes(content)
+    error_of(path)
+
+
+def test_a_truncated_file_is_named(write_dicom):
+    path = write_dicom()
+    for size in (500_000, 1500, 700, 300, 140):
+        path.write_bytes(path.read_bytes()[:size])
+        error_of(path)
+
+
+def test_a_colour_capture_is_refused(write_dicom):
+    assert "colour" in error_of(write_dicom(SamplesPerPixel=3))
+
+
+def test_a_missing_decoder_names_the_package_to_install(nema_nm1, monkeypatch):
+    decoder = dicom.get_decoder("1.2.840.10008.1.2.4.70")
+    monkeypatch.setattr(type(decoder), "is_available", property(lambda self: False))
+    assert "python-gdcm" in error_of(nema_nm1)
+
+
+def test_lossy_decoding_to_negative_values_is_refused():
+    path = Path(pydicom.__file__).parent / "data" / "test_files" / "JPEG2000.dcm"
+    assert "negative" in error_of(path)

@@ -1,0 +1,166 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from tfds_builder.errors import DataError
+from tfds_builder.manifest import COLUMNS, LABELS, read_manifest
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path) -> None:
+    for name in ("a.dcm", "b.dcm", "c.dcm", "a.tif"):
+        (tmp_path / name).write_bytes(name.encode())
+
+
+def good(name: str = "a.dcm", patient: str = "p1", **cells: object) -> dict[str, object]:
+    return {"path": name, "patient_id": patient, "label": "normal", **cells}
+
+
+def error_of(path: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        read_manifest(path)
+    return str(caught.value)
+
+
+def test_rows_carry_what_the_table_says(write_manifest, tmp_path):
+    path = write_manifest(
+        good(study_id="s", view="posterior", frame=2, split="test", sex="female", age="057Y"),
+        good("b.dcm", "p2", sex="M", age=3, lesion_mask="a.tif"),
+    )
+    first, second = read_manifest(path)
+    assert (first.number, second.number) == (2, 3)
+    assert first.path == (tmp_path / "a.dcm").resolve()
+    assert (first.view, first.frame, first.split) == ("posterior", 2, "test")
+    assert (first.sex, first.age, first.study_id) == ("F", 57, "s")
+    assert (second.view, second.frame, second.split, second.study_id) == (None,) * 4
+    assert second.lesion_mask == (tmp_path / "a.tif").resolve()
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_spreadsheet_dialects_read_the_same(tmp_path, separator, newline, mark):
+    lines = ["path,patient_id,label", "a.dcm,p1,normal", ",,", "b.dcm,p2,arthritis", ""]
+    text = mark + newline.join(lines).replace(",", separator)
+    path = tmp_path / "m.csv"
+    path.write_bytes(text.encode())
+    rows = read_manifest(path)
+    assert [(row.number, row.relative_path, row.label) for row in rows] == [
+        (2, "a.dcm", "normal"),
+        (4, "b.dcm", "arthritis"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "cells, said",
+    [
+        ({"label": "metastases"}, ["label 'metastases'", "did you mean 'metastasis'", *LABELS]),
+        ({"label": ""}, ["label is empty"]),
+        ({"patient_id": " "}, ["patient_id is empty"]),
+        ({"view": "lateral"}, ["view 'lateral'", "anterior, posterior"]),
+        ({"frame": "0"}, ["frame '0'"]),
+        ({"frame": "one"}, ["frame 'one'"]),
+        ({"frame": "²"}, ["frame '²'"]),
+        ({"age": "131"}, ["age '131'", "0 to 130"]),
+        ({"age": "-1"}, ["age '-1'"]),
+        ({"sex": "w"}, ["sex 'w'", "F, M, O"]),
+        ({"split": "dev"}, ["split 'dev'", "train, validation, test"]),
+        ({"path": "gone.dcm"}, ["path 'gone.dcm' does not exist"]),
+        ({"path": "."}, ["is a folder"]),
+        ({"path": "a\0.dcm"}, ["row 3"]),
+        ({"lesion_mask": "gone.tif"}, ["lesion_mask 'gone.tif' does not exist"]),
+        ({"path": "../other/x.dcm"}, ["leaves the manifest's folder"]),
+        ({"path": "/etc/hostname"}, ["leaves the manifest's folder"]),
+    ],
+)
+def test_a_bad_cell_is_named_with_file_row_and_field(write_manifest, cells, said):
+    path = write_manifest(good("b.dcm", "p0"), good() | cells)
+    message = error_of(path)
+    assert message.startswith(f"{path}: row 3")
+    assert "\n" not in message
+    for text in said:
+        assert text in message
+
+
+def test_a_link_that_leads_out_of_the_folder_is_refused(write_manifest, tmp_path):
+    outside = tmp_path.parent / f"{tmp_path.name}-outside.dcm"
+    outside.write_bytes(b"x")
+    os.symlink(outside, tmp_path / "link.dcm")
+    assert "leaves the manifest's folder" in error_of(write_manifest(good("link.dcm")))
+
+
+def test_the_first_fault_is_told_and_the_others_counted(write_manifest):
+    path = write_manifest(good(), good("x", "p2"), good("b.dcm", "p3", label="?"), good("y", "p4"))
+    message = error_of(path)
+    assert "row 3" in message
+    assert "and 2 more errors" in message
+
+
+@pytest.mark.parametrize("frames", [("", ""), ("", "2"), ("2", ""), ("1", "1")])
+def test_one_image_in_two_rows_is_refused(write_manifest, frames):
+    path = write_manifest(good(frame=frames[0]), good("./a.dcm", frame=frames[1]))
+    assert "row 3: path 'a.dcm'" in (message := error_of(path))
+    assert "row 2" in message
+
+
+def test_two_frames_of_one_file_are_two_rows(write_manifest):
+    assert len(read_manifest(write_manifest(good(frame=1), good(frame=2)))) == 2
+
+
+def test_a_patient_in_two_splits_is_refused_with_both_rows(write_manifest):
+    rows = good(split="train"), good("b.dcm", "p2", split="test"), good("c.dcm", split="test")
+    message = error_of(write_manifest(*rows))
+    assert "row 4" in message
+    assert "'p1'" in message
+    assert "row 2" in message
+
+
+def test_an_unknown_column_is_named_with_what_was_probably_meant(write_manifest):
+    message = error_of(write_manifest(good(Lesion_masks="a.tif")))
+    assert "'Lesion_masks'" in message
+    assert "did you mean 'lesion_mask'" in message
+    assert "known are" in error_of(write_manifest(good(zzzz=1)))
+
+
+def test_a_missing_column_is_named_with_those_present(write_manifest):
+    message = error_of(write_manifest({"path": "a.dcm", "label": "normal"}))
+    assert "'patient_id' is missing" in message
+    assert "path, label" in message
+
+
+def test_a_column_given_twice_is_refused(tmp_path):
+    path = tmp_path / "m.csv"
+    path.write_text("path,patient_id,label,label\na.dcm,p,normal,arthritis\n")
+    assert "'label' occurs twice" in error_of(path)
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"", "empty"),
+        (b" \n\n", "empty"),
+        (b"path,patient_id,label\n", "no rows"),
+        ("path,patient_id,label\n".encode("utf-16"), "UTF-8"),
+        (b"path,patient_id,label\na.dcm,p\xe9,normal\n", "UTF-8"),
+        (b"path,patient_id,label\na.dcm,p,normal,x\n", "row 2: has 4 cells"),
+        (b'path,patient_id,label\n"a.dcm,p,normal\n', "not valid CSV"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(tmp_path, content, said):
+    path = tmp_path / "m.csv"
+    path.write_bytes(content)
+    message = error_of(path)
+    assert message.startswith(str(path))
+    assert said in message
+
+
+def test_a_missing_manifest_is_named(tmp_path):
+    assert "no such manifest" in error_of(tmp_path / "none.csv")
+    assert "is a folder" in error_of(tmp_path)
+
+
+def test_every_column_is_known_to_the_row(write_manifest):
+    cells = dict.fromkeys(COLUMNS, "") | good()
+    (row,) = read_manifest(write_manifest(cells))
+    assert (row.age, row.sex, row.view, row.lesion_mask) == (None,) * 4
