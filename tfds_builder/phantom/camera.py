@@ -16,7 +16,7 @@ ATTENUATION_PER_MM = 0.0154
 FWHM_DISTANCE_MM = (0.0, 50.0, 100.0, 150.0, 200.0)
 FWHM_MM = (4.1, 5.3, 7.0, 8.9, 10.9)
 """System resolution of a low-energy high-resolution collimator by the distance of the source."""
-SCATTER_LENGTH_MM = 12.0
+SCATTER_LENGTH_MM = 10.0
 """Decay length of the broad mono-exponential tail."""
 SLABS = 7
 SLAB_LIMITS_MM = (-120.0, 130.0)

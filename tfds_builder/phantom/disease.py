@@ -18,7 +18,7 @@ PROPORTIONS = (0.32, 0.26, 0.26, 0.16)
 
 MILD_RATIO = 1.5
 """Degenerative uptake up to this ratio to its surroundings is normal for the age, not disease."""
-ARTHRITIS_RATIO = 2.4
+ARTHRITIS_RATIO = 3.0
 """Uptake of a diseased joint starts at this ratio."""
 
 
@@ -83,25 +83,25 @@ def sample_condition(
 
 
 _METASTASIS_SITES = (
-    (0.30, 2.1, 3.6, [f"vertebra_{v}" for v in ("T3", "T4", "T5", "T6", "T7", "T8", "T9")]
+    (0.30, 2.6, 4.6, [f"vertebra_{v}" for v in ("T3", "T4", "T5", "T6", "T7", "T8", "T9")]
      + [f"vertebra_{v}" for v in ("T10", "T11", "T12", "L1", "L2", "L3", "L4", "L5")] * 2
      + ["vertebra_C4", "vertebra_C6", "vertebra_T1"]),
-    (0.25, 2.2, 3.8, ["ilium", "ilium", "ilium", "iliac_crest", "sacroiliac", "sacrum", "sacrum",
+    (0.25, 2.8, 5.0, ["ilium", "ilium", "ilium", "iliac_crest", "sacroiliac", "sacrum", "sacrum",
                       "ischium", "pubis", "acetabulum"]),
-    (0.22, 2.2, 3.8, [f"rib_{n}" for n in range(2, 11)]),
-    (0.06, 2.2, 3.2, ["manubrium", "sternum_body"]),
-    (0.06, 3.5, 9.0, ["trochanter", "femur_head", "femur_shaft", "femur_shaft"]),
-    (0.04, 4.0, 12.0, ["humerus_shaft", "humerus_shaft", "humerus_head"]),
-    (0.04, 2.2, 4.5, ["skull_vault"]),
-    (0.03, 2.2, 3.8, ["scapula_blade", "scapula_border"]),
+    (0.22, 2.8, 5.0, [f"rib_{n}" for n in range(2, 11)]),
+    (0.06, 2.6, 4.2, ["manubrium", "sternum_body"]),
+    (0.06, 5.0, 14.0, ["trochanter", "femur_head", "femur_shaft", "femur_shaft"]),
+    (0.04, 6.0, 16.0, ["humerus_shaft", "humerus_shaft", "humerus_head"]),
+    (0.04, 2.8, 5.5, ["skull_vault"]),
+    (0.03, 2.8, 4.8, ["scapula_blade", "scapula_border"]),
 )  # fmt: skip
 """Share of the lesions, lowest and highest ratio, structures: spine > pelvis > ribs > sternum."""
 
 _JOINTS = {
-    "knee": (0.34, ("knee_medial", "knee_lateral", "patella"), 6.5),
-    "shoulder": (0.24, ("acromioclavicular", "glenoid", "humerus_head"), 6.0),
-    "hand": (0.20, ("wrist", "wrist", "knuckle_1", "knuckle_2", "knuckle_3", "finger_2"), 4.0),
-    "foot": (0.22, ("ankle", "midfoot", "toe_1", "midfoot"), 5.5),
+    "knee": (0.34, ("knee_medial", "knee_lateral", "patella"), 8.0),
+    "shoulder": (0.24, ("acromioclavicular", "glenoid", "humerus_head"), 7.5),
+    "hand": (0.20, ("wrist", "wrist", "knuckle_1", "knuckle_2", "knuckle_3", "finger_2"), 5.0),
+    "foot": (0.22, ("ankle", "midfoot", "toe_1", "midfoot"), 7.0),
     "hip": (0.16, ("acetabulum", "femur_head"), 7.0),
     "sternoclavicular": (0.12, ("sternoclavicular",), 5.0),
     "elbow": (0.06, ("elbow",), 5.0),
@@ -123,7 +123,7 @@ class _Ward:
 
     def metastases(self) -> float:
         superscan = self.rng.random() < 0.04
-        count = 1 + int(self.rng.geometric(0.28))
+        count = 1 + int(self.rng.geometric(0.26))
         if superscan:
             count = int(self.rng.integers(12, 22))
             self._superscan()
@@ -145,7 +145,7 @@ class _Ward:
         _, low, high, names = site
         name = self._side(str(self.rng.choice(names)))
         ratio = float(self.rng.uniform(low, high))
-        size = float(self.rng.uniform(5.0, 10.5))
+        size = float(self.rng.uniform(6.0, 11.5))
         if name.startswith("rib"):
             size *= 0.7
         extra = int(self.rng.integers(0, 3)) if not name.startswith("vertebra") else 0
@@ -157,13 +157,13 @@ class _Ward:
 
     def arthritis(self) -> None:
         rates = np.array([joint[0] for joint in _JOINTS.values()])
-        count = int(self.rng.choice([1, 2, 3, 4], p=[0.25, 0.35, 0.25, 0.15]))
+        count = int(self.rng.choice([1, 2, 3, 4], p=[0.15, 0.35, 0.3, 0.2]))
         chosen = self.rng.choice(len(_JOINTS), count, replace=False, p=rates / rates.sum())
         joints = [list(_JOINTS)[int(k)] for k in chosen]
         if set(joints) <= {"facet", "sternoclavicular", "elbow"}:
             joints.append(str(self.rng.choice(["knee", "shoulder", "foot", "hand"])))
         for joint in joints:
-            severity = float(self.rng.uniform(ARTHRITIS_RATIO, 5.0))
+            severity = float(self.rng.uniform(ARTHRITIS_RATIO, 6.5))
             self._joint(joint, severity, bilateral=self.rng.random() < 0.78, lesion=True)
 
     def _joint(self, joint: str, severity: float, bilateral: bool, lesion: bool) -> None:
@@ -187,8 +187,8 @@ class _Ward:
         sides = [("left",), ("right",), ("left", "right")][int(self.rng.integers(0, 3))]
         for side in sides:
             name = f"thyroid_lobe_{side}"
-            size = float(self.rng.uniform(5.0, 8.5))
-            ratio = float(self.rng.uniform(3.0, 7.0))
+            size = float(self.rng.uniform(6.0, 9.0))
+            ratio = float(self.rng.uniform(4.5, 9.0))
             foci = self._chain(name, self._point(name), int(self.rng.integers(0, 2)), size, ratio)
             self._lesion("thyroid", name, foci)
         if self.rng.random() < 0.4:

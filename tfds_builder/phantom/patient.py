@@ -104,8 +104,8 @@ def sample_pose(rng: np.random.Generator) -> Pose:
         return float(left), float(right)
 
     return Pose(
-        shift_x=float(rng.normal(0, 10)),
-        shift_z=float(rng.normal(0, 30)),
+        shift_x=float(rng.normal(0, 6)),
+        shift_z=float(rng.normal(0, 18)),
         tilt=float(np.radians(rng.normal(0, 0.9))),
         roll=float(np.radians(rng.normal(0, 3.0))),
         head_turn=float(np.radians(rng.normal(0, 12))),
@@ -115,8 +115,8 @@ def sample_pose(rng: np.random.Generator) -> Pose:
         elbow=pair(-0.03, 0.04, 0.04),
         forearm_lift=pair(0.05, 0.06, 0.05),
         hand_turn=pair(0.7, 0.4, 0.3),
-        leg=pair(-0.032, 0.022, 0.010),
-        leg_turn=pair(0.25, 0.15, 0.12),
+        leg=pair(-0.040, 0.016, 0.008),
+        leg_turn=pair(0.15, 0.12, 0.10),
     )
 
 

@@ -35,7 +35,7 @@ from tfds_builder.phantom.patient import (
 )
 from tfds_builder.phantom.skeleton import Skeleton, reference_skeleton
 
-SOFT_UPTAKE = 0.5
+SOFT_UPTAKE = 0.46
 """Uptake of soft tissue in the unit of the skeleton's table, set against clinical scans."""
 MASK_SHARE = 0.35
 """A pixel belongs to a lesion where the lesion gives at least this share of its own peak."""

@@ -94,7 +94,7 @@ def reference_skeleton() -> Skeleton:
 def _skull(parts: _Parts) -> None:
     points, volume = ellipsoid((0, -8, 96), (73, 93, 92), hollow=0.9)
     keep = points[:, 2] < 128 - 0.35 * points[:, 1]
-    parts.add("skull_vault", "skull", "head", 10.5, (points[keep], volume * float(keep.mean())))
+    parts.add("skull_vault", "skull", "head", 9.0, (points[keep], volume * float(keep.mean())))
     parts.add(
         "skull_base", "skull", "head", 8.0,
         ellipsoid((0, -15, 152), (50, 52, 13)), ellipsoid((0, 40, 130), (38, 28, 9)),
@@ -137,7 +137,7 @@ def _spine(parts: _Parts) -> None:
         region = {"C": "cervical", "T": "thoracic", "L": "lumbar"}[name[0]]
         half = 0.37 * gap
         body = tube([(0, y, z - half), (0, y, z + half)], width, flat=0.78)
-        uptake = {"C": 17.0, "T": 21.0, "L": 20.0}[name[0]]
+        uptake = {"C": 18.0, "T": 26.0, "L": 26.0}[name[0]]
         parts.add(f"vertebra_{name}", region, "trunk", uptake, body)
         depth = 0.78 * width
         spinous = ellipsoid((0, y - depth - 24, z + 0.3 * gap), (4.5, 12, 0.3 * gap))
@@ -174,9 +174,9 @@ def _ribs(parts: _Parts) -> None:
 
 def _shoulder_girdle(parts: _Parts) -> None:
     manubrium = tube([(0, 56, 314), (0, 66, 340), (0, 71, 362)], [25, 21, 16], flat=0.3)
-    parts.add("manubrium", "sternum", "trunk", 28.0, manubrium)
+    parts.add("manubrium", "sternum", "trunk", 36.0, manubrium)
     body = tube([(0, 72, 366), (0, 82, 410), (0, 90, 458)], [13, 16, 15], flat=0.4)
-    parts.add("sternum_body", "sternum", "trunk", 21.0, body)
+    parts.add("sternum_body", "sternum", "trunk", 26.0, body)
     parts.add("sternal_angle", "sternum", "trunk", 20.0, ellipsoid((0, 72, 364), (18, 6, 6)))
     parts.pair("sternoclavicular", "sternum", "trunk", 26.0, ellipsoid((24, 54, 313), (9, 8, 8)))
     clavicle = arc([(28, 54, 312), (60, 56, 304), (105, 34, 288), (140, 6, 274), (158, -6, 270)])
@@ -203,7 +203,7 @@ def _shoulder_girdle(parts: _Parts) -> None:
 
 def _arms(parts: _Parts) -> None:
     head = ellipsoid((172, -8, 291), (21, 21, 21)), ellipsoid((185, -4, 300), (11, 14, 16))
-    parts.pair("humerus_head", "shoulder", "upper_arm", 11.0, *head)
+    parts.pair("humerus_head", "shoulder", "upper_arm", 9.5, *head)
     shaft = tube([(178, -8, 312), (184, -9, 350), (196, -11, 500), (203, -12, 552)],
                  [16, 11, 10, 15], hollow=0.55)  # fmt: skip
     parts.pair("humerus_shaft", "arm", "upper_arm", 5.5, shaft)
@@ -235,13 +235,13 @@ def _pelvis(parts: _Parts) -> None:
          (46, -66, 738), (98, -18, 714), (114, 46, 738),
          (54, -52, 770), (84, -8, 776), (98, 26, 778)], 9.0,
     )  # fmt: skip
-    parts.pair("ilium", "pelvis", "trunk", 8.5, wing)
+    parts.pair("ilium", "pelvis", "trunk", 11.5, wing)
     crest = arc([(40, -76, 700), (74, -58, 672), (108, -28, 656), (130, 18, 672), (126, 60, 712)])
-    parts.pair("iliac_crest", "pelvis", "trunk", 11.0, tube(crest, 6.5, wide=(0, 0, 1)))
+    parts.pair("iliac_crest", "pelvis", "trunk", 14.5, tube(crest, 6.5, wide=(0, 0, 1)))
     joint = tube([(42, -60, 716), (40, -68, 750), (34, -74, 788)], [9, 10, 7])
-    parts.pair("sacroiliac", "pelvis", "trunk", 17.0, joint)
+    parts.pair("sacroiliac", "pelvis", "trunk", 21.0, joint)
     sacrum = tube([(0, -50, 730), (0, -74, 775), (0, -82, 826)], [44, 34, 15], flat=0.32)
-    parts.add("sacrum", "pelvis", "trunk", 10.0, sacrum, ellipsoid((0, -88, 765), (9, 8, 36)))
+    parts.add("sacrum", "pelvis", "trunk", 12.0, sacrum, ellipsoid((0, -88, 765), (9, 8, 36)))
     parts.add("coccyx", "pelvis", "trunk", 7.0, tube([(0, -80, 830), (0, -66, 858)], [10, 4]))
     socket, volume = ellipsoid(HIP, (33, 33, 33), hollow=0.82)
     keep = (socket[:, 0] < 106) & (socket[:, 2] < 815)
@@ -259,15 +259,15 @@ def _legs(parts: _Parts) -> None:
     head = ellipsoid(HIP, (22, 22, 22)), tube([HIP, (124, -8, 826)], [14, 17])
     parts.pair("femur_head", "hip", "leg", 6.5, *head)
     trochanter = ellipsoid((133, -12, 816), (13, 17, 20)), ellipsoid((112, -18, 856), (10, 10, 14))
-    parts.pair("trochanter", "hip", "leg", 8.0, *trochanter)
+    parts.pair("trochanter", "hip", "leg", 6.5, *trochanter)
     shaft = tube([(126, -8, 836), (127, 2, 900), (116, 8, 1000), (94, 4, 1120), (87, 0, 1150)],
                  [19, 15, 14, 15, 24], hollow=0.55)  # fmt: skip
-    parts.pair("femur_shaft", "leg", "leg", 5.0, shaft)
+    parts.pair("femur_shaft", "leg", "leg", 4.4, shaft)
     for side, x in (("medial", 64), ("lateral", 104)):
         ends = ellipsoid((x, -4, 1167), (21, 27, 20)), ellipsoid((x, -2, 1207), (21, 24, 13))
-        parts.pair(f"knee_{side}", "knee", "leg", 3.6, *ends)
+        parts.pair(f"knee_{side}", "knee", "leg", 2.9, *ends)
     between = ellipsoid((84, -2, 1160), (26, 22, 22)), ellipsoid((84, 0, 1210), (24, 20, 14))
-    parts.pair("knee_center", "knee", "leg", 2.6, *between)
+    parts.pair("knee_center", "knee", "leg", 2.3, *between)
     parts.pair("patella", "knee", "leg", 5.5, ellipsoid((84, 44, 1160), (20, 9, 21)))
     tibia = tube([(84, 0, 1205), (83, 4, 1250), (80, 4, 1400), (77, 2, 1520), (77, 0, 1562)],
                  [27, 15, 12, 11, 18], hollow=0.5)  # fmt: skip
@@ -285,13 +285,13 @@ def _legs(parts: _Parts) -> None:
         tip = head_of + np.array([2 * toe - 2, 14, 26 - 3 * toe])
         bones = tube([(x + 4, 46, 1622), head_of], 5), tube([head_of, tip], 4)
         parts.pair(f"metatarsal_{toe + 1}", "foot", "leg", 3.2, *bones)
-        size = 9 if toe == 0 else 6
+        size = 8 if toe == 0 else 6
         parts.pair(f"toe_{toe + 1}", "foot", "leg", 4.0, ellipsoid(tuple(head_of), (size,) * 3))
 
 
 def _organs(parts: _Parts) -> None:
     kidney = ellipsoid((62, -48, 590), (26, 19, 50), hollow=0.55)
-    parts.pair("kidney", "kidney", "trunk", 9.0, kidney)
+    parts.pair("kidney", "kidney", "trunk", 13.0, kidney)
     parts.pair("renal_pelvis", "renal_pelvis", "trunk", 6.0, ellipsoid((48, -42, 592), (9, 9, 17)))
     ureter = tube([(44, -38, 612), (38, -34, 680), (32, -20, 760), (18, 10, 810)], 3)
     parts.pair("ureter", "ureter", "trunk", 4.0, ureter)

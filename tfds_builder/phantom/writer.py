@@ -157,6 +157,7 @@ def _identify(dataset: Dataset, scan: Scan, age: int) -> None:
     dataset.SeriesNumber = 1
     dataset.InstanceNumber = 1
     dataset.Modality = "NM"
+    dataset.BodyPartExamined = "WHOLEBODY"
     dataset.Manufacturer = "Dscint phantom"
     dataset.ManufacturerModelName = "Computed LEHR dual head"
     dataset.SoftwareVersions = VERSION
