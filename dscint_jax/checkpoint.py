@@ -5,7 +5,6 @@ and `optimizer`. Orbax writes into a temporary folder and renames it, so an inte
 nothing under a step's name. The last checkpoint and the best one by validation F-1 are kept.
 """
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from dscint_jax.errors import DscintError
 from dscint_jax.train_step import TrainState
 
 SELECTION_METRIC = "f1"
-
-logging.getLogger("absl").setLevel(logging.WARNING)
 
 
 class Checkpointer:
@@ -146,6 +143,13 @@ class Checkpointer:
     def _score(self, step: int) -> float | None:
         metrics = self._manager.metrics(step)
         return None if not metrics else _selection(metrics)
+
+
+def completed_step(workdir: Path) -> int | None:
+    """Step of the newest complete checkpoint of a run, without opening any of them."""
+    folder = workdir / "checkpoints"
+    steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+    return max(steps, default=None)
 
 
 def _selection(metrics: dict[str, float]) -> float:

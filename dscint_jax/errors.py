@@ -1,5 +1,6 @@
 """The one exception for what a user can mend: config fields, work directories, data sets."""
 
+import logging
 import sys
 from collections.abc import Callable
 
@@ -10,6 +11,8 @@ class DscintError(Exception):
 
 def run_command(main: Callable[[], None]) -> None:
     """Runs a command's `main`; a DscintError becomes one line on stderr and exit status 2."""
+    # Orbax and TFDS log their inner life through absl; what a user must know, we say ourselves.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         main()
     except DscintError as error:

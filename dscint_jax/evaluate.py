@@ -16,25 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh
 from jaxtyping import Float, Int
-from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from dscint_jax import metrics, parallel, statistics
-from dscint_jax.checkpoint import Checkpointer
+from dscint_jax import metrics, statistics
 from dscint_jax.errors import run_command
-from dscint_jax.experiment import load_images, make_experiment
-from dscint_jax.input_pipeline import (
-    IDENTITY_FIELDS,
-    Scintigrams,
-    device_fields,
-    evaluation_batches,
-)
+from dscint_jax.input_pipeline import IDENTITY_FIELDS, HostBatch, Scintigrams, evaluation_batches
 from dscint_jax.train_step import Evaluation
-from dscint_jax.workdir import config_of, write_json, write_text
+from dscint_jax.trained import load_trained
+from dscint_jax.workdir import write_json, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,19 +53,13 @@ class Predictions:
 
 
 def predict_split(
-    eval_step: Callable[..., Evaluation],
-    params: nnx.State,
-    statistics: nnx.State,
-    images: Scintigrams,
-    *,
-    batch_size: int,
-    mesh: Mesh,
+    eval_batch: Callable[[HostBatch], Evaluation], images: Scintigrams, *, batch_size: int
 ) -> Predictions:
-    """Runs the compiled `eval_step` over every image once; padding is never counted."""
+    """Evaluates every image of a split once; padding is never counted."""
     confusion = metrics.ConfusionMatrix.zeros(len(images.classes))
     loss, rows = 0.0, []
     for batch in evaluation_batches(images, batch_size=batch_size):
-        result = eval_step(params, statistics, parallel.shard_batch(device_fields(batch), mesh))
+        result = eval_batch(batch)
         confusion = confusion.merge(result.confusion)
         loss += float(result.loss)
         real = batch["mask"]
@@ -95,45 +80,22 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluates one checkpoint on one split and writes the two result files.
 
-    Args:
-      workdir: of the training.
-      split: 'train', 'validation' or 'test'.
-      checkpoint: 'best' (by validation F-1), 'last', or a step.
-      data_dir: another place of the data set than the config names.
+    Arguments and errors are those of `load_trained`.
 
     Returns:
       What metrics.json holds.
-
-    Raises:
-      DscintError: no run, no such checkpoint, no data set, or another data set than trained on.
     """
-    config = ConfigDict(config_of(workdir))
-    if data_dir is not None:
-        config.data.dir = str(data_dir)
-    checkpointer = Checkpointer(workdir, read_only=True)
-    step = checkpointer.choose_step(checkpoint)
-    images = load_images(config, split)
-    experiment = make_experiment(config, images.class_counts)
-    mesh = parallel.data_mesh()
-    params, batch_statistics = parallel.replicate(
-        checkpointer.restore_model(step, experiment.params, experiment.statistics), mesh
-    )
-    predictions = predict_split(
-        parallel.compile_eval_step(experiment.recipe, mesh),
-        params,
-        batch_statistics,
-        images,
-        batch_size=_divisible(config.batch_size, mesh.size),
-        mesh=mesh,
-    )
+    network = load_trained(workdir, split=split, checkpoint=checkpoint, data_dir=data_dir)
+    classes = network.images.classes
+    predictions = predict_split(network.evaluate, network.images, batch_size=network.batch_size)
     result = {
-        **metrics.summary(predictions.confusion, images.classes),
-        "intervals": _intervals(predictions, len(images.classes)),
+        **metrics.summary(predictions.confusion, classes),
+        "intervals": _intervals(predictions, len(classes)),
         "loss": predictions.loss,
         "split": split,
-        "step": step,
+        "step": network.step,
     }
-    _write(workdir / "eval" / split, result, predictions, images.classes)
+    _write(workdir / "eval" / split, result, predictions, classes)
     return result
 
 
@@ -178,11 +140,6 @@ def _intervals(predictions: Predictions, num_classes: int) -> dict[str, Any]:
             for name, bounds in statistics.bootstrap_intervals(confusions).items()
         },
     }
-
-
-def _divisible(batch_size: int, devices: int) -> int:
-    """The evaluator may run on other devices than the training: the next multiple of them."""
-    return -(-batch_size // devices) * devices
 
 
 def _write(

@@ -4,7 +4,6 @@ Training and evaluation both start here, so they cannot disagree about what a co
 """
 
 import dataclasses
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,8 +108,6 @@ def load_images(
 
 
 def _overview(params: nnx.State) -> str:
-    # clu would log each table a second time through absl.
-    logging.getLogger("absl").setLevel(logging.WARNING)
     return parameter_overview.get_parameter_overview(
         _string_keys(nnx.to_pure_dict(params)), include_stats=False
     )

@@ -5,7 +5,6 @@ number and nothing else. Counts stay integers: a smaller image is a sum over blo
 """
 
 import dataclasses
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ def open_dataset(data_dir: Path) -> Any:
     # Slow to import, and not needed before data is.
     import tensorflow_datasets as tfds
 
-    logging.getLogger("absl").setLevel(logging.WARNING)
     versions = sorted((data_dir / DATASET).glob("*/dataset_info.json"))
     if not versions:
         raise DscintError(

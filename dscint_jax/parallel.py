@@ -9,12 +9,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dscint_jax.errors import DscintError
 from dscint_jax.train_step import Evaluation, Recipe, TrainState, eval_step, train_step
 
 AXIS = "data"
+
+DeviceBatch = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, DeviceBatch], tuple[TrainState, dict[str, jax.Array]]]
+EvalStep = Callable[[nnx.State, nnx.State, DeviceBatch], Evaluation]
 
 
 def data_mesh() -> Mesh:
@@ -36,7 +41,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> DeviceBatch:
     """Splits a host batch over the devices along its first axis."""
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
     return {
@@ -45,9 +50,7 @@ def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
     }
 
 
-def compile_train_step(
-    recipe: Recipe, mesh: Mesh
-) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
+def compile_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
     """The jitted train step; the state it is given is donated and must not be used again."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     return jax.jit(
@@ -58,7 +61,7 @@ def compile_train_step(
     )
 
 
-def compile_eval_step(recipe: Recipe, mesh: Mesh) -> Callable[..., Evaluation]:
+def compile_eval_step(recipe: Recipe, mesh: Mesh) -> EvalStep:
     """The jitted evaluation of (params, statistics, batch); results on every device."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     return jax.jit(

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dscint_jax import parallel
-from dscint_jax.checkpoint import Checkpointer
+from dscint_jax.checkpoint import Checkpointer, completed_step
 from dscint_jax.config import check_config
 from dscint_jax.errors import DscintError
 from dscint_jax.evaluate import predict_split
@@ -36,6 +36,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
         stopped being finite.
     """
     check_config(config)
+    if _is_complete(config, workdir):
+        print(f"training is complete: {workdir} holds step {config.steps}")
+        return
 
     # Devices
     mesh = parallel.data_mesh()
@@ -71,9 +74,6 @@ def train(config: ConfigDict, workdir: Path) -> None:
     if start:
         state = checkpointer.restore_state(start, like=state)
         print(f"resuming after step {start}")
-    if start >= config.steps:
-        print(f"training is complete: {workdir} holds step {start} of {config.steps}")
-        return
     record_attempt(workdir, fingerprint=train_images.fingerprint, start_step=start)
 
     # Steps
@@ -104,12 +104,13 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
             if step % config.evaluate_every == 0 or step == config.steps:
                 predictions = predict_split(
-                    evaluate,
-                    state.params,
-                    state.statistics,
+                    lambda batch, state=state: evaluate(
+                        state.params,
+                        state.statistics,
+                        parallel.shard_batch(device_fields(batch), mesh),
+                    ),
                     validation_images,
                     batch_size=config.batch_size,
-                    mesh=mesh,
                 )
                 scores = {n: float(v) for n, v in five_metrics(predictions.confusion).items()}
                 values = {"loss": predictions.loss, **scores}
@@ -124,6 +125,13 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 _save_and_stop(checkpointer, state, step, interruption.signal, workdir)
     checkpointer.close()
     log.close()
+
+
+def _is_complete(config: ConfigDict, workdir: Path) -> bool:
+    if not (workdir / "config.json").exists():
+        return False
+    claim(workdir, config.to_dict())
+    return completed_step(workdir) == config.steps
 
 
 def _load(config: ConfigDict, split: str):

@@ -1,0 +1,66 @@
+"""Where the network looks: its spatial attention, laid over the scintigram."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from dscint_jax.input_pipeline import HostBatch
+from dscint_jax.train_step import Evaluation
+from dscint_jax.trained import TrainedNetwork
+
+
+@dataclasses.dataclass(frozen=True)
+class Explained:
+    """One image and what the network made of it.
+
+    Attributes:
+      image: normalised counts, sqrt(counts / scale), not clipped.
+      attention: spatial gate in (0, 1), brought to the image's size; None without such a gate.
+      probabilities: softmax.
+      label: true class.
+      image_id, view: of the record.
+    """
+
+    image: Float[np.ndarray, "height width"]
+    attention: Float[np.ndarray, "height width"] | None
+    probabilities: Float[np.ndarray, "classes"]
+    label: int
+    image_id: str
+    view: str
+
+
+def explain(network: TrainedNetwork, indices: np.ndarray) -> list[Explained]:
+    """Explains some images of the network's split, given by their indices."""
+    size = network.batch_size
+    explained = []
+    for start in range(0, len(indices), size):
+        chosen = np.asarray(indices[start : start + size])
+        # The compiled step takes full batches only: repeat the first image to fill one.
+        filled = np.concatenate([chosen, np.repeat(chosen[:1], size - len(chosen))])
+        batch = network.images.read(filled)
+        result = network.evaluate(batch)
+        explained += [_explained(batch, result, i) for i in range(len(chosen))]
+    return explained
+
+
+def resize(
+    plane: Float[np.ndarray, "rows columns"], shape: tuple[int, int]
+) -> Float[np.ndarray, "height width"]:
+    """Bilinear resize of a map to an image's height and width."""
+    image = Image.fromarray(np.asarray(plane, np.float32))
+    return np.asarray(image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
+
+
+def _explained(batch: HostBatch, result: Evaluation, i: int) -> Explained:
+    image = np.sqrt(batch["counts"][i, ..., 0] / batch["scale"][i])
+    gate = result.attention.spatial
+    return Explained(
+        image=image,
+        attention=None if gate is None else resize(np.asarray(gate)[i, ..., 0], image.shape),
+        probabilities=np.asarray(result.probabilities)[i],
+        label=int(batch["label"][i]),
+        image_id=str(batch["image_id"][i]),
+        view=str(batch["view"][i]),
+    )

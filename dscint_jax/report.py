@@ -1,0 +1,269 @@
+"""One self-contained HTML page about a run: its metrics, and where the network looks.
+
+    python -m dscint_jax.report --workdir runs/quickstart/dscint
+
+In: a work directory after `dscint_jax.evaluate`. Out: report/index.html in it.
+"""
+
+import argparse
+import csv
+import html
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dscint_jax import figures
+from dscint_jax.baseline import Baseline, linear_baseline
+from dscint_jax.errors import DscintError, run_command
+from dscint_jax.explain import explain
+from dscint_jax.metrics import METRIC_NAMES, PUBLISHED_DSCINT
+from dscint_jax.trained import TrainedNetwork, load_trained
+from dscint_jax.workdir import read_json, read_metrics, write_text
+
+TITLES = {
+    "accuracy": "Accuracy",
+    "precision": "Precision",
+    "recall": "Recall",
+    "specificity": "Specificity",
+    "f1": "F-1",
+}
+
+CSS = """
+:root { color-scheme: light; }
+body { font: 15px/1.55 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; color: #1d2733;
+  max-width: 60rem; margin: 2.5rem auto 4rem; padding: 0 1.25rem; background: #fff; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; }
+h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; border-bottom: 1px solid #d9dee5; }
+p, figcaption { max-width: 46rem; }
+.lead { color: #4a5868; margin-top: 0; }
+table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .28rem .9rem .28rem 0; text-align: right; border-bottom: 1px solid #e8ecf0; }
+th:first-child, td:first-child { text-align: left; }
+thead th { font-weight: 600; border-bottom: 2px solid #1d2733; vertical-align: bottom; }
+td.strong { font-weight: 700; }
+figure { margin: .8rem 0; } figure img, figure svg { max-width: 100%; height: auto; }
+figcaption, .note { color: #4a5868; font-size: .87rem; }
+.columns { display: flex; flex-wrap: wrap; gap: 1.5rem 2.5rem; align-items: flex-start; }
+code { font-size: .86rem; }
+"""
+
+
+def write_report(
+    workdir: Path, *, split: str = "test", data_dir: Path | None = None
+) -> tuple[Path, Baseline]:
+    """Writes the page of one evaluated split.
+
+    Args:
+      workdir: of the training, evaluated.
+      split: which evaluation.
+      data_dir: another place of the data set than the config names.
+
+    Returns:
+      The page, and the linear baseline on it.
+
+    Raises:
+      DscintError: the split was not evaluated, or the run or its data cannot be read.
+    """
+    folder = workdir / "eval" / split
+    if not (folder / "metrics.json").exists():
+        raise DscintError(
+            f"{folder} holds no metrics.json; evaluate first: python -m dscint_jax.evaluate "
+            f"--workdir {workdir} --split {split}"
+        )
+    result = read_json(folder / "metrics.json")
+    network = load_trained(workdir, split=split, checkpoint=str(result["step"]), data_dir=data_dir)
+    baseline = linear_baseline(Path(network.config.data.dir), split)
+    page = _page(workdir, result, network, baseline, _read_rows(folder / "predictions.csv"))
+    path = workdir / "report" / "index.html"
+    write_text(path, page)
+    return path, baseline
+
+
+def choose_examples(rows: Sequence[dict[str, str]], classes: Sequence[str]) -> list[int]:
+    """Which images to show: of each class the typical hit, then the two most confident errors.
+
+    Args:
+      rows: of predictions.csv.
+      classes: class names.
+
+    Returns:
+      Indices of rows.
+    """
+    sure = [float(row[f"p_{row['predicted']}"]) for row in rows]
+    examples = []
+    for name in classes:
+        hits = [i for i, row in enumerate(rows) if row["label"] == row["predicted"] == name]
+        if hits:
+            examples.append(sorted(hits, key=lambda i: sure[i])[len(hits) // 2])
+    errors = [i for i, row in enumerate(rows) if row["label"] != row["predicted"]]
+    return examples + sorted(errors, key=lambda i: -sure[i])[:2]
+
+
+def _page(
+    workdir: Path,
+    result: dict[str, Any],
+    network: TrainedNetwork,
+    baseline: Baseline,
+    rows: Sequence[dict[str, str]],
+) -> str:
+    classes = result["classes"]
+    examples = explain(network, np.array(choose_examples(rows, classes)))
+    confusion = figures.confusion_figure(np.array(result["confusion_matrix"]), classes)
+    scintigrams = figures.scintigram_figure(examples, classes)
+    name = html.escape(network.config.model)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{name} on whole-body bone scintigrams</title><style>{CSS}</style></head><body>
+<h1>{name} on whole-body bone scintigrams</h1>
+<p class="lead">{_lead(result, network)}</p>
+
+<h2>The five metrics</h2>
+{_metrics_table(result, baseline)}
+<p class="note">Accuracy is overall; the others are means over the classes of one-vs-rest values.
+Intervals: {html.escape(result["intervals"]["method"])}. Linear baseline: multinomial logistic
+regression on the same images summed to {baseline.side[0]}x{baseline.side[1]} pixels. The published
+figures (Lin et al., Med Phys 2021;48:5782) were measured on a private clinical data set that was
+augmented before it was split; they stand here for orientation, not as a comparison.
+{_zero_note(result)}</p>
+
+<h2>By class</h2>
+<div class="columns"><figure>{figures.as_svg(confusion)}
+<figcaption>Images by true and predicted class; shares of the true class.</figcaption></figure>
+<div>{_class_table(result)}</div></div>
+
+<h2>Learning curves</h2>
+<figure>{figures.as_svg(figures.learning_figure(read_metrics(workdir), result["step"]))}
+<figcaption>Training loss is weighted by class and smoothed as configured, on augmented images;
+validation loss is plain cross-entropy.</figcaption></figure>
+
+<h2>Where the network looks</h2>
+<figure>{figures.as_png(scintigrams, "scintigrams beside their attention maps")}
+<figcaption>Of each class the hit of median confidence, then the most confident errors. Left: square
+root of counts, dark is many. Right: the same under the spatial attention gate, each map stretched
+to its own range; bright is more weight. p: softmax of the predicted class.</figcaption></figure>
+
+<h2>How it was made</h2>
+{_provenance(workdir, network)}
+</body></html>
+"""
+
+
+def _lead(result: dict[str, Any], network: TrainedNetwork) -> str:
+    patients = result["intervals"]["patients"]
+    height, width = _image_side(network)
+    return (
+        f"{result['support']} images of {patients} patients, the {html.escape(result['split'])} "
+        f"split; images of {height}x{width} pixels; {network.parameters:,} parameters; "
+        f"checkpoint of step {result['step']}."
+    )
+
+
+def _image_side(network: TrainedNetwork) -> tuple[int, int]:
+    return network.images.read(np.array([0]))["counts"].shape[1:3]
+
+
+def _metrics_table(result: dict[str, Any], baseline: Baseline) -> str:
+    rows = []
+    for name in METRIC_NAMES:
+        low, high = result["intervals"]["values"][name]
+        rows.append(
+            (
+                TITLES[name],
+                f"{result[name]:.4f}",
+                f"{low:.3f} to {high:.3f}",
+                f"{baseline.scores[name]:.3f}",
+                f"{PUBLISHED_DSCINT[name]:.4f}",
+            )
+        )
+    head = ("", "this run", "95 % interval", "linear baseline", "published Dscint")
+    return _table(head, rows, strong=1)
+
+
+def _class_table(result: dict[str, Any]) -> str:
+    rows = [
+        (
+            html.escape(label.replace("_", " ")),
+            *(f"{values[name]:.3f}" for name in ("precision", "recall", "specificity", "f1")),
+            str(values["support"]),
+        )
+        for label, values in result["per_class"].items()
+    ]
+    return _table(("class", "precision", "recall", "specificity", "F-1", "images"), rows)
+
+
+def _zero_note(result: dict[str, Any]) -> str:
+    notes = [
+        f"Counted as 0: {html.escape(', '.join(result[field]))} ({meaning})."
+        for field, meaning in (("never_predicted", "never predicted"), ("absent", "in no image"))
+        if result[field]
+    ]
+    return " ".join(notes)
+
+
+def _provenance(workdir: Path, network: TrainedNetwork) -> str:
+    attempts = read_json(workdir / "provenance.json")
+    last = attempts[-1]
+    facts = [
+        ("data set", f"<code>{html.escape(last['dataset_fingerprint'][:16])}</code>"),
+        ("commit", f"<code>{html.escape(last['git'][:12])}</code>"),
+        ("devices", html.escape(", ".join(sorted(set(last["devices"]))))),
+        ("attempts", str(len(attempts))),
+        ("seed", str(network.config.seed)),
+        ("steps, batch", f"{network.config.steps}, {network.config.batch_size} images"),
+        *((html.escape(p), html.escape(v)) for p, v in last["versions"].items()),
+    ]
+    return _table(("", ""), facts) + (
+        '<p class="note">The whole config is in config.json, every attempt in provenance.json, '
+        "every prediction in predictions.csv, in the same work directory.</p>"
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], strong: int | None = None) -> str:
+    """An HTML table; cells are HTML already; column `strong` is set in bold."""
+    header = "".join(f"<th>{cell}</th>" for cell in head)
+    header = f"<thead><tr>{header}</tr></thead>" if any(head) else ""
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f'<td class="strong">{cell}</td>' if i == strong else f"<td>{cell}</td>"
+            for i, cell in enumerate(row)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return f"<table>{header}<tbody>{body}</tbody></table>"
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise DscintError(f"{path} is missing; evaluate again") from None
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dscint_jax.report",
+        description="Write one self-contained HTML page about an evaluated run.",
+    )
+    parser.add_argument("--workdir", type=Path, required=True, help="directory of the training")
+    parser.add_argument("--split", default="test", help="which evaluation (default: test)")
+    parser.add_argument("--data_dir", type=Path, help="data set, if not where the config says")
+    arguments = parser.parse_args()
+    path, baseline = write_report(
+        arguments.workdir, split=arguments.split, data_dir=arguments.data_dir
+    )
+    print(
+        f"linear baseline ({baseline.side[0]}x{baseline.side[1]} logistic regression): accuracy "
+        f"{baseline.scores['accuracy']:.4f}, F-1 {baseline.scores['f1']:.4f}"
+    )
+    print(f"report: {path}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,84 @@
+"""A trained network, restored: what evaluation, explanations and the report start from."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dscint_jax import parallel
+from dscint_jax.checkpoint import Checkpointer
+from dscint_jax.config import check_config
+from dscint_jax.experiment import load_images, make_experiment
+from dscint_jax.input_pipeline import HostBatch, Scintigrams, device_fields
+from dscint_jax.train_step import Evaluation
+from dscint_jax.workdir import config_of
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedNetwork:
+    """One checkpoint and one split, ready to evaluate.
+
+    Attributes:
+      config: the run's.
+      step: of the checkpoint.
+      images: the split.
+      parameters: how many numbers were trained.
+    """
+
+    config: ConfigDict
+    step: int
+    images: Scintigrams
+    parameters: int
+    _mesh: Mesh
+    _state: tuple[nnx.State, nnx.State]
+    _eval_step: parallel.EvalStep
+
+    @property
+    def batch_size(self) -> int:
+        """The training's, rounded up to a multiple of the devices that are here now."""
+        return -(-self.config.batch_size // self._mesh.size) * self._mesh.size
+
+    def evaluate(self, batch: HostBatch) -> Evaluation:
+        """Evaluates a batch of `batch_size` images."""
+        return self._eval_step(*self._state, parallel.shard_batch(device_fields(batch), self._mesh))
+
+
+def load_trained(
+    workdir: Path, *, split: str, checkpoint: str, data_dir: Path | None = None
+) -> TrainedNetwork:
+    """Restores a network and opens the split it is to see.
+
+    Args:
+      workdir: of the training.
+      split: 'train', 'validation' or 'test'.
+      checkpoint: 'best' (by validation F-1), 'last', or a step.
+      data_dir: another place of the data set than the config names.
+
+    Raises:
+      DscintError: no run, no such checkpoint, no data set, or one that does not fit the network.
+    """
+    config = ConfigDict(config_of(workdir))
+    check_config(config)
+    if data_dir is not None:
+        config.data.dir = str(data_dir)
+    checkpointer = Checkpointer(workdir, read_only=True)
+    step = checkpointer.choose_step(checkpoint)
+    images = load_images(config, split)
+    experiment = make_experiment(config, images.class_counts)
+    mesh = parallel.data_mesh()
+    state = checkpointer.restore_model(
+        step, *parallel.replicate((experiment.params, experiment.statistics), mesh)
+    )
+    checkpointer.close()
+    return TrainedNetwork(
+        config=config,
+        step=step,
+        images=images,
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(experiment.params)),
+        _mesh=mesh,
+        _state=state,
+        _eval_step=parallel.compile_eval_step(experiment.recipe, mesh),
+    )

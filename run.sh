@@ -1,0 +1,126 @@
+#!/usr/bin/env bash
+# Set-up and the main jobs; `./run.sh help` lists them. Everything it makes stays in this folder:
+# .venv/ holds the environment, runs/ the results. Delete either at any time.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+PATIENTS=1000
+SEED=0
+QUICKSTART=runs/quickstart
+
+usage() {
+  cat <<EOF
+usage: ./run.sh [COMMAND]
+
+  (none)   set up, then the quickstart: $PATIENTS synthetic patients -> data set -> Dscint trained on
+           them -> evaluation on patients it never saw -> $QUICKSTART/dscint/report/index.html.
+           Run again, it keeps what is complete and resumes what is not.
+  setup    only make .venv and install
+  test     set up, then run the tests; further arguments go to pytest
+  help     this text
+
+PYTHON=/path/to/python3 chooses the interpreter (3.11 to 3.13) that .venv is made from.
+EOF
+}
+
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+usable_python() {
+  "$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+    >/dev/null 2>&1
+}
+
+find_python() {
+  if [[ -n "${PYTHON:-}" ]]; then
+    usable_python "$PYTHON" || fail "PYTHON=$PYTHON is not a Python 3.11 to 3.13 with venv"
+    echo "$PYTHON"
+    return
+  fi
+  local candidate
+  for candidate in python3 python3.13 python3.12 python3.11 python; do
+    if usable_python "$candidate"; then
+      echo "$candidate"
+      return
+    fi
+  done
+  fail "no Python 3.11 to 3.13 with its venv module found; install one or set PYTHON=/path/to/python3"
+}
+
+# The extra of pyproject.toml that fits this machine's accelerator, if it has one.
+accelerator_extra() {
+  local driver
+  driver=$(nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p' | head -n 1) || true
+  if [[ -n "$driver" ]]; then
+    if ((driver >= 13)); then echo cuda13; else echo cuda12; fi
+  fi
+}
+
+# setup EXTRA...: makes .venv, or brings it up to date with pyproject.toml and constraints.txt.
+setup() {
+  local extras=("$@") accelerator python stamp wanted
+  accelerator=$(accelerator_extra)
+  [[ -z "$accelerator" ]] || extras+=("$accelerator")
+  if ! .venv/bin/python -c '' 2>/dev/null; then
+    python=$(find_python)
+    echo "making .venv with $("$python" --version)"
+    rm -rf .venv
+    "$python" -m venv .venv
+  fi
+  stamp=.venv/installed
+  wanted="${extras[*]:-} $(cat pyproject.toml constraints.txt | cksum)"
+  if ! grep -qsxF -- "$wanted" "$stamp"; then
+    echo "installing${extras[*]:+ with ${extras[*]}} (a minute or two)"
+    local requirement="."
+    [[ -z "${extras[*]:-}" ]] || requirement=".[$(IFS=,; echo "${extras[*]}")]"
+    .venv/bin/python -m pip install --quiet --no-cache-dir --disable-pip-version-check \
+      --constraint constraints.txt --editable "$requirement" ||
+      fail "the installation failed; the lines above say why; mend it and run again"
+    echo "$wanted" >>"$stamp"
+  fi
+  # matplotlib would keep its font cache in the home directory.
+  export MPLCONFIGDIR="$PWD/.venv/matplotlib"
+}
+
+step() {
+  echo
+  echo "== $1 ($((SECONDS / 60)):$(printf '%02d' $((SECONDS % 60))))"
+  shift
+  .venv/bin/python -m "$@"
+}
+
+quickstart() {
+  step "synthetic patients" tfds_builder.phantom \
+    --out "$QUICKSTART/phantom" --patients "$PATIENTS" --seed "$SEED"
+  step "data set" tfds_builder.build \
+    --manifest "$QUICKSTART/phantom/manifest.csv" --data_dir "$QUICKSTART/data"
+  step "training" dscint_jax.main \
+    --config configs/quickstart.py --workdir "$QUICKSTART/dscint" \
+    --config.data.dir="$QUICKSTART/data"
+  step "evaluation" dscint_jax.evaluate --workdir "$QUICKSTART/dscint" --split test
+  step "report" dscint_jax.report --workdir "$QUICKSTART/dscint" --split test
+  echo
+  echo "done in $((SECONDS / 60)):$(printf '%02d' $((SECONDS % 60))); open" \
+    "$QUICKSTART/dscint/report/index.html"
+}
+
+case "${1:-quickstart}" in
+  quickstart)
+    (($# == 0)) || fail "quickstart is what ./run.sh does without a command"
+    setup
+    quickstart
+    ;;
+  setup)
+    setup
+    echo "ready: .venv/bin/python -m dscint_jax.main --help"
+    ;;
+  test)
+    shift
+    setup dev
+    .venv/bin/python -m pytest "$@"
+    ;;
+  help | -h | --help) usage ;;
+  *) fail "unknown command '$1'; ./run.sh help lists them" ;;
+esac
