@@ -14,6 +14,7 @@ import math
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -38,7 +39,8 @@ from tfds_builder.scintigraphy.scintigraphy_dataset_builder import Builder, Shar
 
 _STAGING = ".scintigraphy-being-built"
 _PLAIN_LINE_SECONDS = 10
-_TASKS_IN_FLIGHT_PER_WORKER = 2
+_PLAIN_WIDTH = 100
+_TASKS_IN_FLIGHT = 64
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -48,7 +50,8 @@ def main(argv: list[str] | None = None) -> None:
       DataError: anything that the user can mend.
     """
     options = _parser().parse_args(argv)
-    console = Console(file=sys.stdout, highlight=False, markup=False)
+    width = None if sys.stdout.isatty() else _PLAIN_WIDTH
+    console = Console(file=sys.stdout, width=width, highlight=False, markup=False)
     fractions = _checked_fractions(options.split_fractions)
     rows = read_manifest(options.manifest)
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
@@ -209,7 +212,8 @@ def _workers(count: int) -> Iterator[Executor | None]:
 
 
 def _start_worker() -> None:
-    """Quietens the libraries, and ends the worker when the main process is killed."""
+    """Leaves Ctrl-C to the main process, and ends the worker when that is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     parent = multiprocessing.parent_process()
 
@@ -228,10 +232,9 @@ def _in_order(
         yield from map(function, items)
         return
     waiting: deque[Any] = deque()
-    window = _TASKS_IN_FLIGHT_PER_WORKER * (os.cpu_count() or 1)
     for item in items:
         waiting.append(pool.submit(function, item))
-        if len(waiting) > window:
+        if len(waiting) > _TASKS_IN_FLIGHT:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
@@ -343,6 +346,12 @@ def _report(
     console.print(table)
     if plan.kept_patients:
         _say(console, f"{plan.kept_patients} patients keep the split of an earlier build")
+    elif plan.earlier_patients:
+        _say(
+            console,
+            f"note: no patient of the earlier {splits.FILE_NAME} is in this manifest; "
+            "if they are the same people, the pseudonym key has changed",
+        )
     for note, times in metadata["notes"].items():
         _say(console, f"note: {note} ({times}x)")
     speed = plan.images / seconds

@@ -113,7 +113,8 @@ def read_views(path: Path, frame: int | None = None, view: str | None = None) ->
     with _naming(path):
         dataset = _read(path, pixels=True)
         header = _checked_header(dataset, frame, view)
-        _require_decoder(dataset)
+        if "PixelData" not in dataset:
+            raise DataError("has no PixelData; the file may be truncated")
         stored, notes = _counts(dataset)
         spacing, spacing_notes = _pixel_spacing(dataset)
         notes += spacing_notes + _radionuclide_notes(dataset)
@@ -147,6 +148,7 @@ def _read(path: Path, pixels: bool) -> Dataset:
 
 def _checked_header(dataset: Dataset, frame: int | None, view: str | None) -> Header:
     _check_kind(dataset)
+    _require_decoder(dataset)
     rows, columns, frames = _matrix(dataset)
     return Header(
         views=resolve_views(dataset, frame, view),
@@ -192,8 +194,6 @@ def _matrix(dataset: Dataset) -> tuple[int, int, int]:
 
 
 def _require_decoder(dataset: Dataset) -> None:
-    if "PixelData" not in dataset:
-        raise DataError("has no PixelData; the file may be truncated")
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_compressed or syntax.name.startswith("Deflated"):
         return

@@ -3,12 +3,21 @@
 In: the TIFF's path and the matrix that the image file has. Out: one uint8 mask a frame.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from tfds_builder.errors import DataError
+
+
+def check_masks(path: Path, pages: int, rows: int, columns: int) -> None:
+    """Checks pages and matrix without decoding; arguments and errors as for `read_masks`."""
+    with _tiff(path, pages) as tiff:
+        for frame in range(1, pages + 1):
+            _seek(path, tiff, frame, rows, columns)
 
 
 def read_masks(
@@ -28,20 +37,31 @@ def read_masks(
     Raises:
       DataError: unreadable, not 8 bits a pixel, or not of the image's pages and matrix.
     """
+    masks = []
+    with _tiff(path, pages) as tiff:
+        for frame in frames:
+            _seek(path, tiff, frame, rows, columns)
+            masks.append(np.array(tiff, np.uint8))
+    return masks
+
+
+@contextmanager
+def _tiff(path: Path, pages: int) -> Iterator[Image.Image]:
+    """Opens a TIFF of so many pages; Pillow raises nearly anything on malformed files."""
     try:
         with Image.open(path, formats=("TIFF",)) as tiff:
             if tiff.n_frames != pages:
                 raise DataError(
                     f"{path}: lesion mask has {tiff.n_frames} pages, but its image {pages} frames"
                 )
-            return [_page(path, tiff, frame, rows, columns) for frame in frames]
+            yield tiff
     except DataError:
         raise
     except Exception as error:
         raise DataError(f"{path}: cannot be read as a TIFF lesion mask ({error})") from None
 
 
-def _page(path: Path, tiff: Image.Image, frame: int, rows: int, columns: int) -> np.ndarray:
+def _seek(path: Path, tiff: Image.Image, frame: int, rows: int, columns: int) -> None:
     tiff.seek(frame - 1)
     if tiff.size != (columns, rows):
         raise DataError(
@@ -50,4 +70,3 @@ def _page(path: Path, tiff: Image.Image, frame: int, rows: int, columns: int) ->
         )
     if tiff.mode not in ("L", "P"):
         raise DataError(f"{path}: page {frame} is {tiff.mode}; a lesion mask has 8 bits a pixel")
-    return np.asarray(tiff, np.uint8)

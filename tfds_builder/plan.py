@@ -14,6 +14,7 @@ from typing import Any
 
 from tfds_builder import deidentify, dicom, splits
 from tfds_builder.errors import DataError
+from tfds_builder.lesion_mask import check_masks
 from tfds_builder.manifest import SPLITS, Row
 
 SOURCES_PER_SHARD = 64
@@ -55,7 +56,8 @@ class Plan:
       fingerprint: sha256 of all that decides the records.
       proof: what `splits.prove_disjoint` returned.
       patients: splits.csv to be: pseudonym -> (label, split), patients of earlier builds included.
-      kept_patients: how many patients have the split of an earlier build.
+      earlier_patients: how many patients earlier builds knew.
+      kept_patients: how many of them are here, in the same split.
       notes: what was found in the headers, without anything of the patients, and how often.
     """
 
@@ -63,6 +65,7 @@ class Plan:
     fingerprint: str
     proof: dict[str, Any]
     patients: dict[str, tuple[str, str]]
+    earlier_patients: int
     kept_patients: int
     notes: Counter[str]
 
@@ -127,15 +130,19 @@ def plan_data_set(
         fingerprint=_fingerprint(sources, inspected, assigned, version),
         proof=splits.prove_disjoint(_memberships(shards)),
         patients=known | {patient: (labels[patient], assigned[patient]) for patient in labels},
+        earlier_patients=len(known),
         kept_patients=sum(patient in known for patient in labels),
         notes=_notes(rows, inspected),
     )
 
 
 def inspect(row: Row) -> _Inspected:
-    """Reads one row's header and hashes its files."""
+    """Checks one row's files as far as their headers go, and hashes them."""
     header = dicom.read_header(row.path, row.frame, row.view)
-    mask_digest = _digest(row.lesion_mask) if row.lesion_mask else ""
+    mask_digest = ""
+    if row.lesion_mask:
+        check_masks(row.lesion_mask, header.frames, header.fit.rows, header.fit.columns)
+        mask_digest = _digest(row.lesion_mask)
     return _Inspected(header, _digest(row.path), mask_digest)
 
 

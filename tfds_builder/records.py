@@ -89,7 +89,7 @@ def write_shard(sources: tuple[Source, ...], path: str) -> Written:
       path: the file to write.
 
     Raises:
-      DataError: a file cannot be decoded, or changed since it was planned.
+      DataError: a file cannot be decoded, or changed since it was planned; the disk is full.
     """
     notes: Counter[str] = Counter()
     rules: Counter[str] = Counter()
@@ -105,7 +105,10 @@ def write_shard(sources: tuple[Source, ...], path: str) -> Written:
                 yield len(sizes), record
 
     adapter = file_adapters.ADAPTER_FOR_FORMAT[file_adapters.FileFormat.ARRAY_RECORD]
-    adapter.write_examples(path, serialized())
+    try:
+        adapter.write_examples(path, serialized())
+    except RuntimeError as error:  # What ArrayRecord makes of a full disk, for one.
+        raise DataError(f"cannot write the data set, is the disk full? ({error})") from None
     return Written(len(sizes), sum(sizes), notes, rules)
 
 

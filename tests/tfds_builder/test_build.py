@@ -213,6 +213,31 @@ def test_given_splits_are_honoured(write_dicom, write_manifest, tmp_path):
     assert len(records(tmp_path / "data", "test")) == 6
 
 
+def test_a_given_split_may_not_contradict_an_earlier_build(write_dicom, write_manifest, tmp_path):
+    write_dicom("a.dcm")
+    row = {"path": "a.dcm", "patient_id": "p", "label": "normal"}
+    run(write_manifest(row | {"split": "test"}), tmp_path / "data")
+    with pytest.raises(DataError, match=r"row 2: split 'train', but an earlier build .* 'test'"):
+        run(write_manifest(row | {"split": "train"}), tmp_path / "data", "--overwrite")
+
+
+def test_one_hospital_number_under_two_patients_is_noted(cohort, tmp_path, capsys):
+    run(cohort(4, PatientID="H-1"), tmp_path / "data")
+    assert "PatientID occurs under several patient_ids" in capsys.readouterr().out
+
+
+def test_assumptions_are_counted_in_the_report_and_the_metadata(
+    write_dicom, write_manifest, tmp_path, capsys
+):
+    write_dicom("a.dcm", views=(None, None))
+    run(write_manifest({"path": "a.dcm", "patient_id": "p", "label": "normal"}), tmp_path / "data")
+    metadata = tfds.builder("scintigraphy/views", data_dir=tmp_path / "data").info.metadata
+    ((note, times),) = metadata["notes"].items()
+    assert times == 2
+    assert "detector order" in note
+    assert f"note: {note} (2x)" in capsys.readouterr().out
+
+
 def test_frames_and_views_from_the_manifest_become_images_of_one_study(
     write_dicom, write_manifest, tmp_path
 ):
@@ -284,6 +309,20 @@ def test_a_bad_file_in_the_middle_ends_in_one_line_and_no_data_set(cohort, tmp_p
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ")
     assert "3.dcm" in done.stderr
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_a_full_disk_ends_in_one_line_and_no_data_set(cohort, tmp_path):
+    manifest = cohort(4)
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({10**6}, {10**6}));"
+    program = limit + "from tfds_builder import build; build.run_command(build.main)"
+    options = ["--manifest", manifest, "--data_dir", tmp_path / "data", "--workers", "1"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *options], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "disk full" in done.stderr
     assert list((tmp_path / "data").iterdir()) == []
 
 

@@ -4,7 +4,14 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import RLELossless
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
 
 from tfds_builder import dicom
 from tfds_builder.errors import DataError
@@ -233,11 +240,33 @@ def test_counts_that_cropping_cuts_off_are_noted(write_dicom, rng):
     assert "cropping cut off counts" in view.notes
 
 
-def test_eight_bit_and_compressed_files_are_read(write_dicom, rng):
+def test_eight_bit_files_are_read(write_dicom, rng):
     counts = counts_of(rng, 2, dtype=np.uint8)
     np.testing.assert_array_equal(dicom.read_views(write_dicom(counts=counts))[1].counts, counts[1])
-    path = write_dicom(counts=counts_of(rng, 2), change=lambda d: d.compress(RLELossless))
-    assert len(dicom.read_views(path)) == 2
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
+def test_lossless_compression_keeps_every_count(write_dicom, rng, syntax):
+    counts = counts_of(rng, 2)
+    views = dicom.read_views(write_dicom(counts=counts, change=lambda d: d.compress(syntax)))
+    np.testing.assert_array_equal([view.counts for view in views], counts)
+    assert views[0].notes == ()
+
+
+@pytest.mark.parametrize(
+    "syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
+)
+def test_every_uncompressed_syntax_is_read(write_dicom, rng, syntax):
+    counts = counts_of(rng, 2)
+
+    def change(dataset):
+        dataset.file_meta.TransferSyntaxUID = syntax
+        if syntax == ExplicitVRBigEndian:
+            dataset.PixelData = counts.astype(">u2").tobytes()
+            dataset["PixelData"].VR = "OW"
+
+    views = dicom.read_views(write_dicom(counts=counts, change=change))
+    np.testing.assert_array_equal([view.counts for view in views], counts)
 
 
 def test_a_size_beyond_the_cap_is_refused_before_decoding(write_dicom):
