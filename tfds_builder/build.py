@@ -168,7 +168,9 @@ def _build(
         return
     staging = options.data_dir / _STAGING
     metadata = _write(plan, staging, pool, console)
-    _write_atomically(splits_file, splits.splits_text(plan.patients))
+    new_splits = staging / splits.FILE_NAME
+    new_splits.write_text(splits.splits_text(plan.patients), encoding="utf-8")
+    new_splits.replace(splits_file)
     _move_into_place(staging, final)
     _report(console, plan, metadata, final, time.monotonic() - started)
 
@@ -311,12 +313,6 @@ def _write(plan: Plan, staging: Path, pool: Executor | None, console: Console) -
     with contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare()
     return dict(builder.info.metadata)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".incomplete")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _move_into_place(staging: Path, final: Path) -> None:

@@ -19,7 +19,7 @@ from tfds_builder.manifest import SPLITS, Row
 
 SOURCES_PER_SHARD = 64
 
-Map = Callable[[Callable[[Any], Any], list[Any], str], Iterable[Any]]
+MapAll = Callable[[Callable[[Any], Any], list[Any], str], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def plan_data_set(
     version: str,
     fractions: tuple[float, float, float] = splits.FRACTIONS,
     seed: int = 0,
-    map_all: Map = lambda function, items, _: map(function, items),
+    map_all: MapAll = lambda function, items, _: map(function, items),
 ) -> Plan:
     """Reads every header and lays out the data set.
 
@@ -112,7 +112,7 @@ def plan_data_set(
     Raises:
       DataError: a fault in a file's header or in the given splits.
     """
-    inspected = list(map_all(inspect, list(rows), "reading headers"))
+    inspected = list(map_all(inspect_row, list(rows), "reading headers"))
     _refuse_copies(manifest, rows, inspected)
     patients = {row.patient_id: deidentify.patient_pseudonym(key, row.patient_id) for row in rows}
     labels = {
@@ -136,7 +136,7 @@ def plan_data_set(
     )
 
 
-def inspect(row: Row) -> _Inspected:
+def inspect_row(row: Row) -> _Inspected:
     """Checks one row's files as far as their headers go, and hashes them."""
     header = dicom.read_header(row.path, row.frame, row.view)
     mask_digest = ""

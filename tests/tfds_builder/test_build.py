@@ -365,6 +365,18 @@ def test_a_second_build_in_the_same_folder_waits_its_turn(cohort, tmp_path):
         run(cohort(3), tmp_path / "data")
 
 
+def test_the_builder_imports_neither_a_trainer_nor_tensorflow():
+    program = """
+import sys
+import tfds_builder.build
+print(sorted({"jax", "flax", "dscint_jax", "tensorflow"} & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
 def test_tfds_builds_from_manual_dir(cohort, tmp_path):
     cohort(8)
     builder = Builder(data_dir=tmp_path / "data", config="views")
