@@ -130,7 +130,10 @@ def scaled_expectation(views: np.ndarray, counts: float, background: float) -> n
 
 
 def detect(expected: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Poisson counts as uint16, the posterior view turned as seen from behind."""
-    counts = np.minimum(rng.poisson(expected), 65535).astype(np.uint16)
-    counts[1] = counts[1, :, ::-1].copy()
-    return counts
+    """Poisson counts as uint16, of the shape of the expectation."""
+    return np.minimum(rng.poisson(expected), 65535).astype(np.uint16)
+
+
+def turn_posterior(views: np.ndarray) -> np.ndarray:
+    """Turns the second of two views, drawn as seen from the front, to be as seen from behind."""
+    return np.stack([views[0], views[1, :, ::-1]])

@@ -122,7 +122,7 @@ def simulate(seed: int, patient: int, study: int = 0) -> Scan:
         _shade_buckle(primary[0], points[skeleton.named("vertebra_L5").start], top)
     views = camera.add_scatter(primary, acquisition.scatter_ratio)
     expected = camera.scaled_expectation(views, acquisition.counts_per_view, acquisition.background)
-    expected[1], masks[1] = expected[1, :, ::-1].copy(), masks[1, :, ::-1].copy()
+    expected, masks = camera.turn_posterior(expected), camera.turn_posterior(masks)
     return Scan(
         seed, patient, study, case.label, case.patient, acquisition, date, condition,
         camera.detect(expected, rng), expected, masks,

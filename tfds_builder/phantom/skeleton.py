@@ -93,11 +93,12 @@ def reference_skeleton() -> Skeleton:
 
 def _skull(parts: _Parts) -> None:
     points, volume = ellipsoid((0, -8, 96), (73, 93, 92), hollow=0.9)
-    keep = points[:, 2] < 128 - 0.35 * points[:, 1]
+    fading = 40 * np.mod(0.618034 * np.arange(len(points)), 1.0) - 20
+    keep = points[:, 2] < 128 - 0.35 * points[:, 1] + fading
     parts.add("skull_vault", "skull", "head", 9.0, (points[keep], volume * float(keep.mean())))
     parts.add(
-        "skull_base", "skull", "head", 8.0,
-        ellipsoid((0, -15, 152), (50, 52, 13)), ellipsoid((0, 40, 130), (38, 28, 9)),
+        "skull_base", "skull", "head", 5.0,
+        ellipsoid((0, -12, 150), (50, 50, 19)), ellipsoid((0, 40, 130), (38, 28, 9)),
     )  # fmt: skip
     parts.pair("mastoid", "skull", "head", 7.0, ellipsoid((52, -22, 158), (11, 15, 16)))
     turn = np.linspace(0, 2 * np.pi, 30)
@@ -132,12 +133,12 @@ def vertebra_centers() -> np.ndarray:
 def _spine(parts: _Parts) -> None:
     centers = vertebra_centers()
     gaps = np.gradient(centers[:, 2])
-    size = np.interp(np.arange(24), [0, 6, 7, 12, 18, 19, 23], [11, 12, 14, 15, 19, 21, 24])
+    size = np.interp(np.arange(24), [0, 6, 7, 12, 18, 19, 23], [15, 16, 15, 15, 19, 21, 24])
     for name, (_, y, z), gap, width in zip(VERTEBRAE, centers, gaps, size, strict=True):
         region = {"C": "cervical", "T": "thoracic", "L": "lumbar"}[name[0]]
         half = 0.37 * gap
         body = tube([(0, y, z - half), (0, y, z + half)], width, flat=0.78)
-        uptake = {"C": 18.0, "T": 26.0, "L": 26.0}[name[0]]
+        uptake = {"C": 12.0, "T": 25.0, "L": 24.0}[name[0]]
         parts.add(f"vertebra_{name}", region, "trunk", uptake, body)
         depth = 0.78 * width
         spinous = ellipsoid((0, y - depth - 24, z + 0.3 * gap), (4.5, 12, 0.3 * gap))
@@ -173,10 +174,12 @@ def _ribs(parts: _Parts) -> None:
 
 
 def _shoulder_girdle(parts: _Parts) -> None:
-    manubrium = tube([(0, 56, 314), (0, 66, 340), (0, 71, 362)], [25, 21, 16], flat=0.3)
+    manubrium = tube([(0, 56, 312), (0, 62, 326), (0, 71, 360)], [22, 26, 15], flat=0.26)
     parts.add("manubrium", "sternum", "trunk", 36.0, manubrium)
-    body = tube([(0, 72, 366), (0, 82, 410), (0, 90, 458)], [13, 16, 15], flat=0.4)
-    parts.add("sternum_body", "sternum", "trunk", 26.0, body)
+    body = tube(
+        [(0, 72, 366), (0, 84, 420), (0, 89, 450), (0, 91, 466)], [12, 17, 15, 6], flat=0.36
+    )
+    parts.add("sternum_body", "sternum", "trunk", 22.0, body)
     parts.add("sternal_angle", "sternum", "trunk", 20.0, ellipsoid((0, 72, 364), (18, 6, 6)))
     parts.pair("sternoclavicular", "sternum", "trunk", 26.0, ellipsoid((24, 54, 313), (9, 8, 8)))
     clavicle = arc([(28, 54, 312), (60, 56, 304), (105, 34, 288), (140, 6, 274), (158, -6, 270)])
@@ -257,23 +260,23 @@ def _pelvis(parts: _Parts) -> None:
 
 def _legs(parts: _Parts) -> None:
     head = ellipsoid(HIP, (22, 22, 22)), tube([HIP, (124, -8, 826)], [14, 17])
-    parts.pair("femur_head", "hip", "leg", 6.5, *head)
-    trochanter = ellipsoid((133, -12, 816), (13, 17, 20)), ellipsoid((112, -18, 856), (10, 10, 14))
+    parts.pair("femur_head", "hip", "leg", 7.5, *head)
+    trochanter = ellipsoid((131, -12, 826), (13, 17, 20)), ellipsoid((112, -18, 856), (10, 10, 14))
     parts.pair("trochanter", "hip", "leg", 6.5, *trochanter)
     shaft = tube([(126, -8, 836), (127, 2, 900), (116, 8, 1000), (94, 4, 1120), (87, 0, 1150)],
                  [19, 15, 14, 15, 24], hollow=0.55)  # fmt: skip
     parts.pair("femur_shaft", "leg", "leg", 4.4, shaft)
     for side, x in (("medial", 64), ("lateral", 104)):
-        ends = ellipsoid((x, -4, 1167), (21, 27, 20)), ellipsoid((x, -2, 1207), (21, 24, 13))
+        ends = ellipsoid((x, -4, 1168), (20, 27, 22)), ellipsoid((x, -2, 1206), (20, 24, 15))
         parts.pair(f"knee_{side}", "knee", "leg", 2.9, *ends)
-    between = ellipsoid((84, -2, 1160), (26, 22, 22)), ellipsoid((84, 0, 1210), (24, 20, 14))
+    between = ellipsoid((84, -2, 1160), (26, 22, 22)), ellipsoid((84, 0, 1212), (24, 20, 18))
     parts.pair("knee_center", "knee", "leg", 2.3, *between)
     parts.pair("patella", "knee", "leg", 5.5, ellipsoid((84, 44, 1160), (20, 9, 21)))
     tibia = tube([(84, 0, 1205), (83, 4, 1250), (80, 4, 1400), (77, 2, 1520), (77, 0, 1562)],
                  [27, 15, 12, 11, 18], hollow=0.5)  # fmt: skip
     fibula = tube([(116, -16, 1225), (110, -14, 1260), (100, -12, 1520), (100, -10, 1572)],
                   [9, 5, 5, 9])  # fmt: skip
-    parts.pair("tibia_shaft", "leg", "leg", 4.6, tibia)
+    parts.pair("tibia_shaft", "leg", "leg", 3.9, tibia)
     parts.pair("fibula", "leg", "leg", 3.4, fibula)
     ankle = ellipsoid((78, 0, 1560), (21, 18, 10)), ellipsoid((78, 4, 1582), (19, 22, 13))
     parts.pair("ankle", "foot", "leg", 4.6, *ankle)

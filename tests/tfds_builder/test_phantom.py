@@ -1,0 +1,262 @@
+"""The phantom's scans: what a study is a function of, its physics, its lesions."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from tfds_builder.phantom import LABELS, PROPORTIONS, sample_case, simulate
+from tfds_builder.phantom.anatomy import PIXEL_MM, body_outline, place_skeleton
+from tfds_builder.phantom.camera import (
+    ATTENUATION_PER_MM,
+    add_scatter,
+    detect,
+    expected_primary,
+    system_sigma_mm,
+    turn_posterior,
+)
+from tfds_builder.phantom.disease import ARTHRITIS_RATIO, MILD_RATIO
+from tfds_builder.phantom.scan import SOFT_UPTAKE
+from tfds_builder.phantom.skeleton import reference_skeleton
+
+SEED = 20240229
+
+
+@pytest.fixture(scope="module")
+def cases():
+    return [sample_case(SEED, number) for number in range(500)]
+
+
+def _first(cases, label, wanted=lambda case: True):
+    return next(n for n, case in enumerate(cases) if case.label == label and wanted(case))
+
+
+@pytest.fixture(scope="module")
+def scans(cases):
+    """One scan of each class, by label."""
+    return {label: simulate(SEED, _first(cases, label)) for label in LABELS}
+
+
+@pytest.fixture(scope="module")
+def placed(cases):
+    """A patient's placed points and outline, as the camera gets them."""
+    from tfds_builder.phantom.patient import sample_pose
+
+    skeleton = reference_skeleton()
+    patient, pose = cases[0].patient, sample_pose(np.random.default_rng(5))
+    top = 300.0
+    return (
+        skeleton,
+        place_skeleton(skeleton, patient, pose),
+        body_outline(patient, pose, top, ATTENUATION_PER_MM),
+        top,
+    )
+
+
+def _structure_views(placed, *names, soft=0.0):
+    """What both cameras see of these structures alone, no scatter."""
+    skeleton, points, outline, top = placed
+    chosen = np.concatenate(
+        [np.arange(skeleton.named(n).start, skeleton.named(n).stop) for n in names]
+    )
+    return expected_primary(
+        points[chosen], skeleton.weights[chosen], outline, top, (160.0, -170.0), soft
+    )
+
+
+def test_a_scan_is_a_pure_function_of_seed_patient_and_study():
+    once, again = simulate(9, 4), simulate(9, 4)
+    np.testing.assert_array_equal(once.counts, again.counts)
+    np.testing.assert_array_equal(once.masks, again.masks)
+    assert not np.array_equal(once.counts, simulate(9, 5).counts)
+    assert not np.array_equal(once.counts, simulate(10, 4).counts)
+
+
+def test_shapes_types_and_labels(scans):
+    for label, scan in scans.items():
+        assert scan.counts.shape == scan.masks.shape == (2, 1024, 256)
+        assert scan.counts.dtype == np.uint16
+        assert scan.masks.dtype == np.uint8
+        assert scan.label == label
+
+
+def test_counts_are_poisson_around_the_expectation(scans):
+    scan = scans["normal"]
+    draws = np.stack([detect(scan.expected[[0, 0]], np.random.default_rng(k))[0] for k in range(8)])
+    body = scan.expected[0] > 2
+    ratio = draws[:, body].var(axis=0, ddof=1).mean() / draws[:, body].mean()
+    assert ratio == pytest.approx(1.0, abs=0.03)
+    pearson = (scan.counts - scan.expected) ** 2 / scan.expected
+    assert pearson[scan.expected > 0.5].mean() == pytest.approx(1.0, abs=0.03)
+
+
+def test_counts_and_background_lie_in_the_clinical_range(scans):
+    for scan in scans.values():
+        at_reference = scan.counts.sum(axis=(1, 2)) * scan.acquisition.speed_mm_s / 4.43
+        assert ((at_reference > 0.2e6) & (at_reference < 1.0e6)).all()
+        assert 0.03 < scan.counts[:, :40].mean() < 0.14
+
+
+def test_attenuation_halves_a_deep_source_and_posterior_shows_spine_and_kidneys(placed):
+    for names, behind in (
+        (("vertebra_L2", "vertebra_T8"), True),
+        (("kidney_left", "kidney_right"), True),
+        (("scapula_blade_left",), True),
+        (("sternum_body", "manubrium"), False),
+        (("bladder",), False),
+        (("nasal_cavity",), False),
+    ):
+        front, back = _structure_views(placed, *names).sum(axis=(1, 2))
+        assert (back > 1.3 * front) if behind else (front > 1.3 * back), names
+
+
+def test_views_show_the_same_structure_at_the_same_height(placed):
+    front, back = _structure_views(placed, "kidney_left")
+    rows = np.arange(1024)
+    centers = [np.average(rows, weights=view.sum(axis=1)) for view in (front, back)]
+    assert centers[0] == pytest.approx(centers[1], abs=0.5)
+
+
+def test_patients_left_is_on_the_right_of_the_anterior_view_only(placed):
+    skeleton, points, _, _ = placed
+    left = skeleton.named("humerus_head_left")
+    assert points[left.start : left.stop, 0].mean() > 100
+    front, back = _structure_views(placed, "humerus_head_left")
+    turned = turn_posterior(np.stack([front, back]))
+    columns = np.arange(256)
+    center = [np.average(columns, weights=view.sum(axis=0)) for view in turned]
+    assert center[0] > 140
+    assert center[1] < 116
+
+
+def test_a_lateral_lesion_is_on_opposite_sides_of_the_two_views(cases):
+    columns = np.arange(256)
+    limbs = ("knee", "patella", "glenoid", "humerus", "wrist", "midfoot", "ankle")
+    checked = 0
+    for number in [n for n, c in enumerate(cases) if c.label == "arthritis"][:6]:
+        scan = simulate(SEED, number)
+        for finding in scan.condition.findings:
+            if not finding.number or not finding.site.startswith(limbs):
+                continue
+            sign = 1 if finding.site.endswith("left") else -1
+            for view, direction in enumerate((1, -1)):
+                area = (scan.masks[view] == finding.number).sum(axis=0)
+                if area.any():
+                    assert sign * direction * (np.average(columns, weights=area) - 127.5) > 0
+                    checked += 1
+    assert checked > 10
+
+
+def test_resolution_follows_the_collimator_table():
+    distances = np.array([0.0, 50.0, 100.0, 150.0, 200.0])
+    np.testing.assert_allclose(
+        system_sigma_mm(distances) * 2.3548, [4.1, 5.3, 7.0, 8.9, 10.9], rtol=1e-4
+    )
+    assert system_sigma_mm(260.0) > system_sigma_mm(200.0)
+
+
+def test_blur_and_scatter_keep_or_add_the_stated_counts(placed):
+    primary = _structure_views(placed, "patella_left", soft=SOFT_UPTAKE)
+    summed = add_scatter(primary, 0.4).sum(axis=(1, 2))
+    np.testing.assert_allclose(summed, 1.4 * primary.sum(axis=(1, 2)), rtol=2e-3)
+
+
+def test_body_has_the_height_of_the_patient(scans):
+    for scan in scans.values():
+        smooth = ndimage.gaussian_filter(scan.expected[0], 2)
+        rows = np.flatnonzero(smooth.max(axis=1) > 0.8)
+        height = (rows[-1] - rows[0] + 1) * PIXEL_MM
+        assert height == pytest.approx(scan.patient.height_mm, abs=60)
+
+
+def test_only_diseased_patients_have_masks(scans):
+    assert not scans["normal"].masks.any()
+    for label in LABELS[1:]:
+        assert scans[label].masks.any(), label
+
+
+def test_lesion_numbers_in_the_masks_are_those_of_the_findings(scans):
+    for scan in scans.values():
+        numbers = {finding.number for finding in scan.condition.findings} - {0}
+        assert set(np.unique(scan.masks)) - {0} <= numbers
+
+
+def test_masks_lie_on_pixels_hotter_than_their_surroundings(cases):
+    hotter = []
+    for number in [n for n, c in enumerate(cases) if c.label != "normal"][:12]:
+        scan = simulate(SEED, number)
+        cold = {f.number for f in scan.condition.findings if f.cold}
+        for view, mask in zip(scan.counts, scan.masks, strict=True):
+            smooth = ndimage.gaussian_filter(view.astype(float), 1.5)
+            for lesion in set(np.unique(mask)) - {0} - cold:
+                inside = mask == lesion
+                if inside.sum() < 12:
+                    continue
+                ring = ndimage.binary_dilation(inside, iterations=7) & (mask == 0)
+                hotter.append(smooth[inside].max() > 1.15 * np.median(smooth[ring]))
+    assert len(hotter) > 30
+    assert np.mean(hotter) > 0.93
+
+
+def test_class_shares_are_near_the_documented_ones(cases):
+    shares = [np.mean([case.label == label for case in cases]) for label in LABELS]
+    deviation = np.sqrt(np.asarray(PROPORTIONS) * (1 - np.asarray(PROPORTIONS)) / len(cases))
+    assert (np.abs(np.asarray(shares) - PROPORTIONS) < 4 * deviation).all()
+
+
+def test_findings_fit_their_class(cases):
+    allowed = {
+        "normal": set(),
+        "metastasis": {"metastasis"},
+        "arthritis": {"arthritis"},
+        "thyroid_carcinoma": {"thyroid", "node", "metastasis"},
+    }
+    for case in cases:
+        kinds = {f.kind for f in case.condition.findings if f.number}
+        assert kinds <= allowed[case.label]
+        assert (case.label == "normal") == (not kinds)
+        if case.label == "arthritis":
+            assert case.patient.age >= 40
+        for finding in case.condition.findings:
+            if finding.kind == "degenerative":
+                assert max(f.ratio for f in finding.foci) < MILD_RATIO * 1.2 < ARTHRITIS_RATIO
+
+
+def test_harmless_findings_occur_in_every_class(cases):
+    for label in LABELS:
+        found = [{f.kind for f in c.condition.findings} for c in cases if c.label == label]
+        for kind in ("injection_site", "degenerative", "contamination"):
+            assert any(kind in kinds for kinds in found), (label, kind)
+
+
+def test_metastases_favour_the_spine_and_number_three_to_six_on_average(cases):
+    lesions = [
+        [f for f in case.condition.findings if f.number]
+        for case in cases
+        if case.label == "metastasis"
+    ]
+    assert 3 <= np.mean([len(patient) for patient in lesions]) <= 6
+    sites = [f.site for patient in lesions for f in patient]
+    spine = np.mean([site.startswith("vertebra") for site in sites])
+    ribs = np.mean([site.startswith("rib") for site in sites])
+    sternum = np.mean([site.startswith(("sternum", "manubrium")) for site in sites])
+    assert spine > ribs > sternum > 0
+
+
+def test_later_studies_keep_anatomy_and_lesions_but_not_the_noise(cases):
+    number = _first(cases, "metastasis", lambda case: len(case.dates) > 1)
+    first, second = simulate(SEED, number, 0), simulate(SEED, number, 1)
+    assert second.date > first.date
+    assert second.patient == first.patient
+    places = [[(f.site, f.foci[0].point) for f in s.condition.findings] for s in (first, second)]
+    assert places[0] == places[1]
+    heat = [[f.foci[0].ratio for f in s.condition.findings] for s in (first, second)]
+    assert heat[0] != heat[1]
+    np.testing.assert_allclose(heat[1], heat[0], rtol=1.0)
+    assert not np.array_equal(first.counts, second.counts)
+    with pytest.raises(IndexError):
+        simulate(SEED, number, len(cases[number].dates))
+
+
+def test_about_one_patient_in_seven_has_several_studies(cases):
+    several = np.mean([len(case.dates) > 1 for case in cases])
+    assert 0.09 < several < 0.21
