@@ -7,6 +7,7 @@ import collections
 import concurrent.futures
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -103,7 +104,7 @@ def _make_all(
             report(done)
         return
     pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(missing)), multiprocessing.get_context("spawn"), _end_with_parent
+        min(workers, len(missing)), multiprocessing.get_context("spawn"), _start_worker
     )
     try:
         tasks = [pool.submit(make_patient, folder, seed, patient) for patient in missing]
@@ -119,8 +120,9 @@ def _make_all(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """Lets a worker end when its parent is gone, however the parent ended."""
+def _start_worker() -> None:
+    """Leaves Ctrl-C to the parent, and ends the worker however the parent ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
