@@ -20,6 +20,8 @@ SCATTER_LENGTH_MM = 10.0
 """Decay length of the broad mono-exponential tail."""
 SLABS = 7
 SLAB_LIMITS_MM = (-120.0, 130.0)
+SOFT_TISSUE_MM = 45.0
+"""Distance from the middle plane, towards the camera, at which all soft tissue is blurred."""
 
 FWHM_PER_SIGMA = 2.354820045
 
@@ -70,15 +72,15 @@ def expected_primary(
     per mm3 in the unit of `weights`.
     """  # fmt: skip
     splat = _splat_plan(points, top_mm)
+    middle = np.linspace(*SLAB_LIMITS_MM, 2 * SLABS + 1)[1::2]
+    soft_pixel = np.float32(soft * PIXEL_MM**2)
     views = []
     for depth, face, tissue in zip(
         depths(points, outline, top_mm), faces, (outline.soft_front, outline.soft_back), strict=True
     ):
         slabs = _splat(splat, weights * np.exp(-ATTENUATION_PER_MM * depth))
-        tissue_mm = np.array([abs(face) - 60.0])
-        slabs = np.concatenate([slabs, tissue[None] * (soft * PIXEL_MM**2)])
-        middle = np.linspace(*SLAB_LIMITS_MM, 2 * SLABS + 1)[1::2]
-        sigma = system_sigma_mm(np.maximum(np.append(np.abs(face - middle), tissue_mm), 0))
+        slabs[int(np.abs(middle - np.sign(face) * SOFT_TISSUE_MM).argmin())] += tissue * soft_pixel
+        sigma = system_sigma_mm(np.abs(face - middle))
         views.append(_blur_sum(slabs, sigma))
     return np.stack(views)
 

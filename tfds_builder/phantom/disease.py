@@ -18,7 +18,7 @@ PROPORTIONS = (0.32, 0.26, 0.26, 0.16)
 
 MILD_RATIO = 1.5
 """Degenerative uptake up to this ratio to its surroundings is normal for the age, not disease."""
-ARTHRITIS_RATIO = 3.0
+ARTHRITIS_RATIO = 3.5
 """Uptake of a diseased joint starts at this ratio."""
 
 
@@ -83,12 +83,12 @@ def sample_condition(
 
 
 _METASTASIS_SITES = (
-    (0.30, 2.6, 4.6, [f"vertebra_{v}" for v in ("T3", "T4", "T5", "T6", "T7", "T8", "T9")]
+    (0.30, 2.8, 5.0, [f"vertebra_{v}" for v in ("T3", "T4", "T5", "T6", "T7", "T8", "T9")]
      + [f"vertebra_{v}" for v in ("T10", "T11", "T12", "L1", "L2", "L3", "L4", "L5")] * 2
      + ["vertebra_C4", "vertebra_C6", "vertebra_T1"]),
-    (0.25, 2.8, 5.0, ["ilium", "ilium", "ilium", "iliac_crest", "sacroiliac", "sacrum", "sacrum",
+    (0.25, 3.0, 5.5, ["ilium", "ilium", "ilium", "iliac_crest", "sacroiliac", "sacrum", "sacrum",
                       "ischium", "pubis", "acetabulum"]),
-    (0.22, 2.8, 5.0, [f"rib_{n}" for n in range(2, 11)]),
+    (0.22, 3.2, 5.5, [f"rib_{n}" for n in range(2, 11)]),
     (0.06, 2.6, 4.2, ["manubrium", "sternum_body"]),
     (0.06, 5.0, 14.0, ["trochanter", "femur_head", "femur_shaft", "femur_shaft"]),
     (0.04, 6.0, 16.0, ["humerus_shaft", "humerus_shaft", "humerus_head"]),
@@ -145,7 +145,7 @@ class _Ward:
         _, low, high, names = site
         name = self._side(str(self.rng.choice(names)))
         ratio = float(self.rng.uniform(low, high))
-        size = float(self.rng.uniform(6.0, 11.5))
+        size = float(self.rng.uniform(7.0, 12.0))
         if name.startswith("rib"):
             size *= 0.7
         extra = int(self.rng.integers(0, 3)) if not name.startswith("vertebra") else 0
@@ -157,19 +157,19 @@ class _Ward:
 
     def arthritis(self) -> None:
         rates = np.array([joint[0] for joint in _JOINTS.values()])
-        count = int(self.rng.choice([1, 2, 3, 4], p=[0.15, 0.35, 0.3, 0.2]))
+        count = int(self.rng.choice([1, 2, 3, 4], p=[0.08, 0.34, 0.34, 0.24]))
         chosen = self.rng.choice(len(_JOINTS), count, replace=False, p=rates / rates.sum())
         joints = [list(_JOINTS)[int(k)] for k in chosen]
         if set(joints) <= {"facet", "sternoclavicular", "elbow"}:
             joints.append(str(self.rng.choice(["knee", "shoulder", "foot", "hand"])))
         for joint in joints:
-            severity = float(self.rng.uniform(ARTHRITIS_RATIO, 6.5))
+            severity = float(self.rng.uniform(ARTHRITIS_RATIO, 8.0))
             self._joint(joint, severity, bilateral=self.rng.random() < 0.78, lesion=True)
 
     def _joint(self, joint: str, severity: float, bilateral: bool, lesion: bool) -> None:
         _, names, size = _JOINTS[joint]
         sides = ["left", "right"] if bilateral else [str(self.rng.choice(["left", "right"]))]
-        count = int(self.rng.integers(1, min(len(names), 4) + 1))
+        count = int(self.rng.integers(min(2, len(names)), min(len(names), 4) + 1))
         picked = list(self.rng.choice(len(names), count, replace=False))
         for side in sides:
             own = max(1 + (severity - 1) * float(self.rng.uniform(0.75, 1.15)), 1.05)
@@ -187,8 +187,8 @@ class _Ward:
         sides = [("left",), ("right",), ("left", "right")][int(self.rng.integers(0, 3))]
         for side in sides:
             name = f"thyroid_lobe_{side}"
-            size = float(self.rng.uniform(6.0, 9.0))
-            ratio = float(self.rng.uniform(4.5, 9.0))
+            size = float(self.rng.uniform(6.5, 9.5))
+            ratio = float(self.rng.uniform(6.0, 13.0))
             foci = self._chain(name, self._point(name), int(self.rng.integers(0, 2)), size, ratio)
             self._lesion("thyroid", name, foci)
         if self.rng.random() < 0.4:
@@ -247,8 +247,8 @@ class _Ward:
 
     def _neck(self) -> None:
         kind = self.rng.random()
-        if kind < 0.1:
-            uptake = float(self.rng.uniform(6, 16))
+        if kind < 0.07:
+            uptake = float(self.rng.uniform(5, 12))
             for side in ("left", "right"):
                 self.factors[f"thyroid_lobe_{side}"] = uptake * float(self.rng.uniform(0.85, 1.15))
             self.factors["thyroid_isthmus"] = uptake
@@ -256,9 +256,9 @@ class _Ward:
                 self.factors["stomach"] = float(self.rng.uniform(4, 9))
                 for side in ("left", "right"):
                     self.factors[f"salivary_{side}"] = float(self.rng.uniform(8, 18))
-        elif kind < 0.22:
+        elif kind < 0.17:
             self.factors["thyroid_cartilage"] = float(self.rng.uniform(3, 7))
-        elif kind < 0.25:
+        elif kind < 0.20:
             name = self._side("thyroid_lobe")
             self._harmless("nodule", name, 5.0, self.rng.uniform(1.4, 2.0))
 
