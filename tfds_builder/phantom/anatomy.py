@@ -207,9 +207,14 @@ def body_outline(patient: Patient, pose: Pose, top_mm: float, attenuation: float
 
 
 def _draw_part(
-    knots: tuple, segment: str, patient: Patient, pose: Pose, top_mm: float, power: int,
+    knots: tuple,
+    segment: str,
+    patient: Patient,
+    pose: Pose,
+    top_mm: float,
+    power: int,
     fat_share: float,
-) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:  # fmt: skip
+) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
     table = np.array(knots, float)
     side = -1.0 if segment.endswith("right") else 1.0
     fat = (patient.body_mass_index - 23.5) * fat_share

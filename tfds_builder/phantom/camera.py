@@ -13,6 +13,8 @@ from tfds_builder.phantom.anatomy import COLUMNS, PIXEL_MM, ROWS, Outline
 
 ATTENUATION_PER_MM = 0.0154
 """Water at 140.5 keV."""
+TABLE_WATER_MM = 6.5
+"""Water that attenuates as the imaging table does: about a tenth."""
 FWHM_DISTANCE_MM = (0.0, 50.0, 100.0, 150.0, 200.0)
 FWHM_MM = (4.1, 5.3, 7.0, 8.9, 10.9)
 """System resolution of a low-energy high-resolution collimator by the distance of the source."""
@@ -48,13 +50,17 @@ def _scatter_spectrum() -> np.ndarray:
 
 
 def depths(points: np.ndarray, outline: Outline, top_mm: float) -> tuple[np.ndarray, np.ndarray]:
-    """Water-equivalent depth of points (n, 3) below the front and the back skin, each (n,), mm."""
+    """Water in front of points (n, 3) for the front and the back camera, each (n,), mm.
+
+    The back camera looks through the table.
+    """
     row = np.clip(((points[:, 2] + top_mm) / PIXEL_MM).astype(np.int32), 0, ROWS - 1)
     column = np.clip((points[:, 0] / PIXEL_MM + COLUMNS / 2).astype(np.int32), 0, COLUMNS - 1)
     pixel = row * COLUMNS + column
     lung = outline.lung.reshape(-1)[pixel]
     front = np.clip(outline.front.reshape(-1)[pixel] - points[:, 1], 2, 320) * lung
     back = np.clip(points[:, 1] - outline.back.reshape(-1)[pixel], 2, 320) * lung
+    back += TABLE_WATER_MM
     return front, back
 
 
@@ -70,13 +76,17 @@ def expected_primary(
 
     `faces` are the y of the front and the back collimator; `soft` is the activity of soft tissue
     per mm3 in the unit of `weights`.
-    """  # fmt: skip
+    """
     splat = _splat_plan(points, top_mm)
     middle = np.linspace(*SLAB_LIMITS_MM, 2 * SLABS + 1)[1::2]
     soft_pixel = np.float32(soft * PIXEL_MM**2)
+    through_table = np.float32(np.exp(-ATTENUATION_PER_MM * TABLE_WATER_MM))
     views = []
     for depth, face, tissue in zip(
-        depths(points, outline, top_mm), faces, (outline.soft_front, outline.soft_back), strict=True
+        depths(points, outline, top_mm),
+        faces,
+        (outline.soft_front, outline.soft_back * through_table),
+        strict=True,
     ):
         slabs = _splat(splat, weights * np.exp(-ATTENUATION_PER_MM * depth))
         slabs[int(np.abs(middle - np.sign(face) * SOFT_TISSUE_MM).argmin())] += tissue * soft_pixel

@@ -82,11 +82,17 @@ def _check_folder(folder: Path, parameters: bytes) -> None:
                     f"--out {folder} holds a cohort of other parameters (see phantom.json there): "
                     "name another folder or use its parameters"
                 )
-        elif any(p.name not in ("images", "masks", ".phantom.json.part") or
-                 (p.is_dir() and any(p.iterdir())) for p in folder.iterdir()):  # fmt: skip
+        elif any(_is_foreign(path) for path in folder.iterdir()):
             raise DataError(f"--out {folder} holds other files: name a new or an empty folder")
     except OSError as error:
         raise DataError(f"--out {folder}: {error.strerror or error}") from error
+
+
+def _is_foreign(path: Path) -> bool:
+    """True for anything that a run stopped before its first file cannot have left."""
+    if path.name in ("images", "masks") and path.is_dir():
+        return any(path.iterdir())
+    return path.name != ".phantom.json.part"
 
 
 def _is_made(folder: Path, case: Case, patient: int) -> bool:

@@ -135,9 +135,9 @@ class _Ward:
         axial = ("cervical", "thoracic", "lumbar", "ribs", "sternum", "pelvis", "hip", "skull")
         for structure in self.skeleton.structures:
             if structure.group in axial:
-                self.factors[structure.name] = 1.9
+                self._scale(structure.name, 1.9)
             elif structure.group in ("kidney", "renal_pelvis", "bladder"):
-                self.factors[structure.name] = 0.15
+                self._scale(structure.name, 0.15)
 
     def _metastasis(self, cold: bool = False) -> None:
         rates = np.array([site[0] for site in _METASTASIS_SITES])
@@ -214,7 +214,7 @@ class _Ward:
             side = str(self.rng.choice(["left", "right"]))
             joint = [("femur_head", "acetabulum"), ("knee_medial", "knee_lateral", "knee_center")]
             for name in joint[int(self.rng.integers(0, 2))]:
-                self.factors[f"{name}_{side}"] = 0.15
+                self._scale(f"{name}_{side}", 0.15)
 
     def _injection_site(self) -> None:
         if self.rng.random() > 0.4:
@@ -230,11 +230,12 @@ class _Ward:
     def _urine(self) -> None:
         if self.rng.random() < 0.16:
             for side in ("left", "right") if self.rng.random() < 0.4 else (self._any_side(),):
-                self.factors[f"renal_pelvis_{side}"] = float(self.rng.uniform(3, 9))
-                self.factors[f"kidney_{side}"] = float(self.rng.uniform(1.2, 2.2))
+                self._scale(f"renal_pelvis_{side}", float(self.rng.uniform(3, 9)))
+                self._scale(f"kidney_{side}", float(self.rng.uniform(1.2, 2.2)))
         elif self.rng.random() < 0.03:
             side = self._any_side()
-            self.factors |= {f"kidney_{side}": 0.02, f"renal_pelvis_{side}": 0.02}
+            self._scale(f"kidney_{side}", 0.02)
+            self._scale(f"renal_pelvis_{side}", 0.02)
         if self.rng.random() < 0.1:
             name = str(self.rng.choice(["perineum", self._side("femur_shaft")]))
             self._harmless("contamination", name, self.rng.uniform(4, 8), self.rng.uniform(2, 5))
@@ -250,14 +251,14 @@ class _Ward:
         if kind < 0.07:
             uptake = float(self.rng.uniform(5, 12))
             for side in ("left", "right"):
-                self.factors[f"thyroid_lobe_{side}"] = uptake * float(self.rng.uniform(0.85, 1.15))
-            self.factors["thyroid_isthmus"] = uptake
+                self._scale(f"thyroid_lobe_{side}", uptake * float(self.rng.uniform(0.85, 1.15)))
+            self._scale("thyroid_isthmus", uptake)
             if self.rng.random() < 0.6:
-                self.factors["stomach"] = float(self.rng.uniform(4, 9))
+                self._scale("stomach", float(self.rng.uniform(4, 9)))
                 for side in ("left", "right"):
-                    self.factors[f"salivary_{side}"] = float(self.rng.uniform(8, 18))
+                    self._scale(f"salivary_{side}", float(self.rng.uniform(8, 18)))
         elif kind < 0.17:
-            self.factors["thyroid_cartilage"] = float(self.rng.uniform(3, 7))
+            self._scale("thyroid_cartilage", float(self.rng.uniform(3, 7)))
         elif kind < 0.20:
             name = self._side("thyroid_lobe")
             self._harmless("nodule", name, 5.0, self.rng.uniform(1.4, 2.0))
@@ -267,14 +268,14 @@ class _Ward:
         if self.patient.age < 21:
             for name in plates:
                 for side in ("left", "right"):
-                    self.factors[f"{name}_{side}"] = float(self.rng.uniform(1.6, 2.4))
+                    self._scale(f"{name}_{side}", float(self.rng.uniform(1.6, 2.4)))
         if self.rng.random() < 0.3:
             side = "right" if self.rng.random() < 0.85 else "left"
             for name in ("humerus_head", "acromioclavicular", "glenoid"):
-                self.factors[f"{name}_{side}"] = float(self.rng.uniform(1.2, 1.7))
+                self._scale(f"{name}_{side}", float(self.rng.uniform(1.2, 1.7)))
         if self.rng.random() < 0.2:
             for name in ("sternoclavicular_left", "sternoclavicular_right", "sternal_angle"):
-                self.factors[name] = float(self.rng.uniform(1.2, 1.8))
+                self._scale(name, float(self.rng.uniform(1.2, 1.8)))
 
     def _rib_fractures(self) -> None:
         if self.rng.random() > 0.07:
@@ -298,6 +299,9 @@ class _Ward:
                 self._joint(
                     joint, float(self.rng.uniform(1.15, MILD_RATIO)), self.rng.random() < 0.6, False
                 )
+
+    def _scale(self, name: str, factor: float) -> None:
+        self.factors[name] = self.factors.get(name, 1.0) * factor
 
     def _any_side(self) -> str:
         return str(self.rng.choice(["left", "right"]))

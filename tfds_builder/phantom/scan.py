@@ -35,7 +35,7 @@ from tfds_builder.phantom.patient import (
 )
 from tfds_builder.phantom.skeleton import Skeleton, reference_skeleton
 
-SOFT_UPTAKE = 0.46
+SOFT_UPTAKE = 0.43
 """Uptake of soft tissue in the unit of the skeleton's table, set against clinical scans."""
 MASK_SHARE = 0.35
 """A pixel belongs to a lesion where the lesion gives at least this share of its own peak."""
@@ -170,9 +170,13 @@ def _weights(
 
 
 def _add_findings(
-    primary: np.ndarray, condition: Condition, points: np.ndarray, outline: Outline, top: float,
+    primary: np.ndarray,
+    condition: Condition,
+    points: np.ndarray,
+    outline: Outline,
+    top: float,
     faces: tuple[float, float],
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Adds all hot foci to the views (in place) and returns the masks of the true lesions."""
     surroundings = primary.copy()
     masks = np.zeros(primary.shape, np.uint8)
@@ -193,9 +197,12 @@ def _add_findings(
 
 
 def _mark(
-    finding: Finding, given: np.ndarray, around: np.ndarray, strongest: np.ndarray,
+    finding: Finding,
+    given: np.ndarray,
+    around: np.ndarray,
+    strongest: np.ndarray,
     mask: np.ndarray,
-) -> None:  # fmt: skip
+) -> None:
     peak = np.unravel_index(int(given.argmax()), given.shape)
     if given[peak] < VISIBLE_SHARE * around[peak] or given[peak] <= 0:
         return
@@ -205,9 +212,13 @@ def _mark(
 
 
 def _focus_patches(
-    focus: Focus, points: np.ndarray, outline: Outline, top: float, faces: tuple[float, float],
+    focus: Focus,
+    points: np.ndarray,
+    outline: Outline,
+    top: float,
+    faces: tuple[float, float],
     surroundings: np.ndarray,
-) -> tuple[tuple[slice, slice], list[np.ndarray]]:  # fmt: skip
+) -> tuple[tuple[slice, slice], list[np.ndarray]]:
     """The focus as both views see it: one window of the image and two patches of that window."""
     place = points[focus.point] + np.asarray(focus.offset_mm, np.float32)
     depth = [float(d[0]) for d in camera.depths(place[None], outline, top)]

@@ -54,7 +54,7 @@ def tube(
     """A tube along `path` (k, 3) with the radius `radii` at each vertex.
 
     The radius runs along `wide` (made perpendicular to the path); across, it is `flat` times that.
-    """  # fmt: skip
+    """
     path = np.asarray(path, float)
     radii = np.broadcast_to(np.asarray(radii, float), len(path))
     along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))])

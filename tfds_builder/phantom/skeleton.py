@@ -138,7 +138,7 @@ def _spine(parts: _Parts) -> None:
         region = {"C": "cervical", "T": "thoracic", "L": "lumbar"}[name[0]]
         half = 0.37 * gap
         body = tube([(0, y, z - half), (0, y, z + half)], width, flat=0.78)
-        uptake = {"C": 12.0, "T": 25.0, "L": 24.0}[name[0]]
+        uptake = {"C": 15.0, "T": 27.0, "L": 25.0}[name[0]]
         parts.add(f"vertebra_{name}", region, "trunk", uptake, body)
         depth = 0.78 * width
         spinous = ellipsoid((0, y - depth - 24, z + 0.3 * gap), (4.5, 12, 0.3 * gap))
@@ -168,7 +168,7 @@ def _ribs(parts: _Parts) -> None:
             spine_z - 4 + _RIB_DROP[number] * (degrees / 145) ** 1.1,
         ], axis=1)  # fmt: skip
         shaft = tube(path, 5.6, flat=0.55, wide=(0, 0, 1))
-        parts.pair(f"rib_{number + 1}", "ribs", "trunk", 14.0, shaft)
+        parts.pair(f"rib_{number + 1}", "ribs", "trunk", 12.5, shaft)
         ends = ellipsoid(tuple(path[0]), (6, 6, 6)), ellipsoid(tuple(path[-1]), (4, 4, 6))
         parts.pair(f"rib_end_{number + 1}", "ribs", "trunk", 9.0, *ends)
 

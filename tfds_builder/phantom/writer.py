@@ -29,8 +29,12 @@ MANIFEST_FIELDS = ("path", "patient_id", "label", "study_id", "sex", "age", "les
 def write_atomically(path: Path, content: bytes) -> None:
     """Puts `content` under `path` so that the final name never holds half of it."""
     partial = path.with_name(f".{path.name}.part")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def study_name(patient: int, study: int) -> str:
