@@ -88,7 +88,7 @@ _METASTASIS_SITES = (
      + ["vertebra_C4", "vertebra_C6", "vertebra_T1"]),
     (0.25, 3.0, 5.5, ["ilium", "ilium", "ilium", "iliac_crest", "sacroiliac", "sacrum", "sacrum",
                       "ischium", "pubis", "acetabulum"]),
-    (0.22, 3.2, 5.5, [f"rib_{n}" for n in range(2, 11)]),
+    (0.22, 3.0, 5.2, [f"rib_{n}" for n in range(2, 11)]),
     (0.06, 2.6, 4.2, ["manubrium", "sternum_body"]),
     (0.06, 5.0, 14.0, ["trochanter", "femur_head", "femur_shaft", "femur_shaft"]),
     (0.04, 6.0, 16.0, ["humerus_shaft", "humerus_shaft", "humerus_head"]),
@@ -108,6 +108,15 @@ _JOINTS = {
     "facet": (0.16, ("facet_L3", "facet_L4", "facet_L5", "facet_C5"), 5.0),
 }
 """Rate in arthritis, the periarticular structures, the spread of a focus in mm."""
+
+
+def _upper_half(points: np.ndarray) -> np.ndarray:
+    return points[:, 2] < np.percentile(points[:, 2], 55)
+
+
+def _lateral_part(points: np.ndarray) -> np.ndarray:
+    """Where both views see about as much of a lesion."""
+    return np.abs(points[:, 0]) > np.percentile(np.abs(points[:, 0]), 60)
 
 
 class _Ward:
@@ -150,7 +159,9 @@ class _Ward:
             size *= 0.7
         extra = int(self.rng.integers(0, 3)) if not name.startswith("vertebra") else 0
         if name.startswith(("femur_shaft", "humerus_shaft")):
-            anchor = self._point(name, lambda p: p[:, 2] < np.percentile(p[:, 2], 55))
+            anchor = self._point(name, _upper_half)
+        elif name.startswith(("rib", "skull")) and self.rng.random() < 0.7:
+            anchor = self._point(name, _lateral_part)
         else:
             anchor = self._point(name)
         self._lesion("metastasis", name, self._chain(name, anchor, extra, size, ratio), cold)
