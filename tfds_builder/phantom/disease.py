@@ -1,7 +1,7 @@
 """What a patient has: the lesions of his class, and the harmless findings that any class may show.
 
 In: label, patient, skeleton, generator. Out: `Condition`, findings placed on points of the cloud
-and factors on the uptake of structures. Rates and ratios follow the clinical literature's ranges.
+and factors on the uptake of structures. Rates are choices within what clinics report; ratios lie near those of real scans.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from tfds_builder.phantom.skeleton import Skeleton
 
 LABELS = ("normal", "metastasis", "arthritis", "thyroid_carcinoma")
 PROPORTIONS = (0.32, 0.26, 0.26, 0.16)
-"""Share of each class among the patients, near the published clinical data set's."""
+"""Share of each class among the patients: a choice of this phantom, normal the most frequent."""
 
 MILD_RATIO = 1.5
 """Degenerative uptake up to this ratio to its surroundings is normal for the age, not disease."""
