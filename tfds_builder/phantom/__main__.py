@@ -35,8 +35,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Makes synthetic patients of whole-body bone scintigraphy: two calibrated "
         "views each, as DICOM files, with labels, lesion masks and a manifest that "
         "`python -m tfds_builder.build` reads. The same seed gives the same bytes on any number "
-        "of workers (with the same versions of numpy, scipy and pydicom); patient 12 is the same in a cohort of 20 and of 2000. A run that was ended "
-        "goes on where it stopped when the same command is given again.",
+        "of workers (with the same versions of numpy, scipy and pydicom); patient 12 is the "
+        "same in a cohort of 20 and of 2000. A run that was ended goes on where it stopped when "
+        "the same command is given again.",
         epilog="Output: images/*.dcm, masks/*.tif, manifest.csv, pseudonym.key, phantom.json. "
         "About 1.2 MB a patient.",
     )

@@ -1,7 +1,8 @@
 """What a patient has: the lesions of his class, and the harmless findings that any class may show.
 
 In: label, patient, skeleton, generator. Out: `Condition`, findings placed on points of the cloud
-and factors on the uptake of structures. Rates are choices within what clinics report; ratios lie near those of real scans.
+and factors on the uptake of structures. Rates are choices within what
+clinics report; ratios lie near those of real scans.
 """
 
 import dataclasses
