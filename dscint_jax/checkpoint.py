@@ -41,6 +41,8 @@ class Checkpointer:
                 read_only=read_only,
                 create=not read_only,
                 cleanup_tmp_directories=not read_only,
+                # Without it Orbax would not write the metrics, which the policy below needs.
+                best_fn=_selection,
                 preservation_policy=None
                 if read_only
                 else checkpoint_managers.AnyPreservationPolicy(
@@ -85,8 +87,9 @@ class Checkpointer:
 
     def best_step(self) -> int | None:
         """Step of the checkpoint with the highest validation F-1; the later one of equals."""
-        scored = [(self._score(step), step) for step in self.steps()]
-        return max((s for s in scored if s[0] is not None), default=(None, None))[1]
+        metrics = {step: self._manager.metrics(step) for step in self.steps()}
+        scores = {step: _selection(m) for step, m in metrics.items() if m}
+        return max(scores, key=lambda step: (scores[step], step), default=None)
 
     def choose_step(self, which: str) -> int:
         """Turns 'best', 'last' or a step number into the step of a checkpoint that exists.
@@ -110,11 +113,11 @@ class Checkpointer:
         )
 
     def restore_state(self, step: int, like: TrainState) -> TrainState:
-        """Restores everything, onto the devices and in the shapes of `like`."""
+        """Restores everything, onto the devices and in the shapes of `like` (arrays or shapes)."""
         restored = self._restore(
             step,
-            model=ocp.args.StandardRestore(_abstract(_model_items(like))),
-            optimizer=ocp.args.StandardRestore(_abstract(like.optimizer)),
+            model=ocp.args.StandardRestore(_model_items(like)),
+            optimizer=ocp.args.StandardRestore(like.optimizer),
         )
         model = restored["model"]
         return TrainState(
@@ -124,10 +127,14 @@ class Checkpointer:
     def restore_model(
         self, step: int, params: nnx.State, statistics: nnx.State
     ) -> tuple[nnx.State, nnx.State]:
-        """Restores parameters and statistics only, in the shapes of the ones given."""
-        like = {"step": jax.ShapeDtypeStruct((), "int32"), "params": params}
-        like["statistics"] = statistics
-        model = self._restore(step, model=ocp.args.StandardRestore(_abstract(like)))["model"]
+        """Restores parameters and statistics only, in the shapes and shardings given."""
+        sharding = jax.tree.leaves(params)[0].sharding
+        like = {
+            "step": jax.ShapeDtypeStruct((), "int32", sharding=sharding),
+            "params": params,
+            "statistics": statistics,
+        }
+        model = self._restore(step, model=ocp.args.StandardRestore(like))["model"]
         return model["params"], model["statistics"]
 
     def _restore(self, step: int, **items: ocp.args.StandardRestore) -> Any:
@@ -139,10 +146,6 @@ class Checkpointer:
                 f"checkpoint {self._directory / str(step)} does not fit this config's network or "
                 f"optimizer: {reason}"
             ) from error
-
-    def _score(self, step: int) -> float | None:
-        metrics = self._manager.metrics(step)
-        return None if not metrics else _selection(metrics)
 
 
 def completed_step(workdir: Path) -> int | None:
@@ -158,12 +161,3 @@ def _selection(metrics: dict[str, float]) -> float:
 
 def _model_items(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "params": state.params, "statistics": state.statistics}
-
-
-def _abstract(tree: Any) -> Any:
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None)
-        ),
-        tree,
-    )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from clu import parameter_overview
 from flax import nnx
 from ml_collections import ConfigDict
@@ -17,25 +18,37 @@ from dscint_jax.augment import Augmentation
 from dscint_jax.errors import DscintError
 from dscint_jax.input_pipeline import Scintigrams, load_split
 from dscint_jax.random_streams import stream_key
-from dscint_jax.train_step import Recipe, make_optimizer, split_network, warmup_cosine
+from dscint_jax.train_step import (
+    Recipe,
+    TrainState,
+    make_optimizer,
+    split_network,
+    warmup_cosine,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A network ready to train or to evaluate.
+    """A network to train or to evaluate; nothing is computed yet.
 
     Attributes:
       recipe: what the steps need.
-      params, statistics: the network's initial parameters and statistics.
+      params, statistics: shapes and types of the network's parameters and statistics.
+      initial_state: makes the state before the first step.
       schedule: learning rate by step.
-      overview: a printable table of the parameters.
     """
 
     recipe: Recipe
     params: nnx.State
     statistics: nnx.State
+    initial_state: Callable[[], TrainState]
     schedule: Callable[[int], jax.Array]
-    overview: str
+
+    @property
+    def overview(self) -> str:
+        """A printable table of the parameters."""
+        tree = _string_keys(nnx.to_pure_dict(self.params))
+        return parameter_overview.get_parameter_overview(tree, include_stats=False)
 
 
 def make_experiment(config: ConfigDict, class_counts: tuple[int, ...]) -> Experiment:
@@ -48,13 +61,16 @@ def make_experiment(config: ConfigDict, class_counts: tuple[int, ...]) -> Experi
     Raises:
       DscintError: a field's value does not fit.
     """
-    model = models.build(
-        config.model,
-        num_classes=len(class_counts),
-        rngs=nnx.Rngs(params=stream_key(config.seed, "params")),
-        options=config.model_options,
-    )
-    training, inference, params, statistics = split_network(model)
+
+    def build() -> nnx.Module:
+        return models.build(
+            config.model,
+            num_classes=len(class_counts),
+            rngs=nnx.Rngs(params=stream_key(config.seed, "params")),
+            options=config.model_options,
+        )
+
+    training, inference, params, statistics = split_network(nnx.eval_shape(build))
     schedule = warmup_cosine(
         config.optimizer.learning_rate,
         steps=config.steps,
@@ -74,7 +90,13 @@ def make_experiment(config: ConfigDict, class_counts: tuple[int, ...]) -> Experi
         clip=config.data.clip,
         seed=config.seed,
     )
-    return Experiment(recipe, params, statistics, schedule, _overview(params))
+
+    def initial_state() -> TrainState:
+        _, _, params, statistics = split_network(build())
+        step = jnp.zeros((), jnp.int32)
+        return TrainState(step, params, statistics, recipe.optimizer.init(params))
+
+    return Experiment(recipe, params, statistics, initial_state, schedule)
 
 
 def class_weights(kind: str, counts: tuple[int, ...]) -> tuple[float, ...]:
@@ -104,12 +126,6 @@ def load_images(
         pool=config.data.pool,
         cache_gib=config.data.cache_gib,
         progress=progress,
-    )
-
-
-def _overview(params: nnx.State) -> str:
-    return parameter_overview.get_parameter_overview(
-        _string_keys(nnx.to_pure_dict(params)), include_stats=False
     )
 
 

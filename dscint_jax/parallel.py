@@ -41,6 +41,14 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
+def replicated_shapes(tree: Any, mesh: Mesh) -> Any:
+    """Shapes and types of a tree whose arrays are to lie on every device."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), tree
+    )
+
+
 def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> DeviceBatch:
     """Splits a host batch over the devices along its first axis."""
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))

@@ -22,7 +22,6 @@ from dscint_jax.input_pipeline import device_fields, training_batches
 from dscint_jax.interruption import Interruption
 from dscint_jax.metrics import five_metrics
 from dscint_jax.progress import ProgressBar
-from dscint_jax.train_step import initial_state
 from dscint_jax.workdir import MetricsLog, claim, record_attempt
 
 
@@ -47,14 +46,11 @@ def train(config: ConfigDict, workdir: Path) -> None:
     # Data
     train_images = _load(config, "train")
     validation_images = _load(config, "validation")
-    claim(workdir, config.to_dict())
 
     # Network
     experiment = make_experiment(config, train_images.class_counts)
     recipe = experiment.recipe
-    state = parallel.replicate(
-        initial_state(experiment.params, experiment.statistics, recipe.optimizer), mesh
-    )
+    state = parallel.replicate(experiment.initial_state(), mesh)
     take_step = parallel.compile_train_step(recipe, mesh)
     evaluate = parallel.compile_eval_step(recipe, mesh)
     print(experiment.overview)
@@ -69,6 +65,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     )
 
     # Checkpoints
+    claim(workdir, config.to_dict())
     checkpointer = Checkpointer(workdir, keep_last=config.keep_last)
     start = checkpointer.last_step() or 0
     if start:

@@ -92,13 +92,6 @@ def split_network(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.GraphDef, nnx.St
     return training, inference, params, statistics
 
 
-def initial_state(
-    params: nnx.State, statistics: nnx.State, optimizer: optax.GradientTransformation
-) -> TrainState:
-    """The state before the first step."""
-    return TrainState(jnp.zeros((), jnp.int32), params, statistics, optimizer.init(params))
-
-
 def train_step(
     state: TrainState, batch: Batch, *, recipe: Recipe
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
@@ -125,7 +118,7 @@ def train_step(
     metrics = {
         "loss": loss,
         "accuracy": (logits.argmax(-1) == batch["label"]).mean(),
-        "gradient_norm": optax.global_norm(gradients),
+        "gradient_norm": optax.tree.norm(gradients),
     }
     return TrainState(state.step + 1, params, statistics, optimizer), metrics
 

@@ -70,7 +70,7 @@ def load_trained(
     experiment = make_experiment(config, images.class_counts)
     mesh = parallel.data_mesh()
     state = checkpointer.restore_model(
-        step, *parallel.replicate((experiment.params, experiment.statistics), mesh)
+        step, *parallel.replicated_shapes((experiment.params, experiment.statistics), mesh)
     )
     checkpointer.close()
     return TrainedNetwork(

@@ -1,0 +1,105 @@
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from dscint_jax import metrics
+from dscint_jax.checkpoint import Checkpointer
+from dscint_jax.errors import DscintError
+from dscint_jax.evaluate import evaluate
+from dscint_jax.input_pipeline import load_split
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(trained, workdir)
+    return workdir, evaluate(workdir, split="test", checkpoint="best")
+
+
+def _rows(workdir, split="test"):
+    with (workdir / "eval" / split / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_predictions_hold_every_image_of_the_split_once(evaluated, data_dir):
+    rows = _rows(evaluated[0])
+    images = load_split(data_dir, "test", pool=16, cache_gib=1.0)
+    records = images.read(np.arange(len(images)))
+    assert [row["image_id"] for row in rows] == records["image_id"].tolist()
+    assert [row["label"] for row in rows] == [images.classes[label] for label in records["label"]]
+    for row in rows:
+        probabilities = {c: float(row[f"p_{c}"]) for c in images.classes}
+        assert abs(sum(probabilities.values()) - 1) < 1e-5
+        assert row["predicted"] == max(probabilities, key=probabilities.get)
+
+
+def test_metrics_file_follows_from_the_predictions(evaluated):
+    workdir, result = evaluated
+    assert json.loads((workdir / "eval" / "test" / "metrics.json").read_text()) == result
+    rows, classes = _rows(workdir), result["classes"]
+    confusion = np.zeros((4, 4), int)
+    for row in rows:
+        confusion[classes.index(row["label"]), classes.index(row["predicted"])] += 1
+    assert confusion.tolist() == result["confusion_matrix"]
+    for name, value in metrics.five_metrics(confusion).items():
+        assert result[name] == value
+        low, high = result["intervals"]["values"][name]
+        assert low <= value <= high
+    assert result["support"] == len(rows)
+    assert result["intervals"]["patients"] == len({row["patient_key"] for row in rows})
+
+
+def test_evaluating_again_gives_the_same_bytes(evaluated):
+    folder = evaluated[0] / "eval" / "test"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    evaluate(evaluated[0], split="test", checkpoint="best")
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_batch_size_does_not_change_the_metrics(evaluated):
+    workdir, expected = evaluated
+    path = workdir / "config.json"
+    original = path.read_text()
+    config = json.loads(original)
+    config["batch_size"] = 3
+    path.write_text(json.dumps(config))
+    try:
+        result = evaluate(workdir, split="test", checkpoint="best")
+    finally:
+        path.write_text(original)
+    assert result["confusion_matrix"] == expected["confusion_matrix"]
+    assert abs(result["loss"] - expected["loss"]) < 1e-5
+
+
+def test_best_is_the_highest_validation_f1_and_any_kept_step_can_be_named(evaluated):
+    workdir, result = evaluated
+    checkpointer = Checkpointer(workdir, read_only=True)
+    assert result["step"] == checkpointer.best_step()
+    step = checkpointer.last_step()
+    assert evaluate(workdir, split="validation", checkpoint=str(step))["step"] == step
+    assert evaluate(workdir, split="validation", checkpoint="last")["step"] == step
+
+
+def test_what_is_not_there_is_named(evaluated, tmp_path):
+    workdir, _ = evaluated
+    with pytest.raises(DscintError, match=r"holds no config\.json"):
+        evaluate(tmp_path, split="test", checkpoint="best")
+    with pytest.raises(DscintError, match=r"--checkpoint 999"):
+        evaluate(workdir, split="test", checkpoint="999")
+    with pytest.raises(DscintError, match=r"no split 'tets'"):
+        evaluate(workdir, split="tets", checkpoint="best")
+    with pytest.raises(DscintError, match=r"holds no data set"):
+        evaluate(workdir, split="test", checkpoint="best", data_dir=tmp_path)
+
+
+def test_checkpoint_of_another_network_is_refused(evaluated, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(evaluated[0], workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    config["model_options"]["widths"] = [8, 12, 16]
+    (workdir / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DscintError, match=r"does not fit this config's network"):
+        evaluate(workdir, split="test", checkpoint="best")

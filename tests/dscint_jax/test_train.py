@@ -1,0 +1,173 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from dscint_jax.errors import DscintError
+from dscint_jax.train import train
+from dscint_jax.workdir import read_metrics
+
+from .conftest import TESTS
+
+STEPS = 60
+
+
+def _command(data_dir, workdir, *extra):
+    return [
+        *(sys.executable, "-m", "dscint_jax.main", "--config", str(TESTS / "tiny.py")),
+        *("--workdir", str(workdir), f"--config.data.dir={data_dir}", f"--config.steps={STEPS}"),
+        *("--config.evaluate_every=5", *extra),
+    ]
+
+
+def _start(command):
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+
+
+def _finish(command):
+    process = _start(command)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    return output
+
+
+def _interrupt(command, workdir, step, number, delay=0.0):
+    """Sends a signal once `step` is logged; True if the process was still training."""
+    process = _start(command)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        lines = read_metrics(workdir)
+        if lines and lines[-1]["step"] >= step:
+            break
+        time.sleep(0.002)
+    time.sleep(delay)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    return process.returncode, output
+
+
+def _final_arrays(workdir, step=STEPS):
+    folder = workdir / "checkpoints" / str(step)
+    with ocp.StandardCheckpointer() as checkpointer:
+        items = [checkpointer.restore(folder / item) for item in ("model", "optimizer")]
+    return jax.tree.leaves(items)
+
+
+def _assert_same_bits(first, second):
+    arrays = list(zip(_final_arrays(first), _final_arrays(second), strict=True))
+    assert len(arrays) > 20
+    for a, b in arrays:
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data_dir, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    _finish(_command(data_dir, workdir))
+    return workdir
+
+
+def test_killed_at_three_random_moments_it_ends_in_the_same_bits(data_dir, undisturbed, tmp_path):
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"moments drawn from seed {seed}")
+    draw = random.Random(seed)
+    command, killed = _command(data_dir, tmp_path), 0
+    for step in sorted(draw.sample(range(3, STEPS - 5), 3)):
+        code, _ = _interrupt(command, tmp_path, step, signal.SIGKILL, draw.uniform(0, 0.05))
+        killed += code == -signal.SIGKILL
+    assert killed >= 2
+    _finish(command)
+    _assert_same_bits(undisturbed, tmp_path)
+    drop_rates = lambda lines: [  # noqa: E731
+        {k: v for k, v in line.items() if k != "images_per_second"} for line in lines
+    ]
+    assert drop_rates(read_metrics(tmp_path)) == drop_rates(read_metrics(undisturbed))
+    attempts = json.loads((tmp_path / "provenance.json").read_text())
+    assert [a["start_step"] for a in attempts] == sorted(a["start_step"] for a in attempts)
+
+
+def test_sigterm_saves_the_step_it_stopped_at_and_exits_with_success(
+    data_dir, undisturbed, tmp_path
+):
+    command = _command(data_dir, tmp_path)
+    code, output = _interrupt(command, tmp_path, 7, signal.SIGTERM)
+    assert code == 0, output
+    assert "stopped by SIGTERM after step" in output
+    stopped = int(output.split("after step ")[-1].split(",")[0])
+    assert str(stopped) in os.listdir(tmp_path / "checkpoints")
+    assert f"resuming after step {stopped}" in _finish(command)
+    _assert_same_bits(undisturbed, tmp_path)
+
+
+def test_finished_run_is_left_alone_and_another_config_refused(trained, config):
+    before = sorted(path.stat().st_mtime_ns for path in trained.rglob("*"))
+    train(config, trained)
+    assert before == sorted(path.stat().st_mtime_ns for path in trained.rglob("*"))
+    config.optimizer.learning_rate = 0.5
+    with pytest.raises(DscintError, match=r"config\.optimizer\.learning_rate is 0\.002 there"):
+        train(config, trained)
+
+
+def test_best_and_last_checkpoints_are_kept(trained):
+    lines = [line for line in read_metrics(trained) if "validation_f1" in line]
+    best = max(lines, key=lambda line: (line["validation_f1"], line["step"]))["step"]
+    kept = {int(name) for name in os.listdir(trained / "checkpoints")}
+    assert {best, 12} == kept
+
+
+def test_workdir_holds_config_provenance_metrics_and_events(trained, data_dir):
+    config = json.loads((trained / "config.json").read_text())
+    assert config["data"]["dir"] == str(data_dir)
+    attempt = json.loads((trained / "provenance.json").read_text())[-1]
+    assert attempt["versions"]["jax"] == jax.__version__
+    assert len(attempt["devices"]) == 8
+    assert len(attempt["dataset_fingerprint"]) == 64
+    losses = [line["loss"] for line in read_metrics(trained) if "loss" in line]
+    assert len(losses) == 12
+    assert all(np.isfinite(losses))
+    assert list((trained / "tensorboard").iterdir())
+
+
+def test_loss_that_is_not_finite_stops_the_run_with_its_step(config, tmp_path):
+    config.optimizer.learning_rate = 1e30
+    with pytest.raises(DscintError, match=r"the loss is (nan|inf) at step \d+"):
+        train(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("steps", 0, r"config\.steps is 0; it must be at least 1"),
+        ("model", "dscnt", r"config\.model 'dscnt'"),
+        ("label_smoothing", 2.0, r"config\.label_smoothing is 2\.0"),
+        ("batch_size", 9, r"config\.batch_size 9"),
+    ],
+)
+def test_values_that_no_run_can_have_are_named_and_nothing_is_written(
+    config, tmp_path, field, value, message
+):
+    config[field] = value
+    with pytest.raises(DscintError, match=message):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_misspelt_and_missing_fields_are_named(config, tmp_path):
+    config.log_evry = 3
+    with pytest.raises(DscintError, match=r"config\.log_evry.*did you mean config\.log_every"):
+        train(config, tmp_path)
+    del config["log_evry"]
+    del config.data["pool"]
+    with pytest.raises(DscintError, match=r"config\.data\.pool is missing"):
+        train(config, tmp_path)
