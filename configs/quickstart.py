@@ -12,10 +12,10 @@ def get_config() -> ConfigDict:
     """The experiment; every field is explained in dscint.py."""
     config = ConfigDict()
     config.seed = 0
-    config.steps = 500
-    config.batch_size = 32
-    config.class_weights = "balanced"
-    config.label_smoothing = 0.05
+    config.steps = 700
+    config.batch_size = 48
+    config.class_weights = "none"
+    config.label_smoothing = 0.0
 
     config.data = ConfigDict()
     config.data.dir = "runs/quickstart/data"
@@ -26,22 +26,26 @@ def get_config() -> ConfigDict:
     config.augmentation = ConfigDict()
     config.augmentation.mirror = 0.5
     config.augmentation.translation = (0.03, 0.05)
-    config.augmentation.rotation = 4.0
+    config.augmentation.rotation = 3.0
+    config.augmentation.rotated = 0.25
 
     config.model = "dscint"
     config.model_options = ConfigDict()
-    config.model_options.widths = (24, 32, 48, 64, 96, 96, 128, 128)
-    config.model_options.strides = (2, 1, 2, 1, 2, 1, 2, 1)
+    config.model_options.widths = (24, 32, 48, 64, 64, 64, 64, 64)
+    config.model_options.strides = (2, 1, 1, 1, 1, 1, 1, 1)
+    config.model_options.pool_after = (2, 3, 4)
     config.model_options.norm_layers = (0, -1)
+    config.model_options.standardised = True
     config.model_options.attention = "hybrid"
-    config.model_options.attention_after = 4
+    config.model_options.attention_after = 3
     config.model_options.attention_kernel = 7
     config.model_options.pooling = "average_max"
+    config.model_options.regions = (8, 2)
     config.model_options.hidden = 64
-    config.model_options.dropout = 0.2
+    config.model_options.dropout = 0.1
 
     config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 4e-3
     config.optimizer.warmup_steps = 40
     config.optimizer.weight_decay = 1e-2
     config.optimizer.clip_norm = 1.0

@@ -19,18 +19,22 @@ class Augmentation:
 
     Attributes:
       mirror: probability of exchanging left and right.
-      translation: largest shift, as a fraction of the image's height and of its width.
+      translation: largest shift, as a fraction of the image's height and of its width; a shift is
+        a whole number of pixels, so that it leaves the noise as it is.
       rotation: largest angle, degrees.
+      rotated: probability of a rotation. Interpolation smooths the noise, and a network that sees
+        smoothed images only is a stranger to the others.
     """
 
     mirror: float = 0.0
     translation: tuple[float, float] = (0.0, 0.0)
     rotation: float = 0.0
+    rotated: float = 0.0
 
     @property
     def active(self) -> bool:
         """Whether any image can change at all."""
-        return bool(self.mirror or any(self.translation) or self.rotation)
+        return bool(self.mirror or any(self.translation) or (self.rotation and self.rotated))
 
 
 def normalise(
@@ -69,12 +73,14 @@ def augment(
 
 
 def _augment_one(key: jax.Array, image: jax.Array, ranges: Augmentation) -> jax.Array:
-    mirror_key, shift_key, angle_key = jax.random.split(key, 3)
+    mirror_key, shift_key, angle_key, rotated_key = jax.random.split(key, 4)
     height, width = image.shape[:2]
     flip = jnp.where(jax.random.bernoulli(mirror_key, ranges.mirror), -1.0, 1.0)
     limit = jnp.array(ranges.translation) * jnp.array([height, width])
-    shift = jax.random.uniform(shift_key, (2,), minval=-1.0, maxval=1.0) * limit
-    angle = jnp.deg2rad(jax.random.uniform(angle_key, minval=-1.0, maxval=1.0) * ranges.rotation)
+    shift = jnp.round(jax.random.uniform(shift_key, (2,), minval=-1.0, maxval=1.0) * limit)
+    degrees = jax.random.uniform(angle_key, minval=-1.0, maxval=1.0) * ranges.rotation
+    rotated = jax.random.bernoulli(rotated_key, ranges.rotated)
+    angle = jnp.where(rotated, jnp.deg2rad(degrees), 0.0)
     return affine(image, angle=angle, shift=shift, flip=flip)
 
 

@@ -23,6 +23,7 @@ FIELDS: dict[str, type] = {
     "augmentation.mirror": float,
     "augmentation.translation": tuple,
     "augmentation.rotation": float,
+    "augmentation.rotated": float,
     "model": str,
     "model_options": ConfigDict,
     "optimizer.learning_rate": float,
@@ -43,6 +44,7 @@ AT_LEAST: dict[str, float] = {
     "data.cache_gib": 0,
     "augmentation.mirror": 0,
     "augmentation.rotation": 0,
+    "augmentation.rotated": 0,
     "optimizer.learning_rate": 0,
     "optimizer.warmup_steps": 0,
     "optimizer.weight_decay": 0,
@@ -52,7 +54,7 @@ AT_LEAST: dict[str, float] = {
 }
 
 MORE_THAN_ZERO = ("data.clip", "optimizer.clip_norm")
-AT_MOST_ONE = ("label_smoothing", "augmentation.mirror")
+AT_MOST_ONE = ("label_smoothing", "augmentation.mirror", "augmentation.rotated")
 
 
 def check_config(config: ConfigDict) -> None:

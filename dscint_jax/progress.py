@@ -14,14 +14,20 @@ class ProgressBar:
 
     Args:
       title: what is being done.
-      total: when it is complete.
+      total: when it is complete; may be told later, to `update`.
       done: where it starts.
       rate_factor: units of the rate for one of progress (images a step).
       unit: of the rate.
     """
 
     def __init__(
-        self, title: str, *, total: int, done: int = 0, rate_factor: float = 1, unit: str = "images"
+        self,
+        title: str,
+        *,
+        total: int | None = None,
+        done: int = 0,
+        rate_factor: float = 1,
+        unit: str = "images",
     ):
         self._title, self._total, self._factor, self._unit = title, total, rate_factor, unit
         self._first, self._started, self._spoke = done, time.monotonic(), time.monotonic()
@@ -50,13 +56,14 @@ class ProgressBar:
         if self._bar:
             self._bar.stop()
 
-    def update(self, done: int, note: str = "") -> None:
+    def update(self, done: int, note: str = "", total: int | None = None) -> None:
         """Shows that `done` of the total is reached."""
+        self._total = total or self._total
         elapsed = time.monotonic() - self._started
         rate = (done - self._first) * self._factor / max(elapsed, 1e-9)
         text = f"{rate:.0f} {self._unit}/s {note}".rstrip()
         if self._bar:
-            self._bar.update(self._task, completed=done, note=text)
+            self._bar.update(self._task, completed=done, total=self._total, note=text)
         elif time.monotonic() - self._spoke >= PLAIN_LINE_EVERY_S:
             self._spoke = time.monotonic()
             left = (self._total - done) * self._factor / max(rate, 1e-9)

@@ -4,6 +4,7 @@ In: a config and a work directory. Out: checkpoints and metrics in that director
 any moment and started again, it ends in the same parameters, bit for bit.
 """
 
+import functools
 import signal
 import sys
 from pathlib import Path
@@ -18,10 +19,17 @@ from dscint_jax.config import check_config
 from dscint_jax.errors import DscintError
 from dscint_jax.evaluate import predict_split
 from dscint_jax.experiment import load_images, make_experiment
-from dscint_jax.input_pipeline import device_fields, training_batches
+from dscint_jax.input_pipeline import (
+    HostBatch,
+    Scintigrams,
+    device_fields,
+    evaluation_batches,
+    training_batches,
+)
 from dscint_jax.interruption import Interruption
 from dscint_jax.metrics import five_metrics
 from dscint_jax.progress import ProgressBar
+from dscint_jax.train_step import Evaluation, TrainState
 from dscint_jax.workdir import MetricsLog, claim, record_attempt
 
 
@@ -64,10 +72,21 @@ def train(config: ConfigDict, workdir: Path) -> None:
         flush=True,
     )
 
+    def predict(state: TrainState, batch: HostBatch) -> Evaluation:
+        batch = parallel.shard_batch(device_fields(batch), mesh)
+        return evaluate(state.params, state.statistics, batch)
+
+    # A network or a batch that does not fit the images fails here, before anything is written.
+    start = completed_step(workdir) or 0
+    batches = training_batches(
+        train_images, batch_size=config.batch_size, seed=config.seed, start=start
+    )
+    example = next(evaluation_batches(validation_images, batch_size=config.batch_size))
+    jax.eval_shape(evaluate, state.params, state.statistics, device_fields(example))
+
     # Checkpoints
     claim(workdir, config.to_dict())
     checkpointer = Checkpointer(workdir, keep_last=config.keep_last)
-    start = checkpointer.last_step() or 0
     if start:
         state = checkpointer.restore_state(start, like=state)
         print(f"resuming after step {start}")
@@ -75,9 +94,6 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
     # Steps
     log = MetricsLog(workdir, start_step=start)
-    batches = training_batches(
-        train_images, batch_size=config.batch_size, seed=config.seed, start=start
-    )
     with (
         Interruption() as interruption,
         ProgressBar(
@@ -101,11 +117,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
             if step % config.evaluate_every == 0 or step == config.steps:
                 predictions = predict_split(
-                    lambda batch, state=state: evaluate(
-                        state.params,
-                        state.statistics,
-                        parallel.shard_batch(device_fields(batch), mesh),
-                    ),
+                    functools.partial(predict, state),
                     validation_images,
                     batch_size=config.batch_size,
                 )
@@ -119,7 +131,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 )
 
             if interruption.signal and step < config.steps:
-                _save_and_stop(checkpointer, state, step, interruption.signal, workdir)
+                _save_and_stop(checkpointer, state, step, interruption.signal)
     checkpointer.close()
     log.close()
 
@@ -131,19 +143,13 @@ def _is_complete(config: ConfigDict, workdir: Path) -> bool:
     return completed_step(workdir) == config.steps
 
 
-def _load(config: ConfigDict, split: str):
-    bar = None
-
-    def progress(done: int, total: int) -> None:
-        nonlocal bar
-        bar = bar or ProgressBar(f"reading {split} images", total=total)
-        bar.update(done)
-
-    return load_images(config, split, progress)
+def _load(config: ConfigDict, split: str) -> Scintigrams:
+    with ProgressBar(f"reading {split} images") as bar:
+        return load_images(config, split, lambda done, total: bar.update(done, total=total))
 
 
 def _save_and_stop(
-    checkpointer: Checkpointer, state, step: int, number: signal.Signals, workdir: Path
+    checkpointer: Checkpointer, state: TrainState, step: int, number: signal.Signals
 ) -> None:
     if checkpointer.last_step() != step:
         checkpointer.save(state)

@@ -12,7 +12,8 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Eight devices on few cores: with steps queued up, their collectives can wait for each other forever.
+# Eight devices on few cores: with steps queued up, their collectives can wait for each other
+# forever.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 

@@ -19,7 +19,8 @@ def get_config() -> ConfigDict:
     config.batch_size = 8
     config.data.pool = 16
     config.model_options.widths = (8, 8, 16)
-    config.model_options.strides = (2, 1, 2)
+    config.model_options.strides = (2, 1, 1)
+    config.model_options.pool_after = (2,)
     config.model_options.attention_after = 2
     config.model_options.hidden = 8
     config.optimizer.warmup_steps = 2

@@ -12,6 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+# Gates start nearly open, at sigmoid(2) = 0.88: at sigmoid(0) two of them would quarter the
+# features before anything is learned.
+open_gate = nnx.initializers.constant(2.0)
+
 ATTENTION_KINDS = ("none", "channel", "spatial", "hybrid")
 
 
@@ -35,7 +39,10 @@ class ChannelGate(nnx.Module):
     def __init__(self, features: int, *, reduction: int, dtype: jnp.dtype, rngs: nnx.Rngs):
         hidden = max(features // reduction, 4)
         self.squeeze = nnx.Linear(features, hidden, dtype=dtype, rngs=rngs)
-        self.excite = nnx.Linear(hidden, features, dtype=dtype, rngs=rngs)
+        # The two descriptors' outputs add up, and so do their biases.
+        self.excite = nnx.Linear(
+            hidden, features, bias_init=nnx.initializers.constant(1.0), dtype=dtype, rngs=rngs
+        )
 
     def __call__(
         self, x: Float[Array, "batch height width channel"]
@@ -49,7 +56,9 @@ class SpatialGate(nnx.Module):
     """One weight a position, from the mean and maximum over the channels around it."""
 
     def __init__(self, *, kernel: int, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.conv = nnx.Conv(2, 1, kernel_size=(kernel, kernel), dtype=dtype, rngs=rngs)
+        self.conv = nnx.Conv(
+            2, 1, kernel_size=(kernel, kernel), bias_init=open_gate, dtype=dtype, rngs=rngs
+        )
 
     def __call__(
         self, x: Float[Array, "batch height width channel"]

@@ -5,15 +5,21 @@ module (spatial and channel), two normalisation modules, two fully connected lay
 layer. Nothing else of it could be read, so everything else here is our choice:
 
 - the eight weight layers are convolutions; the first and the last are normalised (BatchNorm);
-- attention stands after the fourth, where a lesion still covers more than one position;
-- every second convolution halves the map; strides, not pooling;
-- average and maximum over the last maps feed the two fully connected layers.
+- all kernels are standardised, because two normalised layers alone train several times slower than
+  eight (`standardised=False` gives plain ones);
+- the first convolution halves the map by its stride, the second to fourth by maxima, which keep a
+  hot spot of few pixels;
+- attention stands where a lesion still covers more than one position of the map;
+- the last maps are averaged and maximised within regions, not over the whole body: where a focus
+  lies tells a knee from a vertebra;
+- two fully connected layers follow.
 
 The other reading, six convolutions and two fully connected layers being the eight, is
 `widths` and `strides` of length six.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import jax.numpy as jnp
 from flax import nnx
@@ -21,7 +27,7 @@ from jaxtyping import Array, Float
 
 from dscint_jax.errors import DscintError
 from dscint_jax.models.attention import ATTENTION_KINDS, AttentionMaps, HybridAttention
-from dscint_jax.models.layers import GLOBAL_POOLINGS, ConvBlock
+from dscint_jax.models.layers import POOLINGS, ConvBlock, downsample_max
 
 
 class Dscint(nnx.Module):
@@ -32,12 +38,15 @@ class Dscint(nnx.Module):
       in_channels: channels of the image.
       widths: channels of each convolution, first to last.
       strides: stride of each convolution, as many as `widths`.
+      pool_after: numbers, from 1, of the convolutions that 2x2 maxima follow.
       kernel: side of the convolutions.
       norm_layers: indices of the convolutions that BatchNorm follows; 0 first, -1 last.
+      standardised: whether kernels are standardised (`layers.StandardisedConv`).
       attention: 'hybrid', 'channel', 'spatial' or 'none'.
       attention_after: the number, from 1, of the convolution that attention follows.
       attention_kernel: side of the spatial gate's convolution.
-      pooling: 'average_max', 'average' or 'max' over the last maps.
+      pooling: 'average_max', 'average' or 'max' over each region of the last maps.
+      regions: rows and columns of the grid of regions; (1, 1) pools over the whole body.
       hidden: units of the first fully connected layer.
       dropout: rate before each fully connected layer, in training only.
       dtype: of the computation; parameters stay float32.
@@ -52,20 +61,33 @@ class Dscint(nnx.Module):
         *,
         num_classes: int,
         in_channels: int = 1,
-        widths: Sequence[int] = (32, 32, 64, 64, 128, 128, 256, 256),
-        strides: Sequence[int] = (2, 1, 2, 1, 2, 1, 2, 1),
+        widths: Sequence[int] = (32, 48, 64, 96, 96, 128, 128, 128),
+        strides: Sequence[int] = (2, 1, 1, 1, 1, 1, 1, 1),
+        pool_after: Sequence[int] = (2, 3, 4),
         kernel: int = 3,
         norm_layers: Sequence[int] = (0, -1),
+        standardised: bool = True,
         attention: str = "hybrid",
         attention_after: int = 4,
         attention_kernel: int = 7,
         pooling: str = "average_max",
+        regions: tuple[int, int] = (8, 2),
         hidden: int = 128,
-        dropout: float = 0.3,
+        dropout: float = 0.2,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        _check_options(widths, strides, norm_layers, attention, attention_after, pooling)
+        layers = len(widths)
+        if len(strides) != layers:
+            raise DscintError(
+                f"model_options.strides has {len(strides)} entries and model_options.widths "
+                f"{layers}; give one of each a convolution"
+            )
+        _check_layers("norm_layers", norm_layers, -layers, layers - 1)
+        _check_layers("pool_after", pool_after, 1, layers)
+        _check_layers("attention_after", [attention_after], 1, layers)
+        _check_choice("attention", attention, ATTENTION_KINDS)
+        _check_choice("pooling", pooling, POOLINGS)
         channels = (in_channels, *widths)
         normalised = {layer % len(widths) for layer in norm_layers}
         self.convolutions = nnx.List(
@@ -74,12 +96,14 @@ class Dscint(nnx.Module):
                 channels[i + 1],
                 kernel=kernel,
                 stride=strides[i],
+                standardised=standardised,
                 norm=i in normalised,
                 dtype=dtype,
                 rngs=rngs,
             )
             for i in range(len(widths))
         )
+        self.pool_after = tuple(pool_after)
         self.attention_after = attention_after
         self.attention = (
             None
@@ -93,8 +117,9 @@ class Dscint(nnx.Module):
             )
         )
         self.pooling = pooling
+        self.regions = tuple(regions)
         self.hidden = nnx.Linear(
-            widths[-1] * GLOBAL_POOLINGS[pooling][1], hidden, dtype=dtype, rngs=rngs
+            widths[-1] * POOLINGS[pooling][1] * math.prod(regions), hidden, dtype=dtype, rngs=rngs
         )
         self.dropout = nnx.Dropout(dropout)
         self.head = nnx.Linear(hidden, num_classes, dtype=dtype, rngs=rngs)
@@ -116,39 +141,22 @@ class Dscint(nnx.Module):
             x = convolution(x)
             if self.attention is not None and number == self.attention_after:
                 x, maps = self.attention(x)
-        x = GLOBAL_POOLINGS[self.pooling][0](x)
+            if number in self.pool_after:
+                x = downsample_max(x)
+        x = POOLINGS[self.pooling][0](x, self.regions).reshape(len(x), -1)
         x = nnx.relu(self.hidden(self.dropout(x, rngs=rngs)))
         logits = self.head(self.dropout(x, rngs=rngs))
         return logits.astype(jnp.float32), maps
 
 
-def _check_options(
-    widths: Sequence[int],
-    strides: Sequence[int],
-    norm_layers: Sequence[int],
-    attention: str,
-    attention_after: int,
-    pooling: str,
-) -> None:
-    if len(strides) != len(widths):
-        raise DscintError(
-            f"model_options.strides has {len(strides)} entries and model_options.widths "
-            f"{len(widths)}; give one of each a convolution"
-        )
-    if any(not -len(widths) <= layer < len(widths) for layer in norm_layers):
-        raise DscintError(
-            f"model_options.norm_layers {tuple(norm_layers)} must lie in "
-            f"{-len(widths)} to {len(widths) - 1}"
-        )
-    if attention not in ATTENTION_KINDS:
-        raise DscintError(
-            f"model_options.attention '{attention}' is not one of {', '.join(ATTENTION_KINDS)}"
-        )
-    if not 1 <= attention_after <= len(widths):
-        raise DscintError(
-            f"model_options.attention_after {attention_after} must lie in 1 to {len(widths)}"
-        )
-    if pooling not in GLOBAL_POOLINGS:
-        raise DscintError(
-            f"model_options.pooling '{pooling}' is not one of {', '.join(GLOBAL_POOLINGS)}"
-        )
+def _check_layers(option: str, given: Sequence[int], lowest: int, highest: int) -> None:
+    for layer in given:
+        if not lowest <= layer <= highest:
+            raise DscintError(
+                f"model_options.{option}: {layer} is no convolution; use {lowest} to {highest}"
+            )
+
+
+def _check_choice(option: str, given: str, choices: Iterable[str]) -> None:
+    if given not in choices:
+        raise DscintError(f"model_options.{option}: '{given}' is not one of {', '.join(choices)}")

@@ -66,11 +66,27 @@ def test_augment_with_no_ranges_returns_the_images_themselves():
 
 def test_augment_draws_anew_for_every_image_and_key():
     images = jnp.repeat(_images(6)[:1], 8, axis=0)
-    ranges = Augmentation(mirror=0.5, translation=(0.1, 0.1), rotation=10.0)
+    ranges = Augmentation(mirror=0.5, translation=(0.1, 0.1), rotation=10.0, rotated=1.0)
     first = augment(jax.random.key(0), images, ranges)
     assert len({image.tobytes() for image in np.asarray(first)}) == 8
     np.testing.assert_array_equal(first, augment(jax.random.key(0), images, ranges))
     assert not np.array_equal(first, augment(jax.random.key(1), images, ranges))
+
+
+def test_augment_without_rotation_only_moves_pixels_and_keeps_their_noise():
+    images = jnp.pad(_images(7, (6, 20, 12, 1)), ((0, 0), (6, 6), (4, 4), (0, 0)))
+    ranges = Augmentation(mirror=0.5, translation=(0.15, 0.2), rotation=30.0, rotated=0.0)
+    moved = np.asarray(augment(jax.random.key(3), images, ranges))
+    for before, after in zip(np.asarray(images), moved, strict=True):
+        np.testing.assert_allclose(np.sort(after, None), np.sort(before, None), atol=1e-5)
+
+
+def test_augment_rotates_the_share_that_is_asked_for():
+    images = jnp.repeat(_images(8)[:1], 400, axis=0)
+    ranges = Augmentation(rotation=20.0, rotated=0.3)
+    turned = np.asarray(augment(jax.random.key(4), images, ranges))
+    changed = np.abs(turned - np.asarray(images)).max((1, 2, 3)) > 1e-3
+    assert 0.2 < changed.mean() < 0.4
 
 
 def test_augment_keeps_to_the_ranges():

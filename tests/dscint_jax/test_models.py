@@ -6,9 +6,17 @@ from flax import nnx
 
 from dscint_jax import models
 from dscint_jax.errors import DscintError
+from dscint_jax.models import layers
 from dscint_jax.models.attention import HybridAttention
 
-TINY = {"widths": (4, 6, 8), "strides": (2, 1, 2), "attention_after": 2, "hidden": 8}
+TINY = {
+    "widths": (4, 6, 8),
+    "strides": (2, 1, 1),
+    "pool_after": (2,),
+    "attention_after": 2,
+    "regions": (4, 2),
+    "hidden": 8,
+}
 
 
 def _build(seed=0, **options):
@@ -82,16 +90,51 @@ def test_network_takes_any_image_size():
     ("options", "message"),
     [
         ({"strides": (1, 2)}, "strides has 2 entries"),
-        ({"norm_layers": (3,)}, "norm_layers"),
-        ({"attention": "self"}, "attention 'self'"),
-        ({"attention_after": 4}, "attention_after 4"),
-        ({"pooling": "sum"}, "pooling 'sum'"),
+        ({"norm_layers": (3,)}, "norm_layers: 3 is no convolution"),
+        ({"pool_after": (0,)}, "pool_after: 0 is no convolution"),
+        ({"attention": "self"}, "attention: 'self'"),
+        ({"attention_after": 4}, "attention_after: 4"),
+        ({"pooling": "sum"}, "pooling: 'sum'"),
         ({"width": (4,)}, "did you mean 'widths'"),
     ],
 )
 def test_options_that_do_not_fit_are_named(options, message):
     with pytest.raises(DscintError, match=message):
         _build(**options)
+
+
+def test_image_too_small_for_the_regions_is_named():
+    model = _build()
+    model.eval()
+    with pytest.raises(DscintError, match=r"regions 4x2 do not fit the last map of 2x1"):
+        model(_images(shape=(1, 8, 4, 1)))
+
+
+def test_regions_are_pooled_each_for_itself():
+    x = jnp.array(np.random.default_rng(5).random((2, 9, 5, 3)), jnp.float32)
+    mean, maximum = layers.average_pool(x, (2, 2)), layers.max_pool(x, (2, 2))
+    np.testing.assert_allclose(mean[:, 1, 0], x[:, 4:, :2].mean((1, 2)), rtol=1e-6)
+    np.testing.assert_array_equal(maximum[:, 0, 1], x[:, :4, 2:].max((1, 2)))
+    both = layers.average_max_pool(x, (1, 1))[:, 0, 0]
+    np.testing.assert_allclose(both[:, :3], x.mean((1, 2)), rtol=1e-6)
+    np.testing.assert_array_equal(both[:, 3:], x.max((1, 2)))
+
+
+def test_downsampling_takes_the_maximum_of_each_block():
+    x = jnp.array(np.random.default_rng(6).random((2, 7, 6, 3)), jnp.float32)
+    small = layers.downsample_max(x)
+    assert small.shape == (2, 3, 3, 3)
+    np.testing.assert_array_equal(small[:, 2, 1], x[:, 4:6, 2:4].max((1, 2)))
+
+
+def test_standardised_kernels_keep_the_spread_through_relu():
+    random = np.random.default_rng(7)
+    x = jnp.array(random.normal(size=(4, 32, 32, 64)), jnp.float32)
+    conv = layers.StandardisedConv(
+        64, 64, kernel=3, stride=1, use_bias=True, dtype=jnp.float32, rngs=nnx.Rngs(params=7)
+    )
+    conv.kernel[...] = 5.0 * conv.kernel[...] + 0.3
+    assert abs(float(nnx.relu(conv(x)).std()) - 1) < 0.1
 
 
 def test_unknown_network_is_named_with_those_there_are():

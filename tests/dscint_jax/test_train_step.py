@@ -23,10 +23,14 @@ def _batch(seed, size=16):
     }
 
 
-def _run(config, devices, steps=5):
-    mesh = jax.make_mesh(
+def _mesh(devices):
+    return jax.make_mesh(
         (devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
     )
+
+
+def _run(config, devices, steps=5):
+    mesh = _mesh(devices)
     experiment = make_experiment(config, (4, 3, 2, 1))
     state = parallel.replicate(experiment.initial_state(), mesh)
     step = parallel.compile_train_step(experiment.recipe, mesh)
@@ -65,9 +69,9 @@ def test_network_learns_one_batch_by_heart(config):
     config.optimizer.learning_rate = 1e-2
     experiment = make_experiment(config, (1, 1, 1, 1))
     recipe = dataclasses.replace(experiment.recipe, label_smoothing=0.0)
-    state = parallel.replicate(experiment.initial_state(), parallel.data_mesh())
-    step = parallel.compile_train_step(recipe, parallel.data_mesh())
-    batch = parallel.shard_batch(_batch(0, 8), parallel.data_mesh())
+    state = parallel.replicate(experiment.initial_state(), _mesh(1))
+    step = parallel.compile_train_step(recipe, _mesh(1))
+    batch = parallel.shard_batch(_batch(0, 8), _mesh(1))
     for _ in range(150):
         state, metrics = step(state, batch)
     assert metrics["accuracy"] == 1.0
