@@ -58,27 +58,40 @@ accelerator_extra() {
   fi
 }
 
+# is_installed STAMP EXTRA...: whether the stamp file exists and holds every extra.
+is_installed() {
+  local stamp=$1 extra
+  shift
+  [[ -f "$stamp" ]] || return 1
+  for extra in "$@"; do
+    grep -qxF -- "$extra" "$stamp" || return 1
+  done
+}
+
 # setup EXTRA...: makes .venv, or brings it up to date with pyproject.toml and constraints.txt.
 setup() {
   local extras=("$@") accelerator python stamp wanted
   accelerator=$(accelerator_extra)
   [[ -z "$accelerator" ]] || extras+=("$accelerator")
-  if ! .venv/bin/python -c '' 2>/dev/null; then
+  if ! .venv/bin/python -c 'import pip' 2>/dev/null; then
     python=$(find_python)
     echo "making .venv with $("$python" --version)"
     rm -rf .venv
     "$python" -m venv .venv
   fi
+  # What is installed: a checksum of what it was asked for, then the extras, one a line.
   stamp=.venv/installed
-  wanted="${extras[*]:-} $(cat pyproject.toml constraints.txt | cksum)"
-  if ! grep -qsxF -- "$wanted" "$stamp"; then
+  wanted=$(cat pyproject.toml constraints.txt | cksum)
+  [[ "$(head -n 1 "$stamp" 2>/dev/null)" == "$wanted" ]] || rm -f "$stamp"
+  if ! is_installed "$stamp" "${extras[@]}"; then
     echo "installing${extras[*]:+ with ${extras[*]}} (a minute or two)"
     local requirement="."
     [[ -z "${extras[*]:-}" ]] || requirement=".[$(IFS=,; echo "${extras[*]}")]"
     .venv/bin/python -m pip install --quiet --no-cache-dir --disable-pip-version-check \
       --constraint constraints.txt --editable "$requirement" ||
       fail "the installation failed; the lines above say why; mend it and run again"
-    echo "$wanted" >>"$stamp"
+    [[ -f "$stamp" ]] || echo "$wanted" >"$stamp"
+    ((${#extras[@]} == 0)) || printf '%s\n' "${extras[@]}" >>"$stamp"
   fi
   # matplotlib would keep its font cache in the home directory.
   export MPLCONFIGDIR="$PWD/.venv/matplotlib"

@@ -2,7 +2,7 @@
 
 A checkpoint is two items: `model` (step, parameters, statistics), all that an evaluator restores,
 and `optimizer`. Orbax writes into a temporary folder and renames it, so an interrupted save leaves
-nothing under a step's name. The last checkpoint and the best one by validation F-1 are kept.
+nothing under a step's name. The newest checkpoints and the best one by validation F-1 are kept.
 """
 
 from pathlib import Path
@@ -68,10 +68,6 @@ class Checkpointer:
             metrics=metrics,
             force=True,
         )
-
-    def wait(self) -> None:
-        """Returns when the last save is complete on disk."""
-        self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits and frees the manager's threads."""
@@ -140,6 +136,11 @@ class Checkpointer:
     def _restore(self, step: int, **items: ocp.args.StandardRestore) -> Any:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except OSError as error:
+            raise DscintError(
+                f"checkpoint {self._directory / str(step)} cannot be read ({error}); delete it "
+                f"or choose another"
+            ) from error
         except (ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
             raise DscintError(

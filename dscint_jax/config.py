@@ -4,6 +4,7 @@ A field that is missing, misspelt or of another type is found here, before anyth
 """
 
 import difflib
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -73,6 +74,11 @@ def check_config(config: ConfigDict) -> None:
         if field not in given:
             raise DscintError(f"config.{field} is missing; configs/dscint.py has every field")
         _check_type(field, given[field], kind)
+    if given["seed"] >= 2**32:
+        raise DscintError(f"config.seed is {given['seed']}; it must be less than 2**32")
+    for field, value in given.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise DscintError(f"config.{field} is {value}; it must be finite")
     for field, least in AT_LEAST.items():
         if given[field] < least:
             raise DscintError(f"config.{field} is {given[field]}; it must be at least {least}")

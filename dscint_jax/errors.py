@@ -1,12 +1,22 @@
 """The one exception for what a user can mend: config fields, work directories, data sets."""
 
+import argparse
 import logging
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class DscintError(Exception):
     """A mendable failure. The message is one line: what is wrong, where, and what to do."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Reports a wrong option as every other mistake is reported: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises DscintError."""
+        raise DscintError(f"{message}; see --help")
 
 
 def run_command(main: Callable[[], None]) -> None:

@@ -6,7 +6,6 @@ In: a work directory that training filled, and its data set. Out: eval/SPLIT/met
 eval/SPLIT/predictions.csv in the work directory, and a table.
 """
 
-import argparse
 import csv
 import dataclasses
 import io
@@ -21,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dscint_jax import metrics, statistics
-from dscint_jax.errors import run_command
+from dscint_jax.errors import CommandParser, run_command
 from dscint_jax.input_pipeline import IDENTITY_FIELDS, HostBatch, Scintigrams, evaluation_batches
 from dscint_jax.train_step import Evaluation
 from dscint_jax.trained import load_trained
@@ -35,6 +34,7 @@ class Predictions:
     Attributes:
       confusion: counts; rows true, columns predicted.
       loss: mean cross-entropy, nats.
+      predicted: the class of each image's largest logit.
       probabilities: softmax, one row an image.
       labels: true classes.
       identity: image_id, patient_key and view of each image.
@@ -42,14 +42,10 @@ class Predictions:
 
     confusion: Int[np.ndarray, "true predicted"]
     loss: float
+    predicted: Int[np.ndarray, "image"]
     probabilities: Float[np.ndarray, "image classes"]
     labels: Int[np.ndarray, "image"]
     identity: dict[str, np.ndarray]
-
-    @property
-    def predicted(self) -> Int[np.ndarray, "image"]:
-        """The class of the highest probability."""
-        return self.probabilities.argmax(-1)
 
 
 def predict_split(
@@ -64,11 +60,14 @@ def predict_split(
         loss += float(result.loss)
         real = batch["mask"]
         fields = {name: batch[name][real] for name in ("label", *IDENTITY_FIELDS)}
-        rows.append({**fields, "probabilities": np.asarray(result.probabilities)[real]})
+        for name in ("predicted", "probabilities"):
+            fields[name] = np.asarray(getattr(result, name))[real]
+        rows.append(fields)
     columns = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
     return Predictions(
         confusion=np.asarray(confusion.compute()),
         loss=loss / len(images),
+        predicted=columns["predicted"],
         probabilities=columns["probabilities"],
         labels=columns["label"],
         identity={name: columns[name] for name in IDENTITY_FIELDS},
@@ -86,12 +85,18 @@ def evaluate(
       What metrics.json holds.
     """
     network = load_trained(workdir, split=split, checkpoint=checkpoint, data_dir=data_dir)
+    if network.last_step < network.config.steps:
+        print(
+            f"note: training is not complete; {workdir} holds step {network.last_step} of "
+            f"{network.config.steps}"
+        )
     classes = network.images.classes
     predictions = predict_split(network.evaluate, network.images, batch_size=network.batch_size)
     result = {
         **metrics.summary(predictions.confusion, classes),
         "intervals": _intervals(predictions, len(classes)),
         "loss": predictions.loss,
+        "dataset_fingerprint": network.images.fingerprint,
         "split": split,
         "step": network.step,
     }
@@ -118,7 +123,8 @@ def print_table(result: dict[str, Any]) -> None:
     columns = ("precision", "recall", "specificity", "f1", "support")
     for column in ("class", *columns):
         table.add_column(column, justify="left" if column == "class" else "right")
-    for label, values in result["per_class"].items():
+    for label in result["classes"]:
+        values = result["per_class"][label]
         cells = (f"{values[c]:.4f}" if c != "support" else str(values[c]) for c in columns)
         table.add_row(label, *cells)
     console.print(table)
@@ -164,7 +170,7 @@ def _write(
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m dscint_jax.evaluate",
         description="Evaluate a trained checkpoint on one split: metrics.json, predictions.csv.",
     )

@@ -20,14 +20,13 @@ class Explained:
       attention: spatial gate in (0, 1), brought to the image's size; None without such a gate.
       probabilities: softmax.
       label: true class.
-      image_id, view: of the record.
+      view: anterior, posterior or unknown.
     """
 
     image: Float[np.ndarray, "height width"]
     attention: Float[np.ndarray, "height width"] | None
     probabilities: Float[np.ndarray, "classes"]
     label: int
-    image_id: str
     view: str
 
 
@@ -61,6 +60,5 @@ def _explained(batch: HostBatch, result: Evaluation, i: int) -> Explained:
         attention=None if gate is None else resize(np.asarray(gate)[i, ..., 0], image.shape),
         probabilities=np.asarray(result.probabilities)[i],
         label=int(batch["label"][i]),
-        image_id=str(batch["image_id"][i]),
         view=str(batch["view"][i]),
     )

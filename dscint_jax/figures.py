@@ -63,7 +63,7 @@ def confusion_figure(
     return figure
 
 
-def learning_figure(lines: Sequence[dict[str, Any]], best_step: int) -> Figure:
+def learning_figure(lines: Sequence[dict[str, Any]], used_step: int) -> Figure:
     """Loss and accuracy of training batches and of the validation images, by step."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8.4, 2.9), layout="constrained")
@@ -75,7 +75,7 @@ def learning_figure(lines: Sequence[dict[str, Any]], best_step: int) -> Figure:
                 points = [(line["step"], line[field]) for line in lines if field in line]
                 if points:
                     axes.plot(*zip(*points, strict=True), label=label, **style)
-            axes.axvline(best_step, color=INK, lw=0.8, ls=":", label=f"used: step {best_step}")
+            axes.axvline(used_step, color=INK, lw=0.8, ls=":", label=f"used: step {used_step}")
             axes.set_xlabel("step")
             axes.set_title(name, loc="left")
             axes.grid(color=GRID, lw=0.6)

@@ -40,6 +40,11 @@ def open_dataset(data_dir: Path) -> Any:
     return tfds.builder_from_directory(versions[-1].parent)
 
 
+def fingerprint_of(data_dir: Path) -> str:
+    """Identifies the data set: the same fingerprint, the same records."""
+    return open_dataset(data_dir).info.metadata["fingerprint"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Scintigrams:
     """One split, at random access.

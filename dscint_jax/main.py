@@ -53,14 +53,24 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 def _reason(error: Exception) -> str:
     """The libraries' multi-line messages as one line that a user can act on."""
     text = " ".join(str(error.args[0] if len(error.args) == 1 else error).split())
-    if isinstance(error, (AttributeError, KeyError)):
+    if isinstance(error, (AttributeError, KeyError)) and (field := _overridden_field(text)):
         close = re.search(r'Did you mean "(\w+)"', text)
         hint = f"; did you mean '{close[1]}'?" if close else ""
-        field = re.search(r"[a-zA-Z_]\w*", text)[0]
         return f"config has no field '{field}'{hint}"
     if isinstance(error, OSError):
         return f"--config: {text.rpartition('[Errno')[2].partition('] ')[2] or text}"
-    return text or type(error).__name__
+    return f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+def _overridden_field(text: str) -> str | None:
+    """The field that an override on the command line names and the message is about."""
+    names = {
+        name
+        for argument in sys.argv
+        if argument.startswith("--config.")
+        for name in argument.partition("=")[0].split(".")[1:]
+    }
+    return next((word for word in re.findall(r"\w+", text) if word in names), None)
 
 
 def _check_flags(rest: Sequence[str]) -> None:

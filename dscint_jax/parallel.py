@@ -29,7 +29,7 @@ def data_mesh() -> Mesh:
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Raises DscintError unless every device gets the same number of images."""
-    if batch_size < 1 or batch_size % mesh.size:
+    if batch_size % mesh.size:
         raise DscintError(
             f"config.batch_size {batch_size} cannot be shared out evenly over {mesh.size} "
             f"device(s); choose a multiple of {mesh.size}"

@@ -16,8 +16,7 @@ class ProgressBar:
       title: what is being done.
       total: when it is complete; may be told later, to `update`.
       done: where it starts.
-      rate_factor: units of the rate for one of progress (images a step).
-      unit: of the rate.
+      rate_factor: images for one of progress.
     """
 
     def __init__(
@@ -27,9 +26,8 @@ class ProgressBar:
         total: int | None = None,
         done: int = 0,
         rate_factor: float = 1,
-        unit: str = "images",
     ):
-        self._title, self._total, self._factor, self._unit = title, total, rate_factor, unit
+        self._title, self._total, self._factor = title, total, rate_factor
         self._first, self._started, self._spoke = done, time.monotonic(), time.monotonic()
         self._bar: Progress | None = None
         if sys.stdout.isatty():
@@ -61,7 +59,7 @@ class ProgressBar:
         self._total = total or self._total
         elapsed = time.monotonic() - self._started
         rate = (done - self._first) * self._factor / max(elapsed, 1e-9)
-        text = f"{rate:.0f} {self._unit}/s {note}".rstrip()
+        text = f"{rate:.0f} images/s {note}".rstrip()
         if self._bar:
             self._bar.update(self._task, completed=done, total=self._total, note=text)
         elif time.monotonic() - self._spoke >= PLAIN_LINE_EVERY_S:

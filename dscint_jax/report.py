@@ -5,7 +5,6 @@
 In: a work directory after `dscint_jax.evaluate`. Out: report/index.html in it.
 """
 
-import argparse
 import csv
 import html
 from collections.abc import Iterable, Sequence
@@ -16,7 +15,7 @@ import numpy as np
 
 from dscint_jax import figures
 from dscint_jax.baseline import Baseline, linear_baseline
-from dscint_jax.errors import DscintError, run_command
+from dscint_jax.errors import CommandParser, DscintError, run_command
 from dscint_jax.explain import explain
 from dscint_jax.metrics import METRIC_NAMES, PUBLISHED_DSCINT
 from dscint_jax.trained import TrainedNetwork, load_trained
@@ -74,6 +73,10 @@ def write_report(
         )
     result = read_json(folder / "metrics.json")
     network = load_trained(workdir, split=split, checkpoint=str(result["step"]), data_dir=data_dir)
+    if network.images.fingerprint != result["dataset_fingerprint"]:
+        raise DscintError(
+            f"{folder / 'metrics.json'} was measured on another data set; evaluate again"
+        )
     baseline = linear_baseline(Path(network.config.data.dir), split)
     page = _page(workdir, result, network, baseline, _read_rows(folder / "predictions.csv"))
     path = workdir / "report" / "index.html"
@@ -189,7 +192,7 @@ def _class_table(result: dict[str, Any]) -> str:
             *(f"{values[name]:.3f}" for name in ("precision", "recall", "specificity", "f1")),
             str(values["support"]),
         )
-        for label, values in result["per_class"].items()
+        for label, values in ((c, result["per_class"][c]) for c in result["classes"])
     ]
     return _table(("class", "precision", "recall", "specificity", "F-1", "images"), rows)
 
@@ -247,7 +250,7 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m dscint_jax.report",
         description="Write one self-contained HTML page about an evaluated run.",
     )

@@ -24,13 +24,14 @@ from dscint_jax.input_pipeline import (
     Scintigrams,
     device_fields,
     evaluation_batches,
+    fingerprint_of,
     training_batches,
 )
 from dscint_jax.interruption import Interruption
 from dscint_jax.metrics import five_metrics
 from dscint_jax.progress import ProgressBar
 from dscint_jax.train_step import Evaluation, TrainState
-from dscint_jax.workdir import MetricsLog, claim, record_attempt
+from dscint_jax.workdir import MetricsLog, check_data, claim, record_attempt
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
@@ -86,6 +87,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
     # Checkpoints
     claim(workdir, config.to_dict())
+    check_data(workdir, train_images.fingerprint)
     checkpointer = Checkpointer(workdir, keep_last=config.keep_last)
     if start:
         state = checkpointer.restore_state(start, like=state)
@@ -108,11 +110,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 values = {name: float(value) for name, value in metrics.items()}
                 values["learning_rate"] = float(experiment.schedule(step - 1))
                 log.write(step, values)
-                if not np.isfinite(values["loss"]):
-                    raise DscintError(
-                        f"the loss is {values['loss']} at step {step}; lower "
-                        f"config.optimizer.learning_rate and use a new --workdir"
-                    )
+                _check_finite(values["loss"], step)
                 progress.update(step, f"loss {values['loss']:.3f}")
 
             if step % config.evaluate_every == 0 or step == config.steps:
@@ -121,6 +119,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
                     validation_images,
                     batch_size=config.batch_size,
                 )
+                _check_finite(predictions.loss, step)
                 scores = {n: float(v) for n, v in five_metrics(predictions.confusion).items()}
                 values = {"loss": predictions.loss, **scores}
                 log.write(step, {f"validation_{name}": value for name, value in values.items()})
@@ -140,12 +139,23 @@ def _is_complete(config: ConfigDict, workdir: Path) -> bool:
     if not (workdir / "config.json").exists():
         return False
     claim(workdir, config.to_dict())
-    return completed_step(workdir) == config.steps
+    if completed_step(workdir) != config.steps:
+        return False
+    check_data(workdir, fingerprint_of(Path(config.data.dir)))
+    return True
 
 
 def _load(config: ConfigDict, split: str) -> Scintigrams:
     with ProgressBar(f"reading {split} images") as bar:
         return load_images(config, split, lambda done, total: bar.update(done, total=total))
+
+
+def _check_finite(loss: float, step: int) -> None:
+    if not np.isfinite(loss):
+        raise DscintError(
+            f"the loss is {loss} at step {step}; lower config.optimizer.learning_rate and use a "
+            f"new --workdir"
+        )
 
 
 def _save_and_stop(

@@ -73,12 +73,14 @@ class Evaluation:
     Attributes:
       confusion: counts over the images whose mask is True.
       loss: sum of the cross-entropies of the same images, nats, without class weights.
-      probabilities: softmax of every image, padding too.
+      predicted: the class of the largest logit of every image, padding too.
+      probabilities: softmax of the same.
       attention: the network's attention maps, padding too.
     """
 
     confusion: ConfusionMatrix
     loss: Float[Array, ""]
+    predicted: Int[Array, "batch"]
     probabilities: Float[Array, "batch classes"]
     attention: AttentionMaps
 
@@ -134,6 +136,7 @@ def eval_step(
     return Evaluation(
         ConfusionMatrix.from_model_output(logits, batch["label"], batch["mask"]),
         jnp.where(batch["mask"], loss, 0.0).sum(),
+        logits.argmax(-1),
         jax.nn.softmax(logits),
         attention,
     )

@@ -13,8 +13,9 @@ from dscint_jax.checkpoint import Checkpointer
 from dscint_jax.config import check_config
 from dscint_jax.experiment import load_images, make_experiment
 from dscint_jax.input_pipeline import HostBatch, Scintigrams, device_fields
+from dscint_jax.progress import ProgressBar
 from dscint_jax.train_step import Evaluation
-from dscint_jax.workdir import config_of
+from dscint_jax.workdir import check_data, config_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +25,14 @@ class TrainedNetwork:
     Attributes:
       config: the run's.
       step: of the checkpoint.
+      last_step: of the newest checkpoint.
       images: the split.
       parameters: how many numbers were trained.
     """
 
     config: ConfigDict
     step: int
+    last_step: int
     images: Scintigrams
     parameters: int
     _mesh: Mesh
@@ -55,18 +58,21 @@ def load_trained(
       workdir: of the training.
       split: 'train', 'validation' or 'test'.
       checkpoint: 'best' (by validation F-1), 'last', or a step.
-      data_dir: another place of the data set than the config names.
+      data_dir: a data set to use instead of the one the config names; it may be another one.
 
     Raises:
-      DscintError: no run, no such checkpoint, no data set, or one that does not fit the network.
+      DscintError: no run, no such checkpoint, no data set, or not the one trained on.
     """
     config = ConfigDict(config_of(workdir))
     check_config(config)
     if data_dir is not None:
         config.data.dir = str(data_dir)
     checkpointer = Checkpointer(workdir, read_only=True)
-    step = checkpointer.choose_step(checkpoint)
-    images = load_images(config, split)
+    step, last_step = checkpointer.choose_step(checkpoint), checkpointer.steps()[-1]
+    with ProgressBar(f"reading {split} images") as bar:
+        images = load_images(config, split, lambda done, total: bar.update(done, total=total))
+    if data_dir is None:
+        check_data(workdir, images.fingerprint)
     experiment = make_experiment(config, images.class_counts)
     mesh = parallel.data_mesh()
     state = checkpointer.restore_model(
@@ -76,6 +82,7 @@ def load_trained(
     return TrainedNetwork(
         config=config,
         step=step,
+        last_step=last_step,
         images=images,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(experiment.params)),
         _mesh=mesh,

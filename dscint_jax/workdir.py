@@ -63,17 +63,15 @@ def read_json(path: Path) -> Any:
 def claim(workdir: Path, config: dict[str, Any]) -> None:
     """Marks a new work directory with its config, or checks that an old one has the same.
 
+    The data set may have moved: its fingerprint counts (`check_data`), not its path.
+
     Raises:
       DscintError: the directory belongs to another config, or cannot be written.
     """
     config = json.loads(json.dumps(config))
     path = workdir / "config.json"
-    try:
-        if not path.exists():
-            write_json(path, config)
-    except OSError as error:
-        raise DscintError(f"--workdir {workdir} cannot be written: {error.strerror}") from error
-    differences = _differences(read_json(path), config)
+    old = read_json(path) if path.exists() else config
+    differences = [d for d in _differences(old, config) if d[0] != "data.dir"]
     if differences:
         field, old, new = differences[0]
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
@@ -81,6 +79,11 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
             f"{workdir} holds another config: config.{field} is {old} there and {new} here{more}; "
             f"use another --workdir, or the same config to resume"
         )
+    try:
+        if not path.exists() or old != config:
+            write_json(path, config)
+    except OSError as error:
+        raise DscintError(f"--workdir {workdir} cannot be written: {error.strerror}") from error
 
 
 def config_of(workdir: Path) -> dict[str, Any]:
@@ -117,6 +120,22 @@ def record_attempt(workdir: Path, *, fingerprint: str, start_step: int) -> None:
         }
     )
     write_json(path, attempts)
+
+
+def check_data(workdir: Path, fingerprint: str) -> None:
+    """Checks that a data set is the one that a run was trained on.
+
+    Raises:
+      DscintError: it has other images, labels or splits.
+    """
+    path = workdir / "provenance.json"
+    attempts = read_json(path) if path.exists() else []
+    if attempts and attempts[-1]["dataset_fingerprint"] != fingerprint:
+        raise DscintError(
+            f"{workdir} was trained on another data set (fingerprint "
+            f"{attempts[-1]['dataset_fingerprint'][:12]}, now {fingerprint[:12]}); use a new "
+            f"--workdir, or the data set of then"
+        )
 
 
 class MetricsLog:

@@ -14,16 +14,14 @@ import math
 import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import tensorflow_datasets as tfds
 from rich.console import Console
@@ -31,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from tfds_builder import deidentify, splits
+from tfds_builder.command import CommandParser, available_cores, follow_parent
 from tfds_builder.errors import DataError, run_command
 from tfds_builder.manifest import LABELS, Row, read_manifest
 from tfds_builder.plan import Plan, plan_data_set
@@ -65,15 +64,8 @@ def main(argv: list[str] | None = None) -> None:
         raise DataError(f"{where}: {error.strerror or error}") from None
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong option as every other mistake is reported: in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise DataError(f"{message}; see --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="python -m tfds_builder.build",
         description="Builds the TFDS data set scintigraphy from images and a manifest on disk.",
         epilog="The manifest's columns: path, patient_id, label (normal, metastasis, arthritis, "
@@ -102,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers",
         type=int,
-        default=os.cpu_count() or 1,
+        default=available_cores(),
         help="processes that decode images (default: one a core)",
     )
     parser.add_argument(
@@ -214,16 +206,8 @@ def _workers(count: int) -> Iterator[Executor | None]:
 
 
 def _start_worker() -> None:
-    """Leaves Ctrl-C to the main process, and ends the worker when that is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    follow_parent()
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 def _in_order(

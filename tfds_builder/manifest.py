@@ -255,17 +255,19 @@ def _inside(folder: Path, field: str, value: str) -> Path:
 def _duplicates(rows: list[Row]) -> list[tuple[int, str]]:
     faults = []
     seen: dict[tuple[Path, int | None], int] = {}
+    first_of_path: dict[Path, int] = {}
     for row in rows:
         whole, one = (row.path, None), (row.path, row.frame)
         first = seen.get(one) or seen.get(whole)
         if first is None and row.frame is None:
-            first = min((n for (path, _), n in seen.items() if path == row.path), default=None)
+            first = first_of_path.get(row.path)
         if first is not None:
             what = "" if row.frame is None else f", frame {row.frame},"
             faults.append(
                 (row.number, f"path '{row.relative_path}'{what} is already in row {first}")
             )
         seen.setdefault(one, row.number)
+        first_of_path.setdefault(row.path, row.number)
     return faults
 
 

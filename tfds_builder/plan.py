@@ -138,11 +138,14 @@ def plan_data_set(
 
 def inspect_row(row: Row) -> _Inspected:
     """Checks one row's files as far as their headers go, and hashes them."""
-    header = dicom.read_header(row.path, row.frame, row.view)
     mask_digest = ""
-    if row.lesion_mask:
-        check_masks(row.lesion_mask, header.frames, header.fit.rows, header.fit.columns)
-        mask_digest = _digest(row.lesion_mask)
+    try:
+        header = dicom.read_header(row.path, row.frame, row.view)
+        if row.lesion_mask:
+            check_masks(row.lesion_mask, header.frames, header.fit.rows, header.fit.columns)
+            mask_digest = _digest(row.lesion_mask)
+    except DataError as error:
+        raise DataError(f"manifest row {row.number}: {error}") from error
     return _Inspected(header, _digest(row.path), mask_digest)
 
 

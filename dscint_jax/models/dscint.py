@@ -83,6 +83,19 @@ class Dscint(nnx.Module):
                 f"model_options.strides has {len(strides)} entries and model_options.widths "
                 f"{layers}; give one of each a convolution"
             )
+        for option, sizes in (
+            ("widths", widths),
+            ("strides", strides),
+            ("regions", regions),
+            ("kernel", [kernel]),
+            ("attention_kernel", [attention_kernel]),
+            ("hidden", [hidden]),
+        ):
+            _check_sizes(option, sizes)
+        if len(regions) != 2:
+            raise DscintError(f"model_options.regions {tuple(regions)} must be rows and columns")
+        if not 0 <= dropout < 1:
+            raise DscintError(f"model_options.dropout {dropout} must be in [0, 1)")
         _check_layers("norm_layers", norm_layers, -layers, layers - 1)
         _check_layers("pool_after", pool_after, 1, layers)
         _check_layers("attention_after", [attention_after], 1, layers)
@@ -147,6 +160,11 @@ class Dscint(nnx.Module):
         x = nnx.relu(self.hidden(self.dropout(x, rngs=rngs)))
         logits = self.head(self.dropout(x, rngs=rngs))
         return logits.astype(jnp.float32), maps
+
+
+def _check_sizes(option: str, given: Sequence[int]) -> None:
+    if not given or min(given) < 1:
+        raise DscintError(f"model_options.{option} {tuple(given)} must be at least 1 each")
 
 
 def _check_layers(option: str, given: Sequence[int], lowest: int, highest: int) -> None:

@@ -1,4 +1,4 @@
-"""Building blocks that several networks share: normalised convolutions and global pooling."""
+"""Building blocks that networks share: normalised convolutions, maxima, pooling by region."""
 
 import itertools
 import math
@@ -60,7 +60,7 @@ class StandardisedConv(nnx.Module):
         """Returns the features, smaller by the stride ('SAME' padding)."""
         kernel = self._standardised_kernel().astype(self.dtype)
         x = convolve(x.astype(self.dtype), kernel, self.stride)
-        return x if self.bias is None else x + self.bias[...].astype(self.dtype)
+        return x if self.bias is None else x + self.bias[None, None, None].astype(self.dtype)
 
     def _standardised_kernel(self) -> Float[Array, "kernel kernel in out"]:
         kernel = self.kernel[...]
@@ -134,6 +134,11 @@ def downsample_max(
     deterministic on GPUs.
     """
     batch, height, width, channel = x.shape
+    if height < 2 or width < 2:
+        raise DscintError(
+            f"model_options.pool_after: a map of {height}x{width} cannot be halved; halve less "
+            f"often or use a smaller config.data.pool"
+        )
     x = x[:, : height // 2 * 2, : width // 2 * 2]
     return x.reshape(batch, height // 2, 2, width // 2, 2, channel).max((2, 4))
 

@@ -96,6 +96,10 @@ def test_network_takes_any_image_size():
         ({"attention_after": 4}, "attention_after: 4"),
         ({"pooling": "sum"}, "pooling: 'sum'"),
         ({"width": (4,)}, "did you mean 'widths'"),
+        ({"regions": (4,)}, "regions"),
+        ({"regions": (0, 2)}, "regions"),
+        ({"hidden": 0}, "hidden"),
+        ({"dropout": 1.0}, "dropout"),
     ],
 )
 def test_options_that_do_not_fit_are_named(options, message):

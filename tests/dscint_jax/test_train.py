@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from dscint_jax.errors import DscintError
+from dscint_jax.evaluate import evaluate
 from dscint_jax.train import train
 from dscint_jax.workdir import read_metrics
 
@@ -29,7 +31,8 @@ def _command(data_dir, workdir, *extra):
 
 
 def _start(command):
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    # One device, as on a laptop; the steps on eight are compared in test_train_step.
+    environment = {**os.environ, "XLA_FLAGS": ""}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     )
@@ -89,10 +92,7 @@ def test_killed_at_three_random_moments_it_ends_in_the_same_bits(data_dir, undis
     assert killed >= 2
     _finish(command)
     _assert_same_bits(undisturbed, tmp_path)
-    drop_rates = lambda lines: [  # noqa: E731
-        {k: v for k, v in line.items() if k != "images_per_second"} for line in lines
-    ]
-    assert drop_rates(read_metrics(tmp_path)) == drop_rates(read_metrics(undisturbed))
+    assert read_metrics(tmp_path) == read_metrics(undisturbed)
     attempts = json.loads((tmp_path / "provenance.json").read_text())
     assert [a["start_step"] for a in attempts] == sorted(a["start_step"] for a in attempts)
 
@@ -115,7 +115,7 @@ def test_finished_run_is_left_alone_and_another_config_refused(trained, config):
     train(config, trained)
     assert before == sorted(path.stat().st_mtime_ns for path in trained.rglob("*"))
     config.optimizer.learning_rate = 0.5
-    with pytest.raises(DscintError, match=r"config\.optimizer\.learning_rate is 0\.002 there"):
+    with pytest.raises(DscintError, match=r"config\.optimizer\.learning_rate is 0\.004 there"):
         train(config, trained)
 
 
@@ -152,6 +152,9 @@ def test_loss_that_is_not_finite_stops_the_run_with_its_step(config, tmp_path):
         ("model", "dscnt", r"config\.model 'dscnt'"),
         ("label_smoothing", 2.0, r"config\.label_smoothing is 2\.0"),
         ("batch_size", 9, r"config\.batch_size 9"),
+        ("batch_size", 800, r"config\.batch_size 800"),
+        ("seed", 2**32, r"config\.seed is 4294967296"),
+        ("label_smoothing", float("nan"), r"config\.label_smoothing is nan"),
     ],
 )
 def test_values_that_no_run_can_have_are_named_and_nothing_is_written(
@@ -161,6 +164,18 @@ def test_values_that_no_run_can_have_are_named_and_nothing_is_written(
     with pytest.raises(DscintError, match=message):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_other_data_than_trained_on_is_refused(trained, config, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    attempts = json.loads((workdir / "provenance.json").read_text())
+    attempts[-1]["dataset_fingerprint"] = "0" * 64
+    (workdir / "provenance.json").write_text(json.dumps(attempts))
+    with pytest.raises(DscintError, match="was trained on another data set"):
+        train(config, workdir)
+    with pytest.raises(DscintError, match="was trained on another data set"):
+        evaluate(workdir, split="test", checkpoint="best")
 
 
 def test_misspelt_and_missing_fields_are_named(config, tmp_path):

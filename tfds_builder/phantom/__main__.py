@@ -4,33 +4,22 @@ Writes a cohort of synthetic patients as DICOM files with a manifest, ready for 
 """
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tfds_builder.errors import DataError, run_command
+from tfds_builder.command import CommandParser, available_cores
+from tfds_builder.errors import run_command
 from tfds_builder.phantom.cohort import make_cohort
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise DataError(f"{message} (see --help)")
-
-
-def _cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="python -m tfds_builder.phantom",
         description="Makes synthetic patients of whole-body bone scintigraphy: two calibrated "
         "views each, as DICOM files, with labels, lesion masks and a manifest that "
@@ -48,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         help="number of patients; 15 %% of them give more than one scan")  # fmt: skip
     add("--seed", type=int, required=True, metavar="S",
         help="any number from 0: another seed, other patients")  # fmt: skip
-    add("--workers", type=int, default=_cores(), metavar="W",
+    add("--workers", type=int, default=available_cores(), metavar="W",
         help="processes (default: one for each core, here %(default)s)")  # fmt: skip
     return parser
 

@@ -6,12 +6,10 @@ In: folder, number of patients, seed, workers. Out: the files of `writer`, the m
 import collections
 import concurrent.futures
 import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from tfds_builder.command import follow_parent
 from tfds_builder.errors import DataError
 from tfds_builder.phantom import writer
 from tfds_builder.phantom.scan import Case, sample_case, simulate
@@ -110,7 +108,7 @@ def _make_all(
             report(done)
         return
     pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(missing)), multiprocessing.get_context("spawn"), _start_worker
+        min(workers, len(missing)), multiprocessing.get_context("spawn"), follow_parent
     )
     try:
         tasks = [pool.submit(make_patient, folder, seed, patient) for patient in missing]
@@ -124,15 +122,3 @@ def _make_all(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Leaves Ctrl-C to the parent, and ends the worker however the parent ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

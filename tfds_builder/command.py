@@ -1,0 +1,36 @@
+"""What the command lines share: one-line errors, the number of workers, how workers end."""
+
+import argparse
+import multiprocessing
+import os
+import signal
+import threading
+from typing import NoReturn
+
+from tfds_builder.errors import DataError
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Reports a wrong option as every other mistake is reported: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises DataError."""
+        raise DataError(f"{message}; see --help")
+
+
+def available_cores() -> int:
+    """Cores that this process may use, which can be fewer than the machine has."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def follow_parent() -> None:
+    """Makes this worker leave Ctrl-C to its parent, and end however the parent ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
