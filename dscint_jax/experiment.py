@@ -56,7 +56,8 @@ def make_experiment(config: ConfigDict, class_counts: tuple[int, ...]) -> Experi
 
     Args:
       config: as `configs/dscint.py` documents.
-      class_counts: training images of each class, for balanced class weights.
+      class_counts: images of each class; as many as the network has outputs, and in training the
+        ground of balanced class weights.
 
     Raises:
       DscintError: a field's value does not fit.

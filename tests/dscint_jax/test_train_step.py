@@ -43,13 +43,16 @@ def _run(config, devices, steps=5):
 
 @pytest.mark.parametrize("devices", [2, 8])
 def test_many_devices_train_as_one_does(config, devices):
-    one, state_one, _ = _run(config, 1)
-    many, state_many, _ = _run(config, devices)
+    one, many = (_run(config, n)[0] for n in (1, devices))
     np.testing.assert_allclose(many, one, rtol=1e-5)
-    for a, b in zip(
-        jax.tree.leaves(state_one.statistics), jax.tree.leaves(state_many.statistics), strict=True
-    ):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_batch_statistics_are_those_of_the_whole_batch(config, devices):
+    # After one step: AdamW blows up the rounding of later ones.
+    one, many = (_run(config, n, steps=1)[1].statistics for n in (1, devices))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
 def test_same_devices_twice_give_the_same_bits(config):
