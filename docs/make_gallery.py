@@ -30,7 +30,7 @@ def nm1() -> np.ndarray:
 
 
 def first_of(label: str) -> np.ndarray:
-    """Both views of the cohort's first patient with a label, of average build."""
+    """Both views of the first patient with a label."""
     number = next(n for n in range(1000) if sample_case(SEED, n).label == label)
     return simulate(SEED, number).counts
 
