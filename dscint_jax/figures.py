@@ -108,9 +108,12 @@ def scintigram_figure(explained: Sequence[Explained], classes: Sequence[str]) ->
 
 def _caption(item: Explained, classes: Sequence[str]) -> str:
     predicted = int(item.probabilities.argmax())
-    verdict = "" if predicted == item.label else f"\nread as {_short(classes[predicted])}"
+    # Always three lines, so that all panels have the same height.
+    verdict = "" if predicted == item.label else f"read as {_short(classes[predicted])}"
     sure = item.probabilities[predicted]
-    return f"{_short(classes[item.label])}{verdict}\n{item.view}, p = {sure:.2f}"
+    return (
+        f"{_short(classes[item.label])}\n{verdict or 'read as such'}\n{item.view}, p = {sure:.2f}"
+    )
 
 
 def _short(name: str) -> str:

@@ -146,7 +146,8 @@ validation loss is plain cross-entropy.</figcaption></figure>
 <figure>{figures.as_png(scintigrams, "scintigrams beside their attention maps")}
 <figcaption>Of each class the hit of median confidence, then the most confident errors. Left: square
 root of counts, dark is many. Right: the same under the spatial attention gate, each map stretched
-to its own range; bright is more weight. p: softmax of the predicted class.</figcaption></figure>
+to its own range; bright is more weight. The gate multiplies features: where the image is empty,
+it weighs nothing. p: softmax of the predicted class.</figcaption></figure>
 
 <h2>How it was made</h2>
 {_provenance(workdir, network)}
