@@ -1,6 +1,6 @@
 """Checks what `./run.sh` left behind: unseen patients, good scores, a cohort that is not easy.
 
-python tests/check_quickstart.py runs/quickstart
+python .ci/check_quickstart.py runs/quickstart
 """
 
 import csv
