@@ -83,7 +83,8 @@ setup() {
   stamp=.venv/installed
   wanted=$(cat pyproject.toml constraints.txt | cksum)
   [[ "$(head -n 1 "$stamp" 2>/dev/null)" == "$wanted" ]] || rm -f "$stamp"
-  if ! is_installed "$stamp" "${extras[@]}"; then
+  # The long form is for bash 3.2 (macOS), to which an empty array is an unset one.
+  if ! is_installed "$stamp" ${extras[@]+"${extras[@]}"}; then
     echo "installing${extras[*]:+ with ${extras[*]}} (a minute or two)"
     local requirement="."
     [[ -z "${extras[*]:-}" ]] || requirement=".[$(IFS=,; echo "${extras[*]}")]"
