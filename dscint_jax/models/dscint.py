@@ -5,8 +5,8 @@ module (spatial and channel), two normalisation modules, two fully connected lay
 layer. Nothing else of it could be read, so everything else here is our choice:
 
 - the eight weight layers are convolutions; the first and the last are normalised (BatchNorm);
-- all kernels are standardised, because two normalised layers alone train several times slower than
-  eight (`standardised=False` gives plain ones);
+- all kernels are standardised, because with two normalised layers alone training is slow to start
+  (`standardised=False` gives plain ones);
 - the first convolution halves the map by its stride, the second to fourth by maxima, which keep a
   hot spot of few pixels;
 - attention stands where a lesion still covers more than one position of the map;
