@@ -1,8 +1,8 @@
 """The convolution that our own networks use, with a weight gradient that is fast on a CPU.
 
-XLA's convolution is good in its forward pass and input gradient on CPUs, but its weight gradient is
-several times slower than the same arithmetic as matrix products. `python -m pytest
-tests/dscint_jax/test_convolution.py` holds that the two agree.
+XLA's convolution is good in its forward pass and input gradient on CPUs, but on large maps with few
+channels its weight gradient is much slower than the same arithmetic as matrix products. `python -m
+pytest tests/dscint_jax/test_convolution.py` holds that the two agree.
 """
 
 import functools
