@@ -1,0 +1,55 @@
+"""What an image file holds, whatever its format: its views as counts, and the facts for the record.
+
+Readers (`dicom`, `raster`) make these from the bytes of a file; nothing here knows a format.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+MAX_PIXELS = 2**24
+
+
+@dataclass(frozen=True)
+class View:
+    """One view in the matrix of its file.
+
+    Attributes:
+      native: whole, non-negative counts (rows, columns), any integer type, native orientation.
+      frame: DICOM frame or TIFF page, from 1.
+      name: 'anterior', 'posterior' or 'unknown'.
+      rule: what decided the name.
+      notes: what was assumed or changed, in fixed words: nothing of the patient, no text of a file.
+    """
+
+    native: np.ndarray
+    frame: int
+    name: str
+    rule: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Scintigram:
+    """One file.
+
+    Attributes:
+      views: the views asked for, in frame order.
+      frames: frames in the file, views or not.
+      pixel_spacing_mm: native row spacing; NaN where the file does not say.
+      counts_ratio: sum of all pixels over DICOM's CountsAccumulated; NaN where there is none, or
+        where the compression lost counts anyway.
+      patient_id: PatientID, to compare with the manifest; it must not reach the records.
+      manufacturer: as written, or None.
+      sex: 'F', 'M', 'O' or None.
+      age: whole years or None.
+    """
+
+    views: tuple[View, ...]
+    frames: int
+    pixel_spacing_mm: float = float("nan")
+    counts_ratio: float = float("nan")
+    patient_id: str = ""
+    manufacturer: str | None = None
+    sex: str | None = None
+    age: int | None = None
