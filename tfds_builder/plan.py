@@ -122,7 +122,9 @@ def plan_data_set(
         )
     }
     fixed = _fixed_splits(manifest, rows, patients, known)
-    assigned = splits.assign_splits(labels, fixed, fractions, seed)
+    assigned = splits.assign_splits(
+        labels, fixed, fractions=splits.shares_of(None, fractions), seed=seed
+    )
     sources = _sources(rows, inspected, patients, key)
     shards = {split: _shards(sources, split, assigned) for split in SPLITS}
     return Plan(

@@ -1,14 +1,15 @@
-"""Divides patients into train, validation and test, and proves that none is in two.
+"""Divides patients into train, validation and test, or into folds; proves that none is in two.
 
-In: pseudonyms with their labels, splits that are already given or known, fractions and a seed.
-Out: one split a patient, the same for the same input; kept in splits.csv for the next build.
+In: pseudonyms with their labels and sites, who must stay together, splits that are already given or
+known, shares and a seed. Out: one split a patient, the same for the same input; kept in splits.csv.
 """
 
 import csv
 import hashlib
 import io
-from collections import Counter
-from collections.abc import Iterable, Mapping
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -18,10 +19,32 @@ from tfds_builder.manifest import LABELS, SPLITS
 
 FILE_NAME = "splits.csv"
 FRACTIONS = (0.7, 0.15, 0.15)
+FEWEST_FOLDS = 3
+"""One fold to test, one to validate, and one at least to train."""
 
+_NO_SITE = "unknown"
 _FIELDS = ("patient_key", "label", "split")
+_FOLD = re.compile(r"fold_(0|[1-9]\d{0,3})", re.ASCII)
 # A patient with several labels is counted under the most serious one.
 _BY_SEVERITY = ("metastasis", "thyroid_carcinoma", "arthritis", "normal")
+
+
+class TornGroup(DataError):
+    """Two patients who must stay together are given different splits.
+
+    Attributes:
+      patients: the two pseudonyms.
+      splits: the split given to each.
+    """
+
+    def __init__(self, patients: tuple[str, str], splits: tuple[str, str]):
+        """States the conflict in one line."""
+        super().__init__(
+            f"the same scan stands under patient {patients[0]} in '{splits[0]}' and under patient "
+            f"{patients[1]} in '{splits[1]}'; give both patients the same split"
+        )
+        self.patients = patients
+        self.splits = splits
 
 
 @dataclass(frozen=True)
@@ -33,6 +56,97 @@ class Membership:
     patient_key: str
     label: str
     split: str
+    site: str = ""
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Patients who stay together; nearly always it is one patient alone."""
+
+    first: str
+    patients: tuple[str, ...]
+    label: str
+    site: str
+    given: str | None
+
+    @property
+    def size(self) -> int:
+        return len(self.patients)
+
+
+def split_names(folds: int | None = None) -> tuple[str, ...]:
+    """The names of the splits: train, validation and test, or fold_0 to fold_{folds - 1}.
+
+    Raises:
+      DataError: fewer folds than `FEWEST_FOLDS`.
+    """
+    if folds is None:
+        return SPLITS
+    if folds < FEWEST_FOLDS:
+        raise DataError(
+            f"--folds {folds}: at least {FEWEST_FOLDS} are needed, to test, to validate and to "
+            "train on"
+        )
+    return tuple(f"fold_{n}" for n in range(folds))
+
+
+def shares_of(
+    folds: int | None = None, fractions: tuple[float, float, float] = FRACTIONS
+) -> dict[str, float]:
+    """The share of patients that each split is to get: folds get equal ones.
+
+    Args:
+      folds: how many, or None to divide into train, validation and test.
+      fractions: shares of train, validation and test; they add up to 1.
+
+    Raises:
+      DataError: as `split_names`.
+    """
+    names = split_names(folds)
+    values = fractions if folds is None else (1 / folds,) * folds
+    return dict(zip(names, values, strict=True))
+
+
+def is_split_name(name: str) -> bool:
+    """Whether this is train, validation, test or a fold."""
+    return name in SPLITS or _FOLD.fullmatch(name) is not None
+
+
+def check_division(
+    found: Iterable[str],
+    names: tuple[str, ...],
+    *,
+    source: str,
+    remedy: str,
+    complete: bool = False,
+) -> None:
+    """Checks that given splits are those that patients are to be divided into.
+
+    Args:
+      found: the splits that occur in the source.
+      names: as `split_names` returns them.
+      source: where they are given, for the message.
+      remedy: what to do, for the message.
+      complete: whether the source holds a whole division, so that four folds are never the first
+        four of five.
+
+    Raises:
+      DataError: they are not.
+    """
+    found = set(found)
+    divided = _division(found)
+    fewer = complete and divided != _division(names)
+    if found and (fewer or not found <= set(names)):
+        raise DataError(f"{source} divides into {divided}, not into {_division(names)}: {remedy}")
+
+
+def _division(names: Collection[str]) -> str:
+    if set(names) <= set(SPLITS):
+        return ", ".join(SPLITS)
+    folds = [_FOLD.fullmatch(name) for name in names]
+    if all(folds):
+        return f"{1 + max(int(fold[1]) for fold in folds)} folds"
+    return ", ".join(sorted(names))
 
 
 def patient_label(labels: Iterable[str]) -> str:
@@ -43,55 +157,192 @@ def patient_label(labels: Iterable[str]) -> str:
 def assign_splits(
     labels: Mapping[str, str],
     fixed: Mapping[str, str] | None = None,
-    fractions: tuple[float, float, float] = FRACTIONS,
+    *,
+    fractions: Mapping[str, float],
     seed: int = 0,
+    sites: Mapping[str, str] | None = None,
+    groups: Iterable[Collection[str]] = (),
 ) -> dict[str, str]:
-    """Gives every patient a split, class by class.
+    """Gives every patient a split, class by class, and within a class site by site.
 
-    Within a class, patients without a fixed split are ordered by a hash of (seed, pseudonym) and
-    fill what test, validation and train lack of their share. A class of three or more patients has
-    at least one in every split whose fraction is not zero.
+    Within a site, patients without a fixed split are ordered by a hash of (seed, pseudonym) and
+    fill what the splits lack, the last one first. A class of at least as many patients as splits
+    has one in every split whose fraction is not zero.
+
+    Sites change which patients are drawn, not how many of a class: the class's numbers are spread
+    over its sites so that after each site the sum over those before it is as near to proportional
+    as whole patients allow.
+
+    A group is placed as a whole. It counts as so many patients, under the most serious of their
+    labels and at the site of the first by pseudonym, and takes the split that one of them is given.
 
     Args:
       labels: pseudonym -> label of every patient.
       fixed: pseudonym -> split of patients whose split is given or known.
-      fractions: shares of train, validation and test; they add up to 1.
+      fractions: split -> share, as `shares_of` returns them; they add up to 1.
       seed: another seed, another division.
+      sites: pseudonym -> site, of patients whose site is known.
+      groups: pseudonyms of patients who must stay together; groups that share one are joined.
 
     Returns:
-      pseudonym -> split for every patient in `labels`. The order of `labels` plays no part.
+      pseudonym -> split for every patient in `labels`. No order in the input plays a part but that
+      of `fractions`.
+
+    Raises:
+      TornGroup: patients of one group are given different splits.
+      DataError: a fold would be empty.
     """
-    fixed = fixed or {}
-    splits = {patient: fixed[patient] for patient in labels if patient in fixed}
+    units = _units(labels, fixed or {}, sites or {}, groups)
+    splits: dict[str, str] = {}
     for label in LABELS:
-        members = [patient for patient, own in labels.items() if own == label]
-        free = sorted((p for p in members if p not in fixed), key=lambda p: _order(seed, p))
-        have = Counter(splits[patient] for patient in members if patient in fixed)
-        lacking = _shares(len(members), fractions)
-        for patient in free:
-            split = next((s for s in reversed(SPLITS) if have[s] < lacking[s]), SPLITS[0])
-            splits[patient] = split
-            have[split] += 1
+        own = [unit for unit in units if unit.label == label]
+        splits |= _divide_class(own, _neediest_first(fractions, splits), seed)
+    empty = [name for name in fractions if name not in SPLITS and name not in splits.values()]
+    if empty:
+        raise DataError(
+            f"{empty[0]} gets no patient: {len(labels)} patients are too few for "
+            f"{len(fractions)} folds; use fewer --folds"
+        )
     return splits
 
 
-def _order(seed: int, patient: str) -> str:
-    return hashlib.sha256(f"{seed} {patient}".encode()).hexdigest()
+def _units(
+    labels: Mapping[str, str],
+    fixed: Mapping[str, str],
+    sites: Mapping[str, str],
+    groups: Iterable[Collection[str]],
+) -> list[_Unit]:
+    together: dict[str, set[str]] = {}
+    for group in groups:
+        joined = set(group).union(*(together[patient] for patient in group if patient in together))
+        together.update(dict.fromkeys(joined, joined))
+    members = (tuple(sorted(together.get(patient, {patient}))) for patient in sorted(labels))
+    return [
+        _Unit(
+            first=patients[0],
+            patients=patients,
+            label=patient_label(labels[patient] for patient in patients),
+            site=sites.get(patients[0], ""),
+            given=_given_split(patients, fixed),
+        )
+        for patients in dict.fromkeys(members)
+    ]
 
 
-def _shares(count: int, fractions: tuple[float, float, float]) -> dict[str, int]:
+def _given_split(patients: tuple[str, ...], fixed: Mapping[str, str]) -> str | None:
+    given = [patient for patient in patients if patient in fixed]
+    for patient in given[1:]:
+        if fixed[patient] != fixed[given[0]]:
+            raise TornGroup((given[0], patient), (fixed[given[0]], fixed[patient]))
+    return fixed[given[0]] if given else None
+
+
+def _neediest_first(fractions: Mapping[str, float], splits: dict[str, str]) -> Mapping[str, float]:
+    """Folds with the emptiest first; train, validation and test in their order.
+
+    The first gets what is left over of a class. Were it always fold_0, that would add up there, and
+    rare classes would leave out the last.
+    """
+    if set(fractions) <= set(SPLITS):
+        return fractions
+    have = Counter(splits.values())
+    return dict(sorted(fractions.items(), key=lambda item: have[item[0]]))
+
+
+def _divide_class(units: list[_Unit], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
+    count = sum(unit.size for unit in units)
+    have = Counter()
+    for unit in units:
+        if unit.given:
+            have[unit.given] += unit.size
+    totals = _totals(count, have, fractions)
+    splits: dict[str, str] = {}
+    seen, have_seen = 0, Counter()
+    for site in _by_site(units, seed):
+        free = [unit for unit in site if unit.given is None]
+        for unit in site:
+            seen += unit.size
+            if unit.given:
+                have_seen[unit.given] += unit.size
+                splits |= dict.fromkeys(unit.patients, unit.given)
+        lacking = _site_numbers(
+            sum(unit.size for unit in free),
+            room={name: totals[name] - have[name] for name in fractions},
+            behind={name: totals[name] * seen - have_seen[name] * count for name in fractions},
+            step=count,
+        )
+        for unit in sorted(free, key=lambda unit: _order(seed, unit.first)):
+            split = _choose(unit.size, lacking)
+            lacking[split] -= unit.size
+            have[split] += unit.size
+            have_seen[split] += unit.size
+            splits |= dict.fromkeys(unit.patients, split)
+    return splits
+
+
+def _by_site(units: list[_Unit], seed: int) -> list[list[_Unit]]:
+    """The units of each site, the sites in an order that their names do not decide."""
+    sites: dict[str, list[_Unit]] = defaultdict(list)
+    for unit in units:
+        sites[unit.site].append(unit)
+    return [sites[site] for site in sorted(sites, key=lambda site: _order(seed, f"site {site}"))]
+
+
+def _order(seed: int, name: str) -> str:
+    return hashlib.sha256(f"{seed} {name}".encode()).hexdigest()
+
+
+def _totals(count: int, have: Counter[str], fractions: Mapping[str, float]) -> Counter[str]:
+    """How many patients of a class each split will hold, those that it has included.
+
+    Where given splits exceed their share, the splits that come first give way.
+    """
+    totals = have.copy()
+    free = count - have.total()
+    for name, share in reversed(_shares(count, fractions).items()):
+        more = min(max(share - have[name], 0), free)
+        totals[name] += more
+        free -= more
+    return totals
+
+
+def _shares(count: int, fractions: Mapping[str, float]) -> dict[str, int]:
     """Whole numbers of patients for each split: largest remainders, none empty where avoidable."""
-    exact = [count * fraction for fraction in fractions]
+    exact = [count * fraction for fraction in fractions.values()]
     shares = [int(value + 1e-9) for value in exact]
-    by_remainder = sorted(range(len(SPLITS)), key=lambda n: (shares[n] - exact[n], n))
+    by_remainder = sorted(range(len(shares)), key=lambda n: (shares[n] - exact[n], n))
     for n in by_remainder[: count - sum(shares)]:
         shares[n] += 1
-    if count >= len(SPLITS):
-        for n, fraction in enumerate(fractions):
+    if count >= len(shares):
+        for n, fraction in enumerate(fractions.values()):
             if fraction > 0 and shares[n] == 0:
                 shares[n] += 1
                 shares[shares.index(max(shares))] -= 1
-    return dict(zip(SPLITS, shares, strict=True))
+    return dict(zip(fractions, shares, strict=True))
+
+
+def _site_numbers(
+    count: int, *, room: dict[str, int], behind: dict[str, int], step: int
+) -> dict[str, int]:
+    """How many of a site's free patients each split gets: one by one to the one furthest behind.
+
+    Args:
+      count: free patients of the site.
+      room: how many more of the class each split may get, at all sites together.
+      behind: how far each split is behind its part of all sites up to this one.
+      step: what one patient makes up of that.
+    """
+    numbers = dict.fromkeys(room, 0)
+    for _ in range(count):
+        open_splits = [name for name in room if numbers[name] < room[name]]
+        split = max(open_splits, key=lambda name: behind[name] - numbers[name] * step)
+        numbers[split] += 1
+    return numbers
+
+
+def _choose(size: int, lacking: dict[str, int]) -> str:
+    fitting = [name for name in reversed(lacking) if lacking[name] >= size]
+    return fitting[0] if fitting else max(lacking, key=lambda name: lacking[name])
 
 
 def read_splits(path: Path) -> dict[str, tuple[str, str]]:
@@ -111,7 +362,7 @@ def read_splits(path: Path) -> dict[str, tuple[str, str]]:
         raise DataError(f"{path}: row 1 must be {','.join(_FIELDS)}; restore the file or remove it")
     known: dict[str, tuple[str, str]] = {}
     for number, row in enumerate(table[1:], start=2):
-        if len(row) != len(_FIELDS) or row[1] not in LABELS or row[2] not in SPLITS:
+        if len(row) != len(_FIELDS) or row[1] not in LABELS or not is_split_name(row[2]):
             raise DataError(f"{path}: row {number}: not patient_key,label,split; restore the file")
         if row[0] in known:
             raise DataError(f"{path}: row {number}: patient {row[0]} occurs twice; keep one row")
@@ -125,13 +376,19 @@ def splits_text(known: Mapping[str, tuple[str, str]]) -> str:
     return "\n".join([",".join(_FIELDS), *lines]) + "\n"
 
 
-def prove_disjoint(members: Iterable[Membership]) -> dict[str, object]:
+def prove_disjoint(
+    members: Iterable[Membership], names: tuple[str, ...] = SPLITS
+) -> dict[str, object]:
     """Counts what each split holds and shows that splits share no patient, study or image.
 
+    Args:
+      members: all images.
+      names: of all splits, as `split_names` returns them.
+
     Returns:
-      A JSON object: `splits` (for each split its patients, studies, images, and `images_by_class`
-      and `patients_by_class`) and `intersections` (for each pair 'a & b' the number of shared
-      patients, studies and images: all 0).
+      A JSON object: `splits` (for each split its patients, studies, images, `images_by_class` and
+      `patients_by_class`, and `patients_by_site` where sites are known) and `intersections` (for
+      each pair 'a & b' the number of shared patients, studies and images: all 0).
 
     Raises:
       DataError: two splits share a patient, study or image, or an image occurs twice.
@@ -140,35 +397,50 @@ def prove_disjoint(members: Iterable[Membership]) -> dict[str, object]:
     twice = [image for image, n in Counter(m.image_id for m in members).items() if n > 1]
     if twice:
         raise DataError(f"image {twice[0]} occurs twice; every image may be there only once")
-    by_split = {split: [m for m in members if m.split == split] for split in SPLITS}
-    keys = {
-        split: {
-            "patients": {m.patient_key for m in own},
-            "studies": {m.study_key for m in own},
-            "images": {m.image_id for m in own},
-        }
-        for split, own in by_split.items()
+    by_split: dict[str, list[Membership]] = {split: [] for split in names}
+    for member in members:
+        by_split[member.split].append(member)
+    sites = sorted({m.site or _NO_SITE for m in members})
+    return {
+        "splits": {split: _holdings(own, sites) for split, own in by_split.items()},
+        "intersections": _intersections(by_split),
     }
+
+
+def _identifiers(members: list[Membership]) -> dict[str, set[str]]:
+    return {
+        "patients": {m.patient_key for m in members},
+        "studies": {m.study_key for m in members},
+        "images": {m.image_id for m in members},
+    }
+
+
+def _intersections(by_split: dict[str, list[Membership]]) -> dict[str, dict[str, int]]:
+    identifiers = {split: _identifiers(own) for split, own in by_split.items()}
     intersections = {}
-    for a, b in combinations(SPLITS, 2):
-        shared = {kind: keys[a][kind] & keys[b][kind] for kind in keys[a]}
+    for a, b in combinations(by_split, 2):
+        shared = {kind: identifiers[a][kind] & identifiers[b][kind] for kind in identifiers[a]}
         for kind, both in shared.items():
             if both:
                 raise DataError(f"splits {a} and {b} share {len(both)} {kind}: {min(both)}")
         intersections[f"{a} & {b}"] = {kind: len(both) for kind, both in shared.items()}
-    return {
-        "splits": {
-            split: {kind: len(found) for kind, found in keys[split].items()}
-            | {
-                "images_by_class": _by_class((m.image_id, m.label) for m in own),
-                "patients_by_class": _by_class({(m.patient_key, m.label) for m in own}),
-            }
-            for split, own in by_split.items()
-        },
-        "intersections": intersections,
+    return intersections
+
+
+def _holdings(members: list[Membership], sites: list[str]) -> dict[str, object]:
+    holdings: dict[str, object] = {
+        **{kind: len(found) for kind, found in _identifiers(members).items()},
+        "images_by_class": _counts((m.label for m in members), LABELS),
+        "patients_by_class": _counts(
+            (label for _, label in {(m.patient_key, m.label) for m in members}), LABELS
+        ),
     }
+    if sites != [_NO_SITE]:
+        patients = {(m.patient_key, m.site or _NO_SITE) for m in members}
+        holdings["patients_by_site"] = _counts((site for _, site in patients), sites)
+    return holdings
 
 
-def _by_class(pairs: Iterable[tuple[str, str]]) -> dict[str, int]:
-    counts = Counter(label for _, label in pairs)
-    return {label: counts[label] for label in LABELS}
+def _counts(values: Iterable[str], names: Iterable[str]) -> dict[str, int]:
+    counts = Counter(values)
+    return {name: counts[name] for name in names}

@@ -1,3 +1,4 @@
+import hashlib
 import random
 from collections import Counter
 from dataclasses import replace
@@ -7,11 +8,16 @@ import pytest
 from tfds_builder.errors import DataError
 from tfds_builder.manifest import LABELS, SPLITS
 from tfds_builder.splits import (
+    FRACTIONS,
     Membership,
+    TornGroup,
     assign_splits,
+    check_division,
     patient_label,
     prove_disjoint,
     read_splits,
+    shares_of,
+    split_names,
     splits_text,
 )
 
@@ -21,18 +27,63 @@ def patients(count: int, seed: int = 3) -> dict[str, str]:
     return {f"{draw.getrandbits(64):016x}": draw.choice(LABELS) for _ in range(count)}
 
 
+def divide(labels, fixed=None, fractions=FRACTIONS, folds=None, **options) -> dict[str, str]:
+    return assign_splits(labels, fixed, fractions=shares_of(folds, fractions), **options)
+
+
+def sites_of(labels: dict[str, str], sizes: tuple[int, ...]) -> dict[str, str]:
+    names = [f"site-{n}" for n, size in enumerate(sizes) for _ in range(size)]
+    random.Random(4).shuffle(names)
+    return dict(zip(labels, names, strict=True))
+
+
+def by_class(labels: dict[str, str], splits: dict[str, str]) -> Counter[tuple[str, str]]:
+    return Counter((label, splits[patient]) for patient, label in labels.items())
+
+
+# Frozen: a later version must leave every patient where an earlier one put them.
+@pytest.mark.parametrize(
+    "count, fractions, seed, given, digest",
+    [
+        (4, (0.7, 0.15, 0.15), 0, 0, "96e4968af12eec69"),
+        (13, (0.7, 0.15, 0.15), 0, 0, "98fea0c2db428b76"),
+        (300, (0.7, 0.15, 0.15), 5, 0, "a203cc5fd76193bf"),
+        (97, (0.5, 0.25, 0.25), 0, 0, "2e5903732634db05"),
+        (61, (0.8, 0.0, 0.2), 2, 0, "e53180592c8c1eb1"),
+        (200, (0.7, 0.15, 0.15), 1, 80, "cc5204d42c0571ab"),
+        (90, (0.6, 0.2, 0.2), 7, 70, "f39e257c501bc029"),
+    ],
+)
+def test_the_division_of_patients_without_sites_never_changes(
+    count, fractions, seed, given, digest
+):
+    labels = patients(count)
+    draw = random.Random(count)
+    fixed = {patient: draw.choice(SPLITS) for patient in list(labels)[:given]}
+    for alone in ({}, {"groups": [[patient] for patient in labels]}):
+        splits = divide(labels, fixed, fractions, seed=seed, **alone)
+        text = "".join(f"{patient} {splits[patient]}\n" for patient in sorted(splits))
+        assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest
+
+
+def test_a_frozen_division_in_plain_sight():
+    splits = divide(dict.fromkeys("abcdefghijkl", "normal"))
+    assert "".join(p for p in sorted(splits) if splits[p] == "test") == "ik"
+    assert "".join(p for p in sorted(splits) if splits[p] == "validation") == "eg"
+
+
 def test_the_division_is_a_pure_function_of_pseudonyms_labels_and_seed():
     labels = patients(300)
     shuffled = list(labels.items())
     random.Random(1).shuffle(shuffled)
-    assert assign_splits(labels, seed=5) == assign_splits(dict(shuffled), seed=5)
-    assert assign_splits(labels, seed=5) != assign_splits(labels, seed=6)
+    assert divide(labels, seed=5) == divide(dict(shuffled), seed=5)
+    assert divide(labels, seed=5) != divide(labels, seed=6)
 
 
 @pytest.mark.parametrize("fractions", [(0.7, 0.15, 0.15), (0.5, 0.25, 0.25), (0.8, 0.0, 0.2)])
 def test_every_class_is_divided_by_the_fractions(fractions):
     labels = patients(400)
-    splits = assign_splits(labels, fractions=fractions)
+    splits = divide(labels, fractions=fractions)
     assert splits.keys() == labels.keys()
     for label in LABELS:
         own = [splits[patient] for patient in labels if labels[patient] == label]
@@ -42,7 +93,7 @@ def test_every_class_is_divided_by_the_fractions(fractions):
 
 @pytest.mark.parametrize("count", range(3, 12))
 def test_a_small_class_is_in_every_split(count):
-    splits = assign_splits({f"{n}": "normal" for n in range(count)})
+    splits = divide({f"{n}": "normal" for n in range(count)})
     assert set(splits.values()) == set(SPLITS)
     assert Counter(splits.values()).most_common(1)[0][1] == list(splits.values()).count("train")
 
@@ -50,8 +101,8 @@ def test_a_small_class_is_in_every_split(count):
 def test_known_patients_stay_where_they_are_when_others_come():
     labels = patients(200)
     first = dict(list(labels.items())[:120])
-    before = assign_splits(first)
-    after = assign_splits(labels, fixed=before)
+    before = divide(first)
+    after = divide(labels, fixed=before)
     assert {patient: after[patient] for patient in first} == before
     assert abs(Counter(after.values())["test"] - 30) <= len(LABELS)
 
@@ -59,7 +110,7 @@ def test_known_patients_stay_where_they_are_when_others_come():
 def test_given_splits_are_kept_even_against_the_fractions():
     labels = {f"{n}": "normal" for n in range(10)}
     given = {f"{n}": "test" for n in range(6)}
-    splits = assign_splits(labels, fixed=given)
+    splits = divide(labels, fixed=given)
     assert [splits[patient] for patient in given] == ["test"] * 6
 
 
@@ -68,9 +119,155 @@ def test_a_patient_with_two_labels_counts_under_the_most_serious():
     assert patient_label(["arthritis", "metastasis", "thyroid_carcinoma"]) == "metastasis"
 
 
-def members() -> list[Membership]:
+SITE_SIZES = (200, 90, 31, 8, 3)
+
+
+@pytest.mark.parametrize("folds", [None, 5])
+@pytest.mark.parametrize("seed", range(4))
+def test_every_site_gets_its_share_of_every_class_and_the_classes_keep_their_totals(folds, seed):
+    labels = patients(sum(SITE_SIZES))
+    sites = sites_of(labels, SITE_SIZES)
+    splits = divide(labels, folds=folds, sites=sites, seed=seed)
+    assert by_class(labels, splits) == by_class(labels, divide(labels, folds=folds, seed=seed))
+    for site in set(sites.values()):
+        for label in LABELS:
+            own = [splits[p] for p in labels if sites[p] == site and labels[p] == label]
+            for split, share in shares_of(folds).items():
+                assert abs(own.count(split) - share * len(own)) < 2
+
+
+def test_many_sites_of_one_patient_are_not_all_trained_on():
+    labels = dict.fromkeys((f"{n}" for n in range(40)), "normal")
+    splits = divide(labels, sites={patient: f"site-{patient}" for patient in labels})
+    assert Counter(splits.values()) == {"train": 28, "validation": 6, "test": 6}
+
+
+def test_a_new_site_is_divided_by_the_fractions_while_known_patients_stay():
+    labels = dict.fromkeys((f"{n}" for n in range(140)), "normal")
+    first = dict.fromkeys(list(labels)[:100], "normal")
+    sites = {patient: "old" if patient in first else "new" for patient in labels}
+    before = divide(first, sites=sites)
+    after = divide(labels, before, sites=sites)
+    assert {patient: after[patient] for patient in first} == before
+    new = Counter(after[patient] for patient in labels if patient not in first)
+    assert new == {"train": 28, "validation": 6, "test": 6}
+
+
+@pytest.mark.parametrize("folds", [None, 5])
+def test_a_group_is_in_one_split_and_the_totals_stay(folds):
+    labels = patients(240)
+    own = {label: [p for p in labels if labels[p] == label] for label in LABELS}
+    groups = [ps[n : n + 2] for ps in own.values() for n in range(0, 20, 2)]
+    splits = divide(labels, folds=folds, groups=groups)
+    assert splits.keys() == labels.keys()
+    for a, b in groups:
+        assert splits[a] == splits[b]
+    assert len({splits[a] for a, _ in groups}) > 1
+    alone = by_class(labels, divide(labels, folds=folds))
+    for key, count in by_class(labels, splits).items():
+        assert abs(count - alone[key]) <= 1
+
+
+def test_a_group_goes_where_it_fits_so_that_a_small_class_is_in_every_split():
+    for n in range(20):
+        labels = {f"{n}-{k}": "normal" for k in range(5)}
+        splits = divide(labels, groups=[[f"{n}-1", f"{n}-3"]])
+        assert Counter(splits.values()) == {"train": 3, "validation": 1, "test": 1}
+
+
+def test_a_group_too_large_for_any_share_is_placed_all_the_same():
+    labels = {f"{n}": "normal" for n in range(10)}
+    splits = divide(labels, groups=[[f"{n}" for n in range(9)]])
+    assert {splits[f"{n}"] for n in range(9)} == {"train"}
+
+
+def test_groups_that_share_a_patient_are_one_in_whatever_order_they_come():
     labels = patients(60)
-    splits = assign_splits(labels)
+    a, b, c, d, e, f = list(labels)[:6]
+    groups = [[a, b], [c, d], [e, f], [d, a]]
+    splits = divide(labels, groups=groups)
+    assert len({splits[p] for p in (a, b, c, d)}) == 1
+    assert splits == divide(labels, groups=[group[::-1] for group in reversed(groups)])
+
+
+def test_a_group_takes_the_split_that_one_of_it_is_given():
+    labels = patients(30)
+    a, b, c = list(labels)[:3]
+    for given in (a, b, c):
+        splits = divide(labels, {given: "validation"}, groups=[{a, b, c}])
+        assert {splits[p] for p in (a, b, c)} == {"validation"}
+
+
+def test_a_group_given_two_splits_is_refused_with_both_patients():
+    labels = dict.fromkeys("abcd", "normal")
+    with pytest.raises(TornGroup, match="the same scan") as caught:
+        divide(labels, {"b": "test", "c": "train"}, groups=["abc"])
+    assert caught.value.patients == ("b", "c")
+    assert caught.value.splits == ("test", "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_group_counts_under_its_most_serious_label():
+    labels = {f"m{n}": "metastasis" for n in range(4)} | {f"n{n}": "normal" for n in range(5)}
+    splits = divide(labels, groups=[["n0", "m0"]])
+    serious = [splits.pop(patient) for patient in ("m0", "m1", "m2", "m3", "n0")]
+    assert Counter(serious) == {"train": 3, "validation": 1, "test": 1}
+    assert Counter(splits.values()) == {"train": 2, "validation": 1, "test": 1}
+
+
+@pytest.mark.parametrize("folds", [3, 5, 10])
+def test_folds_are_of_one_size_in_every_class_and_in_all(folds):
+    labels = patients(203)
+    splits = divide(labels, folds=folds)
+    assert set(splits.values()) == set(split_names(folds))
+    for label in LABELS:
+        sizes = [by_class(labels, splits)[label, name] for name in split_names(folds)]
+        assert max(sizes) - min(sizes) <= 1
+    sizes = Counter(splits.values()).values()
+    assert max(sizes) - min(sizes) <= 2
+
+
+def test_rare_classes_together_fill_every_fold():
+    labels = {f"{label}{n}": label for label in LABELS for n in range(3)}
+    assert len(set(divide(labels, folds=10).values())) == 10
+
+
+def test_a_fold_without_patients_and_too_few_folds_are_refused():
+    with pytest.raises(DataError, match=r"fold_3 gets no patient.*--folds"):
+        divide(dict.fromkeys("abc", "normal"), folds=4)
+    with pytest.raises(DataError, match=r"--folds 2: at least 3"):
+        split_names(2)
+
+
+def check(found, folds, **options):
+    check_division(
+        found, split_names(folds), source="splits.csv", remedy="remove the file", **options
+    )
+
+
+def test_given_splits_of_another_division_are_refused():
+    with pytest.raises(DataError, match=r"splits\.csv divides into train, validation, test, not"):
+        check(["train", "test"], 5)
+    with pytest.raises(DataError, match=r"into 5 folds, not into train, validation, test: remove"):
+        check(split_names(5), None)
+    with pytest.raises(DataError, match=r"into 6 folds, not into 5 folds"):
+        check(["fold_5", "fold_2"], 5)
+    with pytest.raises(DataError, match=r"into fold_0, train, not"):
+        check(["train", "fold_0"], 5)
+
+
+def test_given_splits_may_be_some_of_them_but_a_whole_division_may_not():
+    check([], 5, complete=True)
+    check(["test"], None, complete=True)
+    check(["fold_1", "fold_3"], 5)
+    check(split_names(5), 5, complete=True)
+    with pytest.raises(DataError, match=r"into 4 folds, not into 5 folds"):
+        check(split_names(4), 5, complete=True)
+
+
+def members(folds: int | None = None) -> list[Membership]:
+    labels = patients(60)
+    splits = divide(labels, folds=folds)
     return [
         Membership(f"s-{patient}-{view}", f"s-{patient}", patient, labels[patient], splits[patient])
         for patient in labels
@@ -93,6 +290,24 @@ def test_the_proof_counts_what_there_is():
     assert len(proof["intersections"]) == 3
 
 
+def test_the_proof_knows_folds_and_sites():
+    everyone = [replace(m, site=f"site-{int(m.patient_key, 16) % 3}") for m in members(folds=4)]
+    proof = prove_disjoint(everyone, split_names(4))
+    assert list(proof["splits"]) == list(split_names(4))
+    assert len(proof["intersections"]) == 6
+    for split, found in proof["splits"].items():
+        own = {(m.patient_key, m.site) for m in everyone if m.split == split}
+        assert found["patients_by_site"] == {
+            f"site-{n}": sum(site == f"site-{n}" for _, site in own) for n in range(3)
+        }
+    assert "patients_by_site" not in prove_disjoint(members())["splits"]["train"]
+
+
+def test_an_image_in_a_split_unknown_to_the_proof_does_not_escape_it():
+    with pytest.raises(KeyError):
+        prove_disjoint(members(folds=4))
+
+
 @pytest.mark.parametrize("field", ["patient_key", "study_key", "image_id"])
 def test_anything_shared_by_two_splits_is_refused(field):
     everyone = members()
@@ -103,9 +318,10 @@ def test_anything_shared_by_two_splits_is_refused(field):
         prove_disjoint(everyone)
 
 
-def test_the_file_reads_back(tmp_path):
+@pytest.mark.parametrize("folds", [None, 12])
+def test_the_file_reads_back(tmp_path, folds):
     labels = patients(40)
-    known = {p: (labels[p], split) for p, split in assign_splits(labels).items()}
+    known = {p: (labels[p], split) for p, split in divide(labels, folds=folds).items()}
     path = tmp_path / "splits.csv"
     path.write_text(splits_text(known))
     assert read_splits(path) == known
@@ -119,6 +335,8 @@ def test_the_file_reads_back(tmp_path):
         "a,b\n",
         "patient_key,label,split\nx,normal\n",
         "patient_key,label,split\nx,sick,train\n",
+        "patient_key,label,split\nx,normal,fold_\n",
+        "patient_key,label,split\nx,normal,fold_01\n",
         "patient_key,label,split\nx,normal,train\nx,normal,test\n",
     ],
 )
