@@ -1,0 +1,272 @@
+"""Checks one whole-body view for what goes wrong before a data set is built.
+
+In: the native image, its pixel spacing and its sum over CountsAccumulated. Out: total counts, the
+noise's dispersion, and findings in fixed words: nothing of the patient, no text of a file.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+EMPTY = "almost no counts"
+INVERTED = "dark on white: background brighter than the body"
+SMOOTHED = "noise below Poisson: smoothed or resampled"
+RESCALED = "noise above Poisson: grey values rescaled"
+COUNTS_DISAGREE = "counts disagree with CountsAccumulated"
+WRAPPED = "values wrapped around inside hot spots"
+PATTERN = "checkerboard or line pattern"
+CUT_TOP = "body cut off at the top edge"
+CUT_BOTTOM = "body cut off at the bottom edge"
+CUT_SIDE = "body cut off at a side edge"
+FIELD_OF_VIEW = "field of view cannot be a whole body: pixel spacing or matrix wrong"
+
+FINDINGS = (
+    EMPTY,
+    INVERTED,
+    SMOOTHED,
+    RESCALED,
+    COUNTS_DISAGREE,
+    WRAPPED,
+    PATTERN,
+    CUT_TOP,
+    CUT_BOTTOM,
+    CUT_SIDE,
+    FIELD_OF_VIEW,
+)
+
+# A clinical view holds 360,000 counts or more.
+_FEWEST_COUNTS = 20_000
+_FIELD_OF_VIEW_MM = (1200.0, 2800.0)
+_COUNTS_TOLERANCE = 1e-3
+_SMALLEST_SIDE = 64
+_BLOCK = 8
+
+_DISPERSION = (0.85, 1.2)
+_LEAST_WHITENESS = 0.8
+_ROW_STEP = 9
+_FAINTEST = 2.0
+_RANGE = 4
+_FEWEST_SQUARES = 400
+
+_MODULI = (256, 1024, 4096, 65536)
+_WRAP_HIGHEST = 0.8
+_WRAP_FALL = 0.65
+_WRAP_SIGMAS = 4.5
+_FEWEST_FALLS = 2
+_CLIPPED_FROM = 0.97
+_CLIPPED_SHARE = 0.15
+
+_PATTERN_SHARE = 0.015
+_PATTERN_SIGMAS = 6.0
+
+_STRIP = 4
+_STRETCH = 16
+_EDGE_SHARE = 0.12
+_EDGE_SIGMAS = 3.0
+_INVERTED_POSITION = 0.75
+
+Box = tuple[tuple[int, int], tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What one view's pixels tell.
+
+    Attributes:
+      total: counts in the native image.
+      dispersion: variance over mean of the noise: 1 for Poisson counts; NaN where too few counts
+        tell.
+      findings: texts of FINDINGS, in that order; empty for a sound scan.
+    """
+
+    total: int
+    dispersion: float
+    findings: tuple[str, ...]
+
+
+def assess(native: np.ndarray, pixel_spacing_mm: float, counts_ratio: float) -> Quality:
+    """Checks one view.
+
+    Args:
+      native: whole, non-negative counts (rows, columns), any integer type.
+      pixel_spacing_mm: native row spacing; NaN where unknown.
+      counts_ratio: sum of pixels over DICOM's CountsAccumulated; NaN where unknown.
+    """
+    native = np.ascontiguousarray(native)
+    highest = int(native.max(initial=0))
+    sums = _row_sums(native, highest)
+    by_column = sums.sum(axis=0, dtype=np.int64)
+    rest = native[sums.shape[0] * _BLOCK :]
+    total = int(by_column.sum()) + int(rest.sum(dtype=np.int64))
+    dispersion, whiteness = _noise(native)
+    found = {
+        EMPTY: total < _FEWEST_COUNTS,
+        COUNTS_DISAGREE: abs(counts_ratio - 1) > _COUNTS_TOLERANCE,
+        FIELD_OF_VIEW: _outside(native.shape[0] * pixel_spacing_mm, _FIELD_OF_VIEW_MM),
+    }
+    if not found[EMPTY] and min(native.shape) >= _SMALLEST_SIDE:
+        box = _box(native)
+        blocks = _blocks(sums, box)
+        found[INVERTED] = _inverted(blocks)
+        # Where the background is what is bright, nothing else can be judged.
+        if not found[INVERTED]:
+            noise = dispersion if dispersion > 1 else 1.0
+            found[SMOOTHED] = dispersion < _DISPERSION[0] or whiteness < _LEAST_WHITENESS
+            found[RESCALED] = dispersion > _DISPERSION[1]
+            found[WRAPPED] = _wrapped(native, highest, noise)
+            found[PATTERN] = _patterned(by_column, noise)
+            found |= _cut(native, sums, blocks, box, noise)
+    return Quality(total, dispersion, tuple(text for text in FINDINGS if found.get(text)))
+
+
+def _outside(value: float, limits: tuple[float, float]) -> bool:
+    return value < limits[0] or value > limits[1]
+
+
+def _noise(native: np.ndarray) -> tuple[float, float]:
+    """The dispersion of the noise, and that over the dispersion of pixels two apart.
+
+    White noise has a second value of 1, whatever the grey values are scaled by; interpolation and
+    smoothing lower it, as they make neighbours alike.
+    """
+    pairs = (native.shape[0] - 2) // _ROW_STEP
+    first, second, third = (
+        native[row : row + pairs * _ROW_STEP : _ROW_STEP].astype(np.float32) for row in range(3)
+    )
+    dispersion = _dispersion(first, second, 1)
+    return dispersion, dispersion / _dispersion(first, third, 2)
+
+
+def _dispersion(upper: np.ndarray, lower: np.ndarray, lag: int) -> float:
+    """Variance over mean of the noise, from squares of pixels in two rows and `lag` columns apart.
+
+    The mixed difference m = a - b - c + d of a square cancels whatever is linear along its rows or
+    columns. For Poisson counts of one mean, given the square's sum s, the mean of m squared is s:
+    so squares may be left out by their sum, the background and the hottest spots here, without
+    bias. The upper rows lie an odd step apart, and every column is used in turn, so that pixels
+    replicated 2x2 show wherever they begin.
+
+    Returns:
+      sum of m squared over sum of s; NaN where too few squares hold counts.
+    """
+    difference, pair = upper - lower, upper + lower
+    mixed = difference[:, lag:] - difference[:, :-lag]
+    sums = pair[:, lag:] + pair[:, :-lag]
+    mean = sums.sum() / max(np.count_nonzero(sums > 0), 1)
+    used = (sums >= max(_FAINTEST, mean / _RANGE)) & (sums <= mean * _RANGE)
+    if np.count_nonzero(used) < _FEWEST_SQUARES:
+        return float("nan")
+    sums *= used
+    mixed *= used
+    return float(np.vdot(mixed, mixed)) / float(sums.sum())
+
+
+def _row_sums(native: np.ndarray, highest: int) -> np.ndarray:
+    """(rows, columns) -> (rows / 8, 2, columns): sums of four even and of four odd rows each."""
+    rows = native.shape[0] // _BLOCK
+    whole = native[: rows * _BLOCK].reshape(rows, _BLOCK // 2, 2, -1)
+    # In the image's own type, where that can hold a block of one column, sums take half the time.
+    fits = highest <= np.iinfo(native.dtype).max // _BLOCK
+    return np.add.reduce(whole, axis=1, dtype=native.dtype if fits else np.int64)
+
+
+def _box(native: np.ndarray) -> Box:
+    """The image proper: without the zeros that filled up a larger matrix."""
+    rows, columns = native.shape
+    if all(edge.any() for edge in (native[0], native[-1], native[:, 0], native[:, -1])):
+        return (0, rows), (0, columns)
+    return _extent(native.any(axis=1)), _extent(native.any(axis=0))
+
+
+def _extent(filled: np.ndarray) -> tuple[int, int]:
+    return int(filled.argmax()), int(filled.size - filled[::-1].argmax())
+
+
+def _blocks(sums: np.ndarray, box: Box) -> np.ndarray:
+    """Means of the 8x8 blocks that lie wholly inside the box."""
+    (top, bottom), (left, right) = box
+    inside = sums[-(-top // _BLOCK) : bottom // _BLOCK, :, left:right]
+    means = np.add(inside[:, 0], inside[:, 1], dtype=np.float32) / _BLOCK**2
+    means = means[:, : means.shape[1] // _BLOCK * _BLOCK]
+    for _ in range(3):
+        means = means[:, ::2] + means[:, 1::2]
+    return means
+
+
+def _inverted(blocks: np.ndarray) -> bool:
+    """Whether the border is near the bright end of what the blocks span."""
+    border = np.sort(np.concatenate([blocks[0], blocks[-1], blocks[:, 0], blocks[:, -1]]))
+    darkest, brightest = blocks.min(), blocks.max()
+    position = border[border.size // 2] - darkest
+    return bool(brightest > darkest and position > _INVERTED_POSITION * (brightest - darkest))
+
+
+def _wrapped(native: np.ndarray, highest: int, dispersion: float) -> bool:
+    """Whether neighbours of bright pixels fall by most of the modulus, as no camera resolves.
+
+    A collimator of 4 mm lets neighbours 2.4 mm apart fall by half. Noise of grey values scaled up
+    can do more, so falls must exceed that too.
+    """
+    modulus = next((m for m in _MODULI if _WRAP_HIGHEST * m <= highest < m), None)
+    if modulus is None:
+        return False
+    fall = _WRAP_FALL * modulus
+    rows, columns = np.divmod(np.flatnonzero(native >= fall), native.shape[1])
+    inner = (rows > 0) & (rows < native.shape[0] - 1)
+    inner &= (columns > 0) & (columns < native.shape[1] - 1)
+    rows, columns = rows[inner], columns[inner]
+    bright = native[rows, columns].astype(np.float32)
+    # Values that pile up at the highest were clipped there, or are lettering burned in.
+    if np.count_nonzero(bright > _CLIPPED_FROM * highest) > _CLIPPED_SHARE * bright.size:
+        return False
+    falls = 0
+    for down, right in ((0, 1), (0, -1), (1, 0), (-1, 0)):
+        other = native[rows + down, columns + right].astype(np.float32)
+        noise = np.sqrt(dispersion * (bright + other))
+        falls += np.count_nonzero(bright - other > np.maximum(fall, _WRAP_SIGMAS * noise))
+    return falls >= _FEWEST_FALLS
+
+
+def _patterned(by_column: np.ndarray, dispersion: float) -> bool:
+    """Whether even and odd rows, columns or diagonals share the counts unevenly.
+
+    Args:
+      by_column: (2, columns), counts of the even and of the odd rows.
+    """
+    even = by_column[:, : by_column.shape[1] // 2 * 2]
+    total = even.sum()
+    (a, c), (b, d) = even[:, ::2].sum(axis=1) / total, even[:, 1::2].sum(axis=1) / total
+    contrast = max(abs(a + b - c - d), abs(a + c - b - d), abs(a + d - b - c))
+    return bool(contrast > max(_PATTERN_SHARE, _PATTERN_SIGMAS * np.sqrt(dispersion / total)))
+
+
+def _cut(
+    native: np.ndarray, sums: np.ndarray, blocks: np.ndarray, box: Box, dispersion: float
+) -> dict[str, bool]:
+    """Which edges a body reaches: in stretches of 16 pixels of the outermost four rows or columns.
+
+    A background of nothing but zeros was masked: then zeros at the edge are no padding, and the
+    box is the body's own.
+    """
+    some = np.sort(blocks[::2, ::2], axis=None)
+    background = some[some.size // 10]
+    (top, bottom), (left, right) = box if background else tuple((0, n) for n in native.shape)
+    body = blocks[blocks > blocks.mean() / 2].mean()
+    least = background + _EDGE_SHARE * body
+    least += _EDGE_SIGMAS * np.sqrt(dispersion * least / (_STRIP * _STRETCH))
+    across, along = slice(left, right), slice(-(-top // _BLOCK), bottom // _BLOCK)
+    heights = [native[top : top + _STRIP, across], native[bottom - _STRIP : bottom, across]]
+    first, last = (np.add.reduce(rows, axis=0, dtype=np.float32) for rows in heights)
+    sides = [sums[along, :, left : left + _STRIP], sums[along, :, right - _STRIP : right]]
+    near, far = (side.sum(axis=(1, 2), dtype=np.float32) for side in sides)
+    return {
+        CUT_TOP: _brightest(first, _STRETCH) > least,
+        CUT_BOTTOM: _brightest(last, _STRETCH) > least,
+        CUT_SIDE: max(_brightest(side, _STRETCH // _BLOCK) for side in (near, far)) > least,
+    }
+
+
+def _brightest(strip: np.ndarray, width: int) -> float:
+    """Sums along a strip, `width` of them a stretch -> the highest mean pixel of a stretch."""
+    stretches = strip[: strip.size // width * width].reshape(-1, width).sum(axis=1)
+    return float(stretches.max()) / (_STRIP * _STRETCH)
