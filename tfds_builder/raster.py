@@ -1,0 +1,157 @@
+"""Reads a PNG, TIFF or JPEG as one view: the grey values of a picture stand in for counts.
+
+In: the content of a file, and what the manifest says of it. Out: a `Scintigram` of one view, larger
+values for more counts, with what was assumed. No text, date or profile of the file is looked at.
+"""
+
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import Image
+
+from tfds_builder.errors import DataError
+from tfds_builder.raster_container import COLOUR, Container, cut, kind_of
+from tfds_builder.scintigram import Scintigram, View
+
+_HIGHEST = np.iinfo(np.uint16).max
+_OPAQUE = 255
+# A scan is mostly empty: where so much of it lies in the upper quarter, white stands for nothing.
+_WHITE_SHARE, _WHITE_LEVEL = 0.5, 0.75
+
+Grey = tuple[np.ndarray, tuple[str, ...]]
+
+
+def is_raster(content: bytes) -> bool:
+    """Whether this is a PNG, TIFF or JPEG by its first bytes."""
+    return kind_of(content) is not None
+
+
+def read_raster(content: bytes, frame: int | None = None, view: str | None = None) -> Scintigram:
+    """Decodes a picture.
+
+    Args:
+      content: a whole PNG, TIFF or JPEG file.
+      frame: TIFF page from 1; needed where there are several.
+      view: the manifest's view, or None, which makes it unknown.
+
+    Returns:
+      One view of uint8 or uint16 grey values. The pixel spacing is unknown: what such files say of
+      dots per inch is the printer's.
+
+    Raises:
+      DataError: says why it cannot be used, in words and numbers of our own.
+    """
+    kind = kind_of(content)
+    if kind is None:
+        raise DataError("is not a PNG, TIFF or JPEG")
+    with _own_words(kind):
+        container = cut(kind, content, frame)
+        native, notes = _upright_grey(kind, container)
+    if view:
+        name, rule, view_notes = view, "manifest", ()
+    else:
+        name, rule = "unknown", "none"
+        view_notes = ("view unknown: no rule names it; give it in the manifest's 'view'",)
+    notes = (*view_notes, "grey values of a picture, not counts", *notes, "pixel spacing unknown")
+    return Scintigram(views=(View(native, frame or 1, name, rule, notes),), frames=container.pages)
+
+
+@contextmanager
+def _own_words(kind: str) -> Iterator[None]:
+    """Makes every failure a DataError without a word of the file; Pillow raises nearly anything."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except DataError:
+        raise
+    except MemoryError:
+        raise DataError("too large to decode in the memory there is") from None
+    except (struct.error, zlib.error):
+        raise DataError(f"damaged {kind} (its structure)") from None
+    except Exception as error:
+        raise DataError(f"damaged {kind} ({type(error).__name__})") from None
+
+
+def _upright_grey(kind: str, container: Container) -> Grey:
+    """Grey values in which more counts are larger."""
+    picture = _decoded(kind, container.content, container)
+    if container.twin is not None:
+        twin = _decoded(kind, container.twin, container)
+        if not np.array_equal(np.asarray(picture), np.asarray(twin)):
+            raise DataError(f"damaged {kind} (truncated)")
+    grey, notes = _grey(picture)
+    if kind == "JPEG":
+        notes = ("compressed with loss: counts are approximate", *notes)
+    if container.signed and grey.dtype == np.uint16:
+        grey = grey.view(np.int16)
+    if grey.dtype not in (np.uint8, np.uint16):
+        grey, notes = _narrowed(grey, notes)
+    if container.white_is_zero:
+        grey, notes = grey.max() - grey, (*notes, "WhiteIsZero inverted")
+    if _is_dark_on_white(grey):
+        grey, notes = grey.max() - grey, (*notes, "dark on white: inverted")
+    return grey, notes
+
+
+def _decoded(kind: str, content: bytes, container: Container) -> Image.Image:
+    with Image.open(io.BytesIO(content), formats=(kind,)) as image:
+        if image.size != (container.columns, container.rows):
+            raise DataError(f"damaged {kind} (two sizes)")
+        image.load()
+        return image
+
+
+def _grey(image: Image.Image) -> Grey:
+    """One channel (rows, columns), of any type, and notes."""
+    if image.mode == "P":
+        return _of_palette(image)
+    pixels = np.asarray(image)
+    if pixels.ndim == 2:
+        return pixels.astype(pixels.dtype.newbyteorder("="), copy=False), ()
+    if image.mode not in ("LA", "RGB", "RGBA"):
+        raise DataError(COLOUR)
+    notes = ()
+    if image.mode != "RGB":
+        if pixels[..., -1].min() < _OPAQUE:
+            raise DataError("has transparent pixels; export it without transparency")
+        pixels, notes = pixels[..., :-1], ("opaque: transparency dropped",)
+    if (pixels != pixels[..., :1]).any():
+        raise DataError(COLOUR)
+    if pixels.shape[-1] > 1:
+        notes += ("colour channels are equal: read as grey",)
+    return np.ascontiguousarray(pixels[..., 0]), notes
+
+
+def _of_palette(image: Image.Image) -> Grey:
+    table = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    numbers = np.asarray(image)
+    used = np.unique(numbers)
+    if used[-1] >= len(table):
+        raise DataError("has pixels beyond its palette")
+    if (table[used] != table[used, :1]).any():
+        raise DataError(COLOUR)
+    return table[numbers, 0], ("grey palette: its grey values are read",)
+
+
+def _narrowed(wide: np.ndarray, notes: tuple[str, ...]) -> Grey:
+    """Values of any other type as uint16, where that loses nothing."""
+    if not ((wide >= 0) & (wide <= _HIGHEST)).all():
+        raise DataError(f"has values outside 0 to {_HIGHEST}; only whole numbers in it are read")
+    narrow = wide.astype(np.uint16)
+    if wide.dtype.kind == "f":
+        if (narrow != wide).any():
+            raise DataError(f"has broken values; whole numbers from 0 to {_HIGHEST} are read")
+        notes = (*notes, "floating point values, all whole")
+    return narrow, notes
+
+
+def _is_dark_on_white(grey: np.ndarray) -> bool:
+    lowest, highest = int(grey.min()), int(grey.max())
+    level = lowest + _WHITE_LEVEL * (highest - lowest)
+    return highest > lowest and bool((grey >= level).mean() > _WHITE_SHARE)
