@@ -29,6 +29,9 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict()
     # The --data_dir that tfds_builder.build filled.
     config.data.dir = "data"
+    # Of a data set that was built in folds, the one to test on, from 0: the next one validates, the
+    # others train. -1: the data set is divided into train, validation and test.
+    config.data.fold = -1
     # Side of the blocks of pixels whose counts are summed: 1 keeps 1024x256, 4 gives 256x64.
     config.data.pool = 1
     # Upper limit of a normalised pixel, sqrt(counts / scale).

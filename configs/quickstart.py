@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.dir = "runs/quickstart/data"
+    config.data.fold = -1
     config.data.pool = 4
     config.data.clip = 3.0
     config.data.cache_gib = 4.0

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dscint_jax.input_pipeline import load_split
+from dscint_jax.input_pipeline import NO_FOLD, load_split
 from dscint_jax.metrics import five_metrics
 
 POOL = 16
@@ -38,15 +38,20 @@ class Baseline:
     side: tuple[int, int]
 
 
-def linear_baseline(data_dir: Path, split: str = "test") -> Baseline:
+def linear_baseline(data_dir: Path, split: str = "test", *, fold: int = NO_FOLD) -> Baseline:
     """Fits on the training images, chooses its strength by validation, scores one split.
 
+    Args:
+      data_dir: where the data set lies.
+      split: the one to score.
+      fold: as for `load_split`.
+
     Raises:
-      DscintError: there is no data set.
+      DscintError: there is no data set, or `fold` does not fit it.
     """
     features, labels = {}, {}
     for name in {"train", "validation", split}:
-        images = load_split(data_dir, name, pool=POOL, cache_gib=math.inf)
+        images = load_split(data_dir, name, pool=POOL, cache_gib=math.inf, fold=fold)
         batch = images.read(np.arange(len(images)))
         features[name], labels[name] = _features(batch), batch["label"]
         classes, side = len(images.classes), batch["counts"].shape[1:3]

@@ -3,6 +3,7 @@
 A field that is missing, misspelt or of another type is found here, before anything is loaded.
 """
 
+import copy
 import difflib
 import math
 from typing import Any
@@ -18,6 +19,7 @@ FIELDS: dict[str, type] = {
     "class_weights": str,
     "label_smoothing": float,
     "data.dir": str,
+    "data.fold": int,
     "data.pool": int,
     "data.clip": float,
     "data.cache_gib": float,
@@ -36,11 +38,15 @@ FIELDS: dict[str, type] = {
     "keep_last": int,
 }
 
+LATER_FIELDS: dict[str, Any] = {"data.fold": -1}
+"""Fields that earlier versions did not have, with the value that means what those did."""
+
 AT_LEAST: dict[str, float] = {
     "seed": 0,
     "steps": 1,
     "batch_size": 1,
     "label_smoothing": 0,
+    "data.fold": -1,
     "data.pool": 1,
     "data.cache_gib": 0,
     "augmentation.mirror": 0,
@@ -93,6 +99,18 @@ def check_config(config: ConfigDict) -> None:
         raise DscintError(
             f"config.augmentation.translation is {translation}; it must be two fractions in [0, 1)"
         )
+
+
+def add_later_fields(config: dict[str, Any]) -> dict[str, Any]:
+    """A config that an earlier version wrote, with `LATER_FIELDS` where it has none."""
+    config = copy.deepcopy(config)
+    for field, value in LATER_FIELDS.items():
+        *groups, name = field.split(".")
+        place = config
+        for group in groups:
+            place = place.setdefault(group, {})
+        place.setdefault(name, value)
+    return config
 
 
 def _flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:

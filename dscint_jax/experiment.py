@@ -126,6 +126,7 @@ def load_images(
         split,
         pool=config.data.pool,
         cache_gib=config.data.cache_gib,
+        fold=config.data.fold,
         progress=progress,
     )
 

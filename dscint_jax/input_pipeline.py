@@ -5,7 +5,8 @@ number and nothing else. Counts stay integers: a smaller image is a sum over blo
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,17 @@ from jaxtyping import Int
 from dscint_jax.errors import DscintError
 
 DATASET = "scintigraphy/views"
+SPLITS = ("train", "validation", "test")
+FEWEST_FOLDS = 3
+NO_FOLD = -1
+"""What `fold` is where the data set is divided into train, validation and test."""
+
 DEVICE_FIELDS = ("counts", "scale", "label", "mask")
 IDENTITY_FIELDS = ("image_id", "patient_key", "view")
 
 HostBatch = dict[str, np.ndarray]
+
+_FOLD = re.compile(r"fold_(\d+)", re.ASCII)
 
 
 def open_dataset(data_dir: Path) -> Any:
@@ -45,9 +53,61 @@ def fingerprint_of(data_dir: Path) -> str:
     return open_dataset(data_dir).info.metadata["fingerprint"]
 
 
+def folds_of(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of a data set's splits that are folds, by number; none where it is not in folds."""
+    numbers = {name: int(match[1]) for name in names if (match := _FOLD.fullmatch(name))}
+    return tuple(sorted(numbers, key=numbers.__getitem__))
+
+
+def parts_of(split: str, names: Iterable[str], fold: int) -> tuple[str, ...]:
+    """The data set's splits that make up one split of a run.
+
+    Of K folds, fold k is the test split, the next one (after the last, the first) the validation
+    split, and the others are the training split. Elsewhere a split is itself.
+
+    Args:
+      split: the run's.
+      names: of the data set's splits.
+      fold: which fold to test on, from 0, or `NO_FOLD`.
+
+    Raises:
+      DscintError: `fold` does not fit the data set, or there is no such split.
+    """
+    names = tuple(names)
+    folds = folds_of(names)
+    if not folds and fold != NO_FOLD:
+        raise DscintError(
+            f"config.data.fold is {fold}, but the data set is divided into {', '.join(names)}, not "
+            f"into folds; set --config.data.fold={NO_FOLD}"
+        )
+    if folds:
+        _check_fold(fold, len(folds))
+    known = SPLITS if folds else names
+    if split not in known:
+        raise DscintError(f"no split '{split}' in the data set; it has {', '.join(known)}")
+    if not folds:
+        return (split,)
+    test, validation = folds[fold], folds[(fold + 1) % len(folds)]
+    train = tuple(name for name in folds if name not in (test, validation))
+    return {"train": train, "validation": (validation,), "test": (test,)}[split]
+
+
+def _check_fold(fold: int, count: int) -> None:
+    choice = f"--config.data.fold=0 .. {count - 1}"
+    if count < FEWEST_FOLDS:
+        raise DscintError(
+            f"the data set has {count} folds, and {FEWEST_FOLDS} are needed, to test, to validate "
+            "and to train on; build it with more"
+        )
+    if fold == NO_FOLD:
+        raise DscintError(f"the data set is divided into {count} folds; train with {choice}")
+    if not 0 <= fold < count:
+        raise DscintError(f"config.data.fold is {fold}; of {count} folds choose {choice}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Scintigrams:
-    """One split, at random access.
+    """One split of a run, at random access.
 
     Attributes:
       split: its name.
@@ -73,9 +133,10 @@ def load_split(
     *,
     pool: int,
     cache_gib: float,
+    fold: int = NO_FOLD,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Scintigrams:
-    """Opens one split of the data set.
+    """Opens one split of a run.
 
     Args:
       data_dir: where the data set lies.
@@ -83,24 +144,25 @@ def load_split(
       pool: side of the blocks of pixels that are summed.
       cache_gib: the split is kept in memory if it needs no more than this, GiB; else every batch
         is read from disk.
+      fold: the fold to test on, of a data set in folds; see `parts_of`.
       progress: told how many of how many images were read into memory.
 
     Raises:
-      DscintError: no data set, no such split, an empty one, or a `pool` that does not divide the
-        image.
+      DscintError: no data set, no such split, an empty one, a `fold` that does not fit the data
+        set, or a `pool` that does not divide the image.
     """
     import tensorflow_datasets as tfds
 
     builder = open_dataset(data_dir)
-    if split not in builder.info.splits:
-        raise DscintError(
-            f"{data_dir} has no split '{split}'; it has {', '.join(builder.info.splits)}"
-        )
+    try:
+        parts = parts_of(split, builder.info.splits, fold)
+    except DscintError as error:
+        raise DscintError(f"{data_dir}: {error}") from None
     height, width, _ = builder.info.features["image"].shape
     if pool < 1 or height % pool or width % pool:
         raise DscintError(f"config.data.pool {pool} does not divide an image of {height}x{width}")
     records = builder.as_data_source(
-        split=split, decoders={"lesion_mask": tfds.decode.SkipDecoding()}
+        split="+".join(parts), decoders={"lesion_mask": tfds.decode.SkipDecoding()}
     )
     if not len(records):
         raise DscintError(f"split '{split}' of {data_dir} is empty; build with more patients")
@@ -114,11 +176,11 @@ def load_split(
     if size <= cache_gib:
         read = _keep_in_memory(read, len(records), progress)
     metadata = builder.info.metadata
-    counts = metadata["class_counts"][split]
+    counts = [metadata["class_counts"][part] for part in parts]
     return Scintigrams(
         split=split,
         classes=classes,
-        class_counts=tuple(counts[name] for name in classes),
+        class_counts=tuple(sum(part[name] for part in counts) for name in classes),
         fingerprint=metadata["fingerprint"],
         read=read,
     )

@@ -77,7 +77,7 @@ def write_report(
         raise DscintError(
             f"{folder / 'metrics.json'} was measured on another data set; evaluate again"
         )
-    baseline = linear_baseline(Path(network.config.data.dir), split)
+    baseline = linear_baseline(Path(network.config.data.dir), split, fold=network.config.data.fold)
     page = _page(workdir, result, network, baseline, _read_rows(folder / "predictions.csv"))
     path = workdir / "report" / "index.html"
     write_text(path, page)

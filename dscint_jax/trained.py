@@ -12,7 +12,14 @@ from dscint_jax import parallel
 from dscint_jax.checkpoint import Checkpointer
 from dscint_jax.config import check_config
 from dscint_jax.experiment import load_images, make_experiment
-from dscint_jax.input_pipeline import HostBatch, Scintigrams, device_fields
+from dscint_jax.input_pipeline import (
+    NO_FOLD,
+    HostBatch,
+    Scintigrams,
+    device_fields,
+    folds_of,
+    open_dataset,
+)
 from dscint_jax.progress import ProgressBar
 from dscint_jax.train_step import Evaluation
 from dscint_jax.workdir import check_data, config_of
@@ -67,6 +74,9 @@ def load_trained(
     check_config(config)
     if data_dir is not None:
         config.data.dir = str(data_dir)
+        # A data set from elsewhere need not be in folds because the one trained on was.
+        if not folds_of(open_dataset(data_dir).info.splits):
+            config.data.fold = NO_FOLD
     checkpointer = Checkpointer(workdir, read_only=True)
     step, last_step = checkpointer.choose_step(checkpoint), checkpointer.steps()[-1]
     with ProgressBar(f"reading {split} images") as bar:

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 
+from dscint_jax.config import add_later_fields
 from dscint_jax.errors import DscintError
 
 RECORDED_PACKAGES = (
@@ -70,7 +71,7 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
     """
     config = json.loads(json.dumps(config))
     path = workdir / "config.json"
-    old = read_json(path) if path.exists() else config
+    old = add_later_fields(read_json(path)) if path.exists() else config
     differences = [d for d in _differences(old, config) if d[0] != "data.dir"]
     if differences:
         field, old, new = differences[0]
@@ -97,7 +98,7 @@ def config_of(workdir: Path) -> dict[str, Any]:
             f"{workdir} holds no config.json, so no run; train first: python -m dscint_jax.main "
             f"--config ... --workdir {workdir}"
         )
-    return read_json(workdir / "config.json")
+    return add_later_fields(read_json(workdir / "config.json"))
 
 
 def record_attempt(workdir: Path, *, fingerprint: str, start_step: int) -> None:

@@ -4,13 +4,17 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from dscint_jax.train import train
 from tfds_builder import build
 from tfds_builder.phantom import __main__ as phantom
 
 TESTS = Path(__file__).parent.parent
+CLASSES = ("normal", "metastasis", "arthritis", "thyroid_carcinoma")
+VIEWS = ("anterior", "posterior", "unknown")
 
 
 def load_tiny_config():
@@ -28,6 +32,75 @@ def data_dir(tmp_path_factory) -> Path:
     manifest = folder / "phantom" / "manifest.csv"
     _run(build.main, "--manifest", manifest, "--data_dir", folder / "data", "--workers", "1")
     return folder / "data"
+
+
+class _Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Random images of 64x16 pixels with the fields that training reads."""
+
+    name = "scintigraphy"
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="views")]  # noqa: RUF012
+
+    def __init__(self, sizes, **kwargs):
+        super().__init__(**kwargs)
+        self._sizes = sizes
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Tensor(shape=(64, 16, 1), dtype=np.uint16),
+            "label": tfds.features.ClassLabel(names=list(CLASSES)),
+            "image_id": tfds.features.Text(),
+            "patient_key": tfds.features.Text(),
+            "view": tfds.features.ClassLabel(names=list(VIEWS)),
+            "scale": np.float32,
+            "lesion_mask": tfds.features.Tensor(shape=(64, 16, 1), dtype=np.uint8),
+        }
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,
+            metadata=tfds.core.MetadataDict(fingerprint="made", class_counts={}),
+        )
+
+    def _split_generators(self, dl_manager):
+        return {name: self._generate_examples(name) for name in self._sizes}
+
+    def _generate_examples(self, name):
+        random = np.random.default_rng(list(name.encode()))
+        labels = random.integers(0, len(CLASSES), self._sizes[name])
+        counts = np.bincount(labels, minlength=len(CLASSES)).tolist()
+        self.info.metadata["class_counts"][name] = dict(zip(CLASSES, counts, strict=True))
+        for n, label in enumerate(labels):
+            yield (
+                n,
+                {
+                    "image": random.poisson(9, (64, 16, 1)).astype(np.uint16),
+                    "label": CLASSES[label],
+                    "image_id": f"{name}-{n}",
+                    "patient_key": f"patient-{name}-{n}",
+                    "view": "anterior",
+                    "scale": 9.0,
+                    "lesion_mask": np.zeros((64, 16, 1), np.uint8),
+                },
+            )
+
+
+@pytest.fixture(scope="session")
+def make_data_set(tmp_path_factory):
+    """Makes a data set of random images with the given splits and numbers of images."""
+
+    def make(**sizes: int) -> Path:
+        folder = tmp_path_factory.mktemp("made")
+        tfds.disable_progress_bar()
+        _Made(sizes, data_dir=folder, file_format="array_record").download_and_prepare()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def folds_dir(make_data_set) -> Path:
+    """A data set in five folds of 11 to 15 images."""
+    return make_data_set(**{f"fold_{n}": 11 + n for n in range(5)})
 
 
 @pytest.fixture

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from dscint_jax import metrics
+from dscint_jax.baseline import linear_baseline
 from dscint_jax.checkpoint import Checkpointer
 from dscint_jax.errors import DscintError
 from dscint_jax.evaluate import evaluate
-from dscint_jax.input_pipeline import load_split
+from dscint_jax.input_pipeline import fingerprint_of, load_split
+from dscint_jax.report import write_report
+from dscint_jax.train import train
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +84,47 @@ def test_best_is_the_highest_validation_f1_and_any_kept_step_can_be_named(evalua
     step = checkpointer.last_step()
     assert evaluate(workdir, split="validation", checkpoint=str(step))["step"] == step
     assert evaluate(workdir, split="validation", checkpoint="last")["step"] == step
+
+
+def test_run_of_a_version_before_folds_is_evaluated_and_left_alone(evaluated, config, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(evaluated[0], workdir)
+    old = json.loads((workdir / "config.json").read_text())
+    del old["data"]["fold"]
+    (workdir / "config.json").write_text(json.dumps(old))
+    assert evaluate(workdir, split="test", checkpoint="best") == evaluated[1]
+    train(config, workdir)
+    assert json.loads((workdir / "config.json").read_text()) == old
+    config.data.fold = 0
+    with pytest.raises(DscintError, match=r"config\.data\.fold is -1 there and 0 here"):
+        train(config, workdir)
+
+
+@pytest.fixture
+def fold_run(evaluated, folds_dir, tmp_path):
+    """The trained network as if it had been trained on a data set in folds, to test on fold_4."""
+    workdir = tmp_path / "run"
+    shutil.copytree(evaluated[0], workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"] |= {"dir": str(folds_dir), "pool": 1, "fold": 4}
+    (workdir / "config.json").write_text(json.dumps(config))
+    attempts = json.loads((workdir / "provenance.json").read_text())
+    attempts[-1]["dataset_fingerprint"] = fingerprint_of(folds_dir)
+    (workdir / "provenance.json").write_text(json.dumps(attempts))
+    return workdir
+
+
+def test_run_on_a_fold_is_evaluated_and_reported_on_that_fold(fold_run, folds_dir):
+    assert evaluate(fold_run, split="test", checkpoint="best")["support"] == 15
+    assert {row["image_id"].rpartition("-")[0] for row in _rows(fold_run)} == {"fold_4"}
+    _, baseline = write_report(fold_run)
+    assert baseline == linear_baseline(folds_dir, fold=4)
+
+
+def test_run_on_a_fold_is_evaluated_on_a_data_set_from_elsewhere(fold_run, make_data_set):
+    elsewhere = make_data_set(test=6)
+    result = evaluate(fold_run, split="test", checkpoint="best", data_dir=elsewhere)
+    assert result["support"] == 6
 
 
 def test_what_is_not_there_is_named(evaluated, tmp_path):

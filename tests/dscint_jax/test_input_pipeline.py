@@ -3,10 +3,12 @@ import pytest
 
 from dscint_jax import input_pipeline
 from dscint_jax.errors import DscintError
+from dscint_jax.experiment import load_images
 from dscint_jax.input_pipeline import (
     evaluation_batches,
     index_batches,
     load_split,
+    parts_of,
     sum_pool,
     training_batches,
 )
@@ -82,6 +84,67 @@ def test_class_counts_are_those_of_the_labels(data_dir):
     labels = images.read(np.arange(len(images)))["label"]
     assert tuple(np.bincount(labels, minlength=4)) == images.class_counts
     assert images.classes == ("normal", "metastasis", "arthritis", "thyroid_carcinoma")
+
+
+def _load_fold(folds_dir, split, fold, cache_gib=1.0):
+    return load_split(folds_dir, split, pool=1, cache_gib=cache_gib, fold=fold)
+
+
+@pytest.mark.parametrize("cache_gib", [0.0, 1.0])
+@pytest.mark.parametrize("fold", range(5))
+def test_one_fold_tests_the_next_validates_and_the_others_train(folds_dir, fold, cache_gib):
+    seen = {}
+    for split in ("train", "validation", "test"):
+        images = _load_fold(folds_dir, split, fold, cache_gib)
+        batch = images.read(np.arange(len(images)))
+        seen[split] = batch["image_id"].tolist()
+        assert images.split == split
+        assert tuple(np.bincount(batch["label"], minlength=4)) == images.class_counts
+    members = {n: [f"fold_{n}-{i}" for i in range(11 + n)] for n in range(5)}
+    following = (fold + 1) % 5
+    assert seen["test"] == members[fold]
+    assert seen["validation"] == members[following]
+    others = [n for n in range(5) if n not in (fold, following)]
+    assert seen["train"] == [image for n in others for image in members[n]]
+
+
+def test_training_reads_the_fold_that_the_config_names(config, folds_dir):
+    config.data.update(dir=str(folds_dir), pool=1, fold=1)
+    assert len(load_images(config, "train")) == 11 + 14 + 15
+
+
+def test_every_image_is_tested_once_over_all_folds(folds_dir):
+    tested = np.concatenate(
+        [
+            batch["image_id"][batch["mask"]]
+            for fold in range(5)
+            for batch in evaluation_batches(_load_fold(folds_dir, "test", fold), batch_size=4)
+        ]
+    )
+    assert len(tested) == len(set(tested)) == 11 + 12 + 13 + 14 + 15
+
+
+def test_folds_are_counted_by_number_whatever_order_they_are_listed_in():
+    names = sorted(f"fold_{n}" for n in range(12))
+    assert parts_of("test", names, 9) == ("fold_9",)
+    assert parts_of("validation", names, 9) == ("fold_10",)
+    assert parts_of("validation", names, 11) == ("fold_0",)
+    assert parts_of("train", names, 11) == tuple(f"fold_{n}" for n in range(1, 11))
+
+
+def test_a_fold_that_does_not_fit_the_data_set_is_named(folds_dir, make_data_set):
+    with pytest.raises(DscintError, match=r"divided into 5 folds.*--config\.data\.fold=0 \.\. 4"):
+        _load_fold(folds_dir, "train", -1)
+    with pytest.raises(DscintError, match=r"config\.data\.fold is 5; of 5 folds.*=0 \.\. 4"):
+        _load_fold(folds_dir, "train", 5)
+    with pytest.raises(DscintError, match=r"no split 'fold_0'.*train, validation, test"):
+        _load_fold(folds_dir, "fold_0", 0)
+    divided = make_data_set(train=4, validation=2, test=2)
+    assert len(_load_fold(divided, "test", -1)) == 2
+    with pytest.raises(DscintError, match=r"config\.data\.fold is 0.*--config\.data\.fold=-1"):
+        _load_fold(divided, "test", 0)
+    with pytest.raises(DscintError, match=r"2 folds, and 3 are needed"):
+        _load_fold(make_data_set(fold_0=3, fold_1=3), "test", 0)
 
 
 def test_missing_data_set_is_named_with_the_command_that_builds_it(tmp_path):
