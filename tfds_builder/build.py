@@ -1,6 +1,6 @@
 """python -m tfds_builder.build: images and a manifest on disk become the TFDS data set.
 
-In: a manifest and the folder for the data set. Out: DATA_DIR/scintigraphy/views/VERSION, complete
+In: a manifest and the folder for the data set. Out: DATA_DIR/scintigraphy/CONFIG/VERSION, complete
 or not there at all, and DATA_DIR/splits.csv, which keeps patients in their split at later builds.
 """
 
@@ -11,35 +11,37 @@ import io
 import json
 import logging
 import math
-import multiprocessing
 import os
+import shlex
 import shutil
-import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from tfds_builder import deidentify, splits
-from tfds_builder.command import CommandParser, available_cores, follow_parent
+from tfds_builder.beam import run_on_beam
+from tfds_builder.command import CommandParser, available_cores
 from tfds_builder.errors import DataError, run_command
-from tfds_builder.manifest import LABELS, Row, read_manifest
-from tfds_builder.plan import Plan, plan_data_set
-from tfds_builder.records import Written
-from tfds_builder.scintigraphy.scintigraphy_dataset_builder import Builder, ShardTask
+from tfds_builder.findings import refuse_unacceptable, rejection_reasons, remove_stale
+from tfds_builder.ingest import Ingested, ingest
+from tfds_builder.manifest import LABELS, read_manifest
+from tfds_builder.plan import Options, Plan, plan_data_set
+from tfds_builder.progress import make_console, progress, say
+from tfds_builder.records import CONFIGS, STUDIES_CONFIG, VIEWS_CONFIG
+from tfds_builder.scintigraphy.scintigraphy_dataset_builder import VERSION, Builder
+from tfds_builder.shard import Shard, ShardTask
+from tfds_builder.study import Study, digests_of_studies
+from tfds_builder.workers import Lost, WorkerPool
+
+FILE_SECONDS = 30.0
+WORKER_MEMORY = 2**30
 
 _STAGING = ".scintigraphy-being-built"
-_PLAIN_LINE_SECONDS = 10
-_PLAIN_WIDTH = 100
-_TASKS_IN_FLIGHT = 64
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -48,75 +50,155 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
       DataError: anything that the user can mend.
     """
-    options = _parser().parse_args(argv)
-    width = None if sys.stdout.isatty() else _PLAIN_WIDTH
-    console = Console(file=sys.stdout, width=width, highlight=False, markup=False)
-    fractions = _checked_fractions(options.split_fractions)
-    rows = read_manifest(options.manifest)
+    settings = _parser().parse_args(argv)
+    options = _options(settings)
+    rows = read_manifest(settings.manifest)
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    console = make_console()
     try:
-        with _only_build_in(options.data_dir), _workers(options.workers) as pool:
-            _build(options, rows, fractions, pool, console)
-    except BrokenProcessPool:
-        raise DataError("a worker process died (out of memory?); try fewer --workers") from None
+        with _only_build_in(settings.data_dir):
+            started = time.monotonic()
+            key = _key(settings, console)
+            splits_file = settings.data_dir / splits.FILE_NAME
+            known = splits.read_splits(splits_file)
+            splits.check_division(
+                (split for _, split in known.values()),
+                tuple(options.fractions),
+                source=str(splits_file),
+                remedy="use another --data_dir, or remove the file to divide all patients anew",
+                complete=True,
+            )
+            plan = plan_data_set(settings.manifest, rows, key, known, options)
+            with _pool(settings) as pool:
+                _build(settings, plan, pool, console, started)
     except OSError as error:
-        where = error.filename or options.data_dir
+        where = error.filename or settings.data_dir
         raise DataError(f"{where}: {error.strerror or error}") from None
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="python -m tfds_builder.build",
-        description="Builds the TFDS data set scintigraphy from images and a manifest on disk.",
+        description="Builds the TFDS data set scintigraphy from images (DICOM, PNG, TIFF, JPEG) "
+        "and a manifest on disk. A file that cannot be used is left out, and listed in "
+        "quarantine.csv.",
         epilog="The manifest's columns: path, patient_id, label (normal, metastasis, arthritis, "
-        "thyroid_carcinoma); optional study_id, view, frame, split, sex, age, lesion_mask. "
+        "thyroid_carcinoma); optional study_id, view, frame, split, site, sex, age, lesion_mask, "
+        "comment. `python -m tfds_builder.scan` proposes one. "
         "Exit status: 0 the data set is there, 2 something is to be mended.",
         allow_abbrev=False,
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--manifest",
         type=Path,
         required=True,
         help="CSV file that names the images, relative to its own folder",
     )
-    parser.add_argument(
-        "--data_dir",
-        type=Path,
-        required=True,
-        help="TFDS data directory to write to",
+    add("--data_dir", type=Path, required=True, help="TFDS data directory to write to")
+    add(
+        "--config",
+        choices=CONFIGS,
+        default=VIEWS_CONFIG,
+        help="views: one record an image (default); studies: one record a study, both views",
     )
-    parser.add_argument(
+    add(
+        "--one_view_studies",
+        choices=("drop", "keep"),
+        default="drop",
+        help="under --config studies, what becomes of a study with one view: left out (default), "
+        "or kept with zeros in the other's place; counted either way",
+    )
+    add(
         "--pseudonym_key",
         type=Path,
         help="file with the site's secret, made where missing; keep it, and keep it private "
         "(default: pseudonym.key beside the manifest)",
     )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=available_cores(),
-        help="processes that decode images (default: one a core)",
-    )
-    parser.add_argument(
+    add(
         "--split_fractions",
         type=float,
         nargs=3,
-        default=splits.FRACTIONS,
         metavar=("TRAIN", "VALIDATION", "TEST"),
         help="shares of patients; they add up to 1 (default: 0.7 0.15 0.15)",
     )
-    parser.add_argument(
+    add(
+        "--folds",
+        type=int,
+        metavar="K",
+        help="divide into K folds (splits fold_0 ...) instead of train, validation and test",
+    )
+    add(
         "--seed",
         type=int,
         default=0,
         help="another seed divides the patients differently (default: 0)",
     )
-    parser.add_argument(
+    add(
+        "--max_rejected",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="the build fails where more of the rows than this cannot be used (default: 0.05)",
+    )
+    add(
+        "--strict",
+        action="store_true",
+        help="the build fails on any unusable row and any finding of the quality checks",
+    )
+    add(
         "--overwrite",
         action="store_true",
         help="replace a data set that was built from other sources",
     )
+    add(
+        "--workers",
+        type=int,
+        default=available_cores(),
+        help="processes that decode images (default: one a core)",
+    )
+    add(
+        "--file_seconds",
+        type=float,
+        default=FILE_SECONDS,
+        metavar="S",
+        help="a file that takes longer than this is given up (default: 30)",
+    )
+    add(
+        "--beam_runner",
+        metavar="RUNNER",
+        help="decode on an Apache Beam runner (DirectRunner, FlinkRunner, DataflowRunner ...) "
+        "instead of processes of this machine",
+    )
+    add(
+        "--beam_options",
+        default="",
+        metavar="OPTIONS",
+        help="options of the Beam pipeline, in one quoted argument",
+    )
     return parser
+
+
+def _options(settings: argparse.Namespace) -> Options:
+    if settings.folds is not None and settings.split_fractions is not None:
+        raise DataError("--folds makes equal folds: leave out --split_fractions")
+    if not 0 <= settings.max_rejected <= 1:
+        raise DataError(f"--max_rejected {settings.max_rejected}: a share from 0 to 1 is needed")
+    if settings.workers < 1:
+        raise DataError(f"--workers {settings.workers}: at least 1 is needed")
+    if not settings.file_seconds > 0:
+        raise DataError(f"--file_seconds {settings.file_seconds}: must be more than 0")
+    if settings.beam_options and not settings.beam_runner:
+        raise DataError("--beam_options needs --beam_runner")
+    fractions = _checked_fractions(settings.split_fractions or splits.FRACTIONS)
+    return Options(
+        config=settings.config,
+        keep_one_view=settings.one_view_studies == "keep",
+        fractions=splits.shares_of(settings.folds, fractions),
+        seed=settings.seed,
+        max_rejected=settings.max_rejected,
+        strict=settings.strict,
+    )
 
 
 def _checked_fractions(values: Iterable[float]) -> tuple[float, float, float]:
@@ -129,42 +211,80 @@ def _checked_fractions(values: Iterable[float]) -> tuple[float, float, float]:
     return train, validation, test
 
 
-def _build(
-    options: argparse.Namespace,
-    rows: tuple[Row, ...],
-    fractions: tuple[float, float, float],
-    pool: Executor | None,
-    console: Console,
-) -> None:
-    started = time.monotonic()
-    key_file = options.pseudonym_key or options.manifest.parent / deidentify.KEY_FILE_NAME
-    key, created = deidentify.read_or_create_key(key_file)
+def _key(settings: argparse.Namespace, console: Console) -> bytes:
+    path = settings.pseudonym_key or settings.manifest.parent / deidentify.KEY_FILE_NAME
+    if path.resolve().is_relative_to(settings.data_dir.resolve()):
+        raise DataError(
+            f"--pseudonym_key {path}: lies in the data directory, which is passed on; "
+            "keep the key elsewhere"
+        )
+    key, created = deidentify.read_or_create_key(path)
     if created:
-        _say(console, f"made a new pseudonym key: {key_file} (keep it, and keep it private)")
-    splits_file = options.data_dir / splits.FILE_NAME
-    plan = plan_data_set(
-        options.manifest,
-        rows,
-        key,
-        splits.read_splits(splits_file),
-        str(Builder.VERSION),
-        fractions,
-        options.seed,
-        map_all=lambda function, items, doing: _progress(
-            console, _in_order(pool, function, items), doing, len(items), lambda _: 1
-        ),
-    )
-    final = options.data_dir / "scintigraphy" / "views" / str(Builder.VERSION)
-    if _is_up_to_date(final, plan, options.overwrite):
-        _say(console, f"{final}: already built from these sources, nothing to do")
+        say(console, f"made a new pseudonym key: {path} (keep it, and keep it private)")
+    return key
+
+
+def _pool_options(settings: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "step_seconds": settings.file_seconds,
+        "memory_bytes": WORKER_MEMORY,
+        "preload": ("tfds_builder.shard",),
+    }
+
+
+def _pool(settings: argparse.Namespace) -> WorkerPool:
+    return WorkerPool(settings.workers, **_pool_options(settings))
+
+
+def _build(
+    settings: argparse.Namespace, plan: Plan, pool: WorkerPool, console: Console, started: float
+) -> None:
+    config = settings.data_dir / "scintigraphy" / plan.options.config
+    final = config / VERSION
+    if final.exists() and _is_up_to_date(final, plan, pool, console, settings.overwrite):
+        say(console, f"{final}: already built from these sources, nothing to do")
         return
-    staging = options.data_dir / _STAGING
-    metadata = _write(plan, staging, pool, console)
+    staging = settings.data_dir / _STAGING
+    run = _runner(settings, pool, console, len(plan.rows))
+    ingested: list[Ingested] = []
+
+    def checked_ingest(plan: Plan, folder: Path) -> Ingested:
+        ingested.append(ingest(plan, folder, VERSION, run))
+        refuse_unacceptable(ingested[0], settings.data_dir)
+        return ingested[0]
+
+    builder = Builder(
+        data_dir=staging, config=plan.options.config, plan=plan, ingest=checked_ingest
+    )
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare()
     new_splits = staging / splits.FILE_NAME
-    new_splits.write_text(splits.splits_text(plan.patients), encoding="utf-8")
-    new_splits.replace(splits_file)
+    new_splits.write_text(splits.splits_text(ingested[0].patients), encoding="utf-8")
+    new_splits.replace(settings.data_dir / splits.FILE_NAME)
     _move_into_place(staging, final)
-    _report(console, plan, metadata, final, time.monotonic() - started)
+    remove_stale(settings.data_dir)
+    _report(console, ingested[0], builder.info.metadata, final, time.monotonic() - started)
+
+
+def _runner(
+    settings: argparse.Namespace, pool: WorkerPool, console: Console, rows: int
+) -> Callable[..., Iterator[Shard]]:
+    """What runs shard tasks: the pool, or a Beam runner."""
+
+    def run(function: Callable[..., Shard], tasks: Sequence[ShardTask]) -> Iterator[Shard]:
+        if settings.beam_runner:
+            return run_on_beam(
+                tasks,
+                settings.beam_runner,
+                shlex.split(settings.beam_options),
+                _pool_options(settings),
+            )
+        results = pool.map(function, tasks, ShardTask.without)
+        total = sum(len(study.rows) for task in tasks for study in task.studies)
+        return progress(console, results, "reading files", total, lambda shard: len(shard.digests))
+
+    return run
 
 
 @contextlib.contextmanager
@@ -188,94 +308,15 @@ def _only_build_in(data_dir: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def _workers(count: int) -> Iterator[Executor | None]:
-    """A pool of processes, or None where one process is enough."""
-    if count < 1:
-        raise DataError(f"--workers {count}: at least 1 is needed")
-    if count == 1:
-        yield None
-        return
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tfds_builder.records"])
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    follow_parent()
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-
-
-def _in_order(
-    pool: Executor | None, function: Callable[[Any], Any], items: list[Any]
-) -> Iterator[Any]:
-    """Results in the order of the items, with few items in flight at a time."""
-    if pool is None:
-        yield from map(function, items)
-        return
-    waiting: deque[Any] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > _TASKS_IN_FLIGHT:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _progress(
-    console: Console,
-    results: Iterable[Any],
-    doing: str,
-    total: int,
-    size: Callable[[Any], int],
-) -> Iterator[Any]:
-    """Passes results on and shows how many there were: a bar, or a plain line now and then."""
-    if not console.is_terminal:
-        yield from _plain_progress(console, results, doing, total, size)
-        return
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    ) as progress:
-        task = progress.add_task(doing, total=total)
-        for result in results:
-            progress.advance(task, size(result))
-            yield result
-
-
-def _plain_progress(
-    console: Console,
-    results: Iterable[Any],
-    doing: str,
-    total: int,
-    size: Callable[[Any], int],
-) -> Iterator[Any]:
-    done, last = 0, time.monotonic()
-    for result in results:
-        done += size(result)
-        if time.monotonic() - last >= _PLAIN_LINE_SECONDS:
-            last = time.monotonic()
-            _say(console, f"{doing}: {done} of {total}")
-        yield result
-
-
-def _is_up_to_date(final: Path, plan: Plan, overwrite: bool) -> bool:
-    if not final.exists():
-        return False
+def _is_up_to_date(
+    final: Path, plan: Plan, pool: WorkerPool, console: Console, overwrite: bool
+) -> bool:
     try:
         fingerprint = json.loads((final / "metadata.json").read_bytes())["fingerprint"]
     except (OSError, ValueError, KeyError):
         fingerprint = None
-    if fingerprint == plan.fingerprint:
+    # All its patients are known, so no split can change any more.
+    if fingerprint == plan.fingerprint(plan.assign(), _digests(plan, pool, console), VERSION):
         return True
     if not overwrite:
         raise DataError(
@@ -285,18 +326,17 @@ def _is_up_to_date(final: Path, plan: Plan, overwrite: bool) -> bool:
     return False
 
 
-def _write(plan: Plan, staging: Path, pool: Executor | None, console: Console) -> dict[str, Any]:
-    """Builds the data set under the staging folder; returns its metadata."""
+def _digests(plan: Plan, pool: WorkerPool, console: Console) -> dict[int, tuple[bytes, bytes]]:
+    chunks = [plan.studies[n : n + 32] for n in range(0, len(plan.studies), 32)]
+    results = pool.map(digests_of_studies, chunks, _no_retry)
+    digests: dict[int, tuple[bytes, bytes]] = {}
+    for own in progress(console, results, "comparing files", len(plan.rows), len):
+        digests |= own
+    return digests
 
-    def write_all(tasks: list[ShardTask]) -> Iterator[Written]:
-        results = _in_order(pool, ShardTask.write, tasks)
-        return _progress(console, results, "writing images", plan.images, lambda w: w.images)
 
-    builder = Builder(data_dir=staging, config="views", plan=plan, write_all=write_all)
-    tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare()
-    return dict(builder.info.metadata)
+def _no_retry(task: tuple[Study, ...], lost: Lost) -> None:
+    raise DataError(f"manifest row {lost.step}: reading the file {lost.reason}")
 
 
 def _move_into_place(staging: Path, final: Path) -> None:
@@ -311,35 +351,63 @@ def _move_into_place(staging: Path, final: Path) -> None:
 
 
 def _report(
-    console: Console, plan: Plan, metadata: dict[str, Any], final: Path, seconds: float
+    console: Console, ingested: Ingested, metadata: dict[str, Any], final: Path, seconds: float
 ) -> None:
     table = Table(title="images (patients)")
     table.add_column("split")
     for label in (*LABELS, "all"):
         table.add_column(label, justify="right")
-    for split, found in plan.proof["splits"].items():
+    for split, found in ingested.proof["splits"].items():
         cells = [
             f"{found['images_by_class'][label]} ({found['patients_by_class'][label]})"
             for label in LABELS
         ]
         table.add_row(split, *cells, f"{found['images']} ({found['patients']})")
     console.print(table)
-    if plan.kept_patients:
-        _say(console, f"{plan.kept_patients} patients keep the split of an earlier build")
-    elif plan.earlier_patients:
-        _say(
+    _report_splits(console, ingested)
+    for rule, times in metadata["view_rules"].items():
+        say(console, f"view by {rule} ({times}x)")
+    for note, times in metadata["notes"].items():
+        say(console, f"note: {note} ({times}x)")
+    _report_left_out(console, ingested)
+    images = len(ingested.images)
+    say(console, f"{final}: {images} images in {seconds:.1f} s ({images / seconds:.0f} a second)")
+
+
+def _report_splits(console: Console, ingested: Ingested) -> None:
+    plan = ingested.plan
+    kept = sum(patient in plan.known for patient in plan.labels)
+    if kept:
+        say(console, f"{kept} patients keep the split of an earlier build")
+    elif plan.known:
+        say(
             console,
             f"note: no patient of the earlier {splits.FILE_NAME} is in this manifest; "
             "if they are the same people, the pseudonym key has changed",
         )
-    for note, times in metadata["notes"].items():
-        _say(console, f"note: {note} ({times}x)")
-    speed = plan.images / seconds
-    _say(console, f"{final}: {plan.images} images in {seconds:.1f} s ({speed:.0f} a second)")
+    for split in plan.options.fractions:
+        if plan.options.fractions[split] and not ingested.shards[split]:
+            say(console, f"note: split {split} is empty")
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True)
+def _report_left_out(console: Console, ingested: Ingested) -> None:
+    if ingested.rejected:
+        rows = len(ingested.plan.rows)
+        say(console, f"quarantine.csv: {len(ingested.rejected)} of {rows} rows cannot be used")
+        for reason, times in rejection_reasons(ingested).most_common():
+            say(console, f"  {reason} ({times}x)")
+    if ingested.plan.options.config != STUDIES_CONFIG:
+        return
+    shards = [shard for own in ingested.shards.values() for shard in own]
+    studies, mixed = sum(s.records for s in shards), sum(s.mixed_labels for s in shards)
+    one_view = sum(s.one_view for s in shards)
+    say(
+        console,
+        f"{studies} studies, {one_view} of them with one view; "
+        f"{len(ingested.left_out)} images in no study (no opposite view, or view unknown)",
+    )
+    if mixed:
+        say(console, f"note: views with different labels, the most serious taken ({mixed}x)")
 
 
 if __name__ == "__main__":

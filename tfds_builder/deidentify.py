@@ -83,6 +83,11 @@ def study_pseudonym(key: bytes, patient_id: str, study: str) -> str:
     return _pseudonym(key, f"{patient_id}\0{study}")
 
 
+def site_pseudonym(key: bytes, site: str | None) -> str:
+    """The same for a site; empty where the manifest names none."""
+    return _pseudonym(key, f"site\0{site}") if site else ""
+
+
 def _pseudonym(key: bytes, text: str) -> str:
     return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()[:16]
 

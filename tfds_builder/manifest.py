@@ -1,12 +1,14 @@
 """Reads manifest.csv, the table that says which files belong to which patient and label.
 
 In: the path of a CSV file. Out: typed rows, checked as far as the table alone allows; the first
-fault is raised with its row, and how many more there are.
+fault is raised with its row, and how many more there are. Messages name rows and columns, never a
+path or a patient: they end up in logs.
 """
 
 import csv
 import difflib
 import io
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +20,17 @@ LABELS = ("normal", "metastasis", "arthritis", "thyroid_carcinoma")
 VIEWS = ("anterior", "posterior")
 SPLITS = ("train", "validation", "test")
 REQUIRED_COLUMNS = ("path", "patient_id", "label")
-OPTIONAL_COLUMNS = ("study_id", "view", "frame", "split", "sex", "age", "lesion_mask")
+OPTIONAL_COLUMNS = (
+    "study_id",
+    "view",
+    "frame",
+    "split",
+    "site",
+    "sex",
+    "age",
+    "lesion_mask",
+    "comment",
+)
 COLUMNS = REQUIRED_COLUMNS + OPTIONAL_COLUMNS
 MAX_AGE = 130
 
@@ -33,22 +45,24 @@ _SEXES = {
     "unknown": "unknown",
 }
 _AGE = re.compile(r"(\d{1,3})Y?", re.ASCII)
+_FOLD = re.compile(r"fold_\d{1,3}", re.ASCII)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
-    """One row: a file, or one frame of it.
+    """One row: a file, or one frame of it. What a column `comment` says is not kept.
 
     Attributes:
       number: the row as a spreadsheet shows it; the header is row 1.
-      path: the image file, absolute, links resolved.
+      path: the image file, absolute; it may not be there, but it lies in the manifest's folder.
       relative_path: the same as a POSIX path from the manifest's folder.
       patient_id: as written; it never leaves the builder.
       label: one of `LABELS`.
       study_id: as written, or None.
       view: 'anterior' or 'posterior' where the table says so, or None.
       frame: DICOM frame number, from 1, or None for all of the file's views.
-      split: one of `SPLITS`, or None where the builder decides.
+      split: one of `SPLITS` or 'fold_N', or None where the builder decides.
+      site: the hospital or camera, as written, or None.
       sex: 'F', 'M', 'O', 'unknown', or None where the table is silent.
       age: whole years, or None.
       lesion_mask: a multi-page TIFF, absolute, or None.
@@ -63,6 +77,7 @@ class Row:
     view: str | None = None
     frame: int | None = None
     split: str | None = None
+    site: str | None = None
     sex: str | None = None
     age: int | None = None
     lesion_mask: Path | None = None
@@ -180,6 +195,9 @@ def _row(number: int, cells: dict[str, str], folder: Path) -> Row:
             raise _Fault(f"{name} is empty; fill it in")
     path = _inside(folder, "path", cells["path"])
     mask = cells.get("lesion_mask")
+    split = cells.get("split")
+    if split and not _FOLD.fullmatch(split):
+        _one_of("split", split, SPLITS)
     return Row(
         number=number,
         path=path,
@@ -189,7 +207,8 @@ def _row(number: int, cells: dict[str, str], folder: Path) -> Row:
         study_id=cells.get("study_id") or None,
         view=_optional_one_of("view", cells, VIEWS),
         frame=_frame(cells.get("frame")),
-        split=_optional_one_of("split", cells, SPLITS),
+        split=split or None,
+        site=cells.get("site") or None,
         sex=_sex(cells.get("sex")),
         age=_age(cells.get("age")),
         lesion_mask=_inside(folder, "lesion_mask", mask) if mask else None,
@@ -235,21 +254,22 @@ def _age(value: str | None) -> int | None:
 
 
 def _inside(folder: Path, field: str, value: str) -> Path:
-    """The file that a cell names, which must exist and lie in the manifest's folder."""
+    """The file that a cell names. It must lie in the manifest's folder, also behind its links.
+
+    Whether it is there is found when it is read: one file that was moved must not stop the rest.
+    """
     try:
-        resolved = (folder / value).resolve()
-        is_file = resolved.is_file()
+        named = Path(os.path.normpath(folder / value))
+        resolved = named.resolve()
     except (OSError, ValueError, RuntimeError):
-        raise _Fault(f"{field} '{value}' is not a usable path") from None
+        raise _Fault(f"{field} is not a usable path") from None
     if not resolved.is_relative_to(folder):
         raise _Fault(
-            f"{field} '{value}' leaves the manifest's folder; move the file inside it "
+            f"{field} leaves the manifest's folder; move the file inside it "
             "(links that lead out are not followed)"
         )
-    if not is_file:
-        what = "is a folder, not a file" if resolved.is_dir() else "does not exist"
-        raise _Fault(f"{field} '{value}' {what}; paths are relative to the manifest")
-    return resolved
+    # Links inside the folder keep their names, so that each is a row of its own.
+    return named if named.is_relative_to(folder) else resolved
 
 
 def _duplicates(rows: list[Row]) -> list[tuple[int, str]]:
@@ -262,10 +282,8 @@ def _duplicates(rows: list[Row]) -> list[tuple[int, str]]:
         if first is None and row.frame is None:
             first = first_of_path.get(row.path)
         if first is not None:
-            what = "" if row.frame is None else f", frame {row.frame},"
-            faults.append(
-                (row.number, f"path '{row.relative_path}'{what} is already in row {first}")
-            )
+            what = "path" if row.frame is None else f"path with frame {row.frame}"
+            faults.append((row.number, f"{what} is already in row {first}"))
         seen.setdefault(one, row.number)
         first_of_path.setdefault(row.path, row.number)
     return faults
@@ -282,8 +300,8 @@ def _torn_patients(rows: list[Row]) -> list[tuple[int, str]]:
             faults.append(
                 (
                     row.number,
-                    f"split '{row.split}' of patient '{row.patient_id}', who is in "
-                    f"'{other.split}' in row {other.number}; keep a patient in one split",
+                    f"split '{row.split}', but row {other.number} puts the same patient_id into "
+                    f"'{other.split}'; keep a patient in one split",
                 )
             )
     return faults

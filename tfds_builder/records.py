@@ -1,163 +1,166 @@
-"""One image's record: its features, its intensity scale, and shards of records on disk.
+"""The records of the two configurations: their features, and how images become serialised bytes.
 
-In: a shard's sources, as planned. Out: an ArrayRecord file and a summary of what went into it.
+In: the images of a study. Out: records of `views` (one an image) or of `studies` (one a pair of
+views). Only what stands here is ever copied from a file into the data set.
 """
 
 import functools
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core import example_serializer, file_adapters
+from tensorflow_datasets.core import example_serializer
 
-from tfds_builder import dicom
-from tfds_builder.errors import DataError
-from tfds_builder.lesion_mask import read_masks
 from tfds_builder.manifest import LABELS, VIEWS
-from tfds_builder.matrix import COLUMNS, ROWS, fit_of
-from tfds_builder.plan import Source
+from tfds_builder.matrix import COLUMNS, ROWS
+from tfds_builder.splits import patient_label
+from tfds_builder.study import Image
 
+VIEWS_CONFIG, STUDIES_CONFIG = "views", "studies"
+CONFIGS = (VIEWS_CONFIG, STUDIES_CONFIG)
 IMAGE_SHAPE = (ROWS, COLUMNS, 1)
 VIEW_NAMES = (*VIEWS, "unknown")
 
-_SCALE_POOL = 4
-_SCALE_PERCENTILE = 99
+Record = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Written:
-    """What one shard file holds: images, bytes before compression, notes and view rules."""
-
-    images: int
-    size: int
-    notes: Counter[str]
-    view_rules: Counter[str]
-
-
-def features() -> tfds.features.FeaturesDict:
-    """The features of a record, one record an image."""
-    text = tfds.features.Text
+def features(config: str) -> tfds.features.FeaturesDict:
+    """The features of a record of a configuration."""
+    text, tensor = tfds.features.Text, tfds.features.Tensor
+    label = tfds.features.ClassLabel(names=list(LABELS))
+    common = {
+        "label": label,
+        "image_id": text(),
+        "patient_key": text(),
+        "study_key": text(),
+        "site_key": text(),
+        "view_rule": text(),
+        "notes": text(),
+        "sex": text(),
+        "age_band": text(),
+        "manufacturer": text(),
+    }
+    if config == VIEWS_CONFIG:
+        return tfds.features.FeaturesDict(
+            common
+            | {
+                "image": tensor(shape=IMAGE_SHAPE, dtype=np.uint16, encoding="bytes"),
+                "lesion_mask": tensor(shape=IMAGE_SHAPE, dtype=np.uint8, encoding="bytes"),
+                "view": tfds.features.ClassLabel(names=list(VIEW_NAMES)),
+                "pixel_spacing_mm": np.float32,
+                "scale": np.float32,
+            }
+        )
+    pair = (len(VIEWS), *IMAGE_SHAPE)
     return tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Tensor(shape=IMAGE_SHAPE, dtype=np.uint16, encoding="bytes"),
-            "label": tfds.features.ClassLabel(names=list(LABELS)),
-            "image_id": text(),
-            "patient_key": text(),
-            "study_key": text(),
-            "view": tfds.features.ClassLabel(names=list(VIEW_NAMES)),
-            "pixel_spacing_mm": np.float32,
-            "scale": np.float32,
-            "sex": text(),
-            "age_band": text(),
-            "manufacturer": text(),
-            "lesion_mask": tfds.features.Tensor(
-                shape=IMAGE_SHAPE, dtype=np.uint8, encoding="bytes"
-            ),
+        common
+        | {
+            "image": tensor(shape=pair, dtype=np.uint16, encoding="bytes"),
+            "lesion_mask": tensor(shape=pair, dtype=np.uint8, encoding="bytes"),
+            "has_view": tensor(shape=(len(VIEWS),), dtype=np.bool_),
+            "pixel_spacing_mm": tensor(shape=(len(VIEWS),), dtype=np.float32),
+            "scale": tensor(shape=(len(VIEWS),), dtype=np.float32),
         }
     )
 
 
-def intensity_scale(counts: np.ndarray) -> float:
-    """The bright level, in counts a pixel, that normalisation divides an image by.
-
-    The 99th percentile over positive pixels, after 4x4 sum-pooling (divided by 16): single pixels
-    hold so few counts that their percentile would be a small whole number, and the maximum would be
-    the bladder or the injection site. At least 1/16, one count a pooled pixel, so that an empty
-    image can be divided too.
+def records_of(
+    images: Sequence[Image], config: str, keep_one_view: bool
+) -> Iterator[tuple[Record, tuple[Image, ...]]]:
+    """The records of one study, in the order of their image_id, each with the images in it.
 
     Args:
-      counts: (1024, 256), whole counts.
+      images: those of the study, in the order of their image_id.
+      config: 'views' or 'studies'.
+      keep_one_view: under 'studies', whether a scan with one view becomes a record, with zeros in
+        the other's place. Images of unknown view are in no study record.
     """
-    pool = _SCALE_POOL
-    blocks = counts.reshape(ROWS // pool, pool, COLUMNS // pool, pool)
-    pooled = blocks.sum(axis=(1, 3), dtype=np.int64) / pool**2
-    positive = pooled[pooled > 0]
-    lowest = 1 / pool**2
-    return (
-        max(float(np.percentile(positive, _SCALE_PERCENTILE)), lowest) if positive.size else lowest
-    )
+    if config == VIEWS_CONFIG:
+        for image in images:
+            yield _view_record(image), (image,)
+        return
+    scans: dict[int, dict[str, Image]] = defaultdict(dict)
+    for image in images:
+        if image.facts.view in VIEWS:
+            scans[image.facts.nth][image.facts.view] = image
+    for nth in sorted(scans, key=lambda nth: _study_id(scans[nth], nth)):
+        if keep_one_view or len(scans[nth]) == len(VIEWS):
+            own = tuple(scans[nth][view] for view in VIEWS if view in scans[nth])
+            yield _study_record(scans[nth], _study_id(scans[nth], nth)), own
 
 
-def write_shard(sources: tuple[Source, ...], path: str) -> Written:
-    """Decodes a shard's sources one by one and writes their records to one ArrayRecord file.
-
-    Args:
-      sources: as planned, in the order in which they are written.
-      path: the file to write.
-
-    Raises:
-      DataError: a file cannot be decoded, or changed since it was planned; the disk is full.
-    """
-    notes: Counter[str] = Counter()
-    rules: Counter[str] = Counter()
-    sizes: list[int] = []
-
-    def serialized() -> Iterator[tuple[int, bytes]]:
-        for source in sources:
-            for example, view in examples(source):
-                record = _serialize(example)
-                notes.update(view.notes)
-                rules[view.view_rule] += 1
-                sizes.append(len(record))
-                yield len(sizes), record
-
-    adapter = file_adapters.ADAPTER_FOR_FORMAT[file_adapters.FileFormat.ARRAY_RECORD]
-    try:
-        adapter.write_examples(path, serialized())
-    except RuntimeError as error:  # What ArrayRecord makes of a full disk, for one.
-        raise DataError(f"cannot write the data set, is the disk full? ({error})") from None
-    return Written(len(sizes), sum(sizes), notes, rules)
+def _study_id(scan: dict[str, Image], nth: int) -> str:
+    study_key = next(iter(scan.values())).facts.study_key
+    return study_key if nth == 1 else f"{study_key}-{nth}"
 
 
-def examples(source: Source) -> Iterator[tuple[dict[str, Any], dicom.View]]:
-    """Decodes one source; yields each image's record as a dict, and the view that it came from."""
-    row = source.row
-    views = {
-        (view.frame, view.name): view for view in dicom.read_views(row.path, row.frame, row.view)
+def _view_record(image: Image) -> Record:
+    facts = image.facts
+    mask = image.lesion_mask
+    return {
+        "image": image.counts[..., None],
+        "lesion_mask": np.zeros(IMAGE_SHAPE, np.uint8) if mask is None else mask[..., None],
+        "label": facts.label,
+        "image_id": facts.image_id,
+        "patient_key": facts.patient_key,
+        "study_key": facts.study_key,
+        "site_key": facts.site_key,
+        "view": facts.view,
+        "view_rule": facts.view_rule,
+        "notes": "; ".join(facts.notes),
+        "pixel_spacing_mm": np.float32(facts.pixel_spacing_mm),
+        "scale": np.float32(facts.scale),
+        "sex": facts.sex,
+        "age_band": facts.age_band,
+        "manufacturer": facts.manufacturer,
     }
-    if views.keys() != {(image.frame, image.view) for image in source.images}:
-        raise DataError(f"{row.path}: changed while the data set was built; build again")
-    for image, mask in zip(source.images, _masks(source), strict=True):
-        view = views[image.frame, image.view]
-        yield (
-            {
-                "image": view.counts[..., None],
-                "label": image.label,
-                "image_id": image.image_id,
-                "patient_key": image.patient_key,
-                "study_key": image.study_key,
-                "view": image.view,
-                "pixel_spacing_mm": np.float32(view.pixel_spacing_mm),
-                "scale": np.float32(intensity_scale(view.counts)),
-                "sex": image.sex,
-                "age_band": image.age_band,
-                "manufacturer": image.manufacturer,
-                "lesion_mask": mask[..., None],
-            },
-            view,
-        )
 
 
-def _masks(source: Source) -> list[np.ndarray]:
-    """One uint8 (1024, 256) mask an image; all zero where the manifest names none."""
-    if source.row.lesion_mask is None:
-        return [np.zeros((ROWS, COLUMNS), np.uint8)] * len(source.images)
-    frames = tuple(image.frame for image in source.images)
-    native = read_masks(source.row.lesion_mask, frames, source.frames, *source.matrix)
-    return [fit_of(*source.matrix).mask(mask) for mask in native]
+def _study_record(scan: dict[str, Image], study_id: str) -> Record:
+    """Anterior first. Where the views' labels differ, the study has the most serious one."""
+    pair = [scan.get(view) for view in VIEWS]
+    known = [image.facts for image in pair if image]
+    counts = np.zeros((len(VIEWS), *IMAGE_SHAPE), np.uint16)
+    masks = np.zeros((len(VIEWS), *IMAGE_SHAPE), np.uint8)
+    for n, image in enumerate(pair):
+        if image is not None:
+            counts[n, ..., 0] = image.counts
+            if image.lesion_mask is not None:
+                masks[n, ..., 0] = image.lesion_mask
+    return {
+        "image": counts,
+        "lesion_mask": masks,
+        "label": patient_label(facts.label for facts in known),
+        "image_id": study_id,
+        "patient_key": known[0].patient_key,
+        "study_key": known[0].study_key,
+        "site_key": known[0].site_key,
+        "has_view": np.array([image is not None for image in pair]),
+        "view_rule": "; ".join(f"{facts.view}: {facts.view_rule}" for facts in known),
+        "notes": "; ".join(f"{facts.view}: {note}" for facts in known for note in facts.notes),
+        "pixel_spacing_mm": np.array(
+            [image.facts.pixel_spacing_mm if image else np.nan for image in pair], np.float32
+        ),
+        # 1 keeps the empty view finite when it is divided by its scale.
+        "scale": np.array([image.facts.scale if image else 1.0 for image in pair], np.float32),
+        "sex": known[0].sex,
+        "age_band": known[0].age_band,
+        "manufacturer": known[0].manufacturer,
+    }
 
 
-def _serialize(example: dict[str, Any]) -> bytes:
+def serialise(record: Record, config: str) -> bytes:
     """A tf.Example whose features are in a fixed order, so that builds can be compared by byte."""
-    encoder, serializer = _codec()
-    message = serializer.get_tf_example(encoder.encode_example(example))
+    encoder, serializer = _codec(config)
+    message = serializer.get_tf_example(encoder.encode_example(record))
     return message.SerializeToString(deterministic=True)
 
 
 @functools.cache
-def _codec() -> tuple[tfds.features.FeaturesDict, example_serializer.ExampleSerializer]:
-    encoder = features()
+def _codec(
+    config: str,
+) -> tuple[tfds.features.FeaturesDict, example_serializer.ExampleSerializer]:
+    encoder = features(config)
     return encoder, example_serializer.ExampleSerializer(encoder.get_serialized_info())

@@ -32,6 +32,9 @@ _POSTERIOR_WORD = re.compile(r"(?:\b|_)(?:pos|post|posterior)(?:\b|_)", re.I)
 _GE_CREATOR = "GEMS_GENIE_1"
 _GE_GROUP, _GE_ELEMENTS = 0x0011, (0x12, 0x30)
 _TEXT_FIELDS = ("ViewPosition", "SeriesDescription", "AcquisitionDescription", "ImageID")
+# Degrees from above the patient, who lies on the back, to the detector.
+_ANGLES = {ANTERIOR: 0.0, POSTERIOR: 180.0}
+_ANGLE_TOLERANCE = 10.0
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,9 @@ def _opinions(
     described = _view_in(" | ".join(str(text) for text in texts if text))
     if described:
         yield "description text", described
+    turned = _view_by_angle(header, frame.detector)
+    if turned:
+        yield "start angle", turned
     if view:
         yield "manifest", view
 
@@ -224,6 +230,25 @@ def _ge_name(text: str) -> str | None:
         return named
     suffix = text.strip().upper()[-2:]
     return {"_E": ANTERIOR, "_F": POSTERIOR}.get(suffix)
+
+
+def _view_by_angle(header: Dataset, detector: int) -> str | None:
+    """The view by StartAngle, where two detectors face each other, one above the patient.
+
+    One angle alone decides nothing: it is often left at 0.
+    """
+    angles = [item.get("StartAngle") for item in header.get("DetectorInformationSequence") or []]
+    if len(angles) != 2 or any(angle in (None, "") for angle in angles):
+        return None
+    names = [_facing(float(angle)) for angle in angles]
+    return names[detector - 1] if set(names) == set(_ANGLES) and detector in (1, 2) else None
+
+
+def _facing(angle: float) -> str | None:
+    for name, expected in _ANGLES.items():
+        if abs((angle - expected + 180) % 360 - 180) <= _ANGLE_TOLERANCE:
+            return name
+    return None
 
 
 def _view_in(text: str) -> str | None:

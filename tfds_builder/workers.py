@@ -13,17 +13,19 @@ import os
 import pickle
 import re
 import resource
+import sys
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Self, TypeVar
 
 from tfds_builder.command import follow_parent
@@ -83,8 +85,8 @@ class WorkerPool:
       step_seconds: the longest that a step of a task may take.
       memory_bytes: what a worker may allocate beyond what it holds at its start (Linux only).
       preload: modules that workers find already imported, so that a restart takes milliseconds. It
-        should hold all that the functions and the main module import. Without effect where a
-        process of the start method `forkserver` was started in this process before.
+        should hold all that the functions import. Without effect where a process of the start
+        method `forkserver` was started in this process before.
     """
 
     def __init__(
@@ -174,7 +176,8 @@ class WorkerPool:
             target=_work, args=(theirs, self._memory_bytes), daemon=True
         )
         try:
-            process.start()
+            with _hidden_main_module():
+                process.start()
         except (OSError, EOFError) as error:
             connection.close()
             raise DataError(f"no worker process can be started: {error}") from None
@@ -260,6 +263,20 @@ class WorkerPool:
             worker.process.join()
             worker.process.close()
             worker.connection.close()
+
+
+@contextmanager
+def _hidden_main_module() -> Iterator[None]:
+    """Keeps workers from importing the command again, which takes longer than most of their tasks.
+
+    Their functions are found in the modules that hold them, never in the main one.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _finish(job: _Job, kind: str, value: Any) -> None:

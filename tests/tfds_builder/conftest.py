@@ -20,8 +20,33 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(7)
 
 
+def body_mean(rows: int = 1024, columns: int = 256) -> np.ndarray:
+    """Mean counts a pixel of something that lies like a body: head, trunk, legs, a hot spot."""
+    down, across = np.mgrid[-1 : 1 : rows * 1j, -1 : 1 : columns * 1j]
+    mean = np.full((rows, columns), 0.08)
+    for top, height, width, level in (
+        (-0.8, 0.13, 0.4, 6),
+        (-0.3, 0.38, 0.7, 5),
+        (0.4, 0.5, 0.4, 2),
+    ):
+        mean += level * (((down - top) / height) ** 2 + (across / width) ** 2 < 1)
+    return mean + 30 * (((down + 0.4) / 0.02) ** 2 + ((across - 0.2) / 0.1) ** 2 < 1)
+
+
 @pytest.fixture
-def write_dicom(tmp_path: Path, rng: np.random.Generator) -> Writer:
+def draw_body(rng: np.random.Generator) -> Callable[..., np.ndarray]:
+    """Draws counts (frames, rows, columns), each time others."""
+
+    def draw(
+        frames: int = 2, rows: int = 1024, columns: int = 256, dtype: type = np.uint16
+    ) -> np.ndarray:
+        return rng.poisson(body_mean(rows, columns), (frames, rows, columns)).astype(dtype)
+
+    return draw
+
+
+@pytest.fixture
+def write_dicom(tmp_path: Path, draw_body: Callable[..., np.ndarray]) -> Writer:
     """Writes a nuclear medicine file; keywords override or, when None, remove elements."""
 
     def write(
@@ -32,7 +57,7 @@ def write_dicom(tmp_path: Path, rng: np.random.Generator) -> Writer:
         **elements: object,
     ) -> Path:
         if counts is None:
-            counts = rng.poisson(2.0, (len(views), 1024, 256)).astype(np.uint16)
+            counts = draw_body(len(views))
         dataset = _nuclear_medicine(counts, views)
         for keyword, value in elements.items():
             if value is None:

@@ -66,10 +66,9 @@ def test_spreadsheet_dialects_read_the_same(tmp_path, separator, newline, mark):
         ({"age": "-1"}, ["age '-1'"]),
         ({"sex": "w"}, ["sex 'w'", "F, M, O"]),
         ({"split": "dev"}, ["split 'dev'", "train, validation, test"]),
-        ({"path": "gone.dcm"}, ["path 'gone.dcm' does not exist"]),
-        ({"path": "."}, ["is a folder"]),
-        ({"path": "a\0.dcm"}, ["row 3"]),
-        ({"lesion_mask": "gone.tif"}, ["lesion_mask 'gone.tif' does not exist"]),
+        ({"split": "fold_x"}, ["split 'fold_x'"]),
+        ({"path": "a\0.dcm"}, ["path is not a usable path"]),
+        ({"lesion_mask": "../m.tif"}, ["lesion_mask leaves the manifest's folder"]),
         ({"path": "../other/x.dcm"}, ["leaves the manifest's folder"]),
         ({"path": "/etc/hostname"}, ["leaves the manifest's folder"]),
     ],
@@ -83,6 +82,30 @@ def test_a_bad_cell_is_named_with_file_row_and_field(write_manifest, cells, said
         assert text in message
 
 
+def test_messages_repeat_no_path_and_no_patient(write_manifest):
+    rows = good("../Doe/x.dcm", "Doe"), good("Doe.dcm", "Doe", label="normal ")
+    assert "Doe" not in error_of(write_manifest(*rows)).replace(str(Path.cwd()), "")
+    torn = good("a.dcm", "Doe", split="train"), good("b.dcm", "Doe", split="test")
+    assert "Doe" not in error_of(write_manifest(*torn))
+    assert "Doe" not in error_of(write_manifest(good("Doe.dcm"), good("Doe.dcm")))
+
+
+def test_a_file_that_is_not_there_is_left_to_the_reader(write_manifest, tmp_path):
+    (row,) = read_manifest(write_manifest(good("gone.dcm", lesion_mask="gone.tif")))
+    assert row.path == tmp_path / "gone.dcm"
+
+
+def test_links_inside_the_folder_are_rows_of_their_own(write_manifest, tmp_path):
+    os.symlink(tmp_path / "a.dcm", tmp_path / "link.dcm")
+    rows = read_manifest(write_manifest(good(), good("link.dcm", "p2")))
+    assert [row.relative_path for row in rows] == ["a.dcm", "link.dcm"]
+
+
+def test_sites_folds_and_comments_are_understood(write_manifest):
+    (row,) = read_manifest(write_manifest(good(site="North", split="fold_3", comment="assumed")))
+    assert (row.site, row.split) == ("North", "fold_3")
+
+
 def test_a_link_that_leads_out_of_the_folder_is_refused(write_manifest, tmp_path):
     outside = tmp_path.parent / f"{tmp_path.name}-outside.dcm"
     outside.write_bytes(b"x")
@@ -91,8 +114,8 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(write_manifest, tmp_path
 
 
 def test_the_first_fault_is_told_and_the_others_counted(write_manifest):
-    path = write_manifest(good(), good("x", "p2"), good("b.dcm", "p3", label="?"), good("y", "p4"))
-    message = error_of(path)
+    rows = good(), good("../x", "p2"), good("b.dcm", "p3", label="?"), good("../y", "p4")
+    message = error_of(write_manifest(*rows))
     assert "row 3" in message
     assert "and 2 more errors" in message
 
@@ -100,7 +123,7 @@ def test_the_first_fault_is_told_and_the_others_counted(write_manifest):
 @pytest.mark.parametrize("frames", [("", ""), ("", "2"), ("2", ""), ("1", "1")])
 def test_one_image_in_two_rows_is_refused(write_manifest, frames):
     path = write_manifest(good(frame=frames[0]), good("./a.dcm", frame=frames[1]))
-    assert "row 3: path 'a.dcm'" in (message := error_of(path))
+    assert "row 3: path" in (message := error_of(path))
     assert "row 2" in message
 
 
@@ -112,7 +135,6 @@ def test_a_patient_in_two_splits_is_refused_with_both_rows(write_manifest):
     rows = good(split="train"), good("b.dcm", "p2", split="test"), good("c.dcm", split="test")
     message = error_of(write_manifest(*rows))
     assert "row 4" in message
-    assert "'p1'" in message
     assert "row 2" in message
 
 

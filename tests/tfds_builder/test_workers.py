@@ -22,15 +22,12 @@ PROGRAM = Path(__file__).parent / "worker_tasks.py"
 
 
 @pytest.fixture(autouse=True)
-def _light_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers find worker_tasks, and do not import pytest, the main module, at every start."""
+def _findable_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(PROGRAM.parent)
-    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", None, raising=False)
 
 
 @pytest.fixture
-def tasks(_light_workers: None) -> ModuleType:
+def tasks(_findable_tasks: None) -> ModuleType:
     return importlib.import_module("worker_tasks")
 
 
@@ -259,7 +256,7 @@ def test_an_error_raised_by_retry_passes(pool, tasks):
 
 
 def test_workers_that_end_at_their_start_are_not_started_for_ever(pool, tasks, monkeypatch):
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", "/missing/program.py")
+    monkeypatch.setattr("tfds_builder.workers._work", os._exit)  # Too many arguments.
     with pytest.raises(DataError, match="end as they start"):
         list(pool.map(tasks.double, range(9), never))
 

@@ -5,6 +5,7 @@ path. A task is a sequence of steps; a step is its number and what happens there
 """
 
 import ctypes
+import importlib
 import logging
 import mmap
 import os
@@ -133,10 +134,11 @@ _ACTIONS = {
 
 def main(function: str, folder: str) -> None:
     """Runs two tasks, and prints how many results came and how many tasks were lost."""
+    tasks = importlib.import_module("worker_tasks")  # Workers cannot look into the main module.
     losses = []
     with WorkerPool(2, step_seconds=0.8, memory_bytes=1 << 30) as pool:
         results = list(
-            pool.map(globals()[function], [folder, folder], lambda *lost: losses.append(lost))
+            pool.map(getattr(tasks, function), [folder, folder], lambda *lost: losses.append(lost))
         )
     print(len(results), len(losses))
 

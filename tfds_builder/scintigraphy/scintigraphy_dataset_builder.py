@@ -1,80 +1,66 @@
-"""The TFDS dataset `scintigraphy`: whole-body bone scintigrams as counts, one record an image.
+"""The TFDS dataset `scintigraphy`: whole-body bone scintigrams as counts.
 
 In: a plan made from a manifest (or manual_dir/manifest.csv, under `tfds build`). Out: ArrayRecord
-shards with TFDS metadata, readable without this package.
+shards with TFDS metadata, readable without this package. Configuration `views` has one record an
+image, `studies` one record a study, anterior view first.
 """
 
-import itertools
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
 from tfds_builder import deidentify, splits
-from tfds_builder.manifest import read_manifest
-from tfds_builder.plan import Plan, Source, plan_data_set
-from tfds_builder.records import Written, examples, features, write_shard
+from tfds_builder.findings import write_findings
+from tfds_builder.ingest import Ingested, ingest
+from tfds_builder.manifest import LABELS, read_manifest
+from tfds_builder.plan import Options, Plan, plan_data_set
+from tfds_builder.records import STUDIES_CONFIG, VIEWS_CONFIG, features, records_of
+from tfds_builder.study import read_study
 
+VERSION = "1.1.0"
 
-@dataclass(frozen=True)
-class ShardTask:
-    """One ArrayRecord file to be written: its sources and its path."""
+Ingest = Callable[[Plan, Path], Ingested]
 
-    split: str
-    sources: tuple[Source, ...]
-    path: str
-
-    def write(self) -> Written:
-        """Writes it; see `records.write_shard`."""
-        return write_shard(self.sources, self.path)
-
-
-WriteAll = Callable[[list[ShardTask]], Iterable[Written]]
-
-
-@dataclass
-class _Summary:
-    lengths: list[int] = field(default_factory=list)
-    size: int = 0
+_SHARD_FOLDER = "shards"
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
     """Whole-body bone scintigraphy in four classes, split by patient."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012
+    VERSION = tfds.core.Version(VERSION)
+    RELEASE_NOTES = {  # noqa: RUF012
+        "1.1.0": "Configuration studies; records keep site, view rule and notes.",
+        "1.0.0": "First release.",
+    }
     BUILDER_CONFIGS = [  # noqa: RUF012
-        tfds.core.BuilderConfig(name="views", description="One record an image (a view).")
+        tfds.core.BuilderConfig(name=VIEWS_CONFIG, description="One record an image (a view)."),
+        tfds.core.BuilderConfig(
+            name=STUDIES_CONFIG, description="One record a study: anterior and posterior view."
+        ),
     ]
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Put manifest.csv, the files that it names, and pseudonym.key into manual_dir."
     )
 
-    def __init__(
-        self,
-        *,
-        plan: Plan | None = None,
-        write_all: WriteAll | None = None,
-        **kwargs: Any,
-    ):
+    def __init__(self, *, plan: Plan | None = None, ingest: Ingest | None = None, **kwargs: Any):
         """Makes a builder.
 
         Args:
           plan: what to build; without it, it is made from manual_dir/manifest.csv.
-          write_all: writes shard tasks and yields what was written, in order; by default one after
-            the other in this process.
+          ingest: writes the plan's shards into a folder; by default in this process.
           **kwargs: as for any TFDS builder (data_dir, config, version).
         """
         super().__init__(**kwargs)
         self._plan = plan
-        self._write_all = write_all or (lambda tasks: (task.write() for task in tasks))
+        self._ingest = ingest or _ingest_here
 
     def _info(self) -> tfds.core.DatasetInfo:
         info = self.dataset_info_from_configs(
-            features=features(),
+            features=features(self.builder_config.name),
             supervised_keys=("image", "label"),
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(),
@@ -87,18 +73,23 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
         plan = self._plan or self._plan_from(Path(dl_manager.manual_dir))
+        layout = plan.lay_out(plan.assign())
         return {
-            split: self._generate_examples(shards)
-            for split, shards in plan.shards.items()
+            split: self._generate_examples(plan, shards)
+            for split, shards in layout.items()
             if shards
         }
 
     def _generate_examples(
-        self, shards: tuple[tuple[Source, ...], ...]
+        self, plan: Plan, shards: Iterable[Iterable[Any]]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        for source in itertools.chain.from_iterable(shards):
-            for example, _ in examples(source):
-                yield example["image_id"], example
+        for shard in shards:
+            for study in shard:
+                images = read_study(study).images
+                for record, _ in records_of(
+                    images, self.builder_config.name, plan.options.keep_one_view
+                ):
+                    yield record["image_id"], record
 
     def _generate_splits(
         self, dl_manager: tfds.download.DownloadManager, download_config: Any
@@ -106,50 +97,69 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         """Writes shard after shard straight from the files, in the order of the image ids.
 
         TFDS's own way, which goes through `_split_generators`, holds each split's records in memory
-        to shuffle them, and needs TensorFlow where they exceed 1 GB.
+        to shuffle them, needs TensorFlow where they exceed 1 GB, and knows of no rejected files.
         """
         del download_config
         plan = self._plan or self._plan_from(Path(dl_manager.manual_dir))
-        tasks = list(self._tasks(plan))
-        summaries = {task.split: _Summary() for task in tasks}
-        notes, rules = plan.notes.copy(), Counter()
-        for task, written in zip(tasks, self._write_all(tasks), strict=True):
-            summaries[task.split].lengths.append(written.images)
-            summaries[task.split].size += written.size
-            notes += written.notes
-            rules += written.view_rules
-        self.info.metadata.update(_metadata(plan, notes, rules))
-        return [
-            tfds.core.SplitInfo(
-                name=split,
-                shard_lengths=summary.lengths,
-                num_bytes=summary.size,
-                filename_template=self._get_filename_template(split),
-            )
-            for split, summary in summaries.items()
-        ]
+        place = Path(self.data_path)
+        folder = place / _SHARD_FOLDER
+        folder.mkdir(parents=True)
+        ingested = self._ingest(plan, folder)
+        infos = [self._split_info(split, ingested) for split in ingested.shards]
+        shutil.rmtree(folder)
+        write_findings(ingested, place)
+        self.info.metadata.update(_metadata(ingested))
+        return [info for info in infos if info.shard_lengths]
 
-    def _tasks(self, plan: Plan) -> Iterator[ShardTask]:
-        for split, shards in plan.shards.items():
-            template = self._get_filename_template(split)
-            for n, sources in enumerate(shards):
-                path = template.sharded_filepath(shard_index=n, num_shards=len(shards))
-                yield ShardTask(split, sources, str(path))
+    def _split_info(self, split: str, ingested: Ingested) -> tfds.core.SplitInfo:
+        """Gives a split's shards their TFDS names."""
+        template = self._get_filename_template(split)
+        shards = ingested.shards[split]
+        for n, shard in enumerate(shards):
+            final = template.sharded_filepath(shard_index=n, num_shards=len(shards))
+            Path(shard.path).rename(final)
+        return tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[shard.records for shard in shards],
+            num_bytes=sum(shard.size for shard in shards),
+            filename_template=template,
+        )
 
     def _plan_from(self, folder: Path) -> Plan:
         key, _ = deidentify.read_or_create_key(folder / deidentify.KEY_FILE_NAME)
         known = splits.read_splits(Path(self._data_dir_root) / splits.FILE_NAME)
         manifest = folder / "manifest.csv"
-        return plan_data_set(manifest, read_manifest(manifest), key, known, str(self.version))
+        options = Options(config=self.builder_config.name)
+        return plan_data_set(manifest, read_manifest(manifest), key, known, options)
 
 
-def _metadata(plan: Plan, notes: Counter[str], rules: Counter[str]) -> dict[str, Any]:
+def _ingest_here(plan: Plan, folder: Path) -> Ingested:
+    return ingest(plan, folder, VERSION)
+
+
+def _metadata(ingested: Ingested) -> dict[str, Any]:
+    images = ingested.images
     return {
         "class_counts": {
-            split: found["images_by_class"] for split, found in plan.proof["splits"].items()
+            split: _records_by_class(ingested, split) for split in ingested.plan.options.fractions
         },
-        "fingerprint": plan.fingerprint,
-        "split_proof": plan.proof,
-        "view_rules": dict(sorted(rules.items())),
-        "notes": dict(sorted(notes.items())),
+        "fingerprint": ingested.fingerprint,
+        "split_proof": ingested.proof,
+        "view_rules": _sorted(Counter(facts.view_rule for facts in images)),
+        "notes": _sorted(ingested.notes()),
+        "manufacturers": _sorted(Counter(facts.manufacturer for facts in images)),
+        "pixel_spacings_mm": _sorted(Counter(f"{facts.pixel_spacing_mm:.2f}" for facts in images)),
+        "rejected_rows": len(ingested.rejected),
+        "images_left_out": len(ingested.left_out),
     }
+
+
+def _records_by_class(ingested: Ingested, split: str) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for shard in ingested.shards[split]:
+        counts += shard.labels
+    return {label: counts[label] for label in LABELS}
+
+
+def _sorted(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items()))

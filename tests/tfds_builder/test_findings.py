@@ -1,0 +1,186 @@
+"""Quarantine, quality checks and scans that were exported twice, through the whole builder."""
+
+import csv
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import tensorflow_datasets as tfds
+
+from tfds_builder import build
+from tfds_builder.errors import DataError
+from tfds_builder.splits import read_splits
+
+FINAL = Path("scintigraphy", "views", "1.1.0")
+
+
+def run(manifest: Path, data_dir: Path, *options: str) -> None:
+    places = ["--manifest", str(manifest), "--data_dir", str(data_dir)]
+    build.main([*places, "--workers", "1", *options])
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def metadata(data_dir: Path) -> dict:
+    return tfds.builder("scintigraphy/views", data_dir=data_dir).info.metadata
+
+
+def add_row(manifest: Path, row: str) -> None:
+    with manifest.open("a") as file:
+        file.write(row + "\n")
+
+
+def test_unusable_files_are_quarantined_and_the_rest_is_built(cohort, tmp_path, capsys):
+    manifest = cohort(8)
+    (tmp_path / "notes.dcm").write_text("no DICOM")
+    (tmp_path / "half.dcm").write_bytes((tmp_path / "scans" / "1.dcm").read_bytes()[:-5000])
+    for row in ("notes.dcm,X1,normal", "half.dcm,X2,normal", "gone.dcm,X3,normal"):
+        add_row(manifest, row)
+    run(manifest, tmp_path / "data", "--max_rejected", "0.3")
+    rows = table(tmp_path / "data" / FINAL / "quarantine.csv")
+    assert [row["row"] for row in rows] == ["10", "11", "12"]
+    for row, said in zip(rows, ("not a DICOM file", "truncated", "is not there"), strict=True):
+        assert said in row["reason"]
+    assert metadata(tmp_path / "data")["rejected_rows"] == 3
+    said = capsys.readouterr().out
+    assert "3 of 11 rows cannot be used" in said
+    assert "not a DICOM file (1x)" in said
+    images = sum(
+        split["images"] for split in metadata(tmp_path / "data")["split_proof"]["splits"].values()
+    )
+    assert images == 16
+
+
+def test_too_many_unusable_files_leave_the_list_and_no_data_set(cohort, tmp_path):
+    manifest = cohort(8)
+    add_row(manifest, "gone.dcm,X,normal")
+    with pytest.raises(DataError, match=r"1 of 9 rows .* row 10: is not there"):
+        run(manifest, tmp_path / "data")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["quarantine.csv"]
+    assert [row["row"] for row in table(tmp_path / "data" / "quarantine.csv")] == ["10"]
+    run(manifest, tmp_path / "data", "--max_rejected", "0.2")
+    assert not (tmp_path / "data" / "quarantine.csv").exists()
+
+
+def test_a_failed_build_leaves_the_former_data_set_as_it_was(cohort, tmp_path):
+    manifest = cohort(8)
+    run(manifest, tmp_path / "data")
+    before = {p: p.read_bytes() for p in (tmp_path / "data" / FINAL).iterdir()}
+    add_row(manifest, "gone.dcm,X,normal")
+    with pytest.raises(DataError, match="cannot be used"):
+        run(manifest, tmp_path / "data", "--overwrite")
+    assert {p: p.read_bytes() for p in (tmp_path / "data" / FINAL).iterdir()} == before
+
+
+def test_quality_is_told_of_every_image(cohort, tmp_path):
+    run(cohort(3), tmp_path / "data")
+    rows = table(tmp_path / "data" / FINAL / "quality.csv")
+    assert [(row["row"], row["frame"]) for row in rows] == [
+        (str(n), frame) for n in (2, 3, 4) for frame in ("1", "2")
+    ]
+    for row in rows:
+        assert float(row["dispersion"]) == pytest.approx(1, abs=0.1)
+        assert row["counts_ratio"] == "1.0000"
+        assert row["findings"] == ""
+
+
+def test_findings_are_notes_and_under_strict_errors(cohort, tmp_path, capsys):
+    manifest = cohort(4, CountsAccumulated=5)
+    run(manifest, tmp_path / "data")
+    assert "counts disagree with CountsAccumulated (8x)" in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"--strict: 8 images with findings .* row 2: counts"):
+        run(manifest, tmp_path / "strict", "--strict")
+    assert not (tmp_path / "strict" / "scintigraphy").exists()
+    assert len(table(tmp_path / "strict" / "quality.csv")) == 8
+    run(cohort(4), tmp_path / "sound", "--strict")
+
+
+def test_a_flood_is_refused_whatever_its_header_says(write_dicom, write_manifest, tmp_path, rng):
+    write_dicom("a.dcm", counts=rng.poisson(9.0, (2, 1024, 256)).astype(np.uint16))
+    manifest = write_manifest({"path": "a.dcm", "patient_id": "p", "label": "normal"})
+    with pytest.raises(DataError, match="flood or bar phantom"):
+        run(manifest, tmp_path / "data")
+
+
+def exported_twice(
+    cohort, tmp_path: Path, patients: int, copies: dict[int, int], **elements: object
+) -> Path:
+    """A cohort in which the scan of one patient is also that of another, under its own header."""
+    manifest = cohort(patients)
+    for original, other in copies.items():
+        dataset = pydicom.dcmread(tmp_path / "scans" / f"{original}.dcm")
+        dataset.PatientID = f"H-{other}"
+        dataset.SOPInstanceUID = f"1.2.3.{other}"
+        dataset.save_as(tmp_path / "scans" / f"{other}.dcm")
+    return manifest
+
+
+def split_of(data_dir: Path) -> dict[int, str]:
+    """Manifest row -> split."""
+    return {int(row["row"]): row["split"] for row in table(data_dir / FINAL / "quality.csv")}
+
+
+def test_a_scan_exported_under_two_patients_is_found_and_kept_in_one_split(
+    cohort, tmp_path, capsys
+):
+    copies = {0: 4, 1: 13, 2: 22, 3: 31, 5: 18}
+    manifest = exported_twice(cohort, tmp_path, 40, copies)
+    run(manifest, tmp_path / "data")
+    split = split_of(tmp_path / "data")
+    assert len(set(split.values())) == 3
+    for original, other in copies.items():
+        assert split[original + 2] == split[other + 2]
+    rows = table(tmp_path / "data" / FINAL / "quality.csv")
+    found = {int(r["row"]): int(r["duplicate_of_row"]) for r in rows if r["duplicate_of_row"]}
+    expected = {a + 2: b + 2 for a, b in copies.items()}
+    assert found == expected | {b: a for a, b in expected.items()}
+    assert {row["duplicate_kind"] for row in rows} == {"", "exact copy"}
+    said = capsys.readouterr().out
+    assert "exact copy of another image under two patients, kept in one split (10x)" in said
+    assert "the same scan under two labels" in said
+    proof = json.loads((tmp_path / "data" / FINAL / "split_proof.json").read_text())
+    assert proof == metadata(tmp_path / "data")["split_proof"]
+    assert all(n == 0 for pair in proof["intersections"].values() for n in pair.values())
+
+
+def test_what_is_written_again_for_duplicates_is_what_a_first_build_would_write(
+    cohort, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tfds_builder.plan.ROWS_PER_SHARD", 4)
+    manifest = exported_twice(cohort, tmp_path, 20, {0: 4, 1: 13, 5: 9})
+    run(manifest, tmp_path / "one")
+    # With the splits known, nothing has to move.
+    (tmp_path / "two").mkdir()
+    shutil.copy(tmp_path / "one" / "splits.csv", tmp_path / "two")
+    run(manifest, tmp_path / "two")
+    for path in (tmp_path / "one" / FINAL).iterdir():
+        assert (tmp_path / "two" / FINAL / path.name).read_bytes() == path.read_bytes(), path.name
+    run(manifest, tmp_path / "one")
+
+
+def test_a_scan_in_two_given_splits_is_an_error_that_names_both_rows(cohort, tmp_path):
+    manifest = exported_twice(cohort, tmp_path, 4, {0: 1})
+    lines = manifest.read_text().splitlines()
+    splits = ("split", "train", "test", "", "")
+    manifest.write_text("\n".join(f"{a},{b}" for a, b in zip(lines, splits, strict=True)) + "\n")
+    with pytest.raises(DataError, match=r"rows [23] and [23]: the same scan, exported twice"):
+        run(manifest, tmp_path / "data")
+    assert not (tmp_path / "data" / "scintigraphy").exists()
+
+
+def test_links_to_one_file_are_copies(write_dicom, write_manifest, tmp_path):
+    write_dicom("a.dcm")
+    rows = []
+    for n in range(9):
+        os.symlink(tmp_path / "a.dcm", tmp_path / f"link{n}.dcm")
+        rows.append({"path": f"link{n}.dcm", "patient_id": n, "label": "normal"})
+    run(write_manifest(*rows), tmp_path / "data")
+    assert len({split for _, split in read_splits(tmp_path / "data" / "splits.csv").values()}) == 1
+    assert metadata(tmp_path / "data")["split_proof"]["splits"]["train"]["images"] in (0, 18)

@@ -1,0 +1,82 @@
+"""What compressed data says of its own size, so that nothing absurd is ever allocated.
+
+In: bytes. Out: the size that a JPEG or JPEG 2000 codestream claims, and whether deflated data stays
+within a bound. Decoders trust a codestream more than the DICOM header beside it; files lie.
+"""
+
+import struct
+import zlib
+
+_J2K_START = b"\xff\x4f\xff\x51"
+_JPEG_START = b"\xff\xd8"
+# Start of frame: SOF0 to SOF15 but DHT (C4), JPG (C8) and DAC (CC), and JPEG-LS's SOF55.
+_FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+_MARKERS_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
+_MOST_TILES = 65_535
+_INFLATE_CHUNK = 2**20
+
+
+def claimed_size(frame: bytes) -> tuple[int, int, int] | None:
+    """Rows, columns and components that a codestream claims, or None where it says nothing.
+
+    Args:
+      frame: JPEG, JPEG-LS, JPEG 2000 or HTJ2K. RLE has no such header.
+    """
+    start = frame.find(_J2K_START, 0, 4096)
+    if start >= 0:
+        return _j2k_size(frame[start + 4 : start + 44])
+    return _jpeg_size(frame) if frame[:2] == _JPEG_START else None
+
+
+def _j2k_size(segment: bytes) -> tuple[int, int, int] | None:
+    """The SIZ marker segment (ISO/IEC 15444-1, A.5.1), from its length on."""
+    if len(segment) < 38:
+        return None
+    fields = struct.unpack(">2H8IH", segment[:38])
+    right, bottom, left, top, tile_width, tile_height, tiles_left, tiles_top, components = fields[
+        2:
+    ]
+    columns, rows = right - left, bottom - top
+    if min(columns, rows, tile_width, tile_height) < 1:
+        return None
+    tiles = -(-(right - tiles_left) // tile_width) * -(-(bottom - tiles_top) // tile_height)
+    return (rows, columns, components) if 0 < tiles <= _MOST_TILES else None
+
+
+def _jpeg_size(frame: bytes) -> tuple[int, int, int] | None:
+    """The frame header (ISO/IEC 10918-1, B.2.2), found by walking the marker segments."""
+    at = 2
+    while at + 4 <= len(frame):
+        if frame[at] != 0xFF:
+            return None
+        marker = frame[at + 1]
+        if marker == 0xFF:
+            at += 1
+        elif marker in _MARKERS_WITHOUT_LENGTH:
+            at += 2
+        elif marker in _FRAME_MARKERS:
+            if at + 10 > len(frame):
+                return None
+            rows, columns, components = struct.unpack(">2HB", frame[at + 5 : at + 10])
+            return rows, columns, components
+        else:
+            at += 2 + max(int.from_bytes(frame[at + 2 : at + 4], "big"), 2)
+    return None
+
+
+def inflates_within(deflated: bytes, most: int) -> bool:
+    """Whether raw deflated data holds at most so many bytes, found without ever holding more.
+
+    Damaged data counts as within: whoever reads it will say what is wrong with it.
+    """
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    size, waiting = 0, deflated
+    try:
+        while waiting and not inflater.eof:
+            size += len(inflater.decompress(waiting, _INFLATE_CHUNK))
+            if size > most:
+                return False
+            waiting = inflater.unconsumed_tail
+    except zlib.error:
+        pass
+    return True

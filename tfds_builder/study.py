@@ -1,0 +1,275 @@
+"""One study: its files decoded, checked and numbered. The unit in which a data set is built.
+
+In: the manifest rows of a study. Out: its images, each with all of its record, and the rows that
+cannot be used, each with the reason.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from tfds_builder import deidentify
+from tfds_builder.duplicates import signature
+from tfds_builder.errors import DataError
+from tfds_builder.image_file import decode, read_bytes
+from tfds_builder.lesion_mask import read_masks
+from tfds_builder.manifest import Row
+from tfds_builder.matrix import COLUMNS, ROWS, Fit, fit_of
+from tfds_builder.quality import NOT_A_BODY, Quality, assess
+from tfds_builder.scintigram import Scintigram, View
+
+Announce = Callable[[int], None]
+
+_SCALE_POOL = 4
+_SCALE_PERCENTILE = 99
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A study to be read.
+
+    Attributes:
+      study_key, patient_key, site_key: pseudonyms; site_key is empty where no site is named.
+      rows: its manifest rows, in the order of path and frame.
+    """
+
+    study_key: str
+    patient_key: str
+    site_key: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that is known of one image but its pixels.
+
+    Attributes:
+      row: manifest row.
+      frame: frame or page in the file, from 1.
+      nth: which of the study's scans it belongs to, from 1.
+      image_id: '<study_key>-<view>', or '<study_key>-<nth>-<view>' from the second scan on.
+      view_rule: what decided the view.
+      notes: what was assumed, changed or found, in fixed words.
+      scale: the bright level, see `intensity_scale`.
+      counts_ratio: see `Scintigram`.
+      signature: see `duplicates.signature`.
+      patient_digest: of the file's PatientID, to see one number under several patients.
+    """
+
+    row: int
+    frame: int
+    nth: int
+    image_id: str
+    patient_key: str
+    study_key: str
+    site_key: str
+    label: str
+    view: str
+    view_rule: str
+    notes: tuple[str, ...]
+    pixel_spacing_mm: float
+    scale: float
+    sex: str
+    age_band: str
+    manufacturer: str
+    counts_ratio: float
+    quality: Quality
+    signature: bytes
+    patient_digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One image: uint16 counts (1024, 256), uint8 lesion numbers of the same shape or None."""
+
+    facts: Facts
+    counts: np.ndarray
+    lesion_mask: np.ndarray | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What became of a study's files.
+
+    Attributes:
+      images: in the order of their image_id.
+      rejected: (row, reason) of every row that cannot be used.
+      digests: row -> SHA-256 of the image file and of the lesion mask; empty bytes for none.
+    """
+
+    images: tuple[Image, ...]
+    rejected: tuple[tuple[int, str], ...]
+    digests: dict[int, tuple[bytes, bytes]]
+
+
+def read_study(
+    study: Study,
+    announce: Announce = lambda row: None,
+    refused: Mapping[int, str] | None = None,
+) -> Reading:
+    """Reads every file of a study. What is wrong with a file is no error: it is in `rejected`.
+
+    Args:
+      study: as planned.
+      announce: told each row before its file is touched.
+      refused: rows that are not to be touched, with the reason.
+    """
+    images: list[Image] = []
+    rejected: list[tuple[int, str]] = []
+    digests: dict[int, tuple[bytes, bytes]] = {}
+    used: Counter[str] = Counter()
+    for row in study.rows:
+        announce(row.number)
+        digests[row.number] = (b"", b"")
+        try:
+            if refused and row.number in refused:
+                raise DataError(refused[row.number])
+            digests[row.number], own = _read_row(study, row)
+        except DataError as error:
+            rejected.append((row.number, str(error)))
+            continue
+        images += _numbered(own, used)
+    images.sort(key=lambda image: image.facts.image_id)
+    return Reading(tuple(images), tuple(rejected), digests)
+
+
+def digests_of_studies(
+    studies: tuple[Study, ...], announce: Announce = lambda row: None
+) -> dict[int, tuple[bytes, bytes]]:
+    """Manifest row -> SHA-256 of its image file and of its lesion mask, as in `Reading.digests`."""
+    digests = {}
+    for study in studies:
+        for row in study.rows:
+            announce(row.number)
+            files = row.path, row.lesion_mask
+            digests[row.number] = tuple(_digest_or_nothing(file) for file in files)
+    return digests
+
+
+def _digest_or_nothing(path: Path | None) -> bytes:
+    try:
+        return hashlib.sha256(read_bytes(path)).digest() if path else b""
+    except DataError:
+        return b""
+
+
+def _read_row(study: Study, row: Row) -> tuple[tuple[bytes, bytes], list[Image]]:
+    content = read_bytes(row.path)
+    digest = hashlib.sha256(content).digest()
+    scintigram = decode(content, row.frame, row.view)
+    rows, columns = scintigram.views[0].native.shape
+    fit = fit_of(rows, columns)
+    masks, mask_digest = _masks(row, scintigram, fit)
+    images = [
+        _image(study, row, scintigram, view, fit, mask)
+        for view, mask in zip(scintigram.views, masks, strict=True)
+    ]
+    return (digest, mask_digest), images
+
+
+def _masks(
+    row: Row, scintigram: Scintigram, fit: Fit
+) -> tuple[list[np.ndarray] | list[None], bytes]:
+    if row.lesion_mask is None:
+        return [None] * len(scintigram.views), b""
+    content = read_bytes(row.lesion_mask)
+    frames = tuple(view.frame for view in scintigram.views)
+    native = read_masks(content, frames, scintigram.frames, fit.rows, fit.columns)
+    return [fit.mask(mask) for mask in native], hashlib.sha256(content).digest()
+
+
+def _image(
+    study: Study,
+    row: Row,
+    scintigram: Scintigram,
+    view: View,
+    fit: Fit,
+    mask: np.ndarray | None,
+) -> Image:
+    counts = fit.counts(view.native)
+    quality = assess(view.native, scintigram.pixel_spacing_mm, scintigram.counts_ratio)
+    if NOT_A_BODY in quality.findings:
+        raise DataError(NOT_A_BODY)
+    age = scintigram.age if row.age is None else row.age
+    facts = Facts(
+        row=row.number,
+        frame=view.frame,
+        nth=1,
+        image_id=f"{study.study_key}-{view.name}",
+        patient_key=study.patient_key,
+        study_key=study.study_key,
+        site_key=study.site_key,
+        label=row.label,
+        view=view.name,
+        view_rule=view.rule,
+        notes=view.notes + _fit_notes(fit, view.native, counts) + quality.findings,
+        pixel_spacing_mm=scintigram.pixel_spacing_mm * fit.spacing_factor,
+        scale=intensity_scale(counts),
+        sex=row.sex or scintigram.sex or deidentify.UNKNOWN,
+        age_band=deidentify.age_band(age),
+        manufacturer=deidentify.manufacturer(scintigram.manufacturer),
+        counts_ratio=scintigram.counts_ratio,
+        quality=quality,
+        signature=signature(counts),
+        patient_digest=_patient_digest(scintigram.patient_id),
+    )
+    return Image(facts, counts, mask)
+
+
+def _fit_notes(fit: Fit, native: np.ndarray, counts: np.ndarray) -> tuple[str, ...]:
+    notes = (fit.description,) if fit.description else ()
+    if fit.crops:
+        before = int(native.sum(dtype=np.int64)) * fit.repeat**2
+        if before != int(counts.sum(dtype=np.int64)):
+            notes += ("cropping cut off counts",)
+    return notes
+
+
+def _patient_digest(patient_id: str) -> bytes:
+    return hashlib.sha256(patient_id.encode()).digest()[:8] if patient_id else b""
+
+
+def _numbered(images: list[Image], used: Counter[str]) -> list[Image]:
+    """The nth scan of a study: <study_key>-2-anterior."""
+    names = [image.facts.image_id for image in images]
+    used.update(names)
+    nth = max(used[name] for name in names)
+    if nth == 1:
+        return images
+    return [
+        replace(
+            image,
+            facts=replace(
+                image.facts,
+                nth=nth,
+                image_id=f"{image.facts.study_key}-{nth}-{image.facts.view}",
+            ),
+        )
+        for image in images
+    ]
+
+
+def intensity_scale(counts: np.ndarray) -> float:
+    """The bright level, in counts a pixel, that normalisation divides an image by.
+
+    The 99th percentile over positive pixels, after 4x4 sum-pooling (divided by 16): single pixels
+    hold so few counts that their percentile would be a small whole number, and the maximum would be
+    the bladder or the injection site. At least 1/16, one count a pooled pixel, so that an empty
+    image can be divided too.
+
+    Args:
+      counts: (1024, 256), whole counts.
+    """
+    pool = _SCALE_POOL
+    # Rows first, then strided columns: several times faster than one sum over both small axes.
+    rows = np.add.reduce(counts.reshape(ROWS // pool, pool, COLUMNS), axis=1, dtype=np.uint32)
+    pooled = sum(rows[:, n::pool] for n in range(pool))
+    positive = pooled[pooled > 0] / pool**2
+    lowest = 1 / pool**2
+    return (
+        max(float(np.percentile(positive, _SCALE_PERCENTILE)), lowest) if positive.size else lowest
+    )
