@@ -14,6 +14,8 @@ from tfds_builder.errors import DataError
 from tfds_builder.shard import Shard, ShardTask, write_shard
 from tfds_builder.workers import WorkerPool
 
+_QUIET = ("--default_sdk_harness_log_level=WARNING",)
+
 
 def run_on_beam(
     tasks: Sequence[ShardTask], runner: str, options: Sequence[str], pool_options: dict[str, Any]
@@ -59,7 +61,7 @@ def run_on_beam(
     for task in tasks:
         _task_file(task.path).write_bytes(pickle.dumps(task))
     try:
-        pipeline_options = PipelineOptions([f"--runner={runner}", *options])
+        pipeline_options = PipelineOptions([f"--runner={runner}", *_QUIET, *options])
         with beam.Pipeline(options=pipeline_options) as pipeline:
             paths = pipeline | beam.Create([task.path for task in tasks]) | beam.Reshuffle()
             _ = paths | "write shards" >> beam.ParDo(WriteShards())

@@ -149,6 +149,8 @@ def _metadata(ingested: Ingested) -> dict[str, Any]:
         "notes": _sorted(ingested.notes()),
         "manufacturers": _sorted(Counter(facts.manufacturer for facts in images)),
         "pixel_spacings_mm": _sorted(Counter(f"{facts.pixel_spacing_mm:.2f}" for facts in images)),
+        "sexes": _sorted(Counter(facts.sex for facts in images)),
+        "age_bands": _sorted(Counter(facts.age_band for facts in images)),
         "rejected_rows": len(ingested.rejected),
         "images_left_out": len(ingested.left_out),
     }
