@@ -40,7 +40,7 @@ def signature(counts: np.ndarray) -> bytes:
     They are the signs of 512 random projections of the residual, so that the share of bits in which
     two signatures differ is the angle between the residuals over pi (Charikar, STOC 2002,
     doi:10.1145/509907.509965). The first 256 do not change when the image is mirrored left to
-    right; the others all do.
+    right; the others do, but for a projection of zero.
 
     Args:
       counts: uint16 (1024, 256).
