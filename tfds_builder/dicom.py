@@ -7,6 +7,7 @@ says why there is none, in fixed words: no value of the header is repeated, sinc
 import io
 import re
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,8 +24,10 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEGExtended12Bit,
     RLELossless,
 )
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from tfds_builder.codestream import claimed_size, inflates_within
 from tfds_builder.errors import DataError
@@ -46,6 +49,10 @@ _OTHER_TYPES = (
     "REPROJECTION",
     "GATED REPROJECTION",
 )
+_MODALITIES = (
+    *("CR", "CT", "DX", "ECG", "ES", "KO", "MG", "MR", "OT", "PR", "PT", "PX", "RF", "RTDOSE"),
+    *("RTIMAGE", "RTPLAN", "RTSTRUCT", "SC", "SEG", "SM", "SR", "US", "XA", "XC"),
+)
 _LOSSY_SYNTAXES = (
     "1.2.840.10008.1.2.4.50",
     "1.2.840.10008.1.2.4.51",
@@ -66,7 +73,7 @@ _SOURCE_TESTS = re.compile(
 _DESCRIPTIONS = (
     "StudyDescription",
     "SeriesDescription",
-    "AcquisitionDescription",
+    "AcquisitionProtocolDescription",
     "ProtocolName",
     "ImageID",
 )
@@ -75,6 +82,8 @@ _UIDS = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 _HARMLESS_UID = re.compile(r"(?!.*\.\.)[\w.-]{0,64}", re.ASCII)
 # A scan of a body lying along the rows; floods and spot views are about square.
 _LEAST_ELONGATION = 1.5
+# Two views in each of a few energy windows.
+_MOST_FRAMES = 8
 # What a decoder may be given, as a multiple of the pixels' own size: lossless coding of noise
 # adds little, and an RLE run expands 64-fold.
 _MOST_OF_RAW_SIZE = 2
@@ -171,11 +180,16 @@ def _in_fixed_words() -> Iterator[None]:
 
 def _read(content: bytes, pixels: bool) -> Dataset:
     has_preamble = content[128:132] == b"DICM"
-    if has_preamble:
-        _refuse_bomb(content)
+    _refuse_bomb(content, 132 if has_preamble else 0)
     # A data set without the file header begins with a group length or identifying element.
     bare = not has_preamble and content[:2] in (b"\x08\x00", b"\x02\x00", b"\x00\x08")
-    dataset = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=not pixels, force=bare)
+    try:
+        dataset = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=not pixels, force=bare)
+    except zlib.error:
+        raise DataError("its deflated data is damaged or ends too early") from None
+    # Where compressed pixels have no end, pydicom keeps nothing of a data set.
+    if not dataset:
+        raise DataError("ends too early: the file is truncated")
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit, little = dataset.original_encoding
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
@@ -183,20 +197,25 @@ def _read(content: bytes, pixels: bool) -> Dataset:
     return dataset
 
 
-def _refuse_bomb(content: bytes) -> None:
+def _refuse_bomb(content: bytes, header: int) -> None:
     """Deflated data grows a thousandfold, and pydicom inflates it whole."""
-    syntax, start = _transfer_syntax(content)
+    syntax, start = _transfer_syntax(content, header)
     if syntax == DeflatedExplicitVRLittleEndian and not inflates_within(
         content[start:], 2 * MAX_PIXELS + _MOST_HEADER_BYTES
     ):
         raise DataError("is deflated and inflates to more than any bone scan holds")
 
 
-def _transfer_syntax(content: bytes) -> tuple[str, int]:
-    """The transfer syntax, and where the file header (group 2, explicit little endian) ends."""
-    at, syntax = 132, ""
+def _transfer_syntax(content: bytes, at: int) -> tuple[str, int]:
+    """The transfer syntax, and where the file header (group 2, explicit little endian) ends.
+
+    Args:
+      content: the file.
+      at: where the file header begins.
+    """
+    syntax = ""
     while content[at : at + 2] == b"\x02\x00":
-        long = content[at + 4 : at + 6] in (b"OB", b"UN", b"OW", b"SQ", b"UT")
+        long = content[at + 4 : at + 6].decode("ascii", "replace") in EXPLICIT_VR_LENGTH_32
         length = int.from_bytes(
             content[at + 8 : at + 12] if long else content[at + 6 : at + 8], "little"
         )
@@ -212,7 +231,7 @@ def _checked_header(dataset: Dataset, frame: int | None, view: str | None) -> He
     _check_kind(dataset)
     _require_decoder(dataset)
     frames, rows, columns = _matrix(dataset)
-    _check_subject(dataset, rows, columns)
+    _check_subject(dataset, frames, rows, columns)
     return Header(
         views=resolve_views(dataset, frame, view),
         frames=frames,
@@ -233,16 +252,8 @@ def _check_uids(dataset: Dataset) -> None:
 
 
 def _check_kind(dataset: Dataset) -> None:
-    sop_class = UID(str(dataset.get("SOPClassUID") or ""))
-    modality = str(dataset.get("Modality") or "")
-    if sop_class not in _NM_CLASSES:
-        if sop_class and sop_class not in _CAPTURE_CLASSES:
-            # A private class has no name but its number.
-            name = "private kind of object" if sop_class.name == sop_class else sop_class.name
-            raise DataError(f"is a {name}, not a nuclear medicine image")
-        if modality != "NM":
-            known = modality if re.fullmatch(r"[A-Z]{2}", modality) else "another"
-            raise DataError(f"has Modality {known}, not NM; only nuclear medicine is read")
+    if str(dataset.get("SOPClassUID") or "") not in _NM_CLASSES:
+        _check_capture(dataset)
     kind = dataset.get("ImageType") or []
     values = [kind] if isinstance(kind, str) else list(kind)
     if len(values) > 2 and values[2] and values[2] not in _PLANAR_TYPES:
@@ -252,12 +263,43 @@ def _check_kind(dataset: Dataset) -> None:
         raise DataError("is a transmission image (ImageType), not of a patient's uptake")
 
 
-def _check_subject(dataset: Dataset, rows: int, columns: int) -> None:
+def _check_capture(dataset: Dataset) -> None:
+    """Secondary Capture, or an object of no class, may be nuclear medicine by its Modality."""
+    sop_class = _sop_class(dataset)
+    if sop_class and sop_class not in _CAPTURE_CLASSES + _NM_CLASSES:
+        name = sop_class.name if _has_name(sop_class) else "an object of a private class"
+        raise DataError(f"is no nuclear medicine image but {name}")
+    modality = str(dataset.get("Modality") or "")
+    if modality != "NM":
+        # Letters that are no modality may be a patient's.
+        known = f"Modality {modality}, not NM" if modality in _MODALITIES else "unknown Modality"
+        raise DataError(
+            f"has {known if modality else 'no Modality'}; only nuclear medicine is read"
+        )
+
+
+def _sop_class(dataset: Dataset) -> UID:
+    """What the object is by itself or, failing that, by the file's header: a DICOMDIR's way."""
+    own = dataset.get("SOPClassUID")
+    said = UID(str(own or dataset.file_meta.get("MediaStorageSOPClassUID") or ""))
+    return said if own or _has_name(said) else UID("")
+
+
+def _has_name(uid: UID) -> bool:
+    return uid.name != uid
+
+
+def _check_subject(dataset: Dataset, frames: int, rows: int, columns: int) -> None:
     """Refuses what is planar nuclear medicine but not of a whole body."""
     descriptions = [dataset.get(field) for field in _DESCRIPTIONS]
     if _SOURCE_TESTS.search(" | ".join(str(text) for text in descriptions if text)):
         raise DataError("is a test of the camera (flood, bar phantom) by its description")
     if rows < _LEAST_ELONGATION * columns:
+        if frames > _MOST_FRAMES:
+            raise DataError(
+                f"has {frames} frames of {rows}x{columns}: a tomogram or another series, "
+                "not a whole body"
+            )
         raise DataError(
             f"has a matrix of {rows}x{columns}: a spot view or a test, not a whole body"
         )
@@ -270,6 +312,8 @@ def _check_subject(dataset: Dataset, rows: int, columns: int) -> None:
 
 def _matrix(dataset: Dataset) -> tuple[int, int, int]:
     """Frames, rows and columns, bounded before anything of that size is allocated."""
+    if "Rows" not in dataset and "Columns" not in dataset:
+        raise DataError("ends before its pixels; the file is truncated, or holds no image")
     rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
     frames = int(dataset.get("NumberOfFrames") or 1)
     if min(rows, columns, frames) < 1:
@@ -300,6 +344,12 @@ def _require_decoder(dataset: Dataset) -> None:
     if not decoder.is_available:
         package = next((p for pattern, p in _DECODER_PACKAGES if re.search(pattern, syntax)), "")
         raise DataError(f"is compressed as {syntax.name}; pip install {package} to read it")
+    deep = int(dataset.get("BitsStored") or 0) > 8
+    if syntax == JPEGExtended12Bit and deep and "pylibjpeg" not in decoder.available_plugins:
+        raise DataError(
+            f"is compressed as {syntax.name} of 12 bits; pip install pylibjpeg-libjpeg (GPL) to "
+            "read it"
+        )
 
 
 def _counts(dataset: Dataset, expected: tuple[int, int, int]) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -308,7 +358,7 @@ def _counts(dataset: Dataset, expected: tuple[int, int, int]) -> tuple[np.ndarra
         raise DataError("has no PixelData; the file may be truncated")
     _check_length(dataset, expected)
     _check_codestreams(dataset, expected)
-    stored = dataset.pixel_array
+    stored = _decoded(dataset)
     if stored.ndim == 2:
         stored = stored[None]
     if stored.shape != expected:
@@ -321,6 +371,16 @@ def _counts(dataset: Dataset, expected: tuple[int, int, int]) -> tuple[np.ndarra
             "was it compressed with loss?"
         )
     return stored, notes + rescale_notes + _loss_notes(dataset)
+
+
+def _decoded(dataset: Dataset) -> np.ndarray:
+    try:
+        return dataset.pixel_array
+    except MemoryError:
+        raise
+    except Exception as error:
+        name = dataset.file_meta.TransferSyntaxUID.name
+        raise DataError(f"has damaged pixels: no decoder of {name} can read them") from error
 
 
 def _check_length(dataset: Dataset, expected: tuple[int, int, int]) -> None:
@@ -344,7 +404,10 @@ def _check_codestreams(dataset: Dataset, expected: tuple[int, int, int]) -> None
         raise DataError("has more compressed data than pixels: the header or the data is wrong")
     if syntax == RLELossless:
         return
-    for codestream in generate_frames(dataset.PixelData, number_of_frames=frames):
+    codestreams = list(generate_frames(dataset.PixelData, number_of_frames=frames))
+    if len(codestreams) != frames:
+        raise DataError(f"holds {len(codestreams)} compressed frames, not {frames}")
+    for codestream in codestreams:
         claimed = claimed_size(codestream)
         if claimed != (rows, columns, 1):
             says = "nothing readable" if claimed is None else "x".join(map(str, claimed))

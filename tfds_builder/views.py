@@ -31,7 +31,7 @@ _ANTERIOR_WORD = re.compile(r"(?:\b|_)(?:ant|anterior)(?:\b|_)", re.I)
 _POSTERIOR_WORD = re.compile(r"(?:\b|_)(?:pos|post|posterior)(?:\b|_)", re.I)
 _GE_CREATOR = "GEMS_GENIE_1"
 _GE_GROUP, _GE_ELEMENTS = 0x0011, (0x12, 0x30)
-_TEXT_FIELDS = ("ViewPosition", "SeriesDescription", "AcquisitionDescription", "ImageID")
+_TEXT_FIELDS = ("ViewPosition", "SeriesDescription", "AcquisitionProtocolDescription", "ImageID")
 # Degrees from above the patient, who lies on the back, to the detector.
 _ANGLES = {ANTERIOR: 0.0, POSTERIOR: 180.0}
 _ANGLE_TOLERANCE = 10.0
