@@ -109,7 +109,7 @@ def _serialised(task: ShardTask, shard: Shard, announce: Announce) -> Iterator[b
         shard.digests |= reading.digests
         in_records: set[str] = set()
         for record, images in records_of(reading.images, task.config, task.keep_one_view):
-            serialised = serialise(record, task.config)
+            serialised = serialise(record)
             shard.records += 1
             shard.size += len(serialised)
             shard.labels[record["label"]] += 1

@@ -265,11 +265,15 @@ def intensity_scale(counts: np.ndarray) -> float:
       counts: (1024, 256), whole counts.
     """
     pool = _SCALE_POOL
-    # Rows first, then strided columns: several times faster than one sum over both small axes.
-    rows = np.add.reduce(counts.reshape(ROWS // pool, pool, COLUMNS), axis=1, dtype=np.uint32)
-    pooled = sum(rows[:, n::pool] for n in range(pool))
-    positive = pooled[pooled > 0] / pool**2
-    lowest = 1 / pool**2
-    return (
-        max(float(np.percentile(positive, _SCALE_PERCENTILE)), lowest) if positive.size else lowest
+    # Rows first, then strided columns: several times faster than one sum over both small axes, and
+    # in 16 bits, where they hold a block's sum, twice as fast again.
+    fits = counts.max() < 2**16 // pool**2
+    rows = np.add.reduce(
+        counts.reshape(ROWS // pool, pool, COLUMNS), axis=1, dtype=np.uint16 if fits else np.uint32
     )
+    pooled = rows[:, ::pool] + rows[:, 1::pool]
+    pooled += rows[:, 2::pool]
+    pooled += rows[:, 3::pool]
+    positive = pooled[pooled > 0]
+    bright = float(np.percentile(positive, _SCALE_PERCENTILE)) if positive.size else 0.0
+    return max(bright, 1.0) / pool**2
