@@ -31,6 +31,19 @@ def is_raster(content: bytes) -> bool:
     return kind_of(content) is not None
 
 
+def check_raster(content: bytes, frame: int = 1) -> int:
+    """Checks all but the pixels of one page, and returns how many pages the file has.
+
+    Raises:
+      DataError: as for `read_raster`.
+    """
+    kind = kind_of(content)
+    if kind is None:
+        raise DataError("is not a PNG, TIFF or JPEG")
+    with _own_words(kind):
+        return cut(kind, content, frame).pages
+
+
 def read_raster(content: bytes, frame: int | None = None, view: str | None = None) -> Scintigram:
     """Decodes a picture.
 

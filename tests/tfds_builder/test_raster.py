@@ -9,7 +9,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from tfds_builder.errors import DataError
-from tfds_builder.raster import is_raster, read_raster
+from tfds_builder.raster import check_raster, is_raster, read_raster
 from tfds_builder.raster_container import _ADAM7
 from tfds_builder.scintigram import MAX_PIXELS, Scintigram
 
@@ -193,8 +193,9 @@ def test_strips_and_tiles_are_put_together(rng):
         directory = struct.pack(order + "H", len(numbers)) + entries + bytes(4)
         content = head + b"".join(tiles) + arrays + directory
         np.testing.assert_array_equal(native(content), words)
-        twice = content.replace(arrays[512:], arrays[512:-4] + struct.pack(order + "I", at))
-        assert refusal(twice).startswith("damaged TIFF")
+        # Each tile lies in the file, but all of them are all of it: much to inflate, 128 times.
+        same = np.array([[8] * 128, [sum(sizes)] * 128], order + "u4").tobytes()
+        assert refusal(content.replace(arrays, same)) == "damaged TIFF (sizes of strips or tiles)"
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -229,6 +230,9 @@ def test_each_page_of_a_tiff_is_a_frame(words):
     np.testing.assert_array_equal(native(content, 1), words)
     assert refusal(content) == "has 2 pages; add a row with 'frame' for each view"
     assert "frame 3 is asked for, but the file has 2" in refusal(content, 3)
+    assert [check_raster(content, page) for page in (1, 2)] == [2, 2]
+    with pytest.raises(DataError, match="frame 3"):
+        check_raster(content, 3)
 
 
 def test_a_jpeg_is_read_with_its_loss_noted(rng):

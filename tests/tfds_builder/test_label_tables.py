@@ -1,0 +1,111 @@
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from tfds_builder.errors import DataError
+from tfds_builder.label_tables import LEFT_OUT, Keys, join, read_label_map, read_table
+
+MAP = {"0": "normal", "1": "metastasis"}
+FILES = [
+    Keys(PurePosixPath("ant/1.jpg"), "P1", "S1"),
+    Keys(PurePosixPath("ant/2.jpg"), "P2", "S2"),
+    Keys(PurePosixPath("post/1.jpg"), "P1", "S1"),
+]
+
+
+def table(folder: Path, text: str, name: str = "labels.csv"):
+    path = folder / name
+    path.write_text(text)
+    return read_table(path)
+
+
+def error_of(function, *arguments) -> str:
+    with pytest.raises(DataError) as caught:
+        function(*arguments)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text, labels",
+    [
+        ("path,label\nant/1.jpg,0\nant/2.jpg,1", ("normal", "metastasis", None)),
+        ("label;file\n0;2.jpg\n1;1.jpg", ("metastasis", "normal", "metastasis")),
+        ("patient_id\tlabel\tage\nP1\t1\t40\n", ("metastasis", None, "metastasis")),
+        (
+            "\ufeffstudy_id,Label\r\n\r\nS2, Thyroid carcinoma\r\n",
+            (None, "thyroid_carcinoma", None),
+        ),
+        ("1.jpg 0\n2.jpg\t1\n", ("normal", "metastasis", "normal")),
+        ("1.jpg   0\n2.jpg 1\n", ("normal", "metastasis", "normal")),
+        ("1,0\n2,1\n", ("normal", "metastasis", "normal")),
+    ],
+)
+def test_tables_of_every_shape_are_joined(tmp_path, text, labels):
+    joined = join(FILES, [table(tmp_path, text)], MAP)
+    assert (joined.labels, joined.unused) == (labels, (0,))
+
+
+def test_the_more_exact_key_of_a_table_counts(tmp_path):
+    read = table(tmp_path, "patient_id,label,path\nP1,0,ant/2.jpg\n")
+    assert join(FILES, [read], MAP).labels == (None, "normal", None)
+
+
+def test_a_table_named_like_a_folder_is_about_that_folder(tmp_path):
+    tables = [
+        table(tmp_path, "1.jpg 0\n2.jpg 0\n", "ant.txt"),
+        table(tmp_path, "1.jpg 1\n9.jpg 1\n", "post.txt"),
+    ]
+    joined = join(FILES, tables, MAP)
+    assert joined.labels == ("normal", "normal", "metastasis")
+    assert joined.unused == (0, 1)
+
+
+def test_tables_that_contradict_each_other_are_refused(tmp_path):
+    tables = [table(tmp_path, "1.jpg 0\n", "x.txt"), table(tmp_path, "P1 1", "y.txt")]
+    assert join(FILES, tables[:1], MAP).labels == ("normal", None, "normal")
+    tables[1] = table(tmp_path, "patient_id,label\nP1,1\n", "y.csv")
+    message = error_of(join, FILES, tables, MAP)
+    assert "y.csv: row 2: patient_id 'P1' is labelled otherwise in" in message
+    assert "x.txt: row 1" in message
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("", "is empty"),
+        ("label,name\n0,1.jpg\n", "one of path, file, study_id, patient_id is needed"),
+        ("1.jpg,0,x\n", "needs a header with 'label'"),
+        ("file,label\n1.jpg,0\n1.jpg,1\n", "row 3: file '1.jpg' has another label in row 2"),
+        ("file,label\n1.jpg\n", "row 2: has 1 cells"),
+        ('file,label\n"1.jpg,0\n', "not valid CSV"),
+    ],
+)
+def test_a_bad_table_is_refused_with_its_row(tmp_path, text, said):
+    message = error_of(table, tmp_path, text)
+    assert str(tmp_path / "labels.csv") in message
+    assert said in message
+
+
+def test_tables_that_cannot_be_read_are_refused(tmp_path):
+    assert "cannot be read" in error_of(read_table, tmp_path / "none.csv")
+    (tmp_path / "latin.csv").write_bytes(b"file,label\n\xe4,0\n")
+    assert "not UTF-8" in error_of(read_table, tmp_path / "latin.csv")
+
+
+def test_an_unknown_label_names_the_allowed_ones_and_the_remedy(tmp_path):
+    message = error_of(join, FILES, [table(tmp_path, "file,label\n1.jpg,2\n")], MAP)
+    assert "row 2: label '2' is not one of normal, metastasis, arthritis" in message
+    assert "--label_map '2=LABEL'" in message
+
+
+def test_a_label_map_may_leave_files_out():
+    assert read_label_map(["0=normal", "a=b=arthritis", "9="]) == {
+        "0": "normal",
+        "a=b": "arthritis",
+        "9": LEFT_OUT,
+    }
+
+
+@pytest.mark.parametrize("pairs", [["0"], ["0=cancer"], ["0=normal", "0=arthritis"]])
+def test_a_bad_label_map_is_refused(pairs):
+    assert error_of(read_label_map, pairs).startswith("--label_map")

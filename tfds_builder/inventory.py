@@ -1,0 +1,203 @@
+"""Which files of a folder are scans, and what each says before its pixels are decoded.
+
+In: a folder. Out: the files in it that may be images, and for each what its header says or why it
+is none. The inspecting runs in worker processes, since the files may be anything.
+"""
+
+import os
+import re
+import stat
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+from tfds_builder.dicom import Header, read_header
+from tfds_builder.errors import DataError
+from tfds_builder.image_file import read_bytes
+from tfds_builder.raster import check_raster, is_raster
+from tfds_builder.views import UNKNOWN
+from tfds_builder.workers import Announce, Lost
+
+HIDDEN, NO_IMAGE, NO_FILE, SECOND_NAME, LEADS_OUT = (
+    "hidden",
+    "no images by their name",
+    "not plain files",
+    "links to what is here anyway",
+    "links that lead out of the folder, not followed",
+)
+_NO_IMAGES = re.compile(
+    r"\.(7z|bat|bz2|csv|db|dll|docx?|exe|gz|h5|hdf5|html?|inf|ini|ipynb|js|json|key|log|md|md5|mp4|"
+    r"npy|npz|pdf|pptx?|py|rtf|sh|sha256|tar|tsv|txt|url|xlsx?|xml|xz|ya?ml|zip)$",
+    re.I,
+)
+_MOST_VIEWS = 2
+
+
+@dataclass(frozen=True)
+class Files:
+    """What was found in a folder.
+
+    Attributes:
+      paths: files that may be images, relative to the folder, sorted.
+      unusable: path -> why it can be in no manifest.
+      skipped: why -> how many files or folders were passed over.
+      leading_out: links that were not followed.
+    """
+
+    paths: tuple[PurePosixPath, ...]
+    unusable: dict[PurePosixPath, str]
+    skipped: Counter[str]
+    leading_out: tuple[PurePosixPath, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A view of a file: its frame, from 1, its name or 'unknown', the rule that named it, notes."""
+
+    frame: int
+    name: str
+    rule: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What one file says.
+
+    Attributes:
+      path: relative to the folder.
+      reason: why it cannot be used; then nothing else is known.
+      is_dicom: whether it is a DICOM file.
+      patient_id, study: PatientID and StudyInstanceUID; empty where there are none.
+      views: one or two.
+    """
+
+    path: PurePosixPath
+    reason: str = ""
+    is_dicom: bool = False
+    patient_id: str = ""
+    study: str = ""
+    views: tuple[View, ...] = ()
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some files for a worker, and those among them that cost an earlier worker its life."""
+
+    folder: Path
+    paths: tuple[PurePosixPath, ...]
+    refused: dict[int, str] = field(default_factory=dict)
+
+    def without(self, lost: Lost) -> "Chunk":
+        """The same chunk without the file that was being inspected."""
+        return replace(self, refused=self.refused | {lost.step or 0: lost.reason})
+
+
+def list_files(folder: Path) -> Files:
+    """Finds the files that may be images, by name and kind alone.
+
+    Raises:
+      DataError: a folder in it cannot be listed.
+    """
+    top = folder.resolve()
+    plain: list[PurePosixPath] = []
+    links: list[PurePosixPath] = []
+    skipped: Counter[str] = Counter()
+    for parent, folders, names in os.walk(top, onerror=_refuse_folder):
+        skipped[HIDDEN] += sum(name.startswith(".") for name in folders)
+        inside = PurePosixPath(Path(parent).relative_to(top).as_posix())
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        # The walk does not follow links to folders; they count like those to files.
+        links += [inside / name for name in folders if os.path.islink(os.path.join(parent, name))]
+        for name in names:
+            mode = os.lstat(os.path.join(parent, name)).st_mode
+            if name.startswith("."):
+                skipped[HIDDEN] += 1
+            elif name.upper() == "DICOMDIR" or _NO_IMAGES.search(name):
+                skipped[NO_IMAGE] += 1
+            elif stat.S_ISLNK(mode):
+                links.append(inside / name)
+            elif stat.S_ISREG(mode):
+                plain.append(inside / name)
+            else:
+                skipped[NO_FILE] += 1
+    followed, leading_out = _follow(top, plain, links)
+    skipped[LEADS_OUT] += len(leading_out)
+    skipped[SECOND_NAME] += len(links) - len(leading_out) - len(followed)
+    paths = sorted([*plain, *followed], key=lambda path: path.parts)
+    unusable = {path: reason for path in paths if (reason := _bad_name(path))}
+    usable = tuple(path for path in paths if path not in unusable)
+    return Files(usable, unusable, +skipped, tuple(leading_out))
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise DataError(f"{error.filename}: cannot be listed ({error.strerror})")
+
+
+def _follow(
+    top: Path, plain: list[PurePosixPath], links: list[PurePosixPath]
+) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
+    """The links that are followed, to files that are elsewhere in the folder (a hidden store) or
+    nowhere, and those that lead out of it.
+    """
+    seen = {top / path for path in plain}
+    followed, leading_out = [], []
+    for link in sorted(links):
+        try:
+            target = (top / link).resolve()
+        except (OSError, RuntimeError):
+            target = top / link
+        if not target.is_relative_to(top):
+            leading_out.append(link)
+        elif target not in seen and not target.is_dir():
+            seen.add(target)
+            followed.append(link)
+    return followed, leading_out
+
+
+def _bad_name(path: PurePosixPath) -> str:
+    """Why a manifest cannot hold this path."""
+    text = str(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8; rename it"
+    if text != text.strip() or any(ord(letter) < 32 for letter in text):
+        return "its name starts or ends with a space, or holds a control character; rename it"
+    return ""
+
+
+def inspect_files(chunk: Chunk, announce: Announce) -> list[Scan]:
+    """Inspects the files of a chunk; what is wrong with a file is in its `Scan.reason`."""
+    scans = []
+    for number, path in enumerate(chunk.paths):
+        announce(number)
+        try:
+            if number in chunk.refused:
+                raise DataError(chunk.refused[number])
+            scans.append(_inspect(path, read_bytes(chunk.folder / path)))
+        except DataError as error:
+            scans.append(Scan(path, reason=str(error)))
+    return scans
+
+
+def _inspect(path: PurePosixPath, content: bytes) -> Scan:
+    # As `image_file.decode` decides it.
+    if content[128:132] == b"DICM" or not is_raster(content):
+        return _of_header(path, read_header(content))
+    pages = check_raster(content)
+    if pages > _MOST_VIEWS:
+        raise DataError(f"has {pages} pages, not one or two views")
+    for page in range(2, pages + 1):
+        check_raster(content, page)
+    return Scan(path, views=tuple(View(page, UNKNOWN, "none") for page in range(1, pages + 1)))
+
+
+def _of_header(path: PurePosixPath, header: Header) -> Scan:
+    return Scan(
+        path,
+        is_dicom=True,
+        patient_id=header.patient_id.strip(),
+        study=header.study.strip(),
+        views=tuple(View(view.frame, view.name, view.rule, view.notes) for view in header.views),
+    )

@@ -1,0 +1,161 @@
+"""What the path of an image file says: its view, patient and study.
+
+In: a path relative to the folder that is scanned. Out: what its words or a pattern of the user's
+name, with where that was found, since it may be wrong.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from tfds_builder.errors import DataError
+from tfds_builder.views import ANTERIOR, POSTERIOR
+
+PATTERN_FIELDS = ("patient", "study", "view", "label", "site")
+BY_FILE_NAME, BY_FOLDER_NAME, BY_PATTERN = "the file name", "the folder name", "--pattern"
+
+# Whole words, or set off by capitals as in wholeBodyANT; 'pos' may mean positive.
+_WORD = re.compile(
+    r"(?i:anterior|posterior)"
+    r"|(?<![A-Za-z])(?i:ant|post)(?![A-Za-z])"
+    r"|(?<=[a-z0-9])(?:ANT|POST|Ant|Post)(?![a-z])"
+    r"|(?<![A-Za-z])(?:ant|post)(?=[A-Z])"
+)
+_VIEWS = {"a": ANTERIOR, "p": POSTERIOR}
+_LETTERED = re.compile(r"[AP](?=\d+$)")
+_SEPARATORS = " _.-"
+
+
+@dataclass(frozen=True)
+class PathName:
+    """What a path says; empty text where it says nothing.
+
+    Attributes:
+      patient, study, view, label, site: `view` is 'anterior' or 'posterior'.
+      patient_by, study_by, view_by: what decided these.
+      contradiction: whether words of both views are in it.
+    """
+
+    patient: str = ""
+    study: str = ""
+    view: str = ""
+    label: str = ""
+    site: str = ""
+    patient_by: str = ""
+    study_by: str = ""
+    view_by: str = ""
+    contradiction: bool = False
+
+
+def read_words(path: PurePosixPath) -> PathName:
+    """What the words of a path say.
+
+    The view is named by the file or the nearest folder; the patient is what remains of the file's
+    name, or of the nearest folder's; the study is what remains of the path, so that two views of
+    one study, in two folders or under two names, come together.
+    """
+    folders = path.parent.parts
+    in_name, in_folders = _views_in(path.stem), [_views_in(folder) for folder in folders]
+    in_folder = next((views for views in reversed(in_folders) if views), set())
+    said = in_name | in_folder
+    view = next(iter(said)) if len(said) == 1 else ""
+    name = _without_views(path.stem)
+    if view and not in_name and _LETTERED.match(name) and _VIEWS[name[0].lower()] == view:
+        name = name[1:]
+    rest = [one for one in map(_without_views, folders) if one]
+    view_by = (BY_FILE_NAME if in_name else BY_FOLDER_NAME) if view else ""
+    patient_by = BY_FILE_NAME if name else BY_FOLDER_NAME
+    return PathName(
+        patient=name or (rest[-1] if rest else ""),
+        study="/".join([*rest, name] if name else rest),
+        view=view,
+        patient_by=patient_by if name or rest else "",
+        view_by=view_by,
+        contradiction=len(said) > 1,
+    )
+
+
+def _views_in(text: str) -> set[str]:
+    return {_VIEWS[word[0].lower()] for word in _WORD.findall(text)}
+
+
+def _without_views(text: str) -> str:
+    bare = _WORD.sub("", text)
+    if bare == text:
+        return text
+    doubled = re.compile(f"[{re.escape(_SEPARATORS)}]{{2,}}")
+    return doubled.sub(lambda found: found[0][0], bare).strip(_SEPARATORS)
+
+
+class PathPattern:
+    """A regular expression of the user's whose named groups say what a path means.
+
+    Groups are named after `PATTERN_FIELDS`; `patient_1`, `patient_2` and so on are joined with '/'.
+
+    Raises:
+      DataError: it is not a regular expression, or names nothing.
+    """
+
+    def __init__(self, text: str) -> None:
+        try:
+            self._expression = re.compile(text)
+        except re.error as error:
+            raise DataError(f"--pattern '{text}': not a regular expression ({error})") from None
+        names = list(self._expression.groupindex)
+        self._groups = {
+            field: sorted(name for name in names if _is_part(name, field))
+            for field in PATTERN_FIELDS
+        }
+        known = {name for parts in self._groups.values() for name in parts}
+        strange = [name for name in names if name not in known]
+        if strange or not names:
+            what = f"unknown group '{strange[0]}'" if strange else "no named group"
+            raise DataError(
+                f"--pattern '{text}': {what}; name groups (?P<...>) "
+                f"{', '.join(PATTERN_FIELDS)}, or patient_1, patient_2 ... to join"
+            )
+
+    def read(self, path: PurePosixPath) -> PathName | None:
+        """What a path says; words are asked where the pattern is silent. None: no match.
+
+        Raises:
+          DataError: the view is neither.
+        """
+        found = self._expression.search(str(path))
+        if not found:
+            return None
+        words = read_words(path)
+        said = {
+            field: _joined(found[name] for name in self._groups[field]) for field in self._groups
+        }
+        view = self._view(said["view"], path)
+        return PathName(
+            patient=said["patient"] or words.patient,
+            study=said["study"] or words.study,
+            view=view or words.view,
+            label=said["label"],
+            site=said["site"],
+            patient_by=BY_PATTERN if said["patient"] else words.patient_by,
+            study_by=BY_PATTERN if said["study"] else "",
+            view_by=BY_PATTERN if view else words.view_by,
+            contradiction=words.contradiction and not view,
+        )
+
+    def _view(self, text: str, path: PurePosixPath) -> str:
+        views = {"ant": ANTERIOR, "post": POSTERIOR, "pos": POSTERIOR, "": ""} | _VIEWS
+        views |= {ANTERIOR: ANTERIOR, POSTERIOR: POSTERIOR}
+        if text.lower() not in views:
+            raise DataError(
+                f"--pattern: its view '{text}' in {path} is neither anterior (a, ant) nor "
+                "posterior (p, pos, post)"
+            )
+        return views[text.lower()]
+
+
+def _is_part(name: str, field: str) -> bool:
+    return re.fullmatch(rf"{field}(_\d)?", name) is not None
+
+
+def _joined(parts: Iterable[str | None]) -> str:
+    return "/".join(part for part in parts if part)

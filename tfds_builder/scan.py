@@ -1,0 +1,459 @@
+"""python -m tfds_builder.scan: a folder of images becomes a manifest, for a human to check.
+
+In: a folder, and label tables where there are any. Out: a manifest for `tfds_builder.build`, with
+all that was assumed in its column `comment`. No pixel is decoded.
+"""
+
+import argparse
+import csv
+import os
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from rich.console import Console
+
+from tfds_builder.command import CommandParser, available_cores
+from tfds_builder.errors import DataError, run_command
+from tfds_builder.inventory import Chunk, Files, Scan, View, inspect_files, list_files
+from tfds_builder.label_tables import (
+    LEFT_OUT,
+    Keys,
+    LabelTable,
+    join,
+    read_label_map,
+    read_table,
+    resolve,
+)
+from tfds_builder.manifest import LABELS
+from tfds_builder.path_names import BY_PATTERN, PathName, PathPattern, read_words
+from tfds_builder.progress import make_console, progress, say
+from tfds_builder.views import UNKNOWN
+from tfds_builder.workers import WorkerPool
+
+_FILES_PER_TASK = 16
+_FILE_SECONDS = 30.0
+_WORKER_MEMORY = 2**30
+_MOST_LINES = 20
+_BY_HEADER = "PatientID"
+_CERTAIN = (_BY_HEADER, BY_PATTERN)
+
+_NO_PATIENT = "patient unknown: fill in patient_id"
+_RECURRING = "its name recurs in several folders: fill in patient_id"
+_NO_VIEW = "view unknown: fill in view"
+_BOTH_VIEWS = "its path names both views: fill in view"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A manifest row to be.
+
+    Attributes:
+      path: relative to the folder that is scanned.
+      patient_id, study_id, view, site: empty where unknown, or for the file to say.
+      patient_by: what the patient was taken from.
+      rules: what names each view of the file.
+      frame: where a file needs several rows.
+      label: one of the labels, `LEFT_OUT`, or None where nothing gives one.
+      comments: what was assumed or is unclear.
+    """
+
+    path: PurePosixPath
+    patient_id: str
+    patient_by: str
+    study_id: str
+    view: str
+    rules: tuple[str, ...]
+    comments: tuple[str, ...]
+    frame: int | None = None
+    site: str = ""
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What becomes of a folder.
+
+    Attributes:
+      rows: of the manifest, in the order of the paths.
+      unread: path -> why it is in no row.
+      left_out: why -> how many files are in no row although they may be scans.
+      unused: label table -> how many of its entries name no row.
+    """
+
+    rows: tuple[Row, ...]
+    unread: dict[PurePosixPath, str]
+    left_out: Counter[str]
+    unused: dict[Path, int]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Proposes the manifest that the command line asks for.
+
+    Raises:
+      DataError: anything that the user can mend.
+    """
+    settings = _parser().parse_args(argv)
+    console = make_console()
+    try:
+        _check_places(settings)
+        pattern = PathPattern(settings.pattern) if settings.pattern else None
+        label_map = read_label_map(settings.label_map)
+        tables = [read_table(path) for path in settings.labels]
+        files = list_files(settings.folder)
+        proposal = _propose(settings, console, files, pattern, tables, label_map)
+        _write(settings, proposal)
+    except OSError as error:
+        where = error.filename or settings.folder
+        raise DataError(f"{where}: {error.strerror or error}") from None
+    _report(settings, console, files, proposal)
+    if not proposal.rows:
+        raise DataError(f"{settings.folder}: none of its files can be used; no manifest is written")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
+        prog="python -m tfds_builder.scan",
+        description="Proposes a manifest for python -m tfds_builder.build from a folder of images "
+        "(DICOM, PNG, TIFF, JPEG). No pixel is decoded. What was assumed or is unclear stands in "
+        "the column comment: look through it before building.",
+        epilog="Exit status: 0 the manifest is there, 2 something is to be mended. "
+        "Example: python -m tfds_builder.scan BS-80K --out BS-80K/manifest.csv "
+        "--labels BS-80K/wholeBodyANT.txt --labels BS-80K/wholeBodyPOST.txt "
+        "--label_map 0=normal 1=metastasis",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("folder", type=Path, metavar="DIR", help="the folder, searched with its subfolders")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        help="the manifest to write, in DIR or in a folder above it",
+    )
+    add(
+        "--labels",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="TABLE",
+        help="a table of labels; may be repeated. CSV with a header: label, and one of path "
+        "(relative to DIR), file (its name), study_id, patient_id. Or two columns without a "
+        "header, file name and label; such a table, named like a folder, is about the files in "
+        "that folder alone",
+    )
+    add(
+        "--label_map",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FROM=TO",
+        help=f"what the values of the tables and of the pattern mean: {', '.join(LABELS)}; "
+        "FROM= leaves such files out",
+    )
+    add(
+        "--pattern",
+        metavar="REGEX",
+        help="a regular expression, searched for in the path relative to DIR, whose groups "
+        "(?P<patient>...), (?P<study>...), (?P<view>...), (?P<label>...), (?P<site>...) say what "
+        "it means; patient_1, patient_2 ... are joined. Files that it does not match are left out",
+    )
+    add(
+        "--unread",
+        type=Path,
+        metavar="TABLE",
+        help="a CSV file for the list of files that cannot be used, and why",
+    )
+    add("--overwrite", action="store_true", help="replace --out and --unread where they are there")
+    add(
+        "--workers",
+        type=int,
+        default=available_cores(),
+        help="processes that read headers (default: one a core)",
+    )
+    return parser
+
+
+def _check_places(settings: argparse.Namespace) -> None:
+    folder = settings.folder
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "no such folder"
+        raise DataError(f"{folder}: {what}; give the folder of the images")
+    if settings.workers < 1:
+        raise DataError(f"--workers {settings.workers}: at least 1 is needed")
+    for option, path in (("--out", settings.out), ("--unread", settings.unread)):
+        if path is None:
+            continue
+        if path.is_dir() or not path.parent.is_dir():
+            what = "is a folder" if path.is_dir() else "its folder is not there"
+            raise DataError(f"{option} {path}: {what}; give the file to write")
+        if path.exists() and not settings.overwrite:
+            raise DataError(f"{option} {path}: is there already; use --overwrite to replace it")
+    if not folder.resolve().is_relative_to(settings.out.parent.resolve()):
+        raise DataError(
+            f"--out {settings.out}: a manifest's paths may not leave its folder; "
+            f"put it into {folder}, or into a folder above that"
+        )
+
+
+def _propose(
+    settings: argparse.Namespace,
+    console: Console,
+    files: Files,
+    pattern: PathPattern | None,
+    tables: Sequence[LabelTable],
+    label_map: dict[str, str],
+) -> Proposal:
+    if not files.paths and not files.unusable:
+        raise DataError(f"{settings.folder}: holds no file that may be an image")
+    read = pattern.read if pattern else read_words
+    names = {path: name for path in files.paths if (name := read(path))}
+    if files.paths and not names:
+        raise DataError(
+            f"--pattern '{settings.pattern}': matches none of {len(files.paths)} files; "
+            f"the first is '{_shown(files.paths[0])}'"
+        )
+    unread, rows = dict(files.unusable), []
+    for scan in _inspected(settings, console, tuple(names)):
+        if scan.reason:
+            unread[scan.path] = scan.reason
+        else:
+            rows += _rows_of(scan, names[scan.path])
+    rows, unused = _labelled(_without_recurring(rows), tables, label_map, names)
+    kept = tuple(row for row in rows if row.label != LEFT_OUT)
+    left_out = Counter(
+        {
+            "--pattern does not match them": len(files.paths) - len(names),
+            "--label_map says so": len({row.path for row in rows} - {row.path for row in kept}),
+        }
+    )
+    return Proposal(kept, unread, +left_out, unused)
+
+
+def _inspected(
+    settings: argparse.Namespace, console: Console, paths: Sequence[PurePosixPath]
+) -> Iterator[Scan]:
+    starts = range(0, len(paths), _FILES_PER_TASK)
+    folder = settings.folder.resolve()
+    chunks = [Chunk(folder, tuple(paths[n : n + _FILES_PER_TASK])) for n in starts]
+    pool = WorkerPool(
+        settings.workers,
+        step_seconds=_FILE_SECONDS,
+        memory_bytes=_WORKER_MEMORY,
+        preload=("tfds_builder.inventory",),
+    )
+    with pool:
+        results = pool.map(inspect_files, chunks, Chunk.without)
+        for scans in progress(console, results, "reading headers", len(paths), len):
+            yield from scans
+
+
+def _rows_of(scan: Scan, name: PathName) -> list[Row]:
+    """One row for a file, or one for each page of a picture."""
+    if scan.patient_id and name.patient_by != BY_PATTERN:
+        patient, patient_by = scan.patient_id, _BY_HEADER
+    else:
+        patient, patient_by = name.patient.strip(), name.patient_by
+    study = name.study if name.study_by or not scan.study else scan.study
+    view, rules, comments = _view_of(scan, name)
+    if not patient:
+        comments = (_NO_PATIENT, *comments)
+    elif patient_by not in _CERTAIN:
+        comments = (f"patient from {patient_by}", *comments)
+    row = Row(scan.path, patient, patient_by, study, view, rules, comments, site=name.site)
+    if scan.is_dicom or len(scan.views) == 1:
+        return [row]
+    pages = len(scan.views)
+    return [
+        replace(row, frame=view.frame, comments=(*comments, f"page {view.frame} of {pages}"))
+        for view in scan.views
+    ]
+
+
+def _view_of(scan: Scan, name: PathName) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """The manifest's view, what names each view of the file, and comments."""
+    if len(scan.views) > 1:
+        comments = [note for view in scan.views for note in view.notes]
+        if not scan.is_dicom:
+            comments.append(_NO_VIEW)
+        return "", tuple(view.rule for view in scan.views), tuple(dict.fromkeys(comments))
+    (only,) = scan.views
+    if only.name != UNKNOWN:
+        return "", (only.rule,), only.notes + _disagreement(only, name)
+    if not name.view:
+        return "", ("none",), (_BOTH_VIEWS if name.contradiction else _NO_VIEW,)
+    comments = () if name.view_by == BY_PATTERN else (f"view from {name.view_by}",)
+    return name.view, (name.view_by,), comments
+
+
+def _disagreement(view: View, name: PathName) -> tuple[str, ...]:
+    if name.view in ("", view.name):
+        return ()
+    return (f"its path says {name.view}, its header {view.name}",)
+
+
+def _without_recurring(rows: list[Row]) -> list[Row]:
+    """Takes back patients whom names do not tell apart.
+
+    Where one name stands for one view of several studies, it may be the same patient again
+    (2019/P17, 2020/P17), or another one (normal/1, metastasis/1), or not name a patient at all
+    (P17/scan, P18/scan). A wrong guess would put one patient into two splits.
+    """
+    studies: dict[tuple[str, str, int | None], set[str]] = defaultdict(set)
+    guessed = [row for row in rows if row.patient_by not in _CERTAIN]
+    for row in guessed:
+        studies[row.patient_id, row.view, row.frame].add(row.study_id)
+    recurring = {patient for (patient, _, _), found in studies.items() if len(found) > 1} - {""}
+    return [
+        replace(row, patient_id="", patient_by="", comments=(_RECURRING, *row.comments[1:]))
+        if row.patient_by not in _CERTAIN and row.patient_id in recurring
+        else row
+        for row in rows
+    ]
+
+
+def _labelled(
+    rows: Sequence[Row],
+    tables: Sequence[LabelTable],
+    label_map: dict[str, str],
+    names: dict[PurePosixPath, PathName],
+) -> tuple[list[Row], dict[Path, int]]:
+    keys = [Keys(row.path, row.patient_id, row.study_id) for row in rows]
+    joined = join(keys, tables, label_map)
+    labelled = []
+    for row, label in zip(rows, joined.labels, strict=True):
+        written = names[row.path].label
+        if written:
+            where = f"--pattern: {_shown(row.path)}"
+            meant = resolve(written, label_map, where)
+            if label not in (None, meant):
+                raise DataError(f"{where}: label '{written}', but a table says otherwise")
+            label = meant
+        labelled.append(replace(row, label=label))
+    unused = {table.path: n for table, n in zip(tables, joined.unused, strict=True)}
+    return labelled, unused
+
+
+def _write(settings: argparse.Namespace, proposal: Proposal) -> None:
+    if settings.unread:
+        unread = [[_shown(path), reason] for path, reason in sorted(proposal.unread.items())]
+        _write_table(settings.unread, ["path", "reason"], unread)
+    if not proposal.rows:
+        return
+    rows = proposal.rows
+    columns = ["path", "patient_id", "label", "study_id", "view"]
+    columns += ["frame"] if any(row.frame for row in rows) else []
+    columns += ["site"] if any(row.site for row in rows) else []
+    columns += ["sex", "age", "comment"]
+    manifest_folder = settings.out.parent.resolve()
+    inside = PurePosixPath(settings.folder.resolve().relative_to(manifest_folder).as_posix())
+    cells = [
+        {
+            "path": inside / row.path,
+            "patient_id": row.patient_id,
+            "label": row.label,
+            "study_id": row.study_id,
+            "view": row.view,
+            "frame": row.frame,
+            "site": row.site,
+            "comment": "; ".join(row.comments),
+        }
+        for row in rows
+    ]
+    _write_table(settings.out, columns, [[row.get(name) for name in columns] for row in cells])
+
+
+def _write_table(path: Path, columns: list[str], rows: Iterable[Sequence[object]]) -> None:
+    """Writes a CSV file whole, or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(columns)
+            table.writerows(rows)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _report(
+    settings: argparse.Namespace, console: Console, files: Files, proposal: Proposal
+) -> None:
+    rows = proposal.rows
+    for why, times in files.skipped.most_common():
+        say(console, f"passed over: {times} {why}")
+    _list(console, [f"  {_shown(path)}" for path in files.leading_out])
+    for why, times in proposal.left_out.items():
+        say(console, f"left out: {times} files, {why}")
+    if proposal.unread:
+        say(console, f"cannot be used: {len(proposal.unread)} files")
+        unread = sorted(proposal.unread.items())
+        _list(console, [f"  {_shown(path)}: {reason}" for path, reason in unread])
+    if not rows:
+        return
+    for rule, times in Counter(rule for row in rows for rule in row.rules).most_common():
+        say(console, f"view by {rule} ({times}x)" if rule != "none" else f"no view ({times}x)")
+    for comment, times in Counter(text for row in rows for text in row.comments).most_common():
+        say(console, f"comment: {comment} ({times}x)")
+    _report_patients(console, rows)
+    _report_labels(console, rows, proposal.unused)
+    patients = len({row.patient_id for row in rows} - {""})
+    scanned = len({row.path for row in rows})
+    say(console, f"{settings.out}: {len(rows)} rows, {scanned} files, {patients} patients")
+    _report_next(settings, console, rows)
+
+
+def _report_patients(console: Console, rows: Sequence[Row]) -> None:
+    own = [row for row in rows if row.patient_by == _BY_HEADER]
+    if len({row.patient_id for row in own}) == 1 < len({row.study_id for row in own}):
+        say(
+            console,
+            f"note: {len(own)} DICOM files of several studies carry the same PatientID: were they "
+            "anonymised? Then name the patients with --pattern",
+        )
+    if any(_RECURRING in row.comments for row in rows):
+        say(
+            console,
+            "note: names recur in several folders; if the name is the patient, or the folder "
+            r"is, say so: --pattern '(?P<patient>[^/]+)\.png$' or --pattern '^(?P<patient>[^/]+)/'",
+        )
+
+
+def _report_labels(console: Console, rows: Sequence[Row], unused: dict[Path, int]) -> None:
+    labels = Counter(row.label for row in rows if row.label)
+    if labels:
+        counts = ", ".join(f"{label} {labels[label]}" for label in LABELS if labels[label])
+        say(console, f"labels: {counts}")
+    for path, times in unused.items():
+        if times:
+            say(console, f"note: {path}: {times} entries name none of these files")
+
+
+def _report_next(settings: argparse.Namespace, console: Console, rows: Sequence[Row]) -> None:
+    missing = {
+        "label": sum(row.label is None for row in rows),
+        "patient_id": sum(not row.patient_id for row in rows),
+    }
+    gaps = [f"{column} ({times} rows)" for column, times in missing.items() if times]
+    fill = f"fill in {' and '.join(gaps)}, " if gaps else ""
+    manifest = shlex.quote(str(settings.out))
+    say(console, f"next: {fill}look through its column comment, then")
+    say(console, f"  python -m tfds_builder.build --manifest {manifest} --data_dir data")
+
+
+def _list(console: Console, lines: Sequence[str]) -> None:
+    for line in lines[:_MOST_LINES]:
+        say(console, line)
+    if len(lines) > _MOST_LINES:
+        say(console, f"  ... and {len(lines) - _MOST_LINES} more")
+
+
+def _shown(path: PurePosixPath) -> str:
+    """A path as it may be printed: names from elsewhere can hold anything."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(path))
+
+
+if __name__ == "__main__":
+    run_command(main)
