@@ -1,7 +1,7 @@
 """What compressed data says of its own size, so that nothing absurd is ever allocated.
 
-In: bytes. Out: the size that a JPEG or JPEG 2000 codestream claims, and whether deflated data stays
-within a bound. Decoders trust a codestream more than the DICOM header beside it; files lie.
+In: bytes. Out: the size that a JPEG or JPEG 2000 codestream claims, and deflated data inflated within
+a bound. Decoders trust a codestream more than the DICOM header beside it; files lie.
 """
 
 import struct
@@ -13,7 +13,6 @@ _JPEG_START = b"\xff\xd8"
 _FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _MARKERS_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
 _MOST_TILES = 65_535
-_INFLATE_CHUNK = 2**20
 
 
 def claimed_size(frame: bytes) -> tuple[int, int, int] | None:
@@ -64,19 +63,16 @@ def _jpeg_size(frame: bytes) -> tuple[int, int, int] | None:
     return None
 
 
-def inflates_within(deflated: bytes, most: int) -> bool:
-    """Whether raw deflated data holds at most so many bytes, found without ever holding more.
+def inflated(deflated: bytes, most: int) -> bytes | None:
+    """Raw deflated data, inflated; None where that is more than so many bytes.
 
-    Damaged data counts as within: whoever reads it will say what is wrong with it.
+    Raises:
+      zlib.error: it is damaged, or ends too early.
     """
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    size, waiting = 0, deflated
-    try:
-        while waiting and not inflater.eof:
-            size += len(inflater.decompress(waiting, _INFLATE_CHUNK))
-            if size > most:
-                return False
-            waiting = inflater.unconsumed_tail
-    except zlib.error:
-        pass
-    return True
+    data = inflater.decompress(deflated, most + 1)
+    if len(data) > most:
+        return None
+    if not inflater.eof:
+        raise zlib.error("incomplete")
+    return data
