@@ -1,14 +1,15 @@
 """What compressed data says of its own size, so that nothing absurd is ever allocated.
 
-In: bytes. Out: the size that a JPEG or JPEG 2000 codestream claims, and deflated data inflated within
-a bound. Decoders trust a codestream more than the DICOM header beside it; files lie.
+In: bytes. Out: the size that a JPEG or JPEG 2000 codestream claims, whether a JPEG one is cut off,
+and deflated data inflated within a bound. Decoders trust a codestream more than the DICOM header
+beside it; files lie.
 """
 
 import struct
 import zlib
 
 _J2K_START = b"\xff\x4f\xff\x51"
-_JPEG_START = b"\xff\xd8"
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # Start of frame: SOF0 to SOF15 but DHT (C4), JPG (C8) and DAC (CC), and JPEG-LS's SOF55.
 _FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _MARKERS_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
@@ -25,6 +26,14 @@ def claimed_size(frame: bytes) -> tuple[int, int, int] | None:
     if start >= 0:
         return _j2k_size(frame[start + 4 : start + 44])
     return _jpeg_size(frame) if frame[:2] == _JPEG_START else None
+
+
+def is_cut_off(frame: bytes) -> bool:
+    """Whether a JPEG or JPEG-LS codestream lacks its end, which no data within it can look like.
+
+    Decoders differ in what they make of one: CharLS spends many seconds on it before it fails.
+    """
+    return frame[:2] == _JPEG_START and _JPEG_END not in frame
 
 
 def _j2k_size(segment: bytes) -> tuple[int, int, int] | None:

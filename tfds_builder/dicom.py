@@ -29,7 +29,7 @@ from pydicom.uid import (
 )
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
-from tfds_builder.codestream import claimed_size, inflated
+from tfds_builder.codestream import claimed_size, inflated, is_cut_off
 from tfds_builder.errors import DataError
 from tfds_builder.manifest import MAX_AGE
 from tfds_builder.scintigram import MAX_PIXELS, Scintigram, View
@@ -466,6 +466,8 @@ def _check_codestreams(dataset: Dataset, expected: tuple[int, int, int]) -> None
                 f"is {rows}x{columns} by its header, but its codestream says {says}; "
                 "export it again"
             )
+        if is_cut_off(codestream):
+            raise DataError("holds a compressed frame that ends too early; export it again")
 
 
 def _uninverted(dataset: Dataset, stored: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
