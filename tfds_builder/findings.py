@@ -16,6 +16,7 @@ from typing import Any
 
 from tfds_builder.errors import DataError
 from tfds_builder.ingest import Duplicate, Ingested, duplicate_kind
+from tfds_builder.manifest import SPLITS
 from tfds_builder.study import Facts
 
 QUALITY, QUARANTINE, SPLIT_PROOF = "quality.csv", "quarantine.csv", "split_proof.json"
@@ -65,6 +66,9 @@ def refuse_unacceptable(ingested: Ingested, data_dir: Path) -> None:
             f"no image is left for --config {options.config}: {len(ingested.left_out)} have no "
             "opposite view; --one_view_studies keep takes them in"
         )
+    empty = [split for split, own in ingested.shards.items() if not own]
+    if empty and set(ingested.shards) != set(SPLITS):
+        raise DataError(f"{empty[0]} holds no image: use fewer --folds")
     found = [row for row in _quality_rows(ingested) if row["findings"]]
     if options.strict and (found or rejected):
         write_atomically(data_dir / QUALITY, quality_text(ingested))

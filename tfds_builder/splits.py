@@ -8,9 +8,9 @@ import csv
 import hashlib
 import io
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
@@ -72,6 +72,14 @@ class _Unit:
     @property
     def size(self) -> int:
         return len(self.patients)
+
+
+@dataclass
+class _SiteProgress:
+    """How many patients of a site were placed so far, and in which splits."""
+
+    seen: int = 0
+    have: Counter[str] = field(default_factory=Counter)
 
 
 def split_names(folds: int | None = None) -> tuple[str, ...]:
@@ -169,9 +177,9 @@ def assign_splits(
     fill what the splits lack, the last one first. A class of at least as many patients as splits
     has one in every split whose fraction is not zero.
 
-    Sites change which patients are drawn, not how many of a class: the class's numbers are spread
-    over its sites so that after each site the sum over those before it is as near to proportional
-    as whole patients allow.
+    Sites change which patients are drawn, not how many of a class: from class to class each site
+    takes of the splits that it is furthest behind in, the smallest site first, so that what cannot
+    come out even falls on the largest.
 
     A group is placed as a whole. It counts as so many patients, under the most serious of their
     labels and at the site of the first by pseudonym, and takes the split that one of them is given.
@@ -194,9 +202,15 @@ def assign_splits(
     """
     units = _units(labels, fixed or {}, sites or {}, groups)
     splits: dict[str, str] = {}
+    progress = {unit.site: _SiteProgress() for unit in units}
+    sizes = Counter()
+    for unit in units:
+        sizes[unit.site] += unit.size
+    sites_in_order = sorted(sizes, key=lambda site: (sizes[site], _order(seed, f"site {site}")))
     for label in LABELS:
         own = [unit for unit in units if unit.label == label]
-        splits |= _divide_class(own, _neediest_first(fractions, splits), seed)
+        by_site = {site: [unit for unit in own if unit.site == site] for site in sites_in_order}
+        splits |= _divide_class(by_site, _neediest_first(fractions, splits), progress, seed)
     empty = [name for name in fractions if name not in SPLITS and name not in splits.values()]
     if empty:
         raise DataError(
@@ -249,43 +263,47 @@ def _neediest_first(fractions: Mapping[str, float], splits: dict[str, str]) -> M
     return dict(sorted(fractions.items(), key=lambda item: have[item[0]]))
 
 
-def _divide_class(units: list[_Unit], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
-    count = sum(unit.size for unit in units)
+def _divide_class(
+    by_site: Mapping[str, list[_Unit]],
+    fractions: Mapping[str, float],
+    progress: Mapping[str, _SiteProgress],
+    seed: int,
+) -> dict[str, str]:
     have = Counter()
-    for unit in units:
-        if unit.given:
-            have[unit.given] += unit.size
+    for units in by_site.values():
+        for unit in units:
+            if unit.given:
+                have[unit.given] += unit.size
+    count = sum(unit.size for units in by_site.values() for unit in units)
     totals = _totals(count, have, fractions)
     splits: dict[str, str] = {}
-    seen, have_seen = 0, Counter()
-    for site in _by_site(units, seed):
-        free = [unit for unit in site if unit.given is None]
-        for unit in site:
+    seen = 0
+    for site, units in by_site.items():
+        free = [unit for unit in units if unit.given is None]
+        placed = progress[site]
+        for unit in units:
             seen += unit.size
+            placed.seen += unit.size
             if unit.given:
-                have_seen[unit.given] += unit.size
+                placed.have[unit.given] += unit.size
                 splits |= dict.fromkeys(unit.patients, unit.given)
+        in_class = Counter(splits.values())
         lacking = _site_numbers(
             sum(unit.size for unit in free),
             room={name: totals[name] - have[name] for name in fractions},
-            behind={name: totals[name] * seen - have_seen[name] * count for name in fractions},
-            step=count,
+            even={name: fractions[name] * sum(unit.size for unit in free) for name in fractions},
+            behind={
+                name: fractions[name] * (placed.seen + seen) - placed.have[name] - in_class[name]
+                for name in fractions
+            },
         )
         for unit in sorted(free, key=lambda unit: _order(seed, unit.first)):
             split = _choose(unit.size, lacking)
             lacking[split] -= unit.size
             have[split] += unit.size
-            have_seen[split] += unit.size
+            placed.have[split] += unit.size
             splits |= dict.fromkeys(unit.patients, split)
     return splits
-
-
-def _by_site(units: list[_Unit], seed: int) -> list[list[_Unit]]:
-    """The units of each site, the sites in an order that their names do not decide."""
-    sites: dict[str, list[_Unit]] = defaultdict(list)
-    for unit in units:
-        sites[unit.site].append(unit)
-    return [sites[site] for site in sorted(sites, key=lambda site: _order(seed, f"site {site}"))]
 
 
 def _order(seed: int, name: str) -> str:
@@ -322,20 +340,27 @@ def _shares(count: int, fractions: Mapping[str, float]) -> dict[str, int]:
 
 
 def _site_numbers(
-    count: int, *, room: dict[str, int], behind: dict[str, int], step: int
+    count: int, *, room: dict[str, int], even: dict[str, float], behind: dict[str, float]
 ) -> dict[str, int]:
-    """How many of a site's free patients each split gets: one by one to the one furthest behind.
+    """How many of a site's free patients of a class each split gets, one by one.
+
+    First what is even of the site's part of the class, then one more for those furthest behind.
 
     Args:
-      count: free patients of the site.
+      count: free patients.
       room: how many more of the class each split may get, at all sites together.
-      behind: how far each split is behind its part of all sites up to this one.
-      step: what one patient makes up of that.
+      even: the splits' exact parts of `count`.
+      behind: how many patients each split is behind its part of the site in all classes so far,
+        and behind its part of the class at all sites so far.
     """
     numbers = dict.fromkeys(room, 0)
+
+    def claim(name: str) -> tuple[bool, bool, float]:
+        more = numbers[name] + 1
+        return more <= even[name] + 1e-9, more < even[name] + 1, behind[name] - numbers[name]
+
     for _ in range(count):
-        open_splits = [name for name in room if numbers[name] < room[name]]
-        split = max(open_splits, key=lambda name: behind[name] - numbers[name] * step)
+        split = max((name for name in room if numbers[name] < room[name]), key=claim)
         numbers[split] += 1
     return numbers
 

@@ -1,4 +1,5 @@
 import json
+import random
 import shutil
 import signal
 import subprocess
@@ -329,6 +330,66 @@ def test_a_killed_build_leaves_no_data_set_and_the_next_one_succeeds(cohort, tmp
     run(manifest, data)
     assert sorted(path.name for path in data.iterdir()) == ["scintigraphy", "splits.csv"]
     assert len(every_record(data)) == 80
+
+
+def test_killed_at_any_moment_and_run_again_it_is_complete(cohort, tmp_path):
+    """Anew, and in place of a former data set; the moments are others in every run."""
+    manifest, data = cohort(24), tmp_path / "data"
+    line = [sys.executable, "-m", "tfds_builder.build", "--workers", "2", "--overwrite"]
+    started = time.monotonic()
+    subprocess.run([*line, "--manifest", manifest, "--data_dir", tmp_path / "whole"], check=True)
+    whole, seconds = contents(tmp_path / "whole"), time.monotonic() - started
+    former = tmp_path / "former.csv"
+    former.write_text("\n".join(manifest.read_text().splitlines()[:20]) + "\n")
+    for attempt in range(4):
+        shutil.rmtree(data, ignore_errors=True)
+        if attempt % 2:
+            run(former, data)
+            shutil.copy(tmp_path / "whole" / "splits.csv", data)
+        before = contents(data)
+        build_run = subprocess.Popen([*line, "--manifest", manifest, "--data_dir", data])
+        time.sleep(random.SystemRandom().uniform(0.3, 1.0) * seconds)
+        build_run.send_signal(signal.SIGKILL)
+        build_run.wait()
+        left = {name: content for name, content in contents(data).items() if name in whole}
+        final = {name: content for name, content in left.items() if name.startswith("scinti")}
+        assert final in ({}, {n: c for n, c in whole.items() if n.startswith("scinti")}) or (
+            {name: before.get(name) for name in final} == final
+        )
+        subprocess.run([*line, "--manifest", manifest, "--data_dir", data], check=True)
+        assert contents(data) == whole
+
+
+def test_folds_divide_all_patients(cohort, tmp_path):
+    run(cohort(40), tmp_path / "data", "--folds", "5")
+    info = tfds.builder("scintigraphy/views", data_dir=tmp_path / "data").info
+    assert list(info.splits) == [f"fold_{n}" for n in range(5)]
+    proof = info.metadata["split_proof"]["splits"]
+    assert [proof[f"fold_{n}"]["patients"] for n in range(5)] == [8] * 5
+    for fold in proof.values():
+        assert all(fold["patients_by_class"].values())
+    with pytest.raises(DataError, match="5 folds"):
+        run(tmp_path / "manifest.csv", tmp_path / "data", "--overwrite")
+
+
+def test_sites_are_spread_over_the_splits_and_kept_as_pseudonyms(cohort, tmp_path):
+    manifest = cohort(80)
+    lines = manifest.read_text().splitlines()
+    sites = ["site", *("North" if n % 5 else "South" for n in range(80))]
+    manifest.write_text("\n".join(f"{a},{b}" for a, b in zip(lines, sites, strict=True)) + "\n")
+    run(manifest, tmp_path / "data")
+    proof = tfds.builder("scintigraphy/views", data_dir=tmp_path / "data").info.metadata[
+        "split_proof"
+    ]["splits"]
+    by_site = {split: sorted(found["patients_by_site"].values()) for split, found in proof.items()}
+    assert sum(sum(counts) for counts in by_site.values()) == 80
+    for split, share in (("train", 0.7), ("validation", 0.15), ("test", 0.15)):
+        few, many = by_site[split]
+        assert few == pytest.approx(16 * share, abs=2)
+        assert many == pytest.approx(64 * share, abs=2)
+    keys = {record["site_key"] for record in every_record(tmp_path / "data")}
+    assert len(keys) == 2
+    assert all(len(key) == 16 for key in keys)
 
 
 def test_a_second_build_in_the_same_folder_waits_its_turn(cohort, tmp_path):

@@ -1,0 +1,57 @@
+"""Builds on an Apache Beam runner; needs the extra `beam`."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tfds_builder import beam, build
+from tfds_builder.errors import DataError
+
+needs_beam = pytest.mark.skipif(
+    subprocess.run(
+        [sys.executable, "-c", "import apache_beam"], capture_output=True, check=False
+    ).returncode
+    != 0,
+    reason="apache-beam is not installed",
+)
+OPTIONS = "--direct_running_mode=multi_processing --direct_num_workers=2"
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@needs_beam
+def test_a_runner_with_two_processes_writes_the_same_bytes(cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr("tfds_builder.plan.ROWS_PER_SHARD", 4)
+    manifest = cohort(12)
+    with manifest.open("a") as file:
+        file.write("scans/none.dcm,X,normal\n")
+    places = ["--manifest", str(manifest), "--max_rejected", "0.2"]
+    build.main([*places, "--data_dir", str(tmp_path / "pool")])
+    runner = ["--beam_runner", "DirectRunner", "--beam_options", OPTIONS]
+    build.main([*places, "--data_dir", str(tmp_path / "beam"), *runner])
+    assert contents(tmp_path / "beam") == contents(tmp_path / "pool")
+
+
+@needs_beam
+def test_an_unknown_runner_is_one_line_and_no_data_set(cohort, tmp_path):
+    command = [sys.executable, "-m", "tfds_builder.build", "--manifest", cohort(4)]
+    command += ["--data_dir", tmp_path / "data", "--beam_runner", "NoSuchRunner"]
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 2
+    assert "error: the Beam pipeline failed on NoSuchRunner" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "data" / "scintigraphy").exists()
+
+
+def test_without_beam_it_is_said_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(DataError, match=r"pip install .*\[beam\]"):
+        next(beam.run_on_beam([], "DirectRunner", [], {}))
