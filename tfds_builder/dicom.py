@@ -86,14 +86,17 @@ _UIDS = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 _HARMLESS_UID = re.compile(r"(?!.*\.\.)[\w.-]{0,64}", re.ASCII)
 # A scan of a body lying along the rows; floods and spot views are about square.
 _LEAST_ELONGATION = 1.5
-# Two views in each of a few energy windows.
-_MOST_FRAMES = 8
+# Two views in each of six energy windows.
+_MOST_FRAMES = 12
 # What a decoder may be given, as a multiple of the pixels' own size: lossless coding of noise
 # adds little, and an RLE run expands 64-fold.
 _MOST_OF_RAW_SIZE = 2
+# Lossy coders keep the sum, unless they round away most of few counts, or grey values were scaled
+# to 8 bits before.
+_MOST_LOSS = 0.05
 _MOST_HEADER_BYTES = 16 * 2**20
 # pydicom takes 30 microseconds for an item of eight bytes, so that few bytes could take minutes.
-_MOST_READS = 100_000
+_MOST_READS = 50_000
 _MOST_ELEMENT_BYTES = 2**18
 _FIRST_GROUP_OF_PIXELS = 0x5000
 _DEFLATED, _AS_LONG = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1\0\0\0"
@@ -188,18 +191,19 @@ def _in_fixed_words() -> Iterator[None]:
 
 
 class _FewElements(io.BytesIO):
-    """The content of a file from which only so many elements are read."""
+    """The content of a file; it ends where far more elements were read than a bone scan has.
+
+    Raising would not do: pydicom makes another error of it.
+    """
 
     def __init__(self, content: bytes) -> None:
         super().__init__(content)
-        self._left = _MOST_READS
+        self.reads = 0
 
     def read(self, size: int | None = -1) -> bytes:
-        """Raises DataError: there are too many."""
-        self._left -= 1
-        if self._left < 0:
-            raise DataError("has far more elements than a bone scan's header")
-        return super().read(size)
+        """Nothing, after too many reads."""
+        self.reads += 1
+        return super().read(size) if self.reads <= _MOST_READS else b""
 
 
 def _read(content: bytes, pixels: bool) -> Dataset:
@@ -210,7 +214,12 @@ def _read(content: bytes, pixels: bool) -> Dataset:
         raise DataError("its deflated data is damaged or ends too early") from None
     # A data set without the file header begins with a group length or identifying element.
     bare = not has_preamble and content[:2] in (b"\x08\x00", b"\x02\x00", b"\x00\x08")
-    dataset = pydicom.dcmread(_FewElements(content), stop_before_pixels=not pixels, force=bare)
+    file = _FewElements(content)
+    try:
+        dataset = pydicom.dcmread(file, stop_before_pixels=not pixels, force=bare)
+    finally:
+        if file.reads > _MOST_READS:
+            raise DataError("has far more elements than a bone scan's header")
     # Where compressed pixels have no end, pydicom keeps nothing of a data set.
     if not dataset:
         raise DataError("ends too early: the file is truncated")
@@ -331,12 +340,12 @@ def _check_subject(dataset: Dataset, frames: int, rows: int, columns: int) -> No
     descriptions = [dataset.get(field) for field in _DESCRIPTIONS]
     if _SOURCE_TESTS.search(" | ".join(str(text) for text in descriptions if text)):
         raise DataError("is a test of the camera (flood, bar phantom) by its description")
+    if frames > _MOST_FRAMES:
+        raise DataError(
+            f"has {frames} frames of {rows}x{columns}: a tomogram or another series, "
+            "not a whole body"
+        )
     if rows < _LEAST_ELONGATION * columns:
-        if frames > _MOST_FRAMES:
-            raise DataError(
-                f"has {frames} frames of {rows}x{columns}: a tomogram or another series, "
-                "not a whole body"
-            )
         raise DataError(
             f"has a matrix of {rows}x{columns}: a spot view or a test, not a whole body"
         )
@@ -350,7 +359,7 @@ def _check_subject(dataset: Dataset, frames: int, rows: int, columns: int) -> No
 def _matrix(dataset: Dataset) -> tuple[int, int, int]:
     """Frames, rows and columns, bounded before anything of that size is allocated."""
     if "Rows" not in dataset and "Columns" not in dataset:
-        raise DataError("ends before its pixels; the file is truncated, or holds no image")
+        raise DataError("has neither Rows nor Columns; the file may be truncated")
     rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
     frames = int(dataset.get("NumberOfFrames") or 1)
     if min(rows, columns, frames) < 1:
@@ -414,7 +423,7 @@ def _counts(dataset: Dataset, expected: tuple[int, int, int]) -> tuple[np.ndarra
             f"has negative pixels (lowest {lowest}), so they are not counts; "
             "was it compressed with loss?"
         )
-    return stored, notes + rescale_notes + _loss_notes(dataset)
+    return stored, notes + rescale_notes + _loss_notes(dataset, stored)
 
 
 def _decoded(dataset: Dataset) -> np.ndarray:
@@ -508,16 +517,23 @@ def _is_lossy(dataset: Dataset) -> bool:
     )
 
 
-def _loss_notes(dataset: Dataset) -> tuple[str, ...]:
-    return ("compressed with loss: counts are approximate",) if _is_lossy(dataset) else ()
+def _loss_notes(dataset: Dataset, counts: np.ndarray) -> tuple[str, ...]:
+    if not _is_lossy(dataset):
+        return ()
+    off = abs(_sum_ratio(dataset, counts) - 1) > _MOST_LOSS
+    notes = ("compressed with loss: counts are approximate",)
+    return (*notes, "compressed with loss: counts do not add up") if off else notes
 
 
 def _counts_ratio(dataset: Dataset, counts: np.ndarray) -> float:
-    """A checksum: CountsAccumulated is the sum over all frames, unless compression lost some."""
+    """A checksum, unless compression lost counts anyway."""
+    return float("nan") if _is_lossy(dataset) else _sum_ratio(dataset, counts)
+
+
+def _sum_ratio(dataset: Dataset, counts: np.ndarray) -> float:
+    """CountsAccumulated is the sum over all frames; NaN where it is not there."""
     said = _counts_accumulated(dataset)
-    if not said or _is_lossy(dataset):
-        return float("nan")
-    return int(counts.sum(dtype=np.int64)) / said
+    return int(counts.sum(dtype=np.int64)) / said if said else float("nan")
 
 
 def _radionuclide_notes(dataset: Dataset) -> tuple[str, ...]:
