@@ -3,7 +3,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from tfds_builder.errors import DataError
-from tfds_builder.label_tables import LEFT_OUT, Keys, join, read_label_map, read_table
+from tfds_builder.scan.label_tables import LEFT_OUT, Keys, join, read_label_map, read_table
 
 MAP = {"0": "normal", "1": "metastasis"}
 FILES = [

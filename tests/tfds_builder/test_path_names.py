@@ -3,7 +3,7 @@ from pathlib import PurePosixPath
 import pytest
 
 from tfds_builder.errors import DataError
-from tfds_builder.path_names import PathName, PathPattern, read_words
+from tfds_builder.scan.path_names import PathName, PathPattern, read_words
 
 
 def words(path: str) -> PathName:

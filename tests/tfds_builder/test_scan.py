@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfds_builder import inventory, scan
 from tfds_builder.errors import DataError
-from tfds_builder.inventory import Chunk, inspect_files
 from tfds_builder.manifest import read_manifest
+from tfds_builder.scan import __main__ as scan
+from tfds_builder.scan import inventory
+from tfds_builder.scan.inventory import Chunk, inspect_files
 from tfds_builder.workers import Lost
 
 PICTURE = (64, 24)

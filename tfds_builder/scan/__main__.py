@@ -17,8 +17,10 @@ from rich.console import Console
 
 from tfds_builder.command import CommandParser, available_cores
 from tfds_builder.errors import DataError, run_command
-from tfds_builder.inventory import Chunk, Files, Scan, View, inspect_files, list_files
-from tfds_builder.label_tables import (
+from tfds_builder.manifest import LABELS
+from tfds_builder.progress import make_console, progress, say
+from tfds_builder.scan.inventory import Chunk, Files, Scan, View, inspect_files, list_files
+from tfds_builder.scan.label_tables import (
     LEFT_OUT,
     Keys,
     LabelTable,
@@ -27,9 +29,7 @@ from tfds_builder.label_tables import (
     read_table,
     resolve,
 )
-from tfds_builder.manifest import LABELS
-from tfds_builder.path_names import BY_PATTERN, PathName, PathPattern, read_words
-from tfds_builder.progress import make_console, progress, say
+from tfds_builder.scan.path_names import BY_PATTERN, PathName, PathPattern, read_words
 from tfds_builder.views import UNKNOWN
 from tfds_builder.workers import WorkerPool
 
@@ -242,7 +242,7 @@ def _inspected(
         settings.workers,
         step_seconds=_FILE_SECONDS,
         memory_bytes=_WORKER_MEMORY,
-        preload=("tfds_builder.inventory",),
+        preload=("tfds_builder.scan.inventory",),
     )
     with pool:
         results = pool.map(inspect_files, chunks, Chunk.without)

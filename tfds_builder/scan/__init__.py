@@ -1,0 +1,1 @@
+"""python -m tfds_builder.scan: proposes a manifest for a folder of images."""
