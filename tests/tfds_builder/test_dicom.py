@@ -243,6 +243,7 @@ def test_rescaling_is_applied_and_rounding_is_noted(write_dicom, rng):
     halved = views_of(write_dicom(counts=counts, RescaleSlope="0.4", RescaleIntercept=0))
     assert "rescaled and rounded to whole counts" in halved[0].notes
     np.testing.assert_array_equal(halved[0].native, np.rint(counts[0] * 0.4))
+    assert "unusable RescaleSlope" in error_of(write_dicom(RescaleSlope=0))
 
 
 @pytest.mark.parametrize("value", [None, "", [0, 0], [2.4, float("nan")]])
