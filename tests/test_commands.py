@@ -86,7 +86,8 @@ def test_finished_steps_are_kept_when_the_path_is_run_again(whole_path):
 @pytest.mark.parametrize(
     "module",
     [
-        *("tfds_builder.phantom", "tfds_builder.build"),
+        *("tfds_builder.phantom", "tfds_builder.scan", "tfds_builder.build"),
+        *("tfds_builder.inspect", "tfds_builder.throughput", "tfds_builder.fuzz"),
         *("dscint_jax.main", "dscint_jax.evaluate", "dscint_jax.report"),
     ],
 )
@@ -146,10 +147,18 @@ BAD_INPUT = {
         lambda f: ("tfds_builder.build", "--manifest", f / "none.csv", "--data_dir", f / "new"),
         ["none.csv"],
     ),
+    "no folder to scan": (
+        lambda f: ("tfds_builder.scan", f / "none", "--out", f / "new.csv"),
+        ["none"],
+    ),
+    "nothing to inspect": (
+        lambda f: ("tfds_builder.inspect", "--data_dir", f / "new"),
+        ["holds no data set", "tfds_builder.build"],
+    ),
     "missing column": (_build(_without_label), ["changed.csv", "label"]),
     "unknown label": (_build(_unknown_label), ["row 4", "fracture", "thyroid_carcinoma"]),
-    "patient in two splits": (_build(_torn_patient), ["P-1", "train", "test"]),
-    "not DICOM": (_build(_not_dicom), ["phantom.json", "row 2"]),
+    "patient in two splits": (_build(_torn_patient), ["row 3", "row 2", "train", "test"]),
+    "not DICOM": (_build(_not_dicom), ["row 2", "not a DICOM file", "quarantine.csv"]),
     "no data set": (_train(data="nothing"), ["nothing", "tfds_builder.build"]),
     "unknown field": (_train("--config.step=3"), ["'step'", "'steps'"]),
     "another config": (_train("--config.seed=5", workdir="run"), ["config.seed is 0 there"]),
@@ -175,6 +184,8 @@ def test_bad_input_is_one_line_exit_2_and_nothing_written(whole_path, tmp_path, 
     assert done.stderr.count("\n") == 1, done.stderr
     for word in expected:
         assert word in done.stderr
+    # The one thing that a failed build leaves is the list of files that it could not use.
+    (folder / "new" / "quarantine.csv").unlink(missing_ok=True)
     after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     assert before == after
     assert not (folder / "new" / "scintigraphy").exists()
