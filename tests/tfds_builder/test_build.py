@@ -116,6 +116,22 @@ print(json.dumps([builder.info.features["label"].names, builder.info.features["v
     assert sum(class_counts["train"].values()) == length
 
 
+def test_the_builder_works_under_tfds_alone(cohort, tmp_path):
+    manifest = cohort(12)
+    places = tfds.download.DownloadConfig(manual_dir=tmp_path)
+    Builder(data_dir=tmp_path / "alone", config="views").download_and_prepare(
+        download_config=places
+    )
+    run(manifest, tmp_path / "data")
+    assert (
+        every_record(tmp_path / "alone")[5]["image_id"]
+        == every_record(tmp_path / "data")[5]["image_id"]
+    )
+    assert read_splits(tmp_path / "alone" / "splits.csv") == read_splits(
+        tmp_path / "data" / "splits.csv"
+    )
+
+
 def test_the_metadata_agrees_with_the_records(cohort, tmp_path):
     run(cohort(13), tmp_path / "data")
     info = tfds.builder("scintigraphy/views", data_dir=tmp_path / "data").info

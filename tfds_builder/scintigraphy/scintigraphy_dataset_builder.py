@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from tfds_builder import deidentify, splits
-from tfds_builder.findings import write_findings
+from tfds_builder.findings import refuse_unacceptable, write_atomically, write_findings
 from tfds_builder.ingest import Ingested, ingest
 from tfds_builder.manifest import LABELS, read_manifest
 from tfds_builder.plan import Options, Plan, plan_data_set
@@ -56,7 +56,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         """
         super().__init__(**kwargs)
         self._plan = plan
-        self._ingest = ingest or _ingest_here
+        self._ingest = ingest or self._ingest_here
 
     def _info(self) -> tfds.core.DatasetInfo:
         info = self.dataset_info_from_configs(
@@ -132,9 +132,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         options = Options(config=self.builder_config.name)
         return plan_data_set(manifest, read_manifest(manifest), key, known, options)
 
-
-def _ingest_here(plan: Plan, folder: Path) -> Ingested:
-    return ingest(plan, folder, VERSION)
+    def _ingest_here(self, plan: Plan, folder: Path) -> Ingested:
+        root = Path(self._data_dir_root)
+        ingested = ingest(plan, folder, VERSION)
+        refuse_unacceptable(ingested, root)
+        write_atomically(root / splits.FILE_NAME, splits.splits_text(ingested.patients))
+        return ingested
 
 
 def _metadata(ingested: Ingested) -> dict[str, Any]:
