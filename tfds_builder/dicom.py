@@ -98,8 +98,15 @@ _MOST_LOSS = 0.05
 _MOST_HEADER_BYTES = 16 * 2**20
 # pydicom takes 30 microseconds for an item of eight bytes, so that few bytes could take minutes.
 _MOST_READS = 50_000
-_MOST_ELEMENT_BYTES = 2**18
+# What is decoded of a header; private data and pixels are not.
+_MOST_DECODED_BYTES = 2**18
+# It is decoded while the file is read, and slowly: the tag in either byte order.
+_CHARACTER_SET_TAGS = (b"\x08\0\x05\0", b"\0\x08\0\x05")
+_MOST_CHARACTER_SET_BYTES = 1024
 _FIRST_GROUP_OF_PIXELS = 0x5000
+# Group and element in the block of the private texts that `views` reads.
+_GE_VIEW_TEXTS = ((0x0011, 0x12), (0x0011, 0x30))
+_LARGE_HEADER = "has a header far larger than a bone scan's"
 _DEFLATED, _AS_LONG = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1\0\0\0"
 
 
@@ -192,20 +199,28 @@ def _in_fixed_words() -> Iterator[None]:
         raise DataError(f"damaged DICOM file ({type(error).__name__})") from error
 
 
-class _FewElements(io.BytesIO):
-    """The content of a file; it ends where far more elements were read than a bone scan has.
+class _Bounded(io.BytesIO):
+    """The content of a file; it ends where there is more to decode than a bone scan has.
 
     Raising would not do: pydicom makes another error of it.
     """
 
     def __init__(self, content: bytes) -> None:
         super().__init__(content)
-        self.reads = 0
+        self._reads = 0
+        self._at_character_set = False
+        self.exceeded = False
 
     def read(self, size: int | None = -1) -> bytes:
-        """Nothing, after too many reads."""
-        self.reads += 1
-        return super().read(size) if self.reads <= _MOST_READS else b""
+        """Nothing, once the bounds are exceeded."""
+        found = super().read(size)
+        if size == 8:  # The head of an element.
+            self._at_character_set = found[:4] in _CHARACTER_SET_TAGS
+        elif self._at_character_set and len(found) > _MOST_CHARACTER_SET_BYTES:
+            self.exceeded = True
+        self._reads += 1
+        self.exceeded |= self._reads > _MOST_READS
+        return b"" if self.exceeded else found
 
 
 def _read(content: bytes, pixels: bool) -> Dataset:
@@ -216,16 +231,16 @@ def _read(content: bytes, pixels: bool) -> Dataset:
         raise DataError("its deflated data is damaged or ends too early") from None
     # A data set without the file header begins with a group length or identifying element.
     bare = not has_preamble and content[:2] in (b"\x08\x00", b"\x02\x00", b"\x00\x08")
-    file = _FewElements(content)
+    file = _Bounded(content)
     try:
         dataset = pydicom.dcmread(file, stop_before_pixels=not pixels, force=bare)
     finally:
-        if file.reads > _MOST_READS:
-            raise DataError("has far more elements than a bone scan's header")
+        if file.exceeded:
+            raise DataError(_LARGE_HEADER)
     # Where compressed pixels have no end, pydicom keeps nothing of a data set.
     if not dataset:
         raise DataError("ends too early: the file is truncated")
-    _check_elements(dataset)
+    _check_header_size(dataset)
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit, little = dataset.original_encoding
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
@@ -233,14 +248,19 @@ def _read(content: bytes, pixels: bool) -> Dataset:
     return dataset
 
 
-def _check_elements(dataset: Dataset) -> None:
-    """Refuses elements that would take long to decode, without decoding any."""
+def _check_header_size(dataset: Dataset) -> None:
+    """Refuses what would take long to decode, without decoding any of it."""
+    size = 0
     for element in dataset.values():
         tag = element.tag
-        if tag.is_private or tag.group >= _FIRST_GROUP_OF_PIXELS or not element.value:
-            continue
-        if isinstance(element.value, bytes) and len(element.value) > _MOST_ELEMENT_BYTES:
-            raise DataError("has an element larger than a bone scan's whole header")
+        if tag.is_private:
+            decoded = tag.is_private_creator or (tag.group, tag.element & 0xFF) in _GE_VIEW_TEXTS
+        else:
+            decoded = tag.group < _FIRST_GROUP_OF_PIXELS
+        if decoded and isinstance(element.value, bytes):
+            size += len(element.value)
+    if size > _MOST_DECODED_BYTES:
+        raise DataError(_LARGE_HEADER)
 
 
 def _without_deflation(content: bytes, header: int) -> bytes:

@@ -209,7 +209,7 @@ def test_far_too_many_parts_are_refused_at_once(seeds, syntax, damage):
         if damage == "items":
             draft.find(0x00540022).length = UNDEFINED
     reason = refusal(draft.encode())
-    assert "a bone scan's" in reason
+    assert "header far larger" in reason
 
 
 def test_deflated_data_is_read_whole_and_its_end_is_needed(seeds):
