@@ -30,7 +30,7 @@ from pydicom.uid import (
 )
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
-from tfds_builder.codestream import claimed_size, inflated, is_cut_off
+from tfds_builder.codestream import claimed_bits, claimed_size, inflated, is_cut_off
 from tfds_builder.errors import DataError
 from tfds_builder.manifest import MAX_AGE
 from tfds_builder.scintigram import MAX_PIXELS, Scintigram, View
@@ -481,7 +481,8 @@ def _check_codestreams(dataset: Dataset, expected: tuple[int, int, int]) -> None
     if not syntax.is_encapsulated:
         return
     frames, rows, columns = expected
-    raw = frames * rows * columns * int(dataset.get("BitsAllocated") or 16) // 8
+    allocated = int(dataset.get("BitsAllocated") or 16)
+    raw = frames * rows * columns * allocated // 8
     if len(dataset.PixelData) > _MOST_OF_RAW_SIZE * raw + 2**16:
         raise DataError("has more compressed data than pixels: the header or the data is wrong")
     if syntax == RLELossless:
@@ -495,6 +496,12 @@ def _check_codestreams(dataset: Dataset, expected: tuple[int, int, int]) -> None
             says = "nothing readable" if claimed is None else "x".join(map(str, claimed))
             raise DataError(
                 f"is {rows}x{columns} by its header, but its codestream says {says}; "
+                "export it again"
+            )
+        bits = claimed_bits(codestream) or 0
+        if not 1 <= bits <= allocated:
+            raise DataError(
+                f"has {allocated} bits a pixel by its header, but its codestream says {bits}; "
                 "export it again"
             )
         if is_cut_off(codestream):

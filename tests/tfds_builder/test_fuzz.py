@@ -227,11 +227,20 @@ def test_a_run_beyond_the_end_of_an_rle_segment_is_damage(seeds):
     assert "damaged pixels" in refusal(draft.encode())
 
 
-def test_a_jpeg_ls_of_17_bits_is_damage(seeds):
-    """GDCM ends the process where it is given this one."""
-    draft = Draft.of(seed_named(seeds, "JPEG-LS, 1 views").content)
+@pytest.mark.parametrize(
+    "name, marker, place, value, bits",
+    [
+        ("JPEG-LS", b"\xff\xf7", 4, 17, 17),
+        ("JPEG lossless SV1", b"\xff\xc3", 4, 255, 255),
+        ("JPEG 2000", b"\xff\x51", 40, 36, 37),
+        ("JPEG baseline", b"\xff\xc0", 4, 12, 12),
+    ],
+)
+def test_a_codestream_deeper_than_its_header_is_refused(seeds, name, marker, place, value, bits):
+    """GDCM ends the process where it is given the first two."""
+    draft = Draft.of(seed_named(seeds, f"{name}, 1 views").content)
     table, frame = draft.fragments
     lying = bytearray(frame)
-    lying[lying.index(b"\xff\xf7") + 4] = 17
+    lying[lying.index(marker) + place] = value
     draft.put_fragments([table, bytes(lying)])
-    assert "damaged pixels" in refusal(draft.encode())
+    assert f"codestream says {bits}" in refusal(draft.encode())
