@@ -30,7 +30,7 @@ from pydicom.uid import (
 )
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
-from tfds_builder.codestream import claimed_bits, claimed_size, inflated, is_cut_off
+from tfds_builder.codestream import claimed_bits, claimed_size, inflated, is_cut_off, lacks_tables
 from tfds_builder.errors import DataError
 from tfds_builder.manifest import MAX_AGE
 from tfds_builder.scintigram import MAX_PIXELS, Scintigram, View
@@ -506,6 +506,8 @@ def _check_codestreams(dataset: Dataset, expected: tuple[int, int, int]) -> None
             )
         if is_cut_off(codestream):
             raise DataError("holds a compressed frame that ends too early; export it again")
+        if lacks_tables(codestream):
+            raise DataError("holds a compressed frame without its tables; export it again")
 
 
 def _uninverted(dataset: Dataset, stored: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -227,6 +227,18 @@ def test_a_run_beyond_the_end_of_an_rle_segment_is_damage(seeds):
     assert "damaged pixels" in refusal(draft.encode())
 
 
+@pytest.mark.parametrize("name", ["JPEG lossless SV1", "JPEG lossless", "JPEG baseline"])
+@pytest.mark.parametrize("place, value", [(0, 0), (1, 0xFE), (3, 2), (4, 3), (4, 0x20)])
+def test_a_jpeg_without_a_table_that_it_needs_is_refused(seeds, name, place, value):
+    """GDCM ends the process where it is given a lossless one."""
+    draft = Draft.of(seed_named(seeds, f"{name}, 1 views").content)
+    table, frame = draft.fragments
+    lying = bytearray(frame)
+    lying[lying.index(b"\xff\xc4") + place] = value
+    draft.put_fragments([table, bytes(lying)])
+    assert "without its tables" in refusal(draft.encode())
+
+
 @pytest.mark.parametrize(
     "name, marker, place, value, bits",
     [
