@@ -6,7 +6,7 @@ all that was assumed in its column `comment`. No pixel is decoded.
 
 import argparse
 import csv
-import os
+import io
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from rich.console import Console
 
+from tfds_builder.atomic import write_text
 from tfds_builder.command import CommandParser, available_cores
 from tfds_builder.errors import DataError, run_command
 from tfds_builder.manifest import LABELS
@@ -366,16 +367,11 @@ def _write(settings: argparse.Namespace, proposal: Proposal) -> None:
 
 
 def _write_table(path: Path, columns: list[str], rows: Iterable[Sequence[object]]) -> None:
-    """Writes a CSV file whole, or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(columns)
-            table.writerows(rows)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    text = io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(columns)
+    table.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def _report(
