@@ -10,7 +10,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from tfds_builder.errors import DataError
 from tfds_builder.raster import check_raster, is_raster, read_raster
-from tfds_builder.raster_container import _ADAM7
+from tfds_builder.raster.png import _ADAM7
 from tfds_builder.scintigram import MAX_PIXELS, Scintigram
 
 SHAPE = (64, 24)

@@ -15,7 +15,11 @@ import numpy as np
 from PIL import Image
 
 from tfds_builder.errors import DataError
-from tfds_builder.raster_container import COLOUR, Container, cut, kind_of
+from tfds_builder.raster.container import COLOUR, Container, check_frame
+from tfds_builder.raster.directory import TIFF_STARTS
+from tfds_builder.raster.jpeg import JPEG_START, cut_jpeg
+from tfds_builder.raster.png import PNG_START, cut_png
+from tfds_builder.raster.tiff import cut_tiff
 from tfds_builder.scintigram import Scintigram, View
 
 _HIGHEST = np.iinfo(np.uint16).max
@@ -28,7 +32,7 @@ Grey = tuple[np.ndarray, tuple[str, ...]]
 
 def is_raster(content: bytes) -> bool:
     """Whether this is a PNG, TIFF or JPEG by its first bytes."""
-    return kind_of(content) is not None
+    return _kind_of(content) is not None
 
 
 def check_raster(content: bytes, frame: int = 1) -> int:
@@ -37,11 +41,11 @@ def check_raster(content: bytes, frame: int = 1) -> int:
     Raises:
       DataError: as for `read_raster`.
     """
-    kind = kind_of(content)
+    kind = _kind_of(content)
     if kind is None:
         raise DataError("is not a PNG, TIFF or JPEG")
     with _own_words(kind):
-        return cut(kind, content, frame).pages
+        return _cut(kind, content, frame).pages
 
 
 def read_raster(content: bytes, frame: int | None = None, view: str | None = None) -> Scintigram:
@@ -59,11 +63,11 @@ def read_raster(content: bytes, frame: int | None = None, view: str | None = Non
     Raises:
       DataError: says why it cannot be used, in words and numbers of our own.
     """
-    kind = kind_of(content)
+    kind = _kind_of(content)
     if kind is None:
         raise DataError("is not a PNG, TIFF or JPEG")
     with _own_words(kind):
-        container = cut(kind, content, frame)
+        container = _cut(kind, content, frame)
         native, notes = _upright_grey(kind, container)
     if view:
         name, rule, view_notes = view, "manifest", ()
@@ -72,6 +76,22 @@ def read_raster(content: bytes, frame: int | None = None, view: str | None = Non
         view_notes = ("view unknown: no rule names it; give it in the manifest's 'view'",)
     notes = (*view_notes, "grey values of a picture, not counts", *notes, "pixel spacing unknown")
     return Scintigram(views=(View(native, frame or 1, name, rule, notes),), frames=container.pages)
+
+
+def _kind_of(content: bytes) -> str | None:
+    """'PNG', 'TIFF' or 'JPEG' by the first bytes, or None."""
+    if content.startswith(PNG_START):
+        return "PNG"
+    if content.startswith(JPEG_START):
+        return "JPEG"
+    return "TIFF" if content[:4] in TIFF_STARTS else None
+
+
+def _cut(kind: str, content: bytes, frame: int | None) -> Container:
+    if kind == "TIFF":
+        return cut_tiff(content, frame)
+    check_frame(frame, 1)
+    return cut_png(content) if kind == "PNG" else cut_jpeg(content)
 
 
 @contextmanager
