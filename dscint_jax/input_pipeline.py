@@ -39,7 +39,10 @@ def open_dataset(data_dir: Path) -> Any:
     # Slow to import, and not needed before data is.
     import tensorflow_datasets as tfds
 
-    versions = sorted((data_dir / DATASET).glob("*/dataset_info.json"))
+    versions = sorted(
+        (data_dir / DATASET).glob("*/dataset_info.json"),
+        key=lambda path: [int(part) for part in re.findall(r"\d+", path.parent.name)],
+    )
     if not versions:
         raise DscintError(
             f"{data_dir} holds no data set {DATASET}; build one: python -m tfds_builder.build "

@@ -1,32 +1,36 @@
 """Writes shards on an Apache Beam runner instead of this machine's processes (extra `beam`).
 
-In: shard tasks. Out: the same shards. Tasks and results go through files beside the shards, so the
-pipeline itself stays small on any runner; every worker must see the manifest's folder and the data
-directory under the same paths.
+In: shard tasks. Out: the same shards. Tasks go through files in a private folder beside the
+manifest, since they name patients; results through files beside the shards. So the pipeline itself
+stays small on any runner; every worker must see both folders under the same paths.
 """
 
 import pickle
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from tfds_builder.errors import DataError
-from tfds_builder.shard import Shard, ShardTask, write_shard
-from tfds_builder.workers import WorkerPool
+from tfds_builder.shard import Shard, ShardTask, shard_pool, write_shard
 
 _QUIET = ("--default_sdk_harness_log_level=WARNING",)
 
 
 def run_on_beam(
-    tasks: Sequence[ShardTask], runner: str, options: Sequence[str], pool_options: dict[str, Any]
+    tasks: Sequence[ShardTask],
+    site_folder: Path,
+    runner: str,
+    options: Sequence[str],
+    file_seconds: float,
 ) -> Iterator[Shard]:
     """Runs tasks as one Beam pipeline and yields their results in order.
 
     Args:
       tasks: what to write.
+      site_folder: the manifest's.
       runner: 'DirectRunner', 'FlinkRunner', 'DataflowRunner' or any other that Beam knows.
       options: further pipeline options, as on a command line.
-      pool_options: of the `WorkerPool` of one process that each Beam worker decodes in.
+      file_seconds: the longest that a file may take.
 
     Raises:
       DataError: Beam is not installed; the pipeline failed; a task could not be written.
@@ -43,54 +47,53 @@ def run_on_beam(
         """Decodes in a process of its own: a file that crashes it must not fail the bundle."""
 
         def setup(self) -> None:
-            self._pool = WorkerPool(1, **pool_options)
+            self._pool = shard_pool(1, file_seconds)
 
-        def process(self, path: str) -> Iterator[str]:
-            task = pickle.loads(_task_file(path).read_bytes())
+        def process(self, task_file: str) -> Iterator[str]:
+            task = pickle.loads(Path(task_file).read_bytes())
             result: Shard | DataError
             try:
-                (result,) = self._pool.map(write_shard, [task], ShardTask.without)
+                (result,) = self._pool.map(write_shard, [task], ShardTask.after)
             except DataError as error:
                 result = error
-            _result_file(path).write_bytes(pickle.dumps(result))
-            yield path
+            _result_file(task).write_bytes(pickle.dumps(result))
+            yield task_file
 
         def teardown(self) -> None:
             self._pool.__exit__(None, None, None)
 
+    with tempfile.TemporaryDirectory(dir=site_folder, prefix=".beam-tasks-") as folder:
+        files = [Path(folder, str(n)) for n in range(len(tasks))]
+        for file, task in zip(files, tasks, strict=True):
+            file.write_bytes(pickle.dumps(task))
+        try:
+            pipeline_options = PipelineOptions([f"--runner={runner}", *_QUIET, *options])
+            with beam.Pipeline(options=pipeline_options) as pipeline:
+                names = pipeline | beam.Create([str(file) for file in files]) | beam.Reshuffle()
+                _ = names | "write shards" >> beam.ParDo(WriteShards())
+        except Exception as error:
+            raise DataError(
+                f"the Beam pipeline failed on {runner} ({type(error).__name__}): "
+                f"{_first_line(error)}"
+            ) from error
     for task in tasks:
-        _task_file(task.path).write_bytes(pickle.dumps(task))
+        yield _taken_result(task)
+
+
+def _result_file(task: ShardTask) -> Path:
+    return Path(f"{task.path}.result")
+
+
+def _taken_result(task: ShardTask) -> Shard:
+    file = _result_file(task)
     try:
-        pipeline_options = PipelineOptions([f"--runner={runner}", *_QUIET, *options])
-        with beam.Pipeline(options=pipeline_options) as pipeline:
-            paths = pipeline | beam.Create([task.path for task in tasks]) | beam.Reshuffle()
-            _ = paths | "write shards" >> beam.ParDo(WriteShards())
-    except Exception as error:
-        raise DataError(
-            f"the Beam pipeline failed on {runner} ({type(error).__name__}): {_first_line(error)}"
-        ) from error
-    for task in tasks:
-        yield _taken_result(task.path)
-
-
-def _task_file(path: str) -> Path:
-    return Path(f"{path}.task")
-
-
-def _result_file(path: str) -> Path:
-    return Path(f"{path}.result")
-
-
-def _taken_result(path: str) -> Shard:
-    try:
-        result = pickle.loads(_result_file(path).read_bytes())
+        result = pickle.loads(file.read_bytes())
     except FileNotFoundError:
         raise DataError(
             "a Beam worker left no result: do all workers see the data directory as this machine "
             "does?"
         ) from None
-    _task_file(path).unlink()
-    _result_file(path).unlink()
+    file.unlink()
     if isinstance(result, DataError):
         raise result
     return result

@@ -14,6 +14,7 @@ import math
 import os
 import shlex
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -27,21 +28,24 @@ from tfds_builder import deidentify, splits
 from tfds_builder.beam import run_on_beam
 from tfds_builder.command import CommandParser, available_cores
 from tfds_builder.errors import DataError, run_command
-from tfds_builder.findings import refuse_unacceptable, rejection_reasons, remove_stale
+from tfds_builder.findings import (
+    refuse_stored,
+    refuse_unacceptable,
+    rejection_reasons,
+    remove_stale,
+)
 from tfds_builder.ingest import Ingested, ingest
 from tfds_builder.manifest import LABELS, read_manifest
 from tfds_builder.plan import Options, Plan, plan_data_set
 from tfds_builder.progress import make_console, progress, say
 from tfds_builder.records import CONFIGS, STUDIES_CONFIG, VIEWS_CONFIG
 from tfds_builder.scintigraphy.scintigraphy_dataset_builder import VERSION, Builder
-from tfds_builder.shard import Shard, ShardTask
+from tfds_builder.shard import FILE_SECONDS, Shard, ShardTask, shard_pool
 from tfds_builder.study import Study, digests_of_studies
 from tfds_builder.workers import Lost, WorkerPool
 
-FILE_SECONDS = 30.0
-WORKER_MEMORY = 2**30
-
 _STAGING = ".scintigraphy-being-built"
+_REPLACED = "replaced"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -56,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     console = make_console()
     try:
-        with _only_build_in(settings.data_dir):
+        with _staging_folder(settings.data_dir) as staging:
             started = time.monotonic()
             key = _key(settings, console)
             splits_file = settings.data_dir / splits.FILE_NAME
@@ -69,8 +73,8 @@ def main(argv: list[str] | None = None) -> None:
                 complete=True,
             )
             plan = plan_data_set(settings.manifest, rows, key, known, options)
-            with _pool(settings) as pool:
-                _build(settings, plan, pool, console, started)
+            with shard_pool(settings.workers, settings.file_seconds) as pool:
+                _build(settings, plan, staging, pool, console, started)
     except OSError as error:
         where = error.filename or settings.data_dir
         raise DataError(f"{where}: {error.strerror or error}") from None
@@ -213,38 +217,26 @@ def _checked_fractions(values: Iterable[float]) -> tuple[float, float, float]:
 
 def _key(settings: argparse.Namespace, console: Console) -> bytes:
     path = settings.pseudonym_key or settings.manifest.parent / deidentify.KEY_FILE_NAME
-    if path.resolve().is_relative_to(settings.data_dir.resolve()):
-        raise DataError(
-            f"--pseudonym_key {path}: lies in the data directory, which is passed on; "
-            "keep the key elsewhere"
-        )
+    deidentify.refuse_key_in(settings.data_dir, path)
     key, created = deidentify.read_or_create_key(path)
     if created:
         say(console, f"made a new pseudonym key: {path} (keep it, and keep it private)")
     return key
 
 
-def _pool_options(settings: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "step_seconds": settings.file_seconds,
-        "memory_bytes": WORKER_MEMORY,
-        "preload": ("tfds_builder.shard",),
-    }
-
-
-def _pool(settings: argparse.Namespace) -> WorkerPool:
-    return WorkerPool(settings.workers, **_pool_options(settings))
-
-
 def _build(
-    settings: argparse.Namespace, plan: Plan, pool: WorkerPool, console: Console, started: float
+    settings: argparse.Namespace,
+    plan: Plan,
+    staging: Path,
+    pool: WorkerPool,
+    console: Console,
+    started: float,
 ) -> None:
-    config = settings.data_dir / "scintigraphy" / plan.options.config
-    final = config / VERSION
+    final = settings.data_dir / "scintigraphy" / plan.options.config / VERSION
     if final.exists() and _is_up_to_date(final, plan, pool, console, settings.overwrite):
+        refuse_stored(final, plan)
         say(console, f"{final}: already built from these sources, nothing to do")
         return
-    staging = settings.data_dir / _STAGING
     run = _runner(settings, pool, console, len(plan.rows))
     ingested: list[Ingested] = []
 
@@ -262,7 +254,7 @@ def _build(
     new_splits = staging / splits.FILE_NAME
     new_splits.write_text(splits.splits_text(ingested[0].patients), encoding="utf-8")
     new_splits.replace(settings.data_dir / splits.FILE_NAME)
-    _move_into_place(staging, final)
+    _move_into_place(staging, staging / final.relative_to(settings.data_dir), final)
     remove_stale(settings.data_dir)
     _report(console, ingested[0], builder.info.metadata, final, time.monotonic() - started)
 
@@ -276,11 +268,12 @@ def _runner(
         if settings.beam_runner:
             return run_on_beam(
                 tasks,
+                settings.manifest.parent,
                 settings.beam_runner,
                 shlex.split(settings.beam_options),
-                _pool_options(settings),
+                settings.file_seconds,
             )
-        results = pool.map(function, tasks, ShardTask.without)
+        results = pool.map(function, tasks, ShardTask.after)
         total = sum(len(study.rows) for task in tasks for study in task.studies)
         return progress(console, results, "reading files", total, lambda shard: len(shard.digests))
 
@@ -288,24 +281,42 @@ def _runner(
 
 
 @contextlib.contextmanager
-def _only_build_in(data_dir: Path) -> Iterator[None]:
-    """Holds the folder against a second build and removes what a killed build left behind."""
+def _staging_folder(data_dir: Path) -> Iterator[Path]:
+    """A private folder to build in. Holds the data directory against a second build.
+
+    What killed builds left is removed, and what they were about to replace put back.
+    """
     data_dir.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(data_dir, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _clear_up(data_dir)
     except BlockingIOError:
         os.close(descriptor)
         raise DataError(f"{data_dir}: another build is running there; wait for it") from None
     except OSError:
-        pass  # Some network file systems have no locks.
-    staging = data_dir / _STAGING
+        pass  # Some network file systems have no locks: then what others left may be in use.
+    staging = Path(tempfile.mkdtemp(dir=data_dir, prefix=f"{_STAGING}-"))
     try:
-        shutil.rmtree(staging, ignore_errors=True)
-        yield
+        yield staging
     finally:
+        _restore_replaced(data_dir, staging)
         shutil.rmtree(staging, ignore_errors=True)
         os.close(descriptor)
+
+
+def _clear_up(data_dir: Path) -> None:
+    for left in data_dir.glob(f"{_STAGING}*"):
+        _restore_replaced(data_dir, left)
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _restore_replaced(data_dir: Path, staging: Path) -> None:
+    """Puts a data set back whose successor did not take its place."""
+    for replaced in (staging / _REPLACED).glob("*"):
+        final = data_dir / "scintigraphy" / replaced.name / VERSION
+        if not final.exists():
+            replaced.rename(final)
 
 
 def _is_up_to_date(
@@ -315,15 +326,22 @@ def _is_up_to_date(
         fingerprint = json.loads((final / "metadata.json").read_bytes())["fingerprint"]
     except (OSError, ValueError, KeyError):
         fingerprint = None
-    # All its patients are known, so no split can change any more.
-    if fingerprint == plan.fingerprint(plan.assign(), _digests(plan, pool, console), VERSION):
-        return True
-    if not overwrite:
+    # With splits.csv in place all its patients are known, so no split can change any more.
+    same = fingerprint == plan.fingerprint(plan.assign(), _digests(plan, pool, console), VERSION)
+    if not same and not overwrite:
         raise DataError(
             f"{final}: holds a data set built from other sources or splits; "
             "use --overwrite to replace it, or another --data_dir"
         )
-    return False
+    # What could not be read then may be readable now, with another codec.
+    return same and not (overwrite and _rejected_rows(final))
+
+
+def _rejected_rows(final: Path) -> int:
+    try:
+        return json.loads((final / "metadata.json").read_bytes())["rejected_rows"]
+    except (OSError, ValueError, KeyError):
+        return 0
 
 
 def _digests(plan: Plan, pool: WorkerPool, console: Console) -> dict[int, tuple[bytes, bytes]]:
@@ -339,14 +357,15 @@ def _no_retry(task: tuple[Study, ...], lost: Lost) -> None:
     raise DataError(f"manifest row {lost.step}: reading the file {lost.reason}")
 
 
-def _move_into_place(staging: Path, final: Path) -> None:
-    built = staging / final.relative_to(staging.parent)
+def _move_into_place(staging: Path, built: Path, final: Path) -> None:
     config_folder = final.parent.parent / ".config"
     final.parent.mkdir(parents=True, exist_ok=True)
     if not config_folder.exists():
         (built.parent.parent / ".config").rename(config_folder)
     if final.exists():
-        final.rename(staging / "replaced")
+        replaced = staging / _REPLACED
+        replaced.mkdir()
+        final.rename(replaced / final.parent.name)
     built.rename(final)
 
 
@@ -404,7 +423,7 @@ def _report_left_out(console: Console, ingested: Ingested) -> None:
     say(
         console,
         f"{studies} studies, {one_view} of them with one view; "
-        f"{len(ingested.left_out)} images in no study (no opposite view, or view unknown)",
+        f"{len(ingested.left_out)} images in no study (no certain opposite view, or view unknown)",
     )
     if mixed:
         say(console, f"note: views with different labels, the most serious taken ({mixed}x)")

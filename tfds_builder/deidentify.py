@@ -50,6 +50,18 @@ def read_or_create_key(path: Path) -> tuple[bytes, bool]:
         raise DataError(f"{path}: cannot read the pseudonym key ({error.strerror})") from None
 
 
+def refuse_key_in(data_dir: Path, key_file: Path) -> None:
+    """Keeps the key apart from what it protects.
+
+    Raises:
+      DataError: the key lies, or would be made, in the data directory.
+    """
+    if key_file.resolve().is_relative_to(data_dir.resolve()):
+        raise DataError(
+            f"{key_file}: lies in the data directory, which is passed on; keep the key elsewhere"
+        )
+
+
 def _parse_key(path: Path, text: str) -> bytes:
     if not _KEY.fullmatch(text.strip()):
         raise DataError(
@@ -60,11 +72,22 @@ def _parse_key(path: Path, text: str) -> bytes:
 
 
 def _create_key(path: Path) -> bytes:
+    """Under a name of its own first: a build that is ended here must not leave half a key."""
     key = secrets.token_bytes(32)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(key.hex() + "\n")
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                file.write(key.hex() + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            # Fails where another build has made one in the meantime, which then is the key.
+            os.link(part, path)
+        except FileExistsError:
+            return _parse_key(path, path.read_text(encoding="ascii"))
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(
             f"{path}: cannot create the pseudonym key ({error.strerror}); "
@@ -85,7 +108,8 @@ def study_pseudonym(key: bytes, patient_id: str, study: str) -> str:
 
 def site_pseudonym(key: bytes, site: str | None) -> str:
     """The same for a site; empty where the manifest names none."""
-    return _pseudonym(key, f"site\0{site}") if site else ""
+    # No patient_id is empty, so no study's text begins like this.
+    return _pseudonym(key, f"\0site\0{site}") if site else ""
 
 
 def _pseudonym(key: bytes, text: str) -> str:

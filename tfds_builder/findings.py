@@ -8,15 +8,16 @@ import csv
 import io
 import json
 import math
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tfds_builder.atomic import write_text
 from tfds_builder.errors import DataError
 from tfds_builder.ingest import Duplicate, Ingested, duplicate_kind
 from tfds_builder.manifest import SPLITS
+from tfds_builder.plan import Plan
 from tfds_builder.study import Facts
 
 QUALITY, QUARANTINE, SPLIT_PROOF = "quality.csv", "quarantine.csv", "split_proof.json"
@@ -39,9 +40,9 @@ _SAME_SCAN_IN_TWO_LABELS = "the same scan under two labels"
 
 def write_findings(ingested: Ingested, folder: Path) -> None:
     """Writes all three files."""
-    write_atomically(folder / QUALITY, quality_text(ingested))
-    write_atomically(folder / QUARANTINE, quarantine_text(ingested))
-    write_atomically(folder / SPLIT_PROOF, json.dumps(ingested.proof, indent=2) + "\n")
+    write_text(folder / QUALITY, quality_text(ingested))
+    write_text(folder / QUARANTINE, quarantine_text(ingested))
+    write_text(folder / SPLIT_PROOF, json.dumps(ingested.proof, indent=2) + "\n")
 
 
 def refuse_unacceptable(ingested: Ingested, data_dir: Path) -> None:
@@ -52,8 +53,8 @@ def refuse_unacceptable(ingested: Ingested, data_dir: Path) -> None:
     """
     rows, rejected = len(ingested.plan.rows), ingested.rejected
     options = ingested.plan.options
-    if rejected and (len(rejected) > options.max_rejected * rows or len(rejected) == rows):
-        write_atomically(data_dir / QUARANTINE, quarantine_text(ingested))
+    if _too_many(len(rejected), rows, options.max_rejected):
+        write_text(data_dir / QUARANTINE, quarantine_text(ingested))
         number, reason = rejected[0]
         share = math.ceil(1000 * len(rejected) / rows) / 10
         raise DataError(
@@ -71,14 +72,49 @@ def refuse_unacceptable(ingested: Ingested, data_dir: Path) -> None:
         raise DataError(f"{empty[0]} holds no image: use fewer --folds")
     found = [row for row in _quality_rows(ingested) if row["findings"]]
     if options.strict and (found or rejected):
-        write_atomically(data_dir / QUALITY, quality_text(ingested))
-        write_atomically(data_dir / QUARANTINE, quarantine_text(ingested))
+        write_text(data_dir / QUALITY, quality_text(ingested))
+        write_text(data_dir / QUARANTINE, quarantine_text(ingested))
         where = data_dir / (QUALITY if found else QUARANTINE)
         raise DataError(
             f"--strict: {len(found)} images with findings and {len(rejected)} unusable rows; "
             + (f"manifest row {found[0]['row']}: {found[0]['findings']}; " if found else "")
             + f"{where} lists all"
         )
+
+
+def refuse_stored(folder: Path, plan: Plan) -> None:
+    """Holds a data set that is already there to the limits of the build that asks for it.
+
+    Raises:
+      DataError: as `refuse_unacceptable`.
+    """
+    rejected = _stored(folder / QUARANTINE)
+    found = [row for row in _stored(folder / QUALITY) if row["findings"]]
+    if _too_many(len(rejected), len(plan.rows), plan.options.max_rejected):
+        raise DataError(
+            f"{len(rejected)} of {len(plan.rows)} rows cannot be used, more than --max_rejected "
+            f"allows; {folder / QUARANTINE} lists them"
+        )
+    if plan.options.strict and (found or rejected):
+        where = folder / (QUALITY if found else QUARANTINE)
+        raise DataError(
+            f"--strict: {len(found)} images with findings and {len(rejected)} unusable rows; "
+            f"{where} lists all"
+        )
+
+
+def _too_many(rejected: int, rows: int, share: float) -> bool:
+    return rejected > 0 and (rejected > share * rows + 1e-9 or rejected == rows)
+
+
+def _stored(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); build with --overwrite"
+        ) from None
 
 
 def remove_stale(data_dir: Path) -> None:
@@ -146,24 +182,3 @@ def _csv(fields: tuple[str, ...], rows: Iterable[dict[str, Any]]) -> str:
     table.writeheader()
     table.writerows(rows)
     return text.getvalue()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file that is there whole or not at all."""
-    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Has a file written under another name, and moves it into place when it is whole.
-
-    Raises:
-      DataError: it cannot be written.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        write(part)
-        os.replace(part, path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        part.unlink(missing_ok=True)

@@ -70,18 +70,15 @@ class Ingested:
 
     @property
     def left_out(self) -> list[Facts]:
-        """Images in no record: of unknown view, or without their opposite view."""
+        """Images in no record: of unknown view, or without a certain opposite view."""
         return [facts for own in self.shards.values() for shard in own for facts in shard.left_out]
 
     @property
     def patients(self) -> dict[str, tuple[str, str]]:
         """splits.csv to be: pseudonym -> (label, split), patients of earlier builds included."""
-        now = {patient: (label, self.assigned[patient]) for patient, label in self._labels.items()}
+        labels = self.plan.labels
+        now = {patient: (label, self.assigned[patient]) for patient, label in labels.items()}
         return self.plan.known | now
-
-    @property
-    def _labels(self) -> dict[str, str]:
-        return self.plan.labels
 
     def notes(self) -> Counter[str]:
         """What was assumed, changed or found, and how often."""
@@ -93,17 +90,11 @@ class Ingested:
         return notes
 
 
-def run_here(function: Callable[..., Shard], tasks: Sequence[ShardTask]) -> Iterator[Shard]:
-    """Runs tasks one after the other in this process."""
-    return (function(task) for task in tasks)
-
-
 def ingest(
     plan: Plan,
     folder: Path,
     version: str,
-    run: RunTasks = run_here,
-    comparing: Callable[[int, int], None] = lambda done, total: None,
+    run: RunTasks,
 ) -> Ingested:
     """Writes the shards of a data set.
 
@@ -112,7 +103,6 @@ def ingest(
       folder: where the shards are put, under names of their own; it exists.
       version: the data set's version.
       run: runs tasks and yields their results in order.
-      comparing: told how many of how many images were compared with the others.
 
     Raises:
       DataError: the same scan stands in two given splits; the disk is full.
@@ -120,16 +110,17 @@ def ingest(
     written: dict[tuple[str, ...], Shard] = {}
     assigned = plan.assign()
     _write_missing(plan, plan.lay_out(assigned), written, folder, run)
-    duplicates = _duplicates(_all_images(written.values()), comparing)
+    duplicates = _duplicates(_all_images(written.values()))
     again = plan.assign(_groups(duplicates))
     if again != assigned:
         assigned = again
         _write_missing(plan, plan.lay_out(assigned), written, folder, run)
     layout = plan.lay_out(assigned)
     used = {split: [written[_name(shard)] for shard in own] for split, own in layout.items()}
-    _remove_unused(written.values(), [shard for own in used.values() for shard in own])
-    digests = {row: pair for shard in written.values() for row, pair in shard.digests.items()}
-    rejected = {row: reason for shard in written.values() for row, reason in shard.rejected}
+    final = [shard for own in used.values() for shard in own]
+    digests = {row: pair for shard in final for row, pair in shard.digests.items()}
+    rejected = {row: reason for shard in final for row, reason in shard.rejected}
+    _remove_unused(written.values(), final)
     return Ingested(
         plan=plan,
         shards={split: tuple(s for s in own if s.records) for split, own in used.items()},
@@ -172,8 +163,8 @@ def _all_images(shards: Iterable[Shard]) -> list[Facts]:
     return sorted(images, key=lambda facts: facts.image_id)
 
 
-def _duplicates(images: Sequence[Facts], comparing: Callable[[int, int], None]) -> list[Duplicate]:
-    pairs = same_scan([facts.signature for facts in images], comparing)
+def _duplicates(images: Sequence[Facts]) -> list[Duplicate]:
+    pairs = same_scan([facts.signature for facts in images])
     return [
         Duplicate(
             first=images[a],

@@ -5,6 +5,7 @@ picture of images of every class.
 """
 
 import argparse
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from tfds_builder.atomic import write_whole
 from tfds_builder.command import CommandParser
 from tfds_builder.errors import DataError, run_command
-from tfds_builder.findings import write_whole
 from tfds_builder.manifest import LABELS, VIEWS
 from tfds_builder.progress import make_console, say
 from tfds_builder.records import CONFIGS, STUDIES_CONFIG, VIEWS_CONFIG
@@ -65,7 +66,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _open(data_dir: Path, config: str) -> Any:
-    versions = sorted((data_dir / "scintigraphy" / config).glob("*/dataset_info.json"))
+    versions = sorted(
+        (data_dir / "scintigraphy" / config).glob("*/dataset_info.json"),
+        key=lambda path: [int(part) for part in re.findall(r"\d+", path.parent.name)],
+    )
     if not versions:
         raise DataError(
             f"{data_dir} holds no data set scintigraphy/{config}; build one: "
@@ -82,7 +86,7 @@ def _open(data_dir: Path, config: str) -> Any:
 def _print_summary(console: Console, builder: Any) -> None:
     metadata = builder.info.metadata
     say(console, f"scintigraphy/{builder.builder_config.name} {builder.version}")
-    say(console, f"fingerprint {metadata['fingerprint']}")
+    say(console, f"fingerprint {metadata.get('fingerprint', 'unknown')}")
     headings = (*(label.replace("_", " ") for label in LABELS), "records", *_KINDS, "MiB")
     table = Table("split", *headings, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in table.columns[1:]:

@@ -10,6 +10,7 @@ import difflib
 import io
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +150,8 @@ def _records(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     number = 0
     try:
         for number, cells in enumerate(reader, start=1):
-            stripped = [cell.strip() for cell in cells]
+            # One name in two spellings of Unicode would be two patients.
+            stripped = [unicodedata.normalize("NFC", cell.strip()) for cell in cells]
             if any(stripped):
                 yield number, stripped
     except csv.Error as error:
@@ -159,9 +161,9 @@ def _records(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
 def _columns(path: Path, header: list[str]) -> list[str]:
     while header and not header[-1]:
         header = header[:-1]
-    for name in header:
+    for number, name in enumerate(header, start=1):
         if name not in COLUMNS:
-            raise DataError(f"{path}: row 1: unknown column '{name}'; {_suggestion(name)}")
+            raise DataError(f"{path}: row 1: column {number} is unknown; {_suggestion(name)}")
         if header.count(name) > 1:
             raise DataError(f"{path}: row 1: column '{name}' occurs twice; keep one")
     for name in REQUIRED_COLUMNS:
@@ -176,7 +178,7 @@ def _suggestion(name: str) -> str:
     close = difflib.get_close_matches(name.lower().replace(" ", "_"), COLUMNS, n=1)
     if close:
         return f"did you mean '{close[0]}'?"
-    return f"known are {', '.join(COLUMNS)}; remove or rename it"
+    return f"known are {', '.join(COLUMNS)}; remove or rename it, and see that row 1 names columns"
 
 
 def _named_cells(columns: list[str], cells: list[str]) -> dict[str, str]:
@@ -218,8 +220,10 @@ def _row(number: int, cells: dict[str, str], folder: Path) -> Row:
 def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         close = difflib.get_close_matches(value.lower(), allowed, n=1)
+        # Where columns have shifted, a cell may hold a name: only what is nearly right is repeated.
+        what = f"{field} '{value}'" if close else field
         hint = f" (did you mean '{close[0]}'?)" if close else ""
-        raise _Fault(f"{field} '{value}' is not one of {', '.join(allowed)}{hint}")
+        raise _Fault(f"{what} is not one of {', '.join(allowed)}{hint}")
     return value
 
 
@@ -232,7 +236,7 @@ def _frame(value: str | None) -> int | None:
     if not value:
         return None
     if not (value.isascii() and value.isdigit()) or int(value[:9]) < 1:
-        raise _Fault(f"frame '{value}' is not a whole number from 1 up")
+        raise _Fault("frame is not a whole number from 1 up")
     return int(value[:9])
 
 
@@ -240,7 +244,7 @@ def _sex(value: str | None) -> str | None:
     if not value:
         return None
     if value.lower() not in _SEXES:
-        raise _Fault(f"sex '{value}' is not one of F, M, O, unknown")
+        raise _Fault("sex is not one of F, M, O, unknown")
     return _SEXES[value.lower()]
 
 
@@ -249,7 +253,7 @@ def _age(value: str | None) -> int | None:
         return None
     match = _AGE.fullmatch(value)
     if not match or int(match[1]) > MAX_AGE:
-        raise _Fault(f"age '{value}' is not whole years from 0 to {MAX_AGE}")
+        raise _Fault(f"age is not whole years from 0 to {MAX_AGE}")
     return int(match[1])
 
 

@@ -5,6 +5,8 @@ divided by patient, and shards that depend on nothing but the studies in them.
 """
 
 import hashlib
+import secrets
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -115,7 +117,11 @@ class Plan:
         digests: Mapping[int, tuple[bytes, bytes]],
         version: str,
     ) -> str:
-        """SHA-256 of all that decides the records: files, rows, splits, options, version."""
+        """SHA-256 of what decides the records: files, rows, splits, options, version.
+
+        What the machine can decode is no part of it: a file that was rejected for want of a codec
+        leaves the same fingerprint as with the codec.
+        """
         head = f"{version} {self.options.config} {self.options.keep_one_view}"
         lines = sorted(
             " ".join(
@@ -160,10 +166,12 @@ def plan_data_set(
         for patient, own in groupby(by_patient, key=lambda row: row.patient_id)
     }
     sites: dict[str, str] = {}
-    for row in rows:
-        if row.site:
-            site = deidentify.site_pseudonym(key, row.site)
-            sites.setdefault(patients[row.patient_id], site)
+    for patient, own in groupby(by_patient, key=lambda row: row.patient_id):
+        # The one named most often; of equals, the first by name.
+        named = Counter(sorted(row.site for row in own if row.site))
+        if named:
+            site = named.most_common(1)[0][0]
+            sites[patients[patient]] = deidentify.site_pseudonym(key, site)
     return Plan(
         manifest=manifest,
         rows=rows,
@@ -181,6 +189,7 @@ def _studies(rows: Iterable[Row], patients: Mapping[str, str], key: bytes) -> tu
         return row.patient_id, row.study_id or row.relative_path
 
     in_order = sorted(rows, key=lambda row: (*name(row), row.relative_path, row.frame or 0))
+    salt = secrets.token_bytes(16)
     studies = []
     for (patient, study), group in groupby(in_order, key=name):
         own = tuple(group)
@@ -191,6 +200,7 @@ def _studies(rows: Iterable[Row], patients: Mapping[str, str], key: bytes) -> tu
                 patient_key=patients[patient],
                 site_key=deidentify.site_pseudonym(key, site),
                 rows=own,
+                salt=salt,
             )
         )
     return tuple(sorted(studies, key=lambda study: study.study_key))

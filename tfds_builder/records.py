@@ -5,7 +5,7 @@ views). Only what stands here is ever copied from a file into the data set.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from tfds_builder.manifest import LABELS, VIEWS
 from tfds_builder.matrix import COLUMNS, ROWS
 from tfds_builder.splits import patient_label
-from tfds_builder.study import Image
+from tfds_builder.study import Image, Reading
 
 VIEWS_CONFIG, STUDIES_CONFIG = "views", "studies"
 CONFIGS = (VIEWS_CONFIG, STUDIES_CONFIG)
@@ -69,33 +69,53 @@ def features(config: str) -> tfds.features.FeaturesDict:
 
 
 def records_of(
-    images: Sequence[Image], config: str, keep_one_view: bool
+    reading: Reading, config: str, keep_one_view: bool
 ) -> Iterator[tuple[Record, tuple[Image, ...]]]:
     """The records of one study, in the order of their image_id, each with the images in it.
 
+    Under 'studies', the views of one file belong together, and so do the only anterior and the only
+    posterior view that come from files of their own. Where there are several of them, or a file of
+    the study was rejected, nothing tells which belong together, and they stay alone.
+
     Args:
-      images: those of the study, in the order of their image_id.
+      reading: what became of the study's files.
       config: 'views' or 'studies'.
-      keep_one_view: under 'studies', whether a scan with one view becomes a record, with zeros in
+      keep_one_view: under 'studies', whether a view that is alone becomes a record, with zeros in
         the other's place. Images of unknown view are in no study record.
     """
     if config == VIEWS_CONFIG:
-        for image in images:
+        for image in reading.images:
             yield _view_record(image), (image,)
         return
-    scans: dict[int, dict[str, Image]] = defaultdict(dict)
-    for image in images:
+    scans = {_scan_id(scan): scan for scan in _scans(reading)}
+    for scan_id in sorted(scans):
+        scan = scans[scan_id]
+        if keep_one_view or len(scan) == len(VIEWS):
+            own = tuple(scan[view] for view in VIEWS if view in scan)
+            yield _study_record(scan, scan_id), own
+
+
+def _scans(reading: Reading) -> Iterator[dict[str, Image]]:
+    """View -> image, of each pair and of each view that is alone."""
+    by_file: dict[int, dict[str, Image]] = defaultdict(dict)
+    for image in reading.images:
         if image.facts.view in VIEWS:
-            scans[image.facts.nth][image.facts.view] = image
-    for nth in sorted(scans, key=lambda nth: _study_id(scans[nth], nth)):
-        if keep_one_view or len(scans[nth]) == len(VIEWS):
-            own = tuple(scans[nth][view] for view in VIEWS if view in scans[nth])
-            yield _study_record(scans[nth], _study_id(scans[nth], nth)), own
+            by_file[image.facts.file][image.facts.view] = image
+    alone = [scan for scan in by_file.values() if len(scan) == 1]
+    yield from (scan for scan in by_file.values() if len(scan) > 1)
+    if len(alone) == len(VIEWS) and alone[0].keys() != alone[1].keys() and not reading.rejected:
+        yield alone[0] | alone[1]
+    else:
+        yield from alone
 
 
-def _study_id(scan: dict[str, Image], nth: int) -> str:
-    study_key = next(iter(scan.values())).facts.study_key
-    return study_key if nth == 1 else f"{study_key}-{nth}"
+def _scan_id(scan: dict[str, Image]) -> str:
+    """'<study_key>' or '<study_key>-<nth>'; of a view that is alone, its image_id."""
+    facts = next(iter(scan.values())).facts
+    if len(scan) == 1:
+        return facts.image_id
+    nth = max(image.facts.nth for image in scan.values())
+    return facts.study_key if nth == 1 else f"{facts.study_key}-{nth}"
 
 
 def _view_record(image: Image) -> Record:

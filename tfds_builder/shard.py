@@ -7,6 +7,7 @@ not grow with the data. What became of every row comes back as a small summary.
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from array_record.python import array_record_module
@@ -14,11 +15,14 @@ from array_record.python import array_record_module
 from tfds_builder.errors import DataError
 from tfds_builder.records import STUDIES_CONFIG, records_of, serialise
 from tfds_builder.study import Announce, Facts, Study, read_study
-from tfds_builder.workers import Lost
+from tfds_builder.workers import Lost, WorkerPool
 
 # One record a chunk, for random access, as TFDS itself writes; the lightest zstd level takes a
 # fifth off the time of the default one and adds 2 % to the size.
 _WRITER_OPTIONS = "group_size:1,zstd:1"
+
+FILE_SECONDS = 30.0
+WORKER_MEMORY = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +34,27 @@ class ShardTask:
       path: the file to write.
       config: 'views' or 'studies'.
       keep_one_view: see `records.records_of`.
-      refused: (row, reason) of rows that a worker did not survive.
+      suspected: rows at which a worker was lost once, be it for another reason.
+      refused: (row, reason) of rows at which workers were lost twice.
     """
 
     studies: tuple[Study, ...]
     path: str
     config: str
     keep_one_view: bool = False
+    suspected: tuple[int, ...] = ()
     refused: tuple[tuple[int, str], ...] = ()
 
-    def without(self, lost: Lost) -> "ShardTask | None":
-        """The task to run after a worker was lost on it, or None where no row is to blame."""
+    def after(self, lost: Lost) -> "ShardTask | None":
+        """The task to run after a worker was lost on it, or None where no row is to blame.
+
+        A worker can be lost for what is not in the file, and its memory be used up by files before
+        it: a row is refused only where a second worker, a fresh one, is lost at it too.
+        """
         if lost.step is None or lost.step in dict(self.refused):
             return None
+        if lost.step not in self.suspected:
+            return replace(self, suspected=(*self.suspected, lost.step))
         return replace(self, refused=(*self.refused, (lost.step, lost.reason)))
 
 
@@ -55,7 +67,7 @@ class Shard:
       records: how many records it holds.
       size: their bytes before compression.
       images: the images in its records.
-      left_out: images in no record: of unknown view, or without their opposite view.
+      left_out: images in no record: of unknown view, or without a certain opposite view.
       labels: how many records have which label.
       one_view: study records with one view.
       mixed_labels: study records whose views have different labels.
@@ -75,6 +87,16 @@ class Shard:
     digests: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
 
 
+def shard_pool(workers: int, file_seconds: float = FILE_SECONDS) -> WorkerPool:
+    """Workers to write shards with."""
+    return WorkerPool(
+        workers,
+        step_seconds=file_seconds,
+        memory_bytes=WORKER_MEMORY,
+        preload=("tfds_builder.shard",),
+    )
+
+
 def write_shard(task: ShardTask, announce: Announce = lambda row: None) -> Shard:
     """Reads a shard's studies one by one and writes their records to one ArrayRecord file.
 
@@ -86,19 +108,28 @@ def write_shard(task: ShardTask, announce: Announce = lambda row: None) -> Shard
       DataError: the file cannot be written.
     """
     shard = Shard(task.path)
-    try:
+    with _naming_a_full_disk():
         writer = array_record_module.ArrayRecordWriter(task.path, _WRITER_OPTIONS)
-        for record in _serialised(task, shard, announce):
+    for record in _serialised(task, shard, announce):
+        with _naming_a_full_disk():
             writer.write(record)
+    with _naming_a_full_disk():
         writer.close()
-    except (RuntimeError, OSError) as error:  # What ArrayRecord makes of a full disk, for one.
+        # A disk that fills up at the end of a file is not always reported.
+        if shard.records and not os.path.getsize(task.path):
+            raise OSError
+    return shard
+
+
+@contextmanager
+def _naming_a_full_disk() -> Iterator[None]:
+    """ArrayRecord makes a RuntimeError of a full disk, for one."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
         raise DataError(
             f"cannot write the data set, is the disk full? ({type(error).__name__})"
         ) from error
-    # A disk that fills up at the end of a file is not always reported.
-    if not os.path.getsize(task.path) and shard.records:
-        raise DataError("cannot write the data set, is the disk full?")
-    return shard
 
 
 def _serialised(task: ShardTask, shard: Shard, announce: Announce) -> Iterator[bytes]:
@@ -108,7 +139,7 @@ def _serialised(task: ShardTask, shard: Shard, announce: Announce) -> Iterator[b
         shard.rejected += reading.rejected
         shard.digests |= reading.digests
         in_records: set[str] = set()
-        for record, images in records_of(reading.images, task.config, task.keep_one_view):
+        for record, images in records_of(reading, task.config, task.keep_one_view):
             serialised = serialise(record)
             shard.records += 1
             shard.size += len(serialised)

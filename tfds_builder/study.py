@@ -35,12 +35,14 @@ class Study:
     Attributes:
       study_key, patient_key, site_key: pseudonyms; site_key is empty where no site is named.
       rows: its manifest rows, in the order of path and frame.
+      salt: of the build, for digests that are compared within it and then forgotten.
     """
 
     study_key: str
     patient_key: str
     site_key: str
     rows: tuple[Row, ...]
+    salt: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class Facts:
 
     Attributes:
       row: manifest row.
+      file: which of the study's files it comes from, from 1.
       frame: frame or page in the file, from 1.
       nth: which of the study's scans it belongs to, from 1.
       image_id: '<study_key>-<view>', or '<study_key>-<nth>-<view>' from the second scan on.
@@ -57,10 +60,11 @@ class Facts:
       scale: the bright level, see `intensity_scale`.
       counts_ratio: see `Scintigram`.
       signature: see `duplicates.signature`.
-      patient_digest: of the file's PatientID, to see one number under several patients.
+      patient_digest: salted, of the file's PatientID, to see one number under several patients.
     """
 
     row: int
+    file: int
     frame: int
     nth: int
     image_id: str
@@ -124,13 +128,20 @@ def read_study(
     used: Counter[str] = Counter()
     for row in study.rows:
         announce(row.number)
-        digests[row.number] = (b"", b"")
+        contents = _contents(row)
+        digests[row.number] = tuple(_digest(content) for content in contents)
         try:
             if refused and row.number in refused:
                 raise DataError(refused[row.number])
-            digests[row.number], own = _read_row(study, row)
-        except DataError as error:
+            own = _read_row(study, row, *contents)
+        except (DataError, MemoryError) as error:
+            if isinstance(error, MemoryError):
+                raise
             rejected.append((row.number, str(error)))
+            continue
+        except Exception as error:
+            # Whatever one file provokes in a decoder must not cost the others.
+            rejected.append((row.number, f"cannot be read ({type(error).__name__})"))
             continue
         images += _numbered(own, used)
     images.sort(key=lambda image: image.facts.image_id)
@@ -145,41 +156,49 @@ def digests_of_studies(
     for study in studies:
         for row in study.rows:
             announce(row.number)
-            files = row.path, row.lesion_mask
-            digests[row.number] = tuple(_digest_or_nothing(file) for file in files)
+            digests[row.number] = tuple(_digest(content) for content in _contents(row))
     return digests
 
 
-def _digest_or_nothing(path: Path | None) -> bytes:
+def _contents(row: Row) -> tuple[bytes | DataError, bytes | DataError]:
+    """The image file and the lesion mask of a row, or why there is none; no bytes for no mask."""
+    return _content(row.path), _content(row.lesion_mask) if row.lesion_mask else b""
+
+
+def _content(path: Path) -> bytes | DataError:
     try:
-        return hashlib.sha256(read_bytes(path)).digest() if path else b""
-    except DataError:
-        return b""
+        return read_bytes(path)
+    except DataError as error:
+        return error
 
 
-def _read_row(study: Study, row: Row) -> tuple[tuple[bytes, bytes], list[Image]]:
-    content = read_bytes(row.path)
-    digest = hashlib.sha256(content).digest()
+def _digest(content: bytes | DataError) -> bytes:
+    usable = isinstance(content, bytes) and content
+    return hashlib.sha256(content).digest() if usable else b""
+
+
+def _read_row(
+    study: Study, row: Row, content: bytes | DataError, mask: bytes | DataError
+) -> list[Image]:
+    for one in (content, mask):
+        if isinstance(one, DataError):
+            raise one
     scintigram = decode(content, row.frame, row.view)
     rows, columns = scintigram.views[0].native.shape
     fit = fit_of(rows, columns)
-    masks, mask_digest = _masks(row, scintigram, fit)
-    images = [
-        _image(study, row, scintigram, view, fit, mask)
-        for view, mask in zip(scintigram.views, masks, strict=True)
+    masks = _masks(mask, scintigram, fit)
+    return [
+        _image(study, row, scintigram, view, fit, own)
+        for view, own in zip(scintigram.views, masks, strict=True)
     ]
-    return (digest, mask_digest), images
 
 
-def _masks(
-    row: Row, scintigram: Scintigram, fit: Fit
-) -> tuple[list[np.ndarray] | list[None], bytes]:
-    if row.lesion_mask is None:
-        return [None] * len(scintigram.views), b""
-    content = read_bytes(row.lesion_mask)
+def _masks(content: bytes, scintigram: Scintigram, fit: Fit) -> list[np.ndarray] | list[None]:
+    if not content:
+        return [None] * len(scintigram.views)
     frames = tuple(view.frame for view in scintigram.views)
     native = read_masks(content, frames, scintigram.frames, fit.rows, fit.columns)
-    return [fit.mask(mask) for mask in native], hashlib.sha256(content).digest()
+    return [fit.mask(mask) for mask in native]
 
 
 def _image(
@@ -197,6 +216,7 @@ def _image(
     age = scintigram.age if row.age is None else row.age
     facts = Facts(
         row=row.number,
+        file=_file_number(study, row),
         frame=view.frame,
         nth=1,
         image_id=f"{study.study_key}-{view.name}",
@@ -215,9 +235,14 @@ def _image(
         counts_ratio=scintigram.counts_ratio,
         quality=quality,
         signature=signature(counts),
-        patient_digest=_patient_digest(scintigram.patient_id),
+        patient_digest=_patient_digest(study.salt, scintigram.patient_id),
     )
     return Image(facts, counts, mask)
+
+
+def _file_number(study: Study, row: Row) -> int:
+    paths = list(dict.fromkeys(own.relative_path for own in study.rows))
+    return 1 + paths.index(row.relative_path)
 
 
 def _fit_notes(fit: Fit, native: np.ndarray, counts: np.ndarray) -> tuple[str, ...]:
@@ -229,8 +254,10 @@ def _fit_notes(fit: Fit, native: np.ndarray, counts: np.ndarray) -> tuple[str, .
     return notes
 
 
-def _patient_digest(patient_id: str) -> bytes:
-    return hashlib.sha256(patient_id.encode()).digest()[:8] if patient_id else b""
+def _patient_digest(salt: bytes, patient_id: str) -> bytes:
+    # Any character set is possible in a file, also one that gives no valid text.
+    number = patient_id.encode("utf-8", "surrogatepass")
+    return hashlib.sha256(salt + number).digest()[:8] if number else b""
 
 
 def _numbered(images: list[Image], used: Counter[str]) -> list[Image]:

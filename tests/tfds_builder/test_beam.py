@@ -37,6 +37,7 @@ def test_a_runner_with_two_processes_writes_the_same_bytes(cohort, tmp_path, mon
     runner = ["--beam_runner", "DirectRunner", "--beam_options", OPTIONS]
     build.main([*places, "--data_dir", str(tmp_path / "beam"), *runner])
     assert contents(tmp_path / "beam") == contents(tmp_path / "pool")
+    assert not list(tmp_path.glob(".beam-tasks-*"))
 
 
 @needs_beam
@@ -51,7 +52,7 @@ def test_an_unknown_runner_is_one_line_and_no_data_set(cohort, tmp_path):
     assert not (tmp_path / "data" / "scintigraphy").exists()
 
 
-def test_without_beam_it_is_said_what_to_install(monkeypatch):
+def test_without_beam_it_is_said_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(DataError, match=r"pip install .*\[beam\]"):
-        next(beam.run_on_beam([], "DirectRunner", [], {}))
+        next(beam.run_on_beam([], tmp_path, "DirectRunner", [], 30.0))

@@ -58,6 +58,53 @@ def test_unusable_files_are_quarantined_and_the_rest_is_built(cohort, tmp_path, 
     assert images == 16
 
 
+def test_a_data_set_with_quarantined_rows_is_recognised_and_read_again_when_asked(
+    cohort, tmp_path, capsys
+):
+    manifest = cohort(8)
+    half = tmp_path / "half.dcm"
+    whole = (tmp_path / "scans" / "1.dcm").read_bytes()
+    half.write_bytes(whole[:-5000])
+    add_row(manifest, "half.dcm,X,normal")
+    run(manifest, tmp_path / "data", "--max_rejected", "0.2")
+    run(manifest, tmp_path / "data", "--max_rejected", "0.2")
+    assert "already built" in capsys.readouterr().out
+    with pytest.raises(DataError, match="more than --max_rejected"):
+        run(manifest, tmp_path / "data")
+    with pytest.raises(DataError, match="--strict: 0 images with findings and 1 unusable"):
+        run(manifest, tmp_path / "data", "--max_rejected", "0.2", "--strict")
+    run(manifest, tmp_path / "data", "--max_rejected", "0.2", "--overwrite")
+    assert "already built" not in capsys.readouterr().out
+    half.write_bytes(whole[:-4000])
+    with pytest.raises(DataError, match="other sources"):
+        run(manifest, tmp_path / "data", "--max_rejected", "0.2")
+
+
+def test_a_data_set_with_findings_is_not_enough_for_a_strict_build(cohort, tmp_path):
+    manifest = cohort(4, CountsAccumulated=5)
+    run(manifest, tmp_path / "data")
+    with pytest.raises(DataError, match="--strict: 8 images with findings"):
+        run(manifest, tmp_path / "data", "--strict")
+
+
+def test_the_share_of_rejected_rows_is_reckoned_without_rounding(cohort, tmp_path):
+    manifest = cohort(71)
+    for n in range(29):
+        add_row(manifest, f"gone{n}.dcm,X{n},normal")
+    run(manifest, tmp_path / "data", "--max_rejected", "0.29")
+
+
+def test_a_number_in_no_valid_character_set_is_no_fault_of_the_other_files(cohort, tmp_path):
+    manifest = cohort(8)
+    path = tmp_path / "scans" / "3.dcm"
+    dataset = pydicom.dcmread(path)
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    dataset.add_new(0x00100020, "LO", b"Canary+2AA-zz. ")
+    dataset.SpecificCharacterSet = "utf_7"
+    dataset.save_as(path)
+    run(manifest, tmp_path / "data", "--max_rejected", "0.2")
+
+
 def test_too_many_unusable_files_leave_the_list_and_no_data_set(cohort, tmp_path):
     manifest = cohort(8)
     add_row(manifest, "gone.dcm,X,normal")

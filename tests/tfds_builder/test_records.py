@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tensorflow_datasets.core import example_serializer
@@ -7,7 +9,7 @@ from tfds_builder.study import Study, intensity_scale, read_study
 
 
 @pytest.fixture
-def images(write_dicom, write_manifest, write_mask):
+def reading(write_dicom, write_manifest, write_mask):
     from tfds_builder.manifest import read_manifest
 
     write_dicom("a.dcm")
@@ -16,14 +18,14 @@ def images(write_dicom, write_manifest, write_mask):
     write_mask("a.tif", masks)
     row = {"path": "a.dcm", "patient_id": "p", "label": "arthritis", "lesion_mask": "a.tif"}
     rows = read_manifest(write_manifest(row))
-    return read_study(Study("b" * 16, "a" * 16, "c" * 16, rows)).images
+    return read_study(Study("b" * 16, "a" * 16, "c" * 16, rows))
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_records_are_encoded_as_tfds_encodes_them(images, config):
+def test_records_are_encoded_as_tfds_encodes_them(reading, config):
     encoder = features(config)
     serializer = example_serializer.ExampleSerializer(encoder.get_serialized_info())
-    for kept in (images, images[:1]):
+    for kept in (reading, replace(reading, images=reading.images[:1])):
         for record, _ in records_of(kept, config, keep_one_view=True):
             message = serializer.get_tf_example(encoder.encode_example(record))
             assert serialise(record) == message.SerializeToString(deterministic=True)

@@ -106,6 +106,36 @@ def test_two_scans_of_one_study_are_two_records(write_dicom, write_manifest, tmp
     assert names[1] == names[0] + b"-2"
 
 
+def test_views_of_several_files_are_paired_only_where_nothing_is_to_be_guessed(
+    write_dicom, write_manifest, draw_body, tmp_path
+):
+    counts = draw_body(4)
+    for n, view in enumerate(("anterior", "anterior", "posterior", "posterior")):
+        write_dicom(f"{n}.dcm", counts=counts[n : n + 1], views=(view,))
+    manifest = write_manifest(*(row(f"{n}.dcm") for n in range(4)))
+    with pytest.raises(DataError, match="one_view_studies"):
+        run(manifest, tmp_path / "many")
+    run(manifest, tmp_path / "kept", "--one_view_studies", "keep")
+    assert len({record["image_id"] for record in records(tmp_path / "kept")}) == 4
+    # One of three files is damaged: the other two may or may not be one scan.
+    (tmp_path / "0.dcm").write_bytes(b"no DICOM")
+    manifest = write_manifest(*(row(f"{n}.dcm") for n in range(3)))
+    with pytest.raises(DataError, match="one_view_studies"):
+        run(manifest, tmp_path / "damaged", "--max_rejected", "0.5")
+
+
+def test_frames_of_one_file_in_rows_of_their_own_are_one_study(
+    write_dicom, write_manifest, draw_body, tmp_path
+):
+    counts = draw_body()
+    write_dicom("a.dcm", counts=counts, views=(None, None))
+    write_dicom("b.dcm")
+    rows = [row("a.dcm", frame=1, view="posterior"), row("a.dcm", frame=2, view="anterior")]
+    run(write_manifest(*rows, row("b.dcm")), tmp_path / "data")
+    first, _ = records(tmp_path / "data")
+    np.testing.assert_array_equal(first["image"][..., 0], counts[::-1])
+
+
 def test_where_no_study_has_both_views_it_is_said_what_to_do(write_dicom, write_manifest, tmp_path):
     write_dicom("a.dcm", views=("anterior",))
     with pytest.raises(DataError, match="--one_view_studies keep"):

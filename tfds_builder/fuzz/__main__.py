@@ -16,13 +16,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tfds_builder.build import WORKER_MEMORY
 from tfds_builder.command import CommandParser, available_cores
 from tfds_builder.errors import DataError, run_command
 from tfds_builder.fuzz.mutations import make_mutant
 from tfds_builder.fuzz.seeds import Seed, make_seeds
 from tfds_builder.fuzz.trial import Chunk, Ledger, Outcome, most_resident, try_chunk
 from tfds_builder.progress import make_console, progress, say
+from tfds_builder.shard import WORKER_MEMORY
 from tfds_builder.workers import WorkerPool
 
 _CHUNK = 25

@@ -7,19 +7,21 @@ image, `studies` one record a study, anterior view first.
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
 from tfds_builder import deidentify, splits
-from tfds_builder.findings import refuse_unacceptable, write_atomically, write_findings
+from tfds_builder.atomic import write_text
+from tfds_builder.command import available_cores
+from tfds_builder.findings import refuse_unacceptable, write_findings
 from tfds_builder.ingest import Ingested, ingest
 from tfds_builder.manifest import LABELS, read_manifest
 from tfds_builder.plan import Options, Plan, plan_data_set
-from tfds_builder.records import STUDIES_CONFIG, VIEWS_CONFIG, features, records_of
-from tfds_builder.study import read_study
+from tfds_builder.records import STUDIES_CONFIG, VIEWS_CONFIG, features
+from tfds_builder.shard import ShardTask, shard_pool
 
 VERSION = "1.1.0"
 
@@ -43,7 +45,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         ),
     ]
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Put manifest.csv, the files that it names, and pseudonym.key into manual_dir."
+        "Put manifest.csv, the files that it names, and pseudonym.key into a folder outside "
+        "data_dir, and give it as manual_dir."
     )
 
     def __init__(self, *, plan: Plan | None = None, ingest: Ingest | None = None, **kwargs: Any):
@@ -72,24 +75,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
-        plan = self._plan or self._plan_from(Path(dl_manager.manual_dir))
-        layout = plan.lay_out(plan.assign())
-        return {
-            split: self._generate_examples(plan, shards)
-            for split, shards in layout.items()
-            if shards
-        }
+        raise NotImplementedError("the records are written by _generate_splits")
 
-    def _generate_examples(
-        self, plan: Plan, shards: Iterable[Iterable[Any]]
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        for shard in shards:
-            for study in shard:
-                images = read_study(study).images
-                for record, _ in records_of(
-                    images, self.builder_config.name, plan.options.keep_one_view
-                ):
-                    yield record["image_id"], record
+    def _generate_examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        raise NotImplementedError("the records are written by _generate_splits")
 
     def _generate_splits(
         self, dl_manager: tfds.download.DownloadManager, download_config: Any
@@ -126,7 +115,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _plan_from(self, folder: Path) -> Plan:
-        key, _ = deidentify.read_or_create_key(folder / deidentify.KEY_FILE_NAME)
+        key_file = folder / deidentify.KEY_FILE_NAME
+        deidentify.refuse_key_in(Path(self._data_dir_root), key_file)
+        key, _ = deidentify.read_or_create_key(key_file)
         known = splits.read_splits(Path(self._data_dir_root) / splits.FILE_NAME)
         manifest = folder / "manifest.csv"
         options = Options(config=self.builder_config.name)
@@ -134,9 +125,15 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _ingest_here(self, plan: Plan, folder: Path) -> Ingested:
         root = Path(self._data_dir_root)
-        ingested = ingest(plan, folder, VERSION)
+        with shard_pool(available_cores()) as pool:
+            ingested = ingest(
+                plan,
+                folder,
+                VERSION,
+                lambda function, tasks: pool.map(function, tasks, ShardTask.after),
+            )
         refuse_unacceptable(ingested, root)
-        write_atomically(root / splits.FILE_NAME, splits.splits_text(ingested.patients))
+        write_text(root / splits.FILE_NAME, splits.splits_text(ingested.patients))
         return ingested
 
 
