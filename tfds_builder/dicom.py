@@ -189,12 +189,10 @@ def _in_fixed_words() -> Iterator[None]:
         with warnings.catch_warnings(), disable_value_validation():
             warnings.simplefilter("ignore")
             yield
-    except DataError:
+    except (DataError, MemoryError):  # What follows a lack of memory is for the worker pool.
         raise
     except InvalidDicomError:
         raise DataError("not a DICOM file") from None
-    except MemoryError:
-        raise DataError("too large to decode in the memory there is") from None
     except Exception as error:
         raise DataError(f"damaged DICOM file ({type(error).__name__})") from error
 

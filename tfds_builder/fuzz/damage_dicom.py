@@ -253,7 +253,8 @@ def zeros_deflated(mebibytes: int) -> bytes:
 def rle_lies(random: Random, draft: Draft) -> None:
     """Segment tables that point elsewhere, and runs that never end."""
     fragments = draft.fragments
-    if not fragments or draft.find(TRANSFER_SYNTAX).value.rstrip(b"\0") != RLELossless.encode():
+    syntax = draft.find(TRANSFER_SYNTAX)
+    if len(fragments) < 2 or not syntax or syntax.value.rstrip(b"\0") != RLELossless.encode():
         return
     nth = random.randrange(1, len(fragments))
     table = list(struct.unpack("<16I", fragments[nth][:64]))

@@ -5,6 +5,7 @@ must be (ingested, or rejected for a reason) from those that must not.
 """
 
 import errno
+import re
 import resource
 import sys
 import time
@@ -18,6 +19,8 @@ from tfds_builder.study import Announce, Reading, Study, read_study
 from tfds_builder.workers import Lost
 
 MOST_RESIDENT = 1536 * 2**20
+
+_NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +132,7 @@ class Ledger:
     Attributes:
       file_seconds: the longest that a file may take.
       ingested: files that gave images.
-      rejected: reason -> files.
+      rejected: reason, its numbers left out -> files.
       faults: (number, what is wrong).
       slowest: the outcome that took longest.
       resident: the most bytes that a worker ever held.
@@ -152,7 +155,7 @@ class Ledger:
         elif outcome.images:
             self.ingested += 1
         else:
-            self.rejected[outcome.reason] += 1
+            self.rejected[_NUMBER.sub("#", outcome.reason)] += 1
         self.slowest = max(self.slowest, outcome, key=lambda one: one.seconds)
         self.resident = max(self.resident, outcome.resident)
         return fault
