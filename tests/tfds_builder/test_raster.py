@@ -9,7 +9,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from tfds_builder.errors import DataError
-from tfds_builder.raster import check_raster, is_raster, read_raster
+from tfds_builder.raster import check_raster, is_raster, read_raster, reader
 from tfds_builder.raster.png import _ADAM7
 from tfds_builder.scintigram import MAX_PIXELS, Scintigram
 
@@ -380,6 +380,22 @@ def test_pictures_that_stop_short_are_refused(grey, words):
         assert refusal(bytes(taller)) == "damaged JPEG (truncated)"
     assert refusal(tiff(words, t257=65)).startswith("damaged TIFF")
     assert refusal(tiff(words, deflate=True, t257=65)).startswith("damaged TIFF")
+
+
+@pytest.mark.parametrize("write", [png, tiff, lambda pixels: encoded(pixels, "JPEG")])
+def test_too_little_memory_is_no_fault_of_the_picture(grey, monkeypatch, write):
+    def too_little(*_: object) -> None:
+        raise MemoryError
+
+    content = write(grey)
+    monkeypatch.setattr(reader, "check_frame", too_little)
+    monkeypatch.setattr("tfds_builder.raster.tiff.check_frame", too_little)
+    with pytest.raises(MemoryError):
+        check_raster(content)
+    monkeypatch.undo()
+    monkeypatch.setattr(Image.Image, "load", too_little)
+    with pytest.raises(MemoryError):
+        read_raster(content)
 
 
 def outcome(content: bytes) -> str:

@@ -39,12 +39,12 @@ def check_raster(content: bytes, frame: int = 1) -> int:
     """Checks all but the pixels of one page, and returns how many pages the file has.
 
     Raises:
-      DataError: as for `read_raster`.
+      DataError, MemoryError: as for `read_raster`.
     """
     kind = _kind_of(content)
     if kind is None:
         raise DataError("is not a PNG, TIFF or JPEG")
-    with _own_words(kind):
+    with own_words(kind):
         return _cut(kind, content, frame).pages
 
 
@@ -62,11 +62,13 @@ def read_raster(content: bytes, frame: int | None = None, view: str | None = Non
 
     Raises:
       DataError: says why it cannot be used, in words and numbers of our own.
+      MemoryError: this process has too little memory left. That is no fault of the picture, whose
+        size is bounded: a worker pool tries again in a new process.
     """
     kind = _kind_of(content)
     if kind is None:
         raise DataError("is not a PNG, TIFF or JPEG")
-    with _own_words(kind):
+    with own_words(kind):
         container = _cut(kind, content, frame)
         native, notes = _upright_grey(kind, container)
     if view:
@@ -95,16 +97,19 @@ def _cut(kind: str, content: bytes, frame: int | None) -> Container:
 
 
 @contextmanager
-def _own_words(kind: str) -> Iterator[None]:
-    """Makes every failure a DataError without a word of the file; Pillow raises nearly anything."""
+def own_words(kind: str) -> Iterator[None]:
+    """Makes every failure a DataError without a word of the file; Pillow raises nearly anything.
+
+    Raises:
+      DataError: 'damaged' and the kind, 'PNG', 'TIFF' or 'JPEG'; or as it came.
+      MemoryError: as it came.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except DataError:
+    except (DataError, MemoryError):
         raise
-    except MemoryError:
-        raise DataError("too large to decode in the memory there is") from None
     except (struct.error, zlib.error):
         raise DataError(f"damaged {kind} (its structure)") from None
     except Exception as error:
@@ -113,9 +118,9 @@ def _own_words(kind: str) -> Iterator[None]:
 
 def _upright_grey(kind: str, container: Container) -> Grey:
     """Grey values in which more counts are larger."""
-    picture = _decoded(kind, container.content, container)
+    picture = decoded(kind, container.content, container)
     if container.twin is not None:
-        twin = _decoded(kind, container.twin, container)
+        twin = decoded(kind, container.twin, container)
         if not np.array_equal(np.asarray(picture), np.asarray(twin)):
             raise DataError(f"damaged {kind} (truncated)")
     grey, notes = _grey(picture)
@@ -132,7 +137,13 @@ def _upright_grey(kind: str, container: Container) -> Grey:
     return grey, notes
 
 
-def _decoded(kind: str, content: bytes, container: Container) -> Image.Image:
+def decoded(kind: str, content: bytes, container: Container) -> Image.Image:
+    """Decodes the content or the twin of a container.
+
+    Raises:
+      DataError: it is not of the container's matrix.
+      Exception: of nearly any type, where it is damaged.
+    """
     with Image.open(io.BytesIO(content), formats=(kind,)) as image:
         if image.size != (container.columns, container.rows):
             raise DataError(f"damaged {kind} (two sizes)")
