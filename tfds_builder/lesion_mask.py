@@ -3,12 +3,15 @@
 In: the bytes of the TIFF and the matrix that the image file has. Out: one uint8 mask a frame.
 """
 
-import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image
 
 from tfds_builder.errors import DataError
+from tfds_builder.raster.directory import TIFF_STARTS, Tiff
+from tfds_builder.raster.reader import decoded, own_words
+from tfds_builder.raster.tiff import BITS, cut_page
 
 
 def read_masks(
@@ -17,7 +20,8 @@ def read_masks(
     """Reads the pages that belong to some frames.
 
     Args:
-      content: a TIFF with one 8-bit page a frame.
+      content: a TIFF with one 8-bit page a frame, of one channel: grey values or a palette, whose
+        numbers are taken and not its colours.
       frames: the frame numbers wanted, from 1.
       pages: how many frames the image file has.
       rows, columns: its matrix.
@@ -26,33 +30,44 @@ def read_masks(
       uint8 (rows, columns) for each of `frames`.
 
     Raises:
-      DataError: unreadable, not 8 bits a pixel, or not of the image's pages and matrix.
+      DataError: damaged, of a kind of TIFF that is not read, shown turned or mirrored, not 8 bits a
+        pixel, or not of the image's pages and matrix.
+      MemoryError: as for `raster.read_raster`.
     """
-    masks = []
+    if content[:4] not in TIFF_STARTS:
+        raise DataError("lesion mask is not a TIFF")
+    with _named("lesion mask"):
+        tiff = Tiff.of(content)
+        found = tiff.pages()
+    if len(found) != pages:
+        raise DataError(f"lesion mask has {len(found)} pages, but its image {pages} frames")
+    return [_read_page(tiff, found[frame - 1], frame, rows, columns) for frame in frames]
+
+
+def _read_page(tiff: Tiff, at: int, frame: int, rows: int, columns: int) -> np.ndarray:
+    with _named(f"lesion mask, page {frame}"):
+        directory, _ = tiff.directory(at)
+        bits = tiff.one(directory, BITS, 1)
+        if bits != 8:
+            raise DataError(f"has {bits} bit{'s' if bits > 1 else ''} a pixel; 8 are read")
+        container = cut_page(tiff, directory)
+    if (container.rows, container.columns) != (rows, columns):
+        raise DataError(
+            f"lesion mask has {container.rows}x{container.columns} pixels on page {frame}, but the "
+            f"image {rows}x{columns}; a lesion mask has the matrix of its image"
+        )
+    with _named(f"lesion mask, page {frame}"):
+        page = decoded("TIFF", container.content, container)
+        if page.mode not in ("L", "P"):
+            raise DataError(f"has the channels {page.mode}; one is read")
+        mask = np.array(page, np.uint8)
+    return ~mask if container.white_is_zero else mask
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
     try:
-        with Image.open(io.BytesIO(content), formats=("TIFF",)) as tiff:
-            if tiff.n_frames != pages:
-                raise DataError(
-                    f"lesion mask has {tiff.n_frames} pages, but its image {pages} frames"
-                )
-            for frame in frames:
-                tiff.seek(frame - 1)
-                _check_page(tiff, frame, rows, columns)
-                masks.append(np.array(tiff, np.uint8))
-    except DataError:
-        raise
-    except Exception as error:  # Pillow raises nearly anything on malformed files.
-        raise DataError(f"lesion mask is not a readable TIFF ({type(error).__name__})") from error
-    return masks
-
-
-def _check_page(tiff: Image.Image, frame: int, rows: int, columns: int) -> None:
-    if tiff.size != (columns, rows):
-        raise DataError(
-            f"lesion mask has {tiff.height}x{tiff.width} pixels on page {frame}, but the image "
-            f"{rows}x{columns}; a lesion mask has the matrix of its image"
-        )
-    if tiff.mode not in ("L", "P"):
-        raise DataError(
-            f"lesion mask has mode {tiff.mode} on page {frame}; 8 bits a pixel are read"
-        )
+        with own_words("TIFF"):
+            yield
+    except DataError as error:
+        raise DataError(f"{what}: {error}") from None

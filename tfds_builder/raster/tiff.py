@@ -19,11 +19,13 @@ from tfds_builder.raster.container import (
 from tfds_builder.raster.directory import ORIENTATION, Directory, Tiff
 from tfds_builder.scintigram import MAX_PIXELS
 
-_WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
+BITS = 258
+
+_WIDTH, _LENGTH, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 259, 262, 266
 _STRIP_OFFSETS, _SAMPLES, _STRIP_ROWS, _STRIP_BYTES = 273, 277, 278, 279
 _PLANAR, _PREDICTOR, _COLOUR_MAP, _TILE_WIDTH, _TILE_LENGTH = 284, 317, 320, 322, 323
 _TILE_OFFSETS, _TILE_BYTES, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 324, 325, 338, 339
-_KEPT = (_WIDTH, _LENGTH, _BITS, _COMPRESSION, _SAMPLES, _PLANAR, _COLOUR_MAP, _EXTRA_SAMPLES)
+_KEPT = (_WIDTH, _LENGTH, BITS, _COMPRESSION, _SAMPLES, _PLANAR, _COLOUR_MAP, _EXTRA_SAMPLES)
 _STRIPS = (_STRIP_OFFSETS, _STRIP_ROWS, _STRIP_BYTES)
 _TILES = (_TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_BYTES)
 _UNCOMPRESSED, _LZW, _DEFLATE, _OLD_DEFLATE, _PACK_BITS = 1, 5, 8, 32946, 32773
@@ -46,6 +48,11 @@ def cut_tiff(content: bytes, frame: int | None) -> Container:
     pages = tiff.pages()
     check_frame(frame, len(pages))
     directory, _ = tiff.directory(pages[(frame or 1) - 1])
+    return cut_page(tiff, directory, len(pages))
+
+
+def cut_page(tiff: Tiff, directory: Directory, pages: int = 1) -> Container:
+    """Keeps the page that a directory is of; the rest is as for `cut_tiff`."""
     rows, columns = tiff.one(directory, _LENGTH), tiff.one(directory, _WIDTH)
     check_size(rows, columns)
     check_orientation(tiff.one(directory, ORIENTATION, 0))
@@ -65,7 +72,7 @@ def cut_tiff(content: bytes, frame: int | None) -> Container:
         tiff.with_only(only),
         rows,
         columns,
-        pages=len(pages),
+        pages=pages,
         signed=form == _SIGNED,
         white_is_zero=photometric == 0,
     )
@@ -77,7 +84,7 @@ def _pixels(tiff: Tiff, directory: Directory) -> tuple[int, int, int]:
     if photometric not in (0, 1, 2, 3):
         raise DataError(COLOUR)
     samples = tiff.one(directory, _SAMPLES, 1)
-    bits, form = (_common(tiff, directory, tag) for tag in (_BITS, _SAMPLE_FORMAT))
+    bits, form = (_common(tiff, directory, tag) for tag in (BITS, _SAMPLE_FORMAT))
     if bits == 16 and (samples > 1 or photometric > 1):
         raise DataError(DEEP_COLOUR)
     if bits not in ((8, 16, 32) if samples == 1 and photometric < 2 else (8,)):
