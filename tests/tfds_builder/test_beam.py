@@ -41,6 +41,26 @@ def test_a_runner_with_two_processes_writes_the_same_bytes(cohort, tmp_path, mon
 
 
 @needs_beam
+def test_what_a_runner_is_given_names_no_patient_in_the_data_directory(
+    cohort, tmp_path, monkeypatch
+):
+    """As a killed build would leave it: nothing is tidied up."""
+    monkeypatch.setattr(
+        beam, "_taken_result", lambda task: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    monkeypatch.setattr(build.shutil, "rmtree", lambda *_, **__: None)
+    runner = ["--beam_runner", "DirectRunner", "--beam_options", OPTIONS]
+    places = ["--manifest", str(cohort(4)), "--data_dir", str(tmp_path / "data")]
+    with pytest.raises(KeyboardInterrupt):
+        build.main([*places, *runner])
+    left = contents(tmp_path / "data")
+    assert any(name.endswith(".result") for name in left)
+    for content in left.values():
+        for word in (b"H-1", b".dcm", b"Doe", b"SIEMENS NM"):
+            assert word not in content
+
+
+@needs_beam
 def test_an_unknown_runner_is_one_line_and_no_data_set(cohort, tmp_path):
     command = [sys.executable, "-m", "tfds_builder.build", "--manifest", cohort(4)]
     command += ["--data_dir", tmp_path / "data", "--beam_runner", "NoSuchRunner"]

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +54,8 @@ def write_picture(path: Path, counts: np.ndarray) -> None:
 
 
 @pytest.fixture
-def built(write_dicom, write_manifest, draw_body, tmp_path):
-    """A data directory built from canaries, what was printed, and the true counts."""
+def planted(write_dicom, write_manifest, draw_body, tmp_path):
+    """A manifest of canaries, and the true counts."""
     rows = []
     counts = {}
     for n in range(5):
@@ -75,18 +76,26 @@ def built(write_dicom, write_manifest, draw_body, tmp_path):
     for n, row in enumerate(rows):
         row |= {"patient_id": f"{CANARY}-{n}", "label": "normal"}
         row |= {"site": f"{CANARY} General", "comment": CANARY}
-    manifest = write_manifest(*rows)
+    return write_manifest(*rows), counts
+
+
+def command(module: str, *options: object) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", f"tfds_builder.{module}", *map(str, options)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def built(planted, tmp_path):
+    """A data directory built from canaries, what was printed, and the true counts."""
+    manifest, counts = planted
     said = ""
     for config in ("views", "studies"):
         for module, options in (
             ("build", ["--manifest", manifest, "--max_rejected", "0.5"]),
             ("inspect", []),
         ):
-            command = [sys.executable, "-m", f"tfds_builder.{module}", "--config", config]
-            command += ["--data_dir", tmp_path / "data", *options]
-            done = subprocess.run(
-                list(map(str, command)), capture_output=True, text=True, timeout=120, check=False
-            )
+            places = ["--config", config, "--data_dir", tmp_path / "data"]
+            done = command(module, *places, *options)
             assert done.returncode == 0, done.stderr
             said += done.stdout + done.stderr
     return tmp_path / "data", said, counts
@@ -102,25 +111,62 @@ def every_record(data_dir: Path) -> list[dict]:
     return records
 
 
+def assert_no_canary(contents: list[bytes]) -> None:
+    for word in (CANARY, *NUMBERS, "19871123", ".dcm", "General"):
+        for encoded in (word.encode(), word.encode("utf-16-le")):
+            for content in contents:
+                assert encoded.lower() not in content.lower(), word
+
+
+def bytes_of(folder: Path) -> list[bytes]:
+    """Names and contents of all files below a folder."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    names = "\n".join(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    return [path.read_bytes() for path in files] + [names.encode()]
+
+
 def test_no_canary_is_in_any_byte_of_the_data_or_of_what_was_printed(built):
     data_dir, said, _ = built
-    files = [path for path in data_dir.rglob("*") if path.is_file()]
-    names = [str(path.relative_to(data_dir)) for path in files]
     records = every_record(data_dir)
-    texts = [value for record in records for value in record.values() if isinstance(value, bytes)]
-    pixels = [
-        value.tobytes()
-        for record in records
-        for value in record.values()
-        if isinstance(value, np.ndarray)
-    ]
-    everything = [path.read_bytes() for path in files] + texts + pixels
-    everything += ["\n".join(names).encode(), said.encode()]
     assert len(records) > 10
-    for word in (CANARY, *NUMBERS, "19871123", ".dcm", "General"):
-        for encoded in (word.encode(), word.encode("utf-16-le"), word.upper().encode()):
-            for content in everything:
-                assert encoded.lower() not in content.lower(), word
+    values = [value for record in records for value in record.values()]
+    texts = [value for value in values if isinstance(value, bytes)]
+    pixels = [value.tobytes() for value in values if isinstance(value, np.ndarray)]
+    assert_no_canary([*bytes_of(data_dir), *texts, *pixels, said.encode()])
+
+
+@pytest.mark.parametrize(
+    "options, change",
+    [
+        ([], None),
+        (["--max_rejected", "0.5", "--strict"], None),
+        (["--max_rejected", "0.5"], (f"{CANARY}-1,", f"{CANARY}-0,,{CANARY}")),
+        (["--max_rejected", "0.5"], ("normal", f"{CANARY}^Jane")),
+        (["--max_rejected", "0.5"], (f"{CANARY}/{CANARY}1", f"../{CANARY}")),
+        (["--max_rejected", "0.5"], ("patient_id", CANARY)),
+    ],
+)
+def test_a_build_that_fails_says_and_leaves_nothing_either(planted, tmp_path, options, change):
+    manifest, _ = planted
+    if change:
+        manifest.write_text(manifest.read_text().replace(*change))
+    done = command("build", "--manifest", manifest, "--data_dir", tmp_path / "data", *options)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    (tmp_path / "data").mkdir(exist_ok=True)
+    assert_no_canary([*bytes_of(tmp_path / "data"), (done.stdout + done.stderr).encode()])
+
+
+def test_a_build_that_is_killed_leaves_nothing_either(planted, tmp_path):
+    manifest, _ = planted
+    line = [sys.executable, "-m", "tfds_builder.build", "--manifest", manifest]
+    process = subprocess.Popen([*line, "--data_dir", tmp_path / "data", "--max_rejected", "0.5"])
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "data").rglob("*.array_record*")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    assert_no_canary(bytes_of(tmp_path / "data"))
 
 
 def test_overlays_in_the_unused_bits_are_not_counts(built):
