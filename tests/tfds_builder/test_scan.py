@@ -5,12 +5,14 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tfds_builder.dicom import read_header
 from tfds_builder.errors import DataError
 from tfds_builder.manifest import read_manifest
 from tfds_builder.scan import __main__ as scan
@@ -104,6 +106,32 @@ def test_a_dicom_folder_becomes_a_manifest(write_dicom, folder, capsys):
     assert "no view (1x)" in said
     assert "7 rows, 7 files, 6 patients" in said
     assert "fill in label (7 rows), look through its column comment" in said
+
+
+def test_a_patient_id_that_no_file_can_hold_names_no_patient(write_dicom, folder, monkeypatch):
+    write_dicom("scans/seven_ant.dcm")
+    content = (folder / "seven_ant.dcm").read_bytes()
+    header = replace(read_header(content), patient_id="Canary\ud800zz.", study="1.2\udc80")
+    monkeypatch.setattr(inventory, "read_header", lambda content: header)
+    # In this process, where the header is as it is set above.
+    monkeypatch.setattr(
+        scan.WorkerPool,
+        "map",
+        lambda pool, function, tasks, retry: (function(task, lambda step: None) for task in tasks),
+    )
+    (row,) = run(folder)
+    assert (row["patient_id"], row["study_id"]) == ("seven", "seven")
+    said = "PatientID cannot be decoded (its character set?), so it is not used"
+    assert row["comment"].startswith(f"patient from the file name; {said}")
+
+
+def test_a_patient_id_in_an_odd_character_set_does_not_end_the_scan(write_dicom, draw, folder):
+    path = write_dicom(
+        "scans/odd.dcm", SpecificCharacterSet="ISO_IR 100", PatientID="Canary+2AA-zz."
+    )
+    path.write_bytes(path.read_bytes().replace(b"ISO_IR 100", b"utf_7     "))
+    draw("good.png")
+    assert "good.png" in {row["path"] for row in run(folder)}
 
 
 def test_the_builder_takes_the_manifest_once_labels_are_there(write_dicom, draw, folder):

@@ -259,6 +259,7 @@ def _rows_of(scan: Scan, name: PathName) -> list[Row]:
         patient, patient_by = name.patient.strip(), name.patient_by
     study = name.study if name.study_by or not scan.study else scan.study
     view, rules, comments = _view_of(scan, name)
+    comments = scan.notes + comments
     if not patient:
         comments = (_NO_PATIENT, *comments)
     elif patient_by not in _CERTAIN:

@@ -25,6 +25,7 @@ HIDDEN, NO_IMAGE, NO_FILE, SECOND_NAME, LEADS_OUT = (
     "links to what is here anyway",
     "links that lead out of the folder, not followed",
 )
+NO_PATIENT_TEXT = "PatientID cannot be decoded (its character set?), so it is not used"
 _NO_IMAGES = re.compile(
     r"\.(7z|bat|bz2|csv|db|dll|docx?|exe|gz|h5|hdf5|html?|inf|ini|ipynb|js|json|key|log|md|md5|mp4|"
     r"npy|npz|pdf|pptx?|py|rtf|sh|sha256|tar|tsv|txt|url|xlsx?|xml|xz|ya?ml|zip)$",
@@ -70,6 +71,7 @@ class Scan:
       is_dicom: whether it is a DICOM file.
       patient_id, study: PatientID and StudyInstanceUID; empty where there are none.
       views: one or two.
+      notes: what is odd about the file as a whole.
     """
 
     path: PurePosixPath
@@ -78,6 +80,7 @@ class Scan:
     patient_id: str = ""
     study: str = ""
     views: tuple[View, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,13 +161,20 @@ def _follow(
 def _bad_name(path: PurePosixPath) -> str:
     """Why a manifest cannot hold this path."""
     text = str(path)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
+    if not _is_text(text):
         return "its name is not UTF-8; rename it"
     if text != text.strip() or any(ord(letter) < 32 for letter in text):
         return "its name starts or ends with a space, or holds a control character; rename it"
     return ""
+
+
+def _is_text(text: str) -> bool:
+    """Whether a file can hold it: undecodable names and some character sets leave surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def inspect_files(chunk: Chunk, announce: Announce) -> list[Scan]:
@@ -194,10 +204,13 @@ def _inspect(path: PurePosixPath, content: bytes) -> Scan:
 
 
 def _of_header(path: PurePosixPath, header: Header) -> Scan:
+    patient, study = header.patient_id.strip(), header.study.strip()
+    known = _is_text(patient)
     return Scan(
         path,
         is_dicom=True,
-        patient_id=header.patient_id.strip(),
-        study=header.study.strip(),
+        patient_id=patient if known else "",
+        study=study if _is_text(study) else "",
         views=tuple(View(view.frame, view.name, view.rule, view.notes) for view in header.views),
+        notes=() if known else (NO_PATIENT_TEXT,),
     )
