@@ -8,9 +8,8 @@ import argparse
 import csv
 import io
 import shlex
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from rich.console import Console
@@ -20,74 +19,16 @@ from tfds_builder.command import CommandParser, available_cores
 from tfds_builder.errors import DataError, run_command
 from tfds_builder.manifest import LABELS
 from tfds_builder.progress import make_console, progress, say
-from tfds_builder.scan.inventory import Chunk, Files, Scan, View, inspect_files, list_files
-from tfds_builder.scan.label_tables import (
-    LEFT_OUT,
-    Keys,
-    LabelTable,
-    join,
-    read_label_map,
-    read_table,
-    resolve,
-)
-from tfds_builder.scan.path_names import BY_PATTERN, PathName, PathPattern, read_words
-from tfds_builder.views import UNKNOWN
+from tfds_builder.scan.inventory import Chunk, Files, Scan, inspect_files, list_files
+from tfds_builder.scan.label_tables import read_label_map, read_table
+from tfds_builder.scan.path_names import PathName, PathPattern, printable, read_words
+from tfds_builder.scan.proposal import BY_HEADER, RECURRING, Proposal, Row, propose
 from tfds_builder.workers import WorkerPool
 
 _FILES_PER_TASK = 16
 _FILE_SECONDS = 30.0
 _WORKER_MEMORY = 2**30
 _MOST_LINES = 20
-_BY_HEADER = "PatientID"
-_CERTAIN = (_BY_HEADER, BY_PATTERN)
-
-_NO_PATIENT = "patient unknown: fill in patient_id"
-_RECURRING = "its name recurs in several folders: fill in patient_id"
-_NO_VIEW = "view unknown: fill in view"
-_BOTH_VIEWS = "its path names both views: fill in view"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A manifest row to be.
-
-    Attributes:
-      path: relative to the folder that is scanned.
-      patient_id, study_id, view, site: empty where unknown, or for the file to say.
-      patient_by: what the patient was taken from.
-      rules: what names each view of the file.
-      frame: where a file needs several rows.
-      label: one of the labels, `LEFT_OUT`, or None where nothing gives one.
-      comments: what was assumed or is unclear.
-    """
-
-    path: PurePosixPath
-    patient_id: str
-    patient_by: str
-    study_id: str
-    view: str
-    rules: tuple[str, ...]
-    comments: tuple[str, ...]
-    frame: int | None = None
-    site: str = ""
-    label: str | None = None
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """What becomes of a folder.
-
-    Attributes:
-      rows: of the manifest, in the order of the paths.
-      unread: path -> why it is in no row.
-      left_out: why -> how many files are in no row although they may be scans.
-      unused: label table -> how many of its entries name no row.
-    """
-
-    rows: tuple[Row, ...]
-    unread: dict[PurePosixPath, str]
-    left_out: Counter[str]
-    unused: dict[Path, int]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -104,7 +45,9 @@ def main(argv: list[str] | None = None) -> None:
         label_map = read_label_map(settings.label_map)
         tables = [read_table(path) for path in settings.labels]
         files = list_files(settings.folder)
-        proposal = _propose(settings, console, files, pattern, tables, label_map)
+        names = _names(settings, files, pattern)
+        scans = _inspected(settings, console, tuple(names))
+        proposal = propose(files, names, scans, tables, label_map)
         _write(settings, proposal)
     except OSError as error:
         where = error.filename or settings.folder
@@ -199,14 +142,10 @@ def _check_places(settings: argparse.Namespace) -> None:
         )
 
 
-def _propose(
-    settings: argparse.Namespace,
-    console: Console,
-    files: Files,
-    pattern: PathPattern | None,
-    tables: Sequence[LabelTable],
-    label_map: dict[str, str],
-) -> Proposal:
+def _names(
+    settings: argparse.Namespace, files: Files, pattern: PathPattern | None
+) -> dict[PurePosixPath, PathName]:
+    """What the path says of each file, without those that the pattern leaves out."""
     if not files.paths and not files.unusable:
         raise DataError(f"{settings.folder}: holds no file that may be an image")
     read = pattern.read if pattern else read_words
@@ -214,23 +153,9 @@ def _propose(
     if files.paths and not names:
         raise DataError(
             f"--pattern '{settings.pattern}': matches none of {len(files.paths)} files; "
-            f"the first is '{_shown(files.paths[0])}'"
+            f"the first is '{printable(files.paths[0])}'"
         )
-    unread, rows = dict(files.unusable), []
-    for scan in _inspected(settings, console, tuple(names)):
-        if scan.reason:
-            unread[scan.path] = scan.reason
-        else:
-            rows += _rows_of(scan, names[scan.path])
-    rows, unused = _labelled(_without_recurring(rows), tables, label_map, names)
-    kept = tuple(row for row in rows if row.label != LEFT_OUT)
-    left_out = Counter(
-        {
-            "--pattern does not match them": len(files.paths) - len(names),
-            "--label_map says so": len({row.path for row in rows} - {row.path for row in kept}),
-        }
-    )
-    return Proposal(kept, unread, +left_out, unused)
+    return names
 
 
 def _inspected(
@@ -251,96 +176,9 @@ def _inspected(
             yield from scans
 
 
-def _rows_of(scan: Scan, name: PathName) -> list[Row]:
-    """One row for a file, or one for each page of a picture."""
-    if scan.patient_id and name.patient_by != BY_PATTERN:
-        patient, patient_by = scan.patient_id, _BY_HEADER
-    else:
-        patient, patient_by = name.patient.strip(), name.patient_by
-    study = name.study if name.study_by or not scan.study else scan.study
-    view, rules, comments = _view_of(scan, name)
-    comments = scan.notes + comments
-    if not patient:
-        comments = (_NO_PATIENT, *comments)
-    elif patient_by not in _CERTAIN:
-        comments = (f"patient from {patient_by}", *comments)
-    row = Row(scan.path, patient, patient_by, study, view, rules, comments, site=name.site)
-    if scan.is_dicom or len(scan.views) == 1:
-        return [row]
-    pages = len(scan.views)
-    return [
-        replace(row, frame=view.frame, comments=(*comments, f"page {view.frame} of {pages}"))
-        for view in scan.views
-    ]
-
-
-def _view_of(scan: Scan, name: PathName) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    """The manifest's view, what names each view of the file, and comments."""
-    if len(scan.views) > 1:
-        comments = [note for view in scan.views for note in view.notes]
-        if not scan.is_dicom:
-            comments.append(_NO_VIEW)
-        return "", tuple(view.rule for view in scan.views), tuple(dict.fromkeys(comments))
-    (only,) = scan.views
-    if only.name != UNKNOWN:
-        return "", (only.rule,), only.notes + _disagreement(only, name)
-    if not name.view:
-        return "", ("none",), (_BOTH_VIEWS if name.contradiction else _NO_VIEW,)
-    comments = () if name.view_by == BY_PATTERN else (f"view from {name.view_by}",)
-    return name.view, (name.view_by,), comments
-
-
-def _disagreement(view: View, name: PathName) -> tuple[str, ...]:
-    if name.view in ("", view.name):
-        return ()
-    return (f"its path says {name.view}, its header {view.name}",)
-
-
-def _without_recurring(rows: list[Row]) -> list[Row]:
-    """Takes back patients whom names do not tell apart.
-
-    Where one name stands for one view of several studies, it may be the same patient again
-    (2019/P17, 2020/P17), or another one (normal/1, metastasis/1), or not name a patient at all
-    (P17/scan, P18/scan). A wrong guess would put one patient into two splits.
-    """
-    studies: dict[tuple[str, str, int | None], set[str]] = defaultdict(set)
-    guessed = [row for row in rows if row.patient_by not in _CERTAIN]
-    for row in guessed:
-        studies[row.patient_id, row.view, row.frame].add(row.study_id)
-    recurring = {patient for (patient, _, _), found in studies.items() if len(found) > 1} - {""}
-    return [
-        replace(row, patient_id="", patient_by="", comments=(_RECURRING, *row.comments[1:]))
-        if row.patient_by not in _CERTAIN and row.patient_id in recurring
-        else row
-        for row in rows
-    ]
-
-
-def _labelled(
-    rows: Sequence[Row],
-    tables: Sequence[LabelTable],
-    label_map: dict[str, str],
-    names: dict[PurePosixPath, PathName],
-) -> tuple[list[Row], dict[Path, int]]:
-    keys = [Keys(row.path, row.patient_id, row.study_id) for row in rows]
-    joined = join(keys, tables, label_map)
-    labelled = []
-    for row, label in zip(rows, joined.labels, strict=True):
-        written = names[row.path].label
-        if written:
-            where = f"--pattern: {_shown(row.path)}"
-            meant = resolve(written, label_map, where)
-            if label not in (None, meant):
-                raise DataError(f"{where}: label '{written}', but a table says otherwise")
-            label = meant
-        labelled.append(replace(row, label=label))
-    unused = {table.path: n for table, n in zip(tables, joined.unused, strict=True)}
-    return labelled, unused
-
-
 def _write(settings: argparse.Namespace, proposal: Proposal) -> None:
     if settings.unread:
-        unread = [[_shown(path), reason] for path, reason in sorted(proposal.unread.items())]
+        unread = [[printable(path), reason] for path, reason in sorted(proposal.unread.items())]
         _write_table(settings.unread, ["path", "reason"], unread)
     if not proposal.rows:
         return
@@ -381,13 +219,13 @@ def _report(
     rows = proposal.rows
     for why, times in files.skipped.most_common():
         say(console, f"passed over: {times} {why}")
-    _list(console, [f"  {_shown(path)}" for path in files.leading_out])
+    _list(console, [f"  {printable(path)}" for path in files.leading_out])
     for why, times in proposal.left_out.items():
         say(console, f"left out: {times} files, {why}")
     if proposal.unread:
         say(console, f"cannot be used: {len(proposal.unread)} files")
         unread = sorted(proposal.unread.items())
-        _list(console, [f"  {_shown(path)}: {reason}" for path, reason in unread])
+        _list(console, [f"  {printable(path)}: {reason}" for path, reason in unread])
     if not rows:
         return
     for rule, times in Counter(rule for row in rows for rule in row.rules).most_common():
@@ -403,14 +241,14 @@ def _report(
 
 
 def _report_patients(console: Console, rows: Sequence[Row]) -> None:
-    own = [row for row in rows if row.patient_by == _BY_HEADER]
+    own = [row for row in rows if row.patient_by == BY_HEADER]
     if len({row.patient_id for row in own}) == 1 < len({row.study_id for row in own}):
         say(
             console,
             f"note: {len(own)} DICOM files of several studies carry the same PatientID: were they "
             "anonymised? Then name the patients with --pattern",
         )
-    if any(_RECURRING in row.comments for row in rows):
+    if any(RECURRING in row.comments for row in rows):
         say(
             console,
             "note: names recur in several folders; if the name is the patient, or the folder "
@@ -445,11 +283,6 @@ def _list(console: Console, lines: Sequence[str]) -> None:
         say(console, line)
     if len(lines) > _MOST_LINES:
         say(console, f"  ... and {len(lines) - _MOST_LINES} more")
-
-
-def _shown(path: PurePosixPath) -> str:
-    """A path as it may be printed: names from elsewhere can hold anything."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(path))
 
 
 if __name__ == "__main__":

@@ -159,3 +159,8 @@ def _is_part(name: str, field: str) -> bool:
 
 def _joined(parts: Iterable[str | None]) -> str:
     return "/".join(part for part in parts if part)
+
+
+def printable(path: PurePosixPath) -> str:
+    """A path as it may be printed: names from elsewhere can hold anything."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(path))

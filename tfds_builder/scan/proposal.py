@@ -1,0 +1,189 @@
+"""Proposes the rows of a manifest, each with what was assumed of it.
+
+In: what the headers, the paths and the label tables of a folder say. Out: rows for
+`tfds_builder.build`, and what is in none of them.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from tfds_builder.errors import DataError
+from tfds_builder.scan.inventory import Files, Scan, View
+from tfds_builder.scan.label_tables import LEFT_OUT, Keys, LabelTable, join, resolve
+from tfds_builder.scan.path_names import BY_PATTERN, PathName, printable
+from tfds_builder.views import UNKNOWN
+
+BY_HEADER = "PatientID"
+RECURRING = "its name recurs in several folders: fill in patient_id"
+
+_CERTAIN = (BY_HEADER, BY_PATTERN)
+_NO_PATIENT = "patient unknown: fill in patient_id"
+_NO_VIEW = "view unknown: fill in view"
+_BOTH_VIEWS = "its path names both views: fill in view"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A manifest row to be.
+
+    Attributes:
+      path: relative to the folder that is scanned.
+      patient_id, study_id, view, site: empty where unknown, or for the file to say.
+      patient_by: what the patient was taken from.
+      rules: what names each view of the file.
+      frame: where a file needs several rows.
+      label: one of the labels, `LEFT_OUT`, or None where nothing gives one.
+      comments: what was assumed or is unclear.
+    """
+
+    path: PurePosixPath
+    patient_id: str
+    patient_by: str
+    study_id: str
+    view: str
+    rules: tuple[str, ...]
+    comments: tuple[str, ...]
+    frame: int | None = None
+    site: str = ""
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What becomes of a folder.
+
+    Attributes:
+      rows: of the manifest, in the order of the paths.
+      unread: path -> why it is in no row.
+      left_out: why -> how many files are in no row although they may be scans.
+      unused: label table -> how many of its entries name no row.
+    """
+
+    rows: tuple[Row, ...]
+    unread: dict[PurePosixPath, str]
+    left_out: Counter[str]
+    unused: dict[Path, int]
+
+
+def propose(
+    files: Files,
+    names: Mapping[PurePosixPath, PathName],
+    scans: Iterable[Scan],
+    tables: Sequence[LabelTable],
+    label_map: dict[str, str],
+) -> Proposal:
+    """Puts together what is known of the files.
+
+    Args:
+      files: the files of the folder.
+      names: what the paths say; of these files alone there are scans.
+      scans: what each of them says, in the order of the rows.
+      tables, label_map: what gives labels.
+
+    Raises:
+      DataError: labels that mean nothing, or that contradict each other.
+    """
+    unread, rows = dict(files.unusable), []
+    for scan in scans:
+        if scan.reason:
+            unread[scan.path] = scan.reason
+        else:
+            rows += _rows_of(scan, names[scan.path])
+    rows, unused = _labelled(_without_recurring(rows), tables, label_map, names)
+    kept = tuple(row for row in rows if row.label != LEFT_OUT)
+    left_out = Counter(
+        {
+            "--pattern does not match them": len(files.paths) - len(names),
+            "--label_map says so": len({row.path for row in rows} - {row.path for row in kept}),
+        }
+    )
+    return Proposal(kept, unread, +left_out, unused)
+
+
+def _rows_of(scan: Scan, name: PathName) -> list[Row]:
+    """One row for a file, or one for each page of a picture."""
+    if scan.patient_id and name.patient_by != BY_PATTERN:
+        patient, patient_by = scan.patient_id, BY_HEADER
+    else:
+        patient, patient_by = name.patient.strip(), name.patient_by
+    study = name.study if name.study_by or not scan.study else scan.study
+    view, rules, comments = _view_of(scan, name)
+    comments = scan.notes + comments
+    if not patient:
+        comments = (_NO_PATIENT, *comments)
+    elif patient_by not in _CERTAIN:
+        comments = (f"patient from {patient_by}", *comments)
+    row = Row(scan.path, patient, patient_by, study, view, rules, comments, site=name.site)
+    if scan.is_dicom or len(scan.views) == 1:
+        return [row]
+    pages = len(scan.views)
+    return [
+        replace(row, frame=view.frame, comments=(*comments, f"page {view.frame} of {pages}"))
+        for view in scan.views
+    ]
+
+
+def _view_of(scan: Scan, name: PathName) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """The manifest's view, what names each view of the file, and comments."""
+    if len(scan.views) > 1:
+        comments = [note for view in scan.views for note in view.notes]
+        if not scan.is_dicom:
+            comments.append(_NO_VIEW)
+        return "", tuple(view.rule for view in scan.views), tuple(dict.fromkeys(comments))
+    (only,) = scan.views
+    if only.name != UNKNOWN:
+        return "", (only.rule,), only.notes + _disagreement(only, name)
+    if not name.view:
+        return "", ("none",), (_BOTH_VIEWS if name.contradiction else _NO_VIEW,)
+    comments = () if name.view_by == BY_PATTERN else (f"view from {name.view_by}",)
+    return name.view, (name.view_by,), comments
+
+
+def _disagreement(view: View, name: PathName) -> tuple[str, ...]:
+    if name.view in ("", view.name):
+        return ()
+    return (f"its path says {name.view}, its header {view.name}",)
+
+
+def _without_recurring(rows: list[Row]) -> list[Row]:
+    """Takes back patients whom names do not tell apart.
+
+    Where one name stands for one view of several studies, it may be the same patient again
+    (2019/P17, 2020/P17), or another one (normal/1, metastasis/1), or not name a patient at all
+    (P17/scan, P18/scan). A wrong guess would put one patient into two splits.
+    """
+    studies: dict[tuple[str, str, int | None], set[str]] = defaultdict(set)
+    guessed = [row for row in rows if row.patient_by not in _CERTAIN]
+    for row in guessed:
+        studies[row.patient_id, row.view, row.frame].add(row.study_id)
+    recurring = {patient for (patient, _, _), found in studies.items() if len(found) > 1} - {""}
+    return [
+        replace(row, patient_id="", patient_by="", comments=(RECURRING, *row.comments[1:]))
+        if row.patient_by not in _CERTAIN and row.patient_id in recurring
+        else row
+        for row in rows
+    ]
+
+
+def _labelled(
+    rows: Sequence[Row],
+    tables: Sequence[LabelTable],
+    label_map: dict[str, str],
+    names: Mapping[PurePosixPath, PathName],
+) -> tuple[list[Row], dict[Path, int]]:
+    keys = [Keys(row.path, row.patient_id, row.study_id) for row in rows]
+    joined = join(keys, tables, label_map)
+    labelled = []
+    for row, label in zip(rows, joined.labels, strict=True):
+        written = names[row.path].label
+        if written:
+            where = f"--pattern: {printable(row.path)}"
+            meant = resolve(written, label_map, where)
+            if label not in (None, meant):
+                raise DataError(f"{where}: label '{written}', but a table says otherwise")
+            label = meant
+        labelled.append(replace(row, label=label))
+    unused = {table.path: n for table, n in zip(tables, joined.unused, strict=True)}
+    return labelled, unused
