@@ -40,3 +40,12 @@ def write_text(path: Path, text: str) -> None:
       DataError: it cannot be written.
     """
     write_whole(path, lambda part: part.write_text(text, encoding="utf-8", newline=""))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file of bytes.
+
+    Raises:
+      DataError: it cannot be written.
+    """
+    write_whole(path, lambda part: part.write_bytes(content))

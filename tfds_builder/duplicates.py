@@ -112,14 +112,6 @@ def find_copies(
     )
 
 
-def same_scan(
-    signatures: Sequence[bytes],
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[tuple[int, int, bool]]:
-    """The pairs of `find_copies` alone."""
-    return find_copies(signatures, progress).pairs
-
-
 def _residual(counts: np.ndarray) -> np.ndarray | None:
     """What is noise in (256, 128) blocks of 4x2 pixels: whole numbers, zero outside the body.
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from tfds_builder.atomic import write_text
 from tfds_builder.errors import DataError
-from tfds_builder.ingest import Duplicate, Ingested, duplicate_kind
+from tfds_builder.ingest import CROWDED, Duplicate, Ingested, duplicate_kind
 from tfds_builder.manifest import SPLITS
 from tfds_builder.plan import Plan
 from tfds_builder.study import Facts
@@ -155,6 +155,8 @@ def _quality_row(
     copies = sorted(copies, key=lambda copy: (copy[0].row, copy[0].frame))
     if copies:
         findings.append(f"{duplicate_kind(copies[0][1])} of another image")
+    if facts.image_id in ingested.crowded:
+        findings.append(CROWDED)
     if any(other.label != facts.label for other, _ in copies):
         findings.append(_SAME_SCAN_IN_TWO_LABELS)
     return {

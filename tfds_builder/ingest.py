@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from tfds_builder import splits
-from tfds_builder.duplicates import same_scan
+from tfds_builder.duplicates import Copies, find_copies
 from tfds_builder.plan import Layout, Plan
 from tfds_builder.shard import Shard, ShardTask, write_shard
 from tfds_builder.study import Facts, Study
 
 RunTasks = Callable[[Callable[..., Any], Sequence[ShardTask]], Iterable[Shard]]
+
+CROWDED = "looks like too many others (lettering in the picture?): copies cannot be told"
 
 _SHARED_NUMBER = (
     "a DICOM PatientID occurs under several patient_ids of the manifest: check that they differ"
@@ -50,6 +52,7 @@ class Ingested:
       shards: split -> its shards that hold any record, in order.
       assigned: pseudonym -> split.
       duplicates: pairs of images that show one scan.
+      crowded: image_ids of those that look like so many others that no copy can be told.
       rejected: (row, reason) of rows that cannot be used, by row.
       proof: what `splits.prove_disjoint` returned.
       fingerprint: see `Plan.fingerprint`.
@@ -59,6 +62,7 @@ class Ingested:
     shards: dict[str, tuple[Shard, ...]]
     assigned: dict[str, str]
     duplicates: tuple[Duplicate, ...]
+    crowded: frozenset[str]
     rejected: tuple[tuple[int, str], ...]
     proof: dict[str, Any]
     fingerprint: str
@@ -84,6 +88,8 @@ class Ingested:
         """What was assumed, changed or found, and how often."""
         notes = Counter(note for facts in self.images for note in facts.notes)
         notes.update(_duplicate_notes(self.duplicates))
+        if self.crowded:
+            notes[CROWDED] = len(self.crowded)
         shared = _shared_numbers(self)
         if shared:
             notes[_SHARED_NUMBER] = shared
@@ -110,7 +116,9 @@ def ingest(
     written: dict[tuple[str, ...], Shard] = {}
     assigned = plan.assign()
     _write_missing(plan, plan.lay_out(assigned), written, folder, run)
-    duplicates = _duplicates(_all_images(written.values()))
+    images = _all_images(written.values())
+    copies = find_copies([facts.signature for facts in images])
+    duplicates = _duplicates(images, copies)
     again = plan.assign(_groups(duplicates))
     if again != assigned:
         assigned = again
@@ -126,6 +134,7 @@ def ingest(
         shards={split: tuple(s for s in own if s.records) for split, own in used.items()},
         assigned=assigned,
         duplicates=tuple(duplicates),
+        crowded=frozenset(images[n].image_id for n in copies.crowded),
         rejected=tuple(sorted(rejected.items())),
         proof=splits.prove_disjoint(_memberships(used), tuple(layout)),
         fingerprint=plan.fingerprint(assigned, digests, version),
@@ -163,8 +172,7 @@ def _all_images(shards: Iterable[Shard]) -> list[Facts]:
     return sorted(images, key=lambda facts: facts.image_id)
 
 
-def _duplicates(images: Sequence[Facts]) -> list[Duplicate]:
-    pairs = same_scan([facts.signature for facts in images])
+def _duplicates(images: Sequence[Facts], copies: Copies) -> list[Duplicate]:
     return [
         Duplicate(
             first=images[a],
@@ -172,7 +180,7 @@ def _duplicates(images: Sequence[Facts]) -> list[Duplicate]:
             exact=not mirrored and _statistics(images[a]) == _statistics(images[b]),
             mirrored=mirrored,
         )
-        for a, b, mirrored in pairs
+        for a, b, mirrored in copies.pairs
     ]
 
 

@@ -24,6 +24,8 @@ from tfds_builder.scintigram import Scintigram, View
 
 Announce = Callable[[int], None]
 
+UNFORESEEN = "provoked a fault in its reader"
+
 _SCALE_POOL = 4
 _SCALE_PERCENTILE = 99
 
@@ -141,7 +143,7 @@ def read_study(
             continue
         except Exception as error:
             # Whatever one file provokes in a decoder must not cost the others.
-            rejected.append((row.number, f"cannot be read ({type(error).__name__})"))
+            rejected.append((row.number, f"{UNFORESEEN} ({type(error).__name__})"))
             continue
         images += _numbered(own, used)
     images.sort(key=lambda image: image.facts.image_id)

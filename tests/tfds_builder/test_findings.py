@@ -10,6 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image, ImageDraw
 
 from tfds_builder import build
 from tfds_builder.errors import DataError
@@ -231,3 +232,22 @@ def test_links_to_one_file_are_copies(write_dicom, write_manifest, tmp_path):
     run(write_manifest(*rows), tmp_path / "data")
     assert len({split for _, split in read_splits(tmp_path / "data" / "splits.csv").values()}) == 1
     assert metadata(tmp_path / "data")["split_proof"]["splits"]["train"]["images"] in (0, 18)
+
+
+def test_pictures_with_the_same_lettering_are_not_taken_for_copies(
+    draw_body, write_manifest, tmp_path, capsys
+):
+    rows = []
+    for n in range(24):
+        counts = draw_body(1)[0]
+        picture = Image.fromarray(np.minimum(counts * 8, 255).astype(np.uint8))
+        draw = ImageDraw.Draw(picture)
+        for line in range(8):
+            draw.text((4, 4 + 14 * line), "GENERAL HOSPITAL  WB 1PS", fill=255)
+            draw.text((4, 900 + 14 * line), "Tc-99m MDP 740 MBq", fill=200)
+        draw.rectangle((1, 1, 254, 1022), outline=255)
+        picture.save(tmp_path / f"{n}.png")
+        rows.append({"path": f"{n}.png", "patient_id": n, "label": "normal", "view": "anterior"})
+    run(write_manifest(*rows), tmp_path / "data")
+    assert "copy of another image" not in capsys.readouterr().out
+    assert len(set(split_of(tmp_path / "data").values())) == 3

@@ -17,7 +17,7 @@ from tfds_builder.fuzz.mutations import damaged, make_mutant
 from tfds_builder.fuzz.seeds import CANARY, DICOM, Seed, body_counts, make_seeds
 from tfds_builder.fuzz.trial import MOST_RESIDENT, Chunk, Ledger, Outcome, outcome_of, try_chunk
 from tfds_builder.image_file import decode
-from tfds_builder.study import Reading
+from tfds_builder.study import UNFORESEEN, Reading
 from tfds_builder.workers import Lost
 
 STRUCTURAL = [(DICOM, name) for name in DICOM_DAMAGE] + [
@@ -119,6 +119,7 @@ def test_damage_can_be_done_to_what_is_left_of_a_file(seeds):
         (Outcome(1, images=2), None),
         (Outcome(1, reason="is empty"), None),
         (Outcome(1, reason="needed too much memory", lost=True), None),
+        (Outcome(1, reason=f"{UNFORESEEN} (KeyError)"), f"{UNFORESEEN} (KeyError)"),
         (Outcome(1, reason="the decoder crashed", lost=True), "the decoder crashed"),
         (Outcome(1, reason="took longer than 5 s", lost=True), "took longer than 5 s"),
         (Outcome(1, images=1, seconds=5.5), "took 5.5 s"),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tfds_builder.fuzz.seeds import CANARY
 from tfds_builder.manifest import Row
-from tfds_builder.study import Announce, Reading, Study, read_study
+from tfds_builder.study import UNFORESEEN, Announce, Reading, Study, read_study
 from tfds_builder.workers import Lost
 
 MOST_RESIDENT = 1536 * 2**20
@@ -112,6 +112,8 @@ def fault_of(outcome: Outcome, file_seconds: float) -> str | None:
     """What is wrong with how a file was dealt with, or None."""
     if outcome.error:
         return f"raised {outcome.error}"
+    if outcome.reason and outcome.reason.startswith(UNFORESEEN):
+        return outcome.reason
     if outcome.lost and outcome.reason != "needed too much memory":
         return outcome.reason
     if outcome.seconds > file_seconds:

@@ -9,6 +9,7 @@ import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
+from tfds_builder.atomic import write_bytes
 from tfds_builder.command import follow_parent
 from tfds_builder.errors import DataError
 from tfds_builder.phantom import writer
@@ -46,12 +47,12 @@ def make_cohort(
             return None
         for part in ("images", "masks"):
             (folder / part).mkdir(parents=True, exist_ok=True)
-        writer.write_atomically(folder / "phantom.json", parameters)
+        write_bytes(folder / "phantom.json", parameters)
         key = f"{writer.pseudonym_key(seed)}\n".encode()
-        writer.write_atomically(folder / "pseudonym.key", key)
+        write_bytes(folder / "pseudonym.key", key)
         before = patients - len(missing)
         _make_all(folder, seed, missing, workers, lambda n: report(before + n, patients))
-        writer.write_atomically(last, manifest)
+        write_bytes(last, manifest)
     except OSError as error:
         raise DataError(f"{error.filename or folder}: {error.strerror or error}") from error
     return dict(collections.Counter(row[2] for row in rows))

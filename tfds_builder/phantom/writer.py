@@ -7,7 +7,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
+from tfds_builder.atomic import write_bytes
 from tfds_builder.phantom.anatomy import COLUMNS, PIXEL_MM, ROWS
 from tfds_builder.phantom.scan import Case, Scan
 
@@ -24,17 +24,6 @@ VERSION = "1"
 
 NM_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.20"
 MANIFEST_FIELDS = ("path", "patient_id", "label", "study_id", "sex", "age", "lesion_mask")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Puts `content` under `path` so that the final name never holds half of it."""
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def study_name(patient: int, study: int) -> str:
@@ -97,8 +86,8 @@ def write_scan(folder: Path, scan: Scan, case: Case) -> None:
     """Writes the files of one study below `folder`, the mask before the image."""
     files = study_files(case, scan.number)[scan.study]
     if len(files) > 1:
-        write_atomically(folder / files[1], mask_bytes(scan.masks))
-    write_atomically(folder / files[0], dicom_bytes(scan, age_at(case, scan.study)))
+        write_bytes(folder / files[1], mask_bytes(scan.masks))
+    write_bytes(folder / files[0], dicom_bytes(scan, age_at(case, scan.study)))
 
 
 def mask_bytes(masks: np.ndarray) -> bytes:
