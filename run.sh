@@ -133,7 +133,8 @@ case "${1:-quickstart}" in
   test)
     shift
     setup dev
-    .venv/bin/python -m pytest "$@"
+    # Two at a time; the tests of one file share what they set up.
+    .venv/bin/python -m pytest -n 2 --dist loadfile "$@"
     ;;
   help | -h | --help) usage ;;
   *) fail "unknown command '$1'; ./run.sh help lists them" ;;

@@ -156,7 +156,7 @@ BAD_INPUT = {
         ["holds no data set", "tfds_builder.build"],
     ),
     "missing column": (_build(_without_label), ["changed.csv", "label"]),
-    "unknown label": (_build(_unknown_label), ["row 4", "fracture", "thyroid_carcinoma"]),
+    "unknown label": (_build(_unknown_label), ["row 4", "label", "thyroid_carcinoma"]),
     "patient in two splits": (_build(_torn_patient), ["row 3", "row 2", "train", "test"]),
     "not DICOM": (_build(_not_dicom), ["row 2", "not a DICOM file", "quarantine.csv"]),
     "no data set": (_train(data="nothing"), ["nothing", "tfds_builder.build"]),

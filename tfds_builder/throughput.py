@@ -1,8 +1,8 @@
 """python -m tfds_builder.throughput: how fast a build is, beside the least that it must do.
 
 In: a manifest. Out: images a second of whole builds and, in turns with them, of the bare sum of
-pydicom decoding and ArrayRecord writing of the same files on as many processes; the ratio of the
-two times; and the memory that the build's processes held.
+pydicom decoding and ArrayRecord writing of the same files, one after the other in one process and
+on as many processes as the build has; the ratios of the times; and the memory that the build held.
 """
 
 import argparse
@@ -47,6 +47,25 @@ class _Build:
     largest_mib: float
 
 
+@dataclass(frozen=True)
+class _Round:
+    """Seconds of the bare sum in one process and in several, and the build."""
+
+    images: int
+    one: float
+    several: float
+    build: _Build
+
+    def text(self, workers: int) -> str:
+        speeds = [self.images / seconds for seconds in (self.build.seconds, self.one, self.several)]
+        ratios = [self.build.seconds / seconds for seconds in (self.one, self.several)]
+        return (
+            f"build with {workers} workers {speeds[0]:.0f} images/s; bare decoding and writing in "
+            f"one process {speeds[1]:.0f} images/s (build takes {ratios[0]:.2f} times as long), in "
+            f"{workers} processes {speeds[2]:.0f} images/s ({ratios[1]:.2f} times)"
+        )
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measures what the command line asks for.
 
@@ -61,30 +80,26 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(dir=options.scratch, prefix="throughput-") as scratch:
         folder = Path(scratch)
         manifest, rows = _repeated(rows, options.repeat, folder / "source")
-        builds, bares = [], []
+        rounds = []
         for n in range(options.rounds):
-            images, seconds = _bare(rows, folder, options.workers)
-            bares.append(seconds)
-            builds.append(_build(manifest, folder / "data", options.workers))
-            if builds[-1].images != images:
-                raise DataError(
-                    f"the build kept {builds[-1].images} of {images} frames; measure with files "
-                    "that hold views only"
-                )
-            ratio = builds[-1].seconds / seconds
-            say(
-                console,
-                f"round {n + 1}: bare {images / seconds:.0f} images/s, build "
-                f"{images / builds[-1].seconds:.0f} images/s, ratio of times {ratio:.2f}",
-            )
-    ratio = statistics.median(b.seconds / bare for b, bare in zip(builds, bares, strict=True))
-    speed = statistics.median(b.images / b.seconds for b in builds)
+            rounds.append(_round(manifest, rows, folder, options.workers))
+            say(console, f"round {n + 1}: {rounds[-1].text(options.workers)}")
+    middle = _Round(
+        images=rounds[0].images,
+        one=statistics.median(one.one for one in rounds),
+        several=statistics.median(one.several for one in rounds),
+        build=replace(
+            rounds[0].build,
+            seconds=statistics.median(one.build.seconds for one in rounds),
+            parent_mib=max(one.build.parent_mib for one in rounds),
+            largest_mib=max(one.build.largest_mib for one in rounds),
+        ),
+    )
+    say(console, f"median of {options.rounds}: {middle.text(options.workers)}")
     say(
         console,
-        f"{builds[0].images} images, {options.workers} processes: build {speed:.0f} images/s "
-        f"(median of {options.rounds}), {ratio:.2f} times the time of decoding and writing alone; "
-        f"memory of the build {max(b.parent_mib for b in builds):.0f} MiB, of its largest worker "
-        f"{max(b.largest_mib for b in builds):.0f} MiB",
+        f"{middle.images} images; memory of the build {middle.build.parent_mib:.0f} MiB, of its "
+        f"largest worker {middle.build.largest_mib:.0f} MiB",
     )
 
 
@@ -142,9 +157,21 @@ def _link(source: Path, path: Path) -> None:
     try:
         os.link(source, path)
     except FileNotFoundError:
-        raise DataError(f"{source}: is not there") from None
+        raise DataError("a file of the manifest is not there; build with it first") from None
     except OSError:
         shutil.copyfile(source, path)
+
+
+def _round(manifest: Path, rows: list[Row], folder: Path, workers: int) -> _Round:
+    images, one = _bare(rows, folder, 1)
+    _, several = _bare(rows, folder, workers)
+    build = _build(manifest, folder / "data", workers)
+    if build.images != images:
+        raise DataError(
+            f"the build kept {build.images} of {images} frames; measure with files that hold views "
+            "only"
+        )
+    return _Round(images, one, several, build)
 
 
 def _bare(rows: list[Row], folder: Path, workers: int) -> tuple[int, float]:
@@ -154,15 +181,20 @@ def _bare(rows: list[Row], folder: Path, workers: int) -> tuple[int, float]:
         for n in range(0, len(rows), _ROWS_PER_FILE)
     ]
     started = time.monotonic()
-    with WorkerPool(workers, step_seconds=60, memory_bytes=2**30, preload=(__name__,)) as pool:
-        images = sum(pool.map(decode_and_write, chunks, _give_up))
+    if workers == 1:
+        images = sum(decode_and_write(chunk) for chunk in chunks)
+    else:
+        with WorkerPool(workers, step_seconds=60, memory_bytes=2**30, preload=(__name__,)) as pool:
+            images = sum(pool.map(decode_and_write, chunks, _give_up))
     seconds = time.monotonic() - started
     for _, path in chunks:
         path.unlink()
     return images, seconds
 
 
-def decode_and_write(chunk: tuple[tuple[Path, ...], Path], announce: Announce) -> int:
+def decode_and_write(
+    chunk: tuple[tuple[Path, ...], Path], announce: Announce = lambda step: None
+) -> int:
     """Decodes files with pydicom alone, and writes each frame as TFDS would; returns how many."""
     files, path = chunk
     writer = array_record_module.ArrayRecordWriter(str(path), _TFDS_OPTIONS)

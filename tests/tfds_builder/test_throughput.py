@@ -7,11 +7,13 @@ from tfds_builder.errors import DataError
 
 
 def test_builds_are_timed_beside_bare_decoding_and_writing(cohort, tmp_path, capsys):
-    options = ["--rounds", "1", "--workers", "1", "--repeat", "2", "--scratch", str(tmp_path)]
+    options = ["--rounds", "1", "--workers", "2", "--repeat", "2", "--scratch", str(tmp_path)]
     throughput.main(["--manifest", str(cohort(4)), *options])
     said = capsys.readouterr().out
-    assert re.search(r"round 1: bare \d+ images/s, build \d+ images/s, ratio of times \d", said)
-    assert "16 images, 1 processes: build" in said
+    speeds = r"build with 2 workers \d+ images/s; .* one process \d+ .* in 2 processes \d+"
+    assert re.search(f"round 1: {speeds}", said)
+    assert re.search(f"median of 1: {speeds}", said)
+    assert "16 images; memory" in said
     memory = re.search(r"memory of the build (\d+) MiB, of its largest worker (\d+) MiB", said)
     assert all(20 < int(mib) < 2000 for mib in memory.groups())
     assert not list(tmp_path.glob("throughput-*"))
