@@ -50,9 +50,17 @@ class ShardTask:
 
         A worker can be lost for what is not in the file, and its memory be used up by files before
         it: a row is refused only where a second worker, a fresh one, is lost at it too.
+
+        Raises:
+          DataError: a worker is lost at a file that is not even decoded.
         """
-        if lost.step is None or lost.step in dict(self.refused):
+        if lost.step is None:
             return None
+        if lost.step in dict(self.refused):
+            raise DataError(
+                f"manifest row {lost.step}: its file cannot even be read ({lost.reason}); "
+                "take the row out"
+            )
         if lost.step not in self.suspected:
             return replace(self, suspected=(*self.suspected, lost.step))
         return replace(self, refused=(*self.refused, (lost.step, lost.reason)))

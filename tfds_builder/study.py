@@ -122,7 +122,7 @@ def read_study(
     Args:
       study: as planned.
       announce: told each row before its file is touched.
-      refused: rows that are not to be touched, with the reason.
+      refused: rows that are not to be decoded, with the reason.
     """
     images: list[Image] = []
     rejected: list[tuple[int, str]] = []
@@ -136,16 +136,15 @@ def read_study(
             if refused and row.number in refused:
                 raise DataError(refused[row.number])
             own = _read_row(study, row, *contents)
-        except (DataError, MemoryError) as error:
-            if isinstance(error, MemoryError):
-                raise
+        except MemoryError:
+            raise  # The worker pool tries again, in a fresh worker.
+        except DataError as error:
             rejected.append((row.number, str(error)))
-            continue
         except Exception as error:
             # Whatever one file provokes in a decoder must not cost the others.
             rejected.append((row.number, f"{UNFORESEEN} ({type(error).__name__})"))
-            continue
-        images += _numbered(own, used)
+        else:
+            images += _numbered(own, used)
     images.sort(key=lambda image: image.facts.image_id)
     return Reading(tuple(images), tuple(rejected), digests)
 

@@ -1,4 +1,5 @@
 import json
+import os
 import random
 import shutil
 import signal
@@ -422,6 +423,29 @@ def test_stopped_between_two_renames_no_data_set_is_lost(cohort, tmp_path, monke
     run(larger, data, "--overwrite")
     assert len(every_record(data)) == 12
     assert {path.name for path in data.iterdir()} == {"scintigraphy", "splits.csv"}
+
+
+def workers_of(process_id: int) -> list[int]:
+    """The worker processes of a build: grandchildren, by way of the fork server."""
+    found = [process_id]
+    for _ in range(2):
+        lists = [Path(f"/proc/{n}/task/{n}/children").read_text().split() for n in found]
+        found = [int(child) for children in lists for child in children]
+    return found
+
+
+def test_a_worker_that_is_killed_from_outside_costs_no_row(cohort, tmp_path):
+    manifest, data = cohort(24), tmp_path / "data"
+    run(manifest, tmp_path / "whole")
+    line = [sys.executable, "-m", "tfds_builder.build", "--workers", "2"]
+    built = subprocess.Popen([*line, "--manifest", manifest, "--data_dir", data])
+    deadline = time.monotonic() + 60
+    while not list(data.rglob("*.array_record*")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    for worker in workers_of(built.pid)[:1]:
+        os.kill(worker, signal.SIGKILL)
+    assert built.wait() == 0
+    assert contents(data) == contents(tmp_path / "whole")
 
 
 def test_folds_divide_all_patients(cohort, tmp_path):
