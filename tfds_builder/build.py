@@ -237,7 +237,7 @@ def _build(
         refuse_stored(final, plan)
         say(console, f"{final}: already built from these sources, nothing to do")
         return
-    run = _runner(settings, pool, console, len(plan.rows))
+    run = _runner(settings, pool, console)
     ingested: list[Ingested] = []
 
     def checked_ingest(plan: Plan, folder: Path) -> Ingested:
@@ -260,7 +260,7 @@ def _build(
 
 
 def _runner(
-    settings: argparse.Namespace, pool: WorkerPool, console: Console, rows: int
+    settings: argparse.Namespace, pool: WorkerPool, console: Console
 ) -> Callable[..., Iterator[Shard]]:
     """What runs shard tasks: the pool, or a Beam runner."""
 
