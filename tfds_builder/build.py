@@ -210,7 +210,8 @@ def _checked_fractions(values: Iterable[float]) -> tuple[float, float, float]:
     total_is_one = math.isclose(train + validation + test, 1, abs_tol=1e-6)
     if not total_is_one or min(train, validation, test) < 0:
         raise DataError(
-            f"--split_fractions {train} {validation} {test}: must not be negative and add up to 1"
+            f"--split_fractions {train} {validation} {test}: three shares from 0 to 1 are needed "
+            "that add up to 1, such as 0.7 0.15 0.15"
         )
     return train, validation, test
 
@@ -286,6 +287,8 @@ def _staging_folder(data_dir: Path) -> Iterator[Path]:
 
     What killed builds left is removed, and what they were about to replace put back.
     """
+    if data_dir.exists() and not data_dir.is_dir():
+        raise DataError(f"--data_dir {data_dir}: is a file; give a folder")
     data_dir.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(data_dir, os.O_RDONLY)
     try:
@@ -407,6 +410,11 @@ def _report_splits(console: Console, ingested: Ingested) -> None:
     for split in plan.options.fractions:
         if plan.options.fractions[split] and not ingested.shards[split]:
             say(console, f"note: split {split} is empty")
+    there = set(plan.labels.values())
+    for split, found in ingested.proof["splits"].items():
+        missing = [n for n in LABELS if n in there and not found["images_by_class"][n]]
+        if missing and found["images"]:
+            say(console, f"note: split {split} holds no {', no '.join(missing)}")
 
 
 def _report_left_out(console: Console, ingested: Ingested) -> None:

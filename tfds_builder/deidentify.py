@@ -58,7 +58,8 @@ def refuse_key_in(data_dir: Path, key_file: Path) -> None:
     """
     if key_file.resolve().is_relative_to(data_dir.resolve()):
         raise DataError(
-            f"{key_file}: lies in the data directory, which is passed on; keep the key elsewhere"
+            f"{key_file}: lies in the data directory, which is passed on; keep the key elsewhere "
+            "(--pseudonym_key), or give another --data_dir"
         )
 
 

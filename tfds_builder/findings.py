@@ -18,7 +18,7 @@ from tfds_builder.errors import DataError
 from tfds_builder.ingest import CROWDED, Duplicate, Ingested, duplicate_kind
 from tfds_builder.manifest import SPLITS
 from tfds_builder.plan import Plan
-from tfds_builder.study import Facts
+from tfds_builder.study import CROPPED, Facts
 
 QUALITY, QUARANTINE, SPLIT_PROOF = "quality.csv", "quarantine.csv", "split_proof.json"
 
@@ -34,6 +34,7 @@ _QUALITY_FIELDS = (
     "findings",
     "duplicate_of_row",
     "duplicate_kind",
+    "notes",
 )
 _SAME_SCAN_IN_TWO_LABELS = "the same scan under two labels"
 
@@ -152,6 +153,8 @@ def _quality_row(
     ingested: Ingested, facts: Facts, copies: list[tuple[Facts, Duplicate]]
 ) -> dict[str, Any]:
     findings = [*facts.quality.findings]
+    if CROPPED in facts.notes:
+        findings.append(CROPPED)
     copies = sorted(copies, key=lambda copy: (copy[0].row, copy[0].frame))
     if copies:
         findings.append(f"{duplicate_kind(copies[0][1])} of another image")
@@ -171,6 +174,7 @@ def _quality_row(
         "findings": "; ".join(findings),
         "duplicate_of_row": copies[0][0].row if copies else "",
         "duplicate_kind": duplicate_kind(copies[0][1]) if copies else "",
+        "notes": "; ".join(note for note in facts.notes if note not in findings),
     }
 
 

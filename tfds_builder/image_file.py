@@ -23,7 +23,10 @@ def read_bytes(path: Path) -> bytes:
     """
     try:
         if not path.is_file():
-            raise DataError("is not there, or not a plain file; was it moved?")
+            raise DataError(
+                "is not there, or not a plain file (paths are relative to the manifest's folder, "
+                "with / between folders)"
+            )
         size = path.stat().st_size
         if size > _MOST_BYTES:
             raise DataError(f"is {size / 2**20:.0f} MiB large, more than any bone scan")

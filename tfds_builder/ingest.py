@@ -14,6 +14,7 @@ from typing import Any
 
 from tfds_builder import splits
 from tfds_builder.duplicates import Copies, find_copies
+from tfds_builder.errors import DataError
 from tfds_builder.plan import Layout, Plan
 from tfds_builder.shard import Shard, ShardTask, write_shard
 from tfds_builder.study import Facts, Study
@@ -119,6 +120,7 @@ def ingest(
     images = _all_images(written.values())
     copies = find_copies([facts.signature for facts in images])
     duplicates = _duplicates(images, copies)
+    _refuse_torn(plan, duplicates)
     again = plan.assign(_groups(duplicates))
     if again != assigned:
         assigned = again
@@ -187,6 +189,17 @@ def _duplicates(images: Sequence[Facts], copies: Copies) -> list[Duplicate]:
 def _statistics(facts: Facts) -> tuple[Any, ...]:
     quality = facts.quality
     return facts.signature, quality.total, repr(quality.dispersion), facts.scale
+
+
+def _refuse_torn(plan: Plan, duplicates: Iterable[Duplicate]) -> None:
+    for pair in duplicates:
+        given = [plan.fixed.get(facts.patient_key) for facts in (pair.first, pair.second)]
+        if None not in given and given[0] != given[1]:
+            raise DataError(
+                f"{plan.manifest}: rows {pair.first.row} and {pair.second.row} hold the same scan, "
+                f"exported twice, but their patients are in '{given[0]}' and '{given[1]}'; give "
+                f"both patients one split (manifest, or {splits.FILE_NAME}), or remove a row"
+            )
 
 
 def _groups(duplicates: Iterable[Duplicate]) -> list[tuple[str, ...]]:

@@ -5,12 +5,17 @@ picture of images of every class.
 """
 
 import argparse
+import contextlib
+import csv
+import io
 import re
-from collections import defaultdict
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
+import PIL.ImageDraw
 import tensorflow_datasets as tfds
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -19,14 +24,17 @@ from rich.table import Table
 from tfds_builder.atomic import write_whole
 from tfds_builder.command import CommandParser
 from tfds_builder.errors import DataError, run_command
-from tfds_builder.manifest import LABELS, VIEWS
+from tfds_builder.findings import QUALITY
+from tfds_builder.manifest import LABELS
 from tfds_builder.progress import make_console, say
-from tfds_builder.records import CONFIGS, STUDIES_CONFIG, VIEWS_CONFIG
+from tfds_builder.records import CONFIGS, VIEWS_CONFIG
 
 _KINDS = ("images", "studies", "patients")
 _POOL = 4
 _BRIGHTEST = 3.0  # Of an image's scale; brighter is drawn as this.
-_MONTAGE_DPI = 150
+_ALL = "all"
+_MOST_PER_CLASS, _MOST_COLUMNS = 1000, 24
+_GAP, _HEADING, _CAPTION = 4, 22, 16  # Pixels.
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,17 +44,20 @@ def main(argv: list[str] | None = None) -> None:
       DataError: anything that the user can mend.
     """
     options = _parser().parse_args(argv)
-    if options.per_class < 1:
-        raise DataError(f"--per_class {options.per_class}: at least 1 is needed")
+    if not 1 <= options.per_class <= _MOST_PER_CLASS:
+        raise DataError(f"--per_class {options.per_class}: 1 to {_MOST_PER_CLASS} can be drawn")
     builder = _open(options.data_dir, options.config)
     console = make_console()
     _print_summary(console, builder)
     if options.montage:
-        write_whole(
-            options.montage,
-            lambda part: _draw_montage(builder, part, options.split, options.per_class),
-        )
-        say(console, f"{options.montage}: {options.per_class} of each class, {options.split}")
+        drawn = 0
+
+        def draw(part: Path) -> None:
+            nonlocal drawn
+            drawn = _draw_montage(builder, part, options.split, options.per_class)
+
+        write_whole(options.montage, draw)
+        say(console, f"{options.montage}: {drawn} images of {options.split}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,8 +71,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--data_dir", type=Path, required=True, help="where the data set was built")
     add("--config", choices=CONFIGS, default=VIEWS_CONFIG, help="default: views")
     add("--montage", type=Path, metavar="OUT.png", help="draw images of every class")
-    add("--split", default="train", help="the split that the montage shows (default: train)")
-    add("--per_class", type=int, default=6, metavar="N", help="images a class (default: 6)")
+    add(
+        "--split",
+        default="train",
+        help=f"the split that the montage shows, or {_ALL} (default: train)",
+    )
+    add(
+        "--per_class",
+        type=int,
+        default=6,
+        metavar="N",
+        help=f"at most so many images a class, up to {_MOST_PER_CLASS} (default: 6)",
+    )
     return parser
 
 
@@ -134,41 +155,67 @@ def _size_on_disk(builder: Any, split: str) -> int:
     return sum(Path(path).stat().st_size for path in builder.info.splits[split].filepaths)
 
 
-def _draw_montage(builder: Any, path: Path, split: str, per_class: int) -> None:
-    # Slow to import, and needed for the picture only.
-    from matplotlib.figure import Figure
-
+def _draw_montage(builder: Any, path: Path, split: str, per_class: int) -> int:
+    """Draws images of every class, each over its manifest row; returns how many."""
     pictures = _pictures(builder, split, per_class)
-    views = len(VIEWS) if builder.builder_config.name == STUDIES_CONFIG else 1
-    figure = Figure(
-        figsize=(0.75 * views * per_class + 0.3, 2.9 * len(LABELS)), layout="constrained"
+    rows = _manifest_rows(builder)
+    height, width = next(own[0][1] for own in pictures.values()).shape
+    columns = min(per_class, _MOST_COLUMNS, max(map(len, pictures.values())))
+    lines = {label: -(-len(own) // columns) for label, own in pictures.items()}
+    size = (
+        columns * (width + _GAP) + _GAP,
+        sum(_HEADING + count * (height + _CAPTION) for count in lines.values()),
     )
-    axes = figure.subplots(len(LABELS), per_class, squeeze=False)
-    for row, label in zip(axes, LABELS, strict=True):
-        row[0].set_title(label.replace("_", " "), loc="left", fontsize=9)
-        for axis in row:
-            axis.set_axis_off()
-        for axis, picture in zip(row, pictures[label], strict=False):
-            axis.imshow(picture, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
-    figure.savefig(path, format="png", dpi=_MONTAGE_DPI)
+    montage = PIL.Image.new("L", size, 255)
+    draw = PIL.ImageDraw.Draw(montage)
+    top = 0
+    for label, own in pictures.items():
+        draw.text((_GAP, top + _GAP), label.replace("_", " "), fill=0, font_size=_HEADING - 6)
+        top += _HEADING
+        for n, (image_id, picture) in enumerate(own):
+            line, column = divmod(n, columns)
+            place = (_GAP + column * (width + _GAP), top + line * (height + _CAPTION))
+            montage.paste(PIL.Image.fromarray(picture), place)
+            caption = f"row {rows.get(image_id, '?')}"
+            draw.text((place[0], place[1] + height), caption, fill=0, font_size=_CAPTION - 4)
+        top += lines[label] * (height + _CAPTION)
+    montage.save(path, format="PNG")
+    return sum(map(len, pictures.values()))
 
 
-def _pictures(builder: Any, split: str, per_class: int) -> dict[str, list[np.ndarray]]:
-    """For each class, square roots of counts from records spread over the whole split."""
-    if split not in builder.info.splits:
-        raise DataError(f"no split '{split}'; there are {', '.join(builder.info.splits)}")
-    source = builder.as_data_source(split, decoders={"lesion_mask": tfds.decode.SkipDecoding()})
-    wanted = {
-        label: per_class for label, n in builder.info.metadata["class_counts"][split].items() if n
-    }
-    pictures: dict[str, list[np.ndarray]] = defaultdict(list)
+def _manifest_rows(builder: Any) -> dict[str, str]:
+    """Image id, of a view or of a study -> manifest row."""
+    rows: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        text = (Path(builder.data_dir) / QUALITY).read_text(encoding="utf-8")
+        for line in csv.DictReader(io.StringIO(text)):
+            rows[line["image_id"]] = line["row"]
+            rows.setdefault(line["image_id"].rpartition("-")[0], line["row"])
+    return rows
+
+
+def _pictures(builder: Any, split: str, per_class: int) -> dict[str, list[tuple[str, np.ndarray]]]:
+    """For each class, (image id, picture) from records spread over the whole split, or splits."""
+    names = list(builder.info.splits) if split == _ALL else [split]
+    if split != _ALL and split not in builder.info.splits:
+        raise DataError(f"no split '{split}'; there are {', '.join([*builder.info.splits, _ALL])}")
+    source = builder.as_data_source(
+        "+".join(names), decoders={"lesion_mask": tfds.decode.SkipDecoding()}
+    )
+    counts = Counter()
+    for name in names:
+        counts.update(builder.info.metadata["class_counts"][name])
+    wanted = {label: min(per_class, n) for label, n in counts.items() if n}
+    pictures: dict[str, list[tuple[str, np.ndarray]]] = {label: [] for label in wanted}
     for n in _spread(len(source)):
-        if all(len(pictures[label]) >= count for label, count in wanted.items()):
+        if all(len(pictures[label]) == count for label, count in wanted.items()):
             break
         record = source[n]
         label = LABELS[record["label"]]
-        if len(pictures[label]) < per_class:
-            pictures[label].append(_picture(record))
+        if len(pictures[label]) < wanted[label]:
+            image_id = record["image_id"]
+            name = image_id.decode() if isinstance(image_id, bytes) else image_id
+            pictures[label].append((name, _picture(record)))
     return pictures
 
 
@@ -185,7 +232,8 @@ def _picture(record: dict[str, Any]) -> np.ndarray:
         rows, columns = (n // _POOL for n in counts.shape[:2])
         pooled = counts.reshape(rows, _POOL, columns, _POOL).mean((1, 3))
         drawn.append(np.sqrt(np.clip(pooled / (_BRIGHTEST * scale), 0, 1)))
-    return np.concatenate(drawn, axis=1)
+    # Dark is many, as scans are printed.
+    return (255 * (1 - np.concatenate(drawn, axis=1))).astype(np.uint8)
 
 
 if __name__ == "__main__":

@@ -85,9 +85,9 @@ class Plan:
         except splits.TornGroup as torn:
             one, other = (self._first_row(patient) for patient in torn.patients)
             raise DataError(
-                f"{self.manifest.name}: rows {one} and {other}: the same scan, exported twice, but "
-                f"their patients are in '{torn.splits[0]}' and '{torn.splits[1]}'; give both "
-                f"patients one split (manifest, or {splits.FILE_NAME}), or remove a row"
+                f"{self.manifest}: rows {one} and {other}: their patients share scans with others, "
+                f"but are in '{torn.splits[0]}' and '{torn.splits[1]}'; give both one split "
+                f"(manifest, or {splits.FILE_NAME}), or remove a row"
             ) from None
 
     def _first_row(self, patient: str) -> int:
@@ -220,12 +220,12 @@ def _fixed_splits(
             continue
         if row.split not in names:
             raise DataError(
-                f"{manifest.name}: row {row.number}: split '{row.split}', but the data set is to "
+                f"{manifest}: row {row.number}: split '{row.split}', but the data set is to "
                 f"have {', '.join(names)}; see --folds"
             )
         if patient in known and known[patient][1] != row.split:
             raise DataError(
-                f"{manifest.name}: row {row.number}: split '{row.split}', but an earlier build put "
+                f"{manifest}: row {row.number}: split '{row.split}', but an earlier build put "
                 f"this patient into '{known[patient][1]}' ({splits.FILE_NAME}); change the "
                 "manifest, or remove that file to divide all patients anew"
             )

@@ -25,6 +25,9 @@ from tfds_builder.scintigram import Scintigram, View
 Announce = Callable[[int], None]
 
 UNFORESEEN = "provoked a fault in its reader"
+CROPPED = "cropping cut off counts"
+
+_MOST_CUT_OFF = 0.1
 
 _SCALE_POOL = 4
 _SCALE_PERCENTILE = 99
@@ -211,6 +214,7 @@ def _image(
     mask: np.ndarray | None,
 ) -> Image:
     counts = fit.counts(view.native)
+    _refuse_halves(fit, view.native, counts)
     quality = assess(view.native, scintigram.pixel_spacing_mm, scintigram.counts_ratio)
     if NOT_A_BODY in quality.findings:
         raise DataError(NOT_A_BODY)
@@ -246,12 +250,26 @@ def _file_number(study: Study, row: Row) -> int:
     return 1 + paths.index(row.relative_path)
 
 
+def _refuse_halves(fit: Fit, native: np.ndarray, counts: np.ndarray) -> None:
+    """Two views side by side in one picture would be cropped to half of either."""
+    if _share_cut_off(fit, native, counts) > _MOST_CUT_OFF:
+        raise DataError(
+            f"is {fit.rows}x{fit.columns}, and cropping it to {ROWS}x{COLUMNS} would cut off much "
+            "of its counts: are both views side by side? cut it into one picture a view"
+        )
+
+
+def _share_cut_off(fit: Fit, native: np.ndarray, counts: np.ndarray) -> float:
+    if not fit.crops:
+        return 0.0
+    before = int(native.sum(dtype=np.int64)) * fit.repeat**2
+    return 1 - int(counts.sum(dtype=np.int64)) / before if before else 0.0
+
+
 def _fit_notes(fit: Fit, native: np.ndarray, counts: np.ndarray) -> tuple[str, ...]:
     notes = (fit.description,) if fit.description else ()
-    if fit.crops:
-        before = int(native.sum(dtype=np.int64)) * fit.repeat**2
-        if before != int(counts.sum(dtype=np.int64)):
-            notes += ("cropping cut off counts",)
+    if _share_cut_off(fit, native, counts) > 0:
+        notes += (CROPPED,)
     return notes
 
 

@@ -13,7 +13,9 @@ import os
 import pickle
 import re
 import resource
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections import deque
@@ -176,7 +178,7 @@ class WorkerPool:
             target=_work, args=(theirs, self._memory_bytes), daemon=True
         )
         try:
-            with _hidden_main_module():
+            with _hidden_main_module(), _ignored_interrupt():
                 process.start()
         except (OSError, EOFError) as error:
             connection.close()
@@ -277,6 +279,19 @@ def _hidden_main_module() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+@contextmanager
+def _ignored_interrupt() -> Iterator[None]:
+    """Starts processes that leave Ctrl-C to this one, the fork server among them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _finish(job: _Job, kind: str, value: Any) -> None:

@@ -218,7 +218,7 @@ def test_a_scan_in_two_given_splits_is_an_error_that_names_both_rows(cohort, tmp
     lines = manifest.read_text().splitlines()
     splits = ("split", "train", "test", "", "")
     manifest.write_text("\n".join(f"{a},{b}" for a, b in zip(lines, splits, strict=True)) + "\n")
-    with pytest.raises(DataError, match=r"rows [23] and [23]: the same scan, exported twice"):
+    with pytest.raises(DataError, match=r"rows [23] and [23] hold the same scan, exported twice"):
         run(manifest, tmp_path / "data")
     assert not (tmp_path / "data" / "scintigraphy").exists()
 
@@ -251,3 +251,24 @@ def test_pictures_with_the_same_lettering_are_not_taken_for_copies(
     run(write_manifest(*rows), tmp_path / "data")
     assert "copy of another image" not in capsys.readouterr().out
     assert len(set(split_of(tmp_path / "data").values())) == 3
+
+
+def test_both_views_side_by_side_in_one_picture_are_not_cut_into_halves(
+    draw_body, write_manifest, tmp_path
+):
+    Image.fromarray(np.concatenate(list(draw_body()), axis=1)).save(tmp_path / "a.png")
+    manifest = write_manifest({"path": "a.png", "patient_id": "p", "label": "normal"})
+    with pytest.raises(DataError, match=r"row 2: is 1024x512, .* side by side"):
+        run(manifest, tmp_path / "data")
+
+
+def test_counts_that_cropping_cuts_off_are_a_finding(
+    draw_body, write_dicom, write_manifest, tmp_path
+):
+    counts = np.pad(draw_body(), ((0, 0), (0, 0), (8, 8)))
+    counts[:, 500, 2] = 40
+    write_dicom("a.dcm", counts=counts)
+    run(write_manifest({"path": "a.dcm", "patient_id": "p", "label": "normal"}), tmp_path / "data")
+    for row in table(tmp_path / "data" / FINAL / "quality.csv"):
+        assert "cropping cut off counts" in row["findings"]
+        assert "matrix 1024x272 cropped to 1024x256" in row["notes"]

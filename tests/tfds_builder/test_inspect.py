@@ -38,11 +38,22 @@ def test_the_montage_shows_images_of_every_class(data_dir, tmp_path, config):
     assert [path.name for path in tmp_path.glob(".*.part")] == []
 
 
+def test_all_splits_are_drawn_at_once_and_no_more_than_there_is(data_dir, tmp_path, capsys):
+    out = tmp_path / "montage.png"
+    options = ["--data_dir", str(data_dir), "--montage", str(out)]
+    inspect.main([*options, "--split", "all", "--per_class", "1000"])
+    assert "24 images of all" in capsys.readouterr().out
+    # Six of a class side by side, each 64 pixels wide.
+    assert 6 * 64 < Image.open(out).width < 7 * 72
+
+
 def test_what_is_not_there_is_one_line(data_dir, tmp_path):
     with pytest.raises(DataError, match="holds no data set scintigraphy/views"):
         inspect.main(["--data_dir", str(tmp_path / "none")])
     options = ["--split", "fold_0", "--montage", str(tmp_path / "x.png")]
     with pytest.raises(DataError, match="no split 'fold_0'"):
         inspect.main(["--data_dir", str(data_dir), *options])
+    with pytest.raises(DataError, match="--per_class 0"):
+        inspect.main(["--data_dir", str(data_dir), "--per_class", "0"])
     with pytest.raises(DataError, match="cannot be written"):
         inspect.main(["--data_dir", str(data_dir), "--montage", str(tmp_path / "no" / "x.png")])

@@ -170,7 +170,7 @@ def test_bs_80k(draw, folder, capsys):
     said = capsys.readouterr().out
     assert "labels: normal 3, metastasis 1" in said
     assert "wholeBodyPOST.txt: 1 entries name none of these files" in said
-    assert "passed over: 2 no images by their name" in said
+    assert "passed over: 2 files that are no images, by their names" in said
 
 
 def test_zenodo_13900966(draw, folder):
@@ -244,7 +244,7 @@ def test_files_that_are_no_scans_are_listed_and_what_cannot_be_one_is_counted(
     assert "cannot be used: 27 files" in said
     assert "  ct.dcm: " in said
     assert "... and 7 more" in said
-    assert "passed over: 5 no images by their name" in said
+    assert "passed over: 5 files that are no images, by their names" in said
     assert "passed over: 2 hidden" in said
     assert "passed over: 1 not plain files" in said
     unread = rows_of(folder / "unread.csv")

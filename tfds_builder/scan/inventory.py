@@ -20,7 +20,7 @@ from tfds_builder.workers import Announce, Lost
 
 HIDDEN, NO_IMAGE, NO_FILE, SECOND_NAME, LEADS_OUT = (
     "hidden",
-    "no images by their name",
+    "files that are no images, by their names",
     "not plain files",
     "links to what is here anyway",
     "links that lead out of the folder, not followed",
