@@ -8,9 +8,10 @@ import numpy as np
 import pydicom
 import pytest
 import tensorflow_datasets as tfds
+from pydicom.pixels import get_decoder
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from tfds_builder import build, dicom
+from tfds_builder import build
 from tfds_builder.errors import DataError
 from tfds_builder.image_file import decode, read_bytes
 from tfds_builder.manifest import LABELS
@@ -247,7 +248,7 @@ def test_a_missing_codec_is_named_by_the_package_to_install(cases, monkeypatch, 
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(f"1.2.840.10008.1.2.4.{syntax}")
     content = pydicom.filebase.DicomBytesIO()
     dataset.save_as(content)
-    decoder = dicom.get_decoder(dataset.file_meta.TransferSyntaxUID)
+    decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
     monkeypatch.setattr(type(decoder), "is_available", property(lambda self: False))
     with pytest.raises(DataError, match=f"pip install {package}"):
         decode(content.getvalue())

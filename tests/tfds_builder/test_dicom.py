@@ -5,6 +5,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.pixels import get_decoder
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -380,7 +381,7 @@ def test_a_colour_capture_is_refused(write_dicom):
 
 
 def test_a_missing_decoder_names_the_package_to_install(nema_nm1, monkeypatch):
-    decoder = dicom.get_decoder("1.2.840.10008.1.2.4.70")
+    decoder = get_decoder("1.2.840.10008.1.2.4.70")
     monkeypatch.setattr(type(decoder), "is_available", property(lambda self: False))
     assert "python-gdcm" in error_of(nema_nm1)
 
