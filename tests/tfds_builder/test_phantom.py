@@ -5,16 +5,18 @@ import pytest
 from scipy import ndimage
 
 from tfds_builder.phantom import LABELS, PROPORTIONS, sample_case, simulate
-from tfds_builder.phantom.anatomy import PIXEL_MM, body_outline, place_skeleton
+from tfds_builder.phantom.anatomy import place_skeleton
 from tfds_builder.phantom.camera import (
     ATTENUATION_PER_MM,
+    Scene,
     add_scatter,
     detect,
     expected_primary,
-    system_sigma_mm,
     turn_posterior,
 )
 from tfds_builder.phantom.disease import ARTHRITIS_RATIO, MILD_RATIO
+from tfds_builder.phantom.outline import body_outline
+from tfds_builder.phantom.protocol import COLLIMATORS, Protocol
 from tfds_builder.phantom.scan import SOFT_UPTAKE
 from tfds_builder.phantom.skeleton import reference_skeleton
 
@@ -38,29 +40,24 @@ def scans(cases):
 
 @pytest.fixture(scope="module")
 def placed(cases):
-    """A patient's placed points and outline, as the camera gets them."""
+    """A patient's placed points and the scene, as the camera gets them."""
     from tfds_builder.phantom.patient import sample_pose
 
     skeleton = reference_skeleton()
     patient, pose = cases[0].patient, sample_pose(np.random.default_rng(5))
-    top = 300.0
-    return (
-        skeleton,
-        place_skeleton(skeleton, patient, pose),
-        body_outline(patient, pose, top, ATTENUATION_PER_MM),
-        top,
-    )
+    top, grid = 300.0, Protocol().grid
+    outline = body_outline(patient, pose, grid, top, ATTENUATION_PER_MM)
+    scene = Scene(outline, grid, COLLIMATORS["LEHR"], top, (160.0, -170.0))
+    return skeleton, place_skeleton(skeleton, patient, pose), scene
 
 
 def _structure_views(placed, *names, soft=0.0):
     """What both cameras see of these structures alone, no scatter."""
-    skeleton, points, outline, top = placed
+    skeleton, points, scene = placed
     chosen = np.concatenate(
         [np.arange(skeleton.named(n).start, skeleton.named(n).stop) for n in names]
     )
-    return expected_primary(
-        points[chosen], skeleton.weights[chosen], outline, top, (160.0, -170.0), soft
-    )
+    return expected_primary(points[chosen], skeleton.weights[chosen], scene, soft)
 
 
 def test_a_scan_is_a_pure_function_of_seed_patient_and_study():
@@ -117,7 +114,7 @@ def test_views_show_the_same_structure_at_the_same_height(placed):
 
 
 def test_patients_left_is_on_the_right_of_the_anterior_view_only(placed):
-    skeleton, points, _, _ = placed
+    skeleton, points, _ = placed
     left = skeleton.named("humerus_head_left")
     assert points[left.start : left.stop, 0].mean() > 100
     front, back = _structure_views(placed, "humerus_head_left")
@@ -148,15 +145,14 @@ def test_a_lateral_lesion_is_on_opposite_sides_of_the_two_views(cases):
 
 def test_resolution_follows_the_collimator_table():
     distances = np.array([0.0, 50.0, 100.0, 150.0, 200.0])
-    np.testing.assert_allclose(
-        system_sigma_mm(distances) * 2.3548, [4.1, 5.3, 7.0, 8.9, 10.9], rtol=1e-4
-    )
-    assert system_sigma_mm(260.0) > system_sigma_mm(200.0)
+    fwhm = COLLIMATORS["LEHR"].sigma_mm(distances) * 2.3548
+    np.testing.assert_allclose(fwhm, [4.1, 5.3, 7.0, 8.9, 10.9], atol=0.06)
+    assert COLLIMATORS["LEUHR"].sigma_mm(100.0) < COLLIMATORS["LEHR"].sigma_mm(100.0)
 
 
 def test_blur_and_scatter_keep_or_add_the_stated_counts(placed):
     primary = _structure_views(placed, "patella_left", soft=SOFT_UPTAKE)
-    summed = add_scatter(primary, 0.4).sum(axis=(1, 2))
+    summed = add_scatter(primary, 0.4, Protocol().grid).sum(axis=(1, 2))
     np.testing.assert_allclose(summed, 1.4 * primary.sum(axis=(1, 2)), rtol=2e-3)
 
 
@@ -164,7 +160,7 @@ def test_body_has_the_height_of_the_patient(scans):
     for scan in scans.values():
         smooth = ndimage.gaussian_filter(scan.expected[0], 2)
         rows = np.flatnonzero(smooth.max(axis=1) > 0.8)
-        height = (rows[-1] - rows[0] + 1) * PIXEL_MM
+        height = (rows[-1] - rows[0] + 1) * 2.40
         assert height == pytest.approx(scan.patient.height_mm, abs=60)
 
 

@@ -8,8 +8,12 @@ import datetime
 
 import numpy as np
 
+from tfds_builder.phantom.protocol import COLLIMATORS, DIFFICULTIES, Protocol
+
 TC99M_HALF_LIFE_HOURS = 6.02
 REFERENCE_SPEED_MM_S = 4.43
+REFERENCE_PIXEL_MM = 2.40
+"""Pixel that the background of clinical scans was counted in."""
 REFERENCE_COUNTS = 0.56e6
 """Counts of a view at the reference speed, 700 MBq and 3 h: clinical scans range 0.36 to 0.68e6."""
 STUDY_SHARES = (0.85, 0.13, 0.02)
@@ -58,8 +62,14 @@ class Pose:
 
 @dataclasses.dataclass(frozen=True)
 class Acquisition:
-    """Dose, timing and camera: MBq, hours, mm/s, expected counts a view, ratios and mm."""
+    """Camera, dose and timing: mm, MBq, hours, mm/s, expected counts a view, ratios.
 
+    `background` is counts per pixel; the gaps are from skin to collimator.
+    """
+
+    camera: str
+    collimator: str
+    pixel_mm: float
     activity_mbq: float
     uptake_hours: float
     speed_mm_s: float
@@ -129,20 +139,31 @@ def sample_dates(rng: np.random.Generator) -> tuple[datetime.date, ...]:
     return tuple(dates)
 
 
-def sample_acquisition(rng: np.random.Generator) -> Acquisition:
-    """Draws dose, timing and camera."""
+def sample_acquisition(rng: np.random.Generator, protocol: Protocol, camera: str) -> Acquisition:
+    """Draws dose, timing and camera; what the protocol fixes is not drawn, but takes no less luck.
+
+    Every draw is made in any case, so that a fixed value changes nothing else of a scan.
+    """
     activity = float(rng.uniform(560, 780))
     hours = float(np.clip(rng.normal(3.3, 0.6), 2, 5))
     speed = float(rng.choice([4.43, 3.33, 2.5], p=[0.8, 0.12, 0.08]))
+    activity = protocol.activity_mbq or activity
+    hours = protocol.uptake_hours or hours
+    speed = protocol.speed_mm_s or speed
     decayed = activity / 700 * 2 ** ((3.0 - hours) / TC99M_HALF_LIFE_HOURS)
     counts = REFERENCE_COUNTS * decayed * REFERENCE_SPEED_MM_S / speed
+    counts *= COLLIMATORS[protocol.collimator].sensitivity
+    counts *= DIFFICULTIES[protocol.difficulty].counts
     return Acquisition(
+        camera=camera,
+        collimator=protocol.collimator,
+        pixel_mm=protocol.pixel_mm,
         activity_mbq=round(activity, 1),
         uptake_hours=round(hours, 2),
         speed_mm_s=speed,
         counts_per_view=float(counts * rng.lognormal(0, 0.12)),
         scatter_ratio=float(rng.uniform(0.3, 0.6)),
-        background=float(rng.uniform(0.04, 0.11)),
+        background=float(rng.uniform(0.04, 0.11)) * (protocol.pixel_mm / REFERENCE_PIXEL_MM) ** 2,
         gap_front_mm=float(rng.uniform(15, 45)),
         gap_back_mm=float(rng.uniform(30, 50)),
     )

@@ -9,22 +9,10 @@ import datetime
 import numpy as np
 
 from tfds_builder.phantom import camera
-from tfds_builder.phantom.anatomy import (
-    COLUMNS,
-    PIXEL_MM,
-    ROWS,
-    Outline,
-    body_outline,
-    place_skeleton,
-    structure_uptakes,
-)
-from tfds_builder.phantom.disease import (
-    Condition,
-    Finding,
-    Focus,
-    sample_condition,
-    sample_label,
-)
+from tfds_builder.phantom.anatomy import place_skeleton, structure_uptakes
+from tfds_builder.phantom.disease import Condition, sample_condition, sample_label
+from tfds_builder.phantom.foci import add_findings
+from tfds_builder.phantom.outline import body_outline
 from tfds_builder.phantom.patient import (
     Acquisition,
     Patient,
@@ -33,27 +21,29 @@ from tfds_builder.phantom.patient import (
     sample_patient,
     sample_pose,
 )
+from tfds_builder.phantom.protocol import CAMERAS, COLLIMATORS, Protocol
 from tfds_builder.phantom.skeleton import Skeleton, reference_skeleton
 
+STANDARD = Protocol()
+"""What a clinic does: every parameter at its default."""
+SIEMENS_SHARE = 0.5
+"""Share of the patients whose clinic has a camera with Siemens-like headers."""
 SOFT_UPTAKE = 0.43
 """Uptake of soft tissue in the unit of the skeleton's table, set against clinical scans."""
-MASK_SHARE = 0.35
-"""A pixel belongs to a lesion where the lesion gives at least this share of its own peak."""
-VISIBLE_SHARE = 0.25
-"""A lesion is marked in a view only if its peak is at least this share of its surroundings."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
     """One study. Views in order anterior, posterior; the posterior is as seen from behind.
 
-    `counts` (2, 1024, 256) uint16; `expected` the same as float32 before the Poisson draw;
-    `masks` (2, 1024, 256) uint8, 0 or the number of the lesion.
+    `counts` (2, rows, columns) uint16; `expected` the same as float32 before the Poisson draw;
+    `masks` (2, rows, columns) uint8, 0 or the number of the lesion.
     """
 
     seed: int
     number: int
     study: int
+    protocol: Protocol
     label: str
     patient: Patient
     acquisition: Acquisition
@@ -73,6 +63,7 @@ class Case:
     condition: Condition
     uptakes: np.ndarray
     dates: tuple[datetime.date, ...]
+    camera: str
 
 
 def _streams(seed: int, number: int) -> list[np.random.SeedSequence]:
@@ -83,7 +74,7 @@ def _generator(sequence: np.random.SeedSequence) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(sequence))
 
 
-def sample_case(seed: int, number: int) -> Case:
+def sample_case(seed: int, number: int, protocol: Protocol = STANDARD) -> Case:
     """Draws the patient `number` of the cohort `seed`: class, anatomy, findings, study dates."""
     anatomy, disease, schedule, _ = (_generator(s) for s in _streams(seed, number))
     skeleton = reference_skeleton()
@@ -95,36 +86,38 @@ def sample_case(seed: int, number: int) -> Case:
         condition=sample_condition(label, patient, skeleton, disease),
         uptakes=structure_uptakes(skeleton, patient, anatomy),
         dates=sample_dates(schedule),
+        camera=protocol.camera or CAMERAS[int(schedule.random() < SIEMENS_SHARE)],
     )
 
 
-def simulate(seed: int, patient: int, study: int = 0) -> Scan:
+def simulate(seed: int, patient: int, study: int = 0, protocol: Protocol = STANDARD) -> Scan:
     """Makes study `study` (from 0) of patient `patient`; raises IndexError where he has fewer."""
-    case = sample_case(seed, patient)
+    case = sample_case(seed, patient, protocol)
     date = case.dates[study]
     rng = _generator(_streams(seed, patient)[3].spawn(study + 1)[study])
-    pose, acquisition = sample_pose(rng), sample_acquisition(rng)
-    skeleton = reference_skeleton()
+    pose, acquisition = sample_pose(rng), sample_acquisition(rng, protocol, case.camera)
+    skeleton, grid = reference_skeleton(), protocol.grid
     condition = evolved(case.condition, study, rng)
     points = place_skeleton(skeleton, case.patient, pose)
     _resize(points, skeleton, "bladder", condition.bladder_size * float(rng.uniform(0.8, 1.2)))
     weights = _weights(skeleton, case.uptakes, condition, points)
-    top = (ROWS * PIXEL_MM - case.patient.height_mm) / 2 + pose.shift_z
-    outline = body_outline(case.patient, pose, top, camera.ATTENUATION_PER_MM)
+    top = (grid.length_mm - case.patient.height_mm) / 2 + pose.shift_z
+    outline = body_outline(case.patient, pose, grid, top, camera.ATTENUATION_PER_MM)
     faces = (
         float(outline.front.max()) + acquisition.gap_front_mm,
         float(outline.back.min()) - acquisition.gap_back_mm,
     )
+    scene = camera.Scene(outline, grid, COLLIMATORS[protocol.collimator], top, faces)
     soft = SOFT_UPTAKE * condition.soft_factor
-    primary = camera.expected_primary(points, weights, outline, top, faces, soft)
-    masks = _add_findings(primary, condition, points, outline, top, faces)
+    primary = camera.expected_primary(points, weights, scene, soft)
+    masks = add_findings(primary, condition, points, scene)
     if condition.buckle:
-        _shade_buckle(primary[0], points[skeleton.named("vertebra_L5").start], top)
-    views = camera.add_scatter(primary, acquisition.scatter_ratio)
+        _shade_buckle(primary[0], points[skeleton.named("vertebra_L5").start], scene)
+    views = camera.add_scatter(primary, acquisition.scatter_ratio, grid)
     expected = camera.scaled_expectation(views, acquisition.counts_per_view, acquisition.background)
     expected, masks = camera.turn_posterior(expected), camera.turn_posterior(masks)
     return Scan(
-        seed, patient, study, case.label, case.patient, acquisition, date, condition,
+        seed, patient, study, protocol, case.label, case.patient, acquisition, date, condition,
         camera.detect(expected, rng), expected, masks,
     )  # fmt: skip
 
@@ -169,85 +162,10 @@ def _weights(
     return weights
 
 
-def _add_findings(
-    primary: np.ndarray,
-    condition: Condition,
-    points: np.ndarray,
-    outline: Outline,
-    top: float,
-    faces: tuple[float, float],
-) -> np.ndarray:
-    """Adds all hot foci to the views (in place) and returns the masks of the true lesions."""
-    surroundings = primary.copy()
-    masks = np.zeros(primary.shape, np.uint8)
-    strongest = np.zeros(primary.shape, np.float32)
-    for finding in condition.findings:
-        patches = [_focus_patches(f, points, outline, top, faces, surroundings)
-                   for f in finding.foci]  # fmt: skip
-        for view in range(2):
-            given = np.zeros(primary.shape[1:], np.float32) if finding.number else None
-            for window, images in patches:
-                if not finding.cold:
-                    primary[view][window] += images[view]
-                if given is not None:
-                    given[window] += images[view]
-            if given is not None:
-                _mark(finding, given, surroundings[view], strongest[view], masks[view])
-    return masks
-
-
-def _mark(
-    finding: Finding,
-    given: np.ndarray,
-    around: np.ndarray,
-    strongest: np.ndarray,
-    mask: np.ndarray,
-) -> None:
-    peak = np.unravel_index(int(given.argmax()), given.shape)
-    if given[peak] < VISIBLE_SHARE * around[peak] or given[peak] <= 0:
-        return
-    inside = (given >= MASK_SHARE * given[peak]) & (given > strongest)
-    mask[inside] = finding.number
-    strongest[inside] = given[inside]
-
-
-def _focus_patches(
-    focus: Focus,
-    points: np.ndarray,
-    outline: Outline,
-    top: float,
-    faces: tuple[float, float],
-    surroundings: np.ndarray,
-) -> tuple[tuple[slice, slice], list[np.ndarray]]:
-    """The focus as both views see it: one window of the image and two patches of that window."""
-    place = points[focus.point] + np.asarray(focus.offset_mm, np.float32)
-    depth = [float(d[0]) for d in camera.depths(place[None], outline, top)]
-    row = (place[2] + top) / PIXEL_MM - 0.5
-    column = place[0] / PIXEL_MM + COLUMNS / 2 - 0.5
-    reach = int(np.ceil(4 * (max(focus.sigma_mm) + 4) / PIXEL_MM))
-    window = (
-        slice(max(0, int(row) - reach), min(ROWS, int(row) + reach + 1)),
-        slice(max(0, int(column) - reach), min(COLUMNS, int(column) + reach + 1)),
-    )
-    rows = (np.arange(window[0].start, window[0].stop) - row) * PIXEL_MM
-    columns = (np.arange(window[1].start, window[1].stop) - column) * PIXEL_MM
-    near = (
-        slice(max(0, int(row) - 2), int(row) + 4),
-        slice(max(0, int(column) - 2), int(column) + 4),
-    )
-    units, activities = [], []
-    for view in range(2):
-        blur = camera.system_sigma_mm(abs(faces[view] - place[1]))
-        wide, tall = np.hypot(focus.sigma_mm[0], blur), np.hypot(focus.sigma_mm[2], blur)
-        peak = np.exp(-camera.ATTENUATION_PER_MM * depth[view]) / (wide * tall)
-        shape = np.exp(-0.5 * (rows / tall) ** 2)[:, None] * np.exp(-0.5 * (columns / wide) ** 2)
-        units.append(peak * shape)
-        around = surroundings[view][near]
-        activities.append(float(around.mean()) / peak if around.size else 0.0)
-    activity = (focus.ratio - 1) * min(activities)
-    return window, [(activity * unit).astype(np.float32) for unit in units]
-
-
-def _shade_buckle(view: np.ndarray, spine: np.ndarray, top: float) -> None:
-    row, column = int((spine[2] + top + 15) / PIXEL_MM), int(spine[0] / PIXEL_MM + COLUMNS / 2)
-    view[row - 7 : row + 8, column - 10 : column + 11] *= 0.45
+def _shade_buckle(view: np.ndarray, spine: np.ndarray, scene: camera.Scene) -> None:
+    """A buckle of 36 by 50 mm over the lower spine."""
+    pixel = scene.grid.pixel_mm
+    row = round(scene.grid.row(spine[2] + scene.top_mm + 15))
+    column = round(scene.grid.column(spine[0]))
+    tall, wide = round(18 / pixel), round(25 / pixel)
+    view[row - tall : row + tall + 1, column - wide : column + wide + 1] *= 0.45

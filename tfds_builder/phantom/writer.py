@@ -16,7 +16,6 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from tfds_builder.atomic import write_bytes
-from tfds_builder.phantom.anatomy import COLUMNS, PIXEL_MM, ROWS
 from tfds_builder.phantom.scan import Case, Scan
 
 VERSION = "1"
@@ -113,7 +112,7 @@ def dicom_bytes(scan: Scan, age: int) -> bytes:
     _describe_acquisition(dataset, scan)
     _describe_detectors(dataset)
     _describe_source(dataset, scan)
-    _attach_pixels(dataset, scan.counts)
+    _attach_pixels(dataset, scan.counts, scan.protocol.pixel_mm)
     buffer = DicomBytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
@@ -160,7 +159,7 @@ def _identify(dataset: Dataset, scan: Scan, age: int) -> None:
 
 
 def _describe_acquisition(dataset: Dataset, scan: Scan) -> None:
-    length = ROWS * PIXEL_MM
+    length = scan.protocol.grid.length_mm
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "WHOLE BODY", "EMISSION"]
     dataset.WholeBodyTechnique = "1PS"
     dataset.ScanVelocity = f"{scan.acquisition.speed_mm_s:.2f}"
@@ -220,15 +219,15 @@ def _describe_source(dataset: Dataset, scan: Scan) -> None:
     dataset.RadiopharmaceuticalInformationSequence = [source]
 
 
-def _attach_pixels(dataset: Dataset, counts: np.ndarray) -> None:
+def _attach_pixels(dataset: Dataset, counts: np.ndarray, pixel_mm: float) -> None:
     dataset.SamplesPerPixel = 1
     dataset.PhotometricInterpretation = "MONOCHROME2"
     dataset.NumberOfFrames = len(counts)
     dataset.FrameIncrementPointer = [0x00540010, 0x00540020]
     dataset.EnergyWindowVector = [1, 1]
     dataset.DetectorVector = [1, 2]
-    dataset.Rows, dataset.Columns = ROWS, COLUMNS
-    dataset.PixelSpacing = [f"{PIXEL_MM:.2f}"] * 2
+    dataset.Rows, dataset.Columns = counts.shape[1:]
+    dataset.PixelSpacing = [f"{pixel_mm:.2f}"] * 2
     dataset.BitsAllocated = dataset.BitsStored = 16
     dataset.HighBit = 15
     dataset.PixelRepresentation = 0
