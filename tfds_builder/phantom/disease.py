@@ -27,7 +27,8 @@ ARTHRITIS_RATIO = 3.5
 class Focus:
     """A Gaussian focus at a point of the cloud; `sigma_mm` in x, y, z, `offset_mm` from the point.
 
-    `ratio` is the peak over the surroundings in the view that shows it better.
+    `ratio` is the peak over the surroundings in the view that shows it better; of a cold finding,
+    what is left of the uptake in its middle.
     """
 
     point: int
@@ -65,9 +66,16 @@ def sample_label(rng: np.random.Generator) -> str:
 
 
 def sample_condition(
-    label: str, patient: Patient, skeleton: Skeleton, rng: np.random.Generator
+    label: str,
+    patient: Patient,
+    skeleton: Skeleton,
+    rng: np.random.Generator,
+    contrast: float = 1.0,
 ) -> Condition:
-    """Draws the findings of a patient of that class."""
+    """Draws the findings of a patient of that class; `contrast` changes no draw.
+
+    It multiplies the contrast (ratio less one) of every true lesion.
+    """
     ward = _Ward(skeleton, patient, rng)
     soft = 1.0
     if label == "metastasis":
@@ -77,10 +85,20 @@ def sample_condition(
     elif label == "thyroid_carcinoma":
         ward.thyroid_carcinoma()
     ward.confounders(label)
+    findings = tuple(_contrasted(finding, contrast) for finding in ward.findings)
     return Condition(
-        label, tuple(ward.findings), ward.factors, soft * float(rng.lognormal(0, 0.12)),
+        label, findings, ward.factors, soft * float(rng.lognormal(0, 0.12)),
         float(np.clip(rng.lognormal(0, 0.25), 0.55, 1.5)), rng.random() < 0.06,
     )  # fmt: skip
+
+
+def _contrasted(finding: Finding, contrast: float) -> Finding:
+    if not finding.number:
+        return finding
+    foci = tuple(
+        dataclasses.replace(f, ratio=max(1 + (f.ratio - 1) * contrast, 0.0)) for f in finding.foci
+    )
+    return dataclasses.replace(finding, foci=foci)
 
 
 _METASTASIS_SITES = (
@@ -156,6 +174,8 @@ class _Ward:
         name = self._side(str(self.rng.choice(names)))
         ratio = float(self.rng.uniform(low, high))
         size = float(self.rng.uniform(7.0, 12.0))
+        if cold:
+            size, ratio = 1.3 * size, 0.15
         if name.startswith("rib"):
             size *= 0.7
         extra = int(self.rng.integers(0, 3)) if not name.startswith("vertebra") else 0

@@ -11,7 +11,7 @@ import numpy as np
 from tfds_builder.phantom import camera
 from tfds_builder.phantom.anatomy import place_skeleton, structure_uptakes
 from tfds_builder.phantom.disease import Condition, sample_condition, sample_label
-from tfds_builder.phantom.foci import add_findings
+from tfds_builder.phantom.foci import LesionRecord, add_findings, describe_lesions
 from tfds_builder.phantom.outline import body_outline
 from tfds_builder.phantom.patient import (
     Acquisition,
@@ -21,7 +21,7 @@ from tfds_builder.phantom.patient import (
     sample_patient,
     sample_pose,
 )
-from tfds_builder.phantom.protocol import CAMERAS, COLLIMATORS, Protocol
+from tfds_builder.phantom.protocol import CAMERAS, COLLIMATORS, DIFFICULTIES, Protocol
 from tfds_builder.phantom.skeleton import Skeleton, reference_skeleton
 
 STANDARD = Protocol()
@@ -37,7 +37,7 @@ class Scan:
     """One study. Views in order anterior, posterior; the posterior is as seen from behind.
 
     `counts` (2, rows, columns) uint16; `expected` the same as float32 before the Poisson draw;
-    `masks` (2, rows, columns) uint8, 0 or the number of the lesion.
+    `masks` (2, rows, columns) uint8, 0 or the number of the lesion; `lesions` by number.
     """
 
     seed: int
@@ -52,6 +52,7 @@ class Scan:
     counts: np.ndarray
     expected: np.ndarray
     masks: np.ndarray
+    lesions: tuple[LesionRecord, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,9 @@ def sample_case(seed: int, number: int, protocol: Protocol = STANDARD) -> Case:
     return Case(
         label=label,
         patient=patient,
-        condition=sample_condition(label, patient, skeleton, disease),
+        condition=sample_condition(
+            label, patient, skeleton, disease, DIFFICULTIES[protocol.difficulty].contrast
+        ),
         uptakes=structure_uptakes(skeleton, patient, anatomy),
         dates=sample_dates(schedule),
         camera=protocol.camera or CAMERAS[int(schedule.random() < SIEMENS_SHARE)],
@@ -100,7 +103,7 @@ def simulate(seed: int, patient: int, study: int = 0, protocol: Protocol = STAND
     condition = evolved(case.condition, study, rng)
     points = place_skeleton(skeleton, case.patient, pose)
     _resize(points, skeleton, "bladder", condition.bladder_size * float(rng.uniform(0.8, 1.2)))
-    weights = _weights(skeleton, case.uptakes, condition, points)
+    weights = _weights(skeleton, case.uptakes, condition)
     top = (grid.length_mm - case.patient.height_mm) / 2 + pose.shift_z
     outline = body_outline(case.patient, pose, grid, top, camera.ATTENUATION_PER_MM)
     faces = (
@@ -110,15 +113,19 @@ def simulate(seed: int, patient: int, study: int = 0, protocol: Protocol = STAND
     scene = camera.Scene(outline, grid, COLLIMATORS[protocol.collimator], top, faces)
     soft = SOFT_UPTAKE * condition.soft_factor
     primary = camera.expected_primary(points, weights, scene, soft)
-    masks = add_findings(primary, condition, points, scene)
+    images = add_findings(primary, condition, points, weights, scene)
     if condition.buckle:
         _shade_buckle(primary[0], points[skeleton.named("vertebra_L5").start], scene)
     views = camera.add_scatter(primary, acquisition.scatter_ratio, grid)
     expected = camera.scaled_expectation(views, acquisition.counts_per_view, acquisition.background)
+    counts_per_primary = float((expected.max() - acquisition.background) / views.max())
+    lesions, masks = describe_lesions(
+        images, expected, counts_per_primary, acquisition.scatter_ratio, grid
+    )
     expected, masks = camera.turn_posterior(expected), camera.turn_posterior(masks)
     return Scan(
         seed, patient, study, protocol, case.label, case.patient, acquisition, date, condition,
-        camera.detect(expected, rng), expected, masks,
+        camera.detect(expected, rng), expected, masks, lesions,
     )  # fmt: skip
 
 
@@ -132,7 +139,7 @@ def evolved(condition: Condition, study: int, rng: np.random.Generator) -> Condi
         foci = tuple(
             dataclasses.replace(
                 focus,
-                ratio=float(1 + (focus.ratio - 1) * heat),
+                ratio=max(float(1 + (focus.ratio - 1) * heat), 0.0),
                 sigma_mm=tuple(float(s * growth) for s in focus.sigma_mm),
             )
             for focus in finding.foci
@@ -148,18 +155,11 @@ def _resize(points: np.ndarray, skeleton: Skeleton, name: str, factor: float) ->
     part[:] = middle + (part - middle) * np.float32(factor)
 
 
-def _weights(
-    skeleton: Skeleton, uptakes: np.ndarray, condition: Condition, points: np.ndarray
-) -> np.ndarray:
+def _weights(skeleton: Skeleton, uptakes: np.ndarray, condition: Condition) -> np.ndarray:
     uptakes = uptakes.copy()
     for name, factor in condition.factors.items():
         uptakes[skeleton.index[name]] *= factor
-    weights = skeleton.weights * uptakes.astype(np.float32)[skeleton.owner]
-    for finding in condition.findings:
-        for focus in finding.foci if finding.cold else ():
-            distance = (points - points[focus.point]) / (1.3 * np.asarray(focus.sigma_mm))
-            weights *= 1 - 0.85 * np.exp(-0.5 * (distance**2).sum(axis=1)).astype(np.float32)
-    return weights
+    return skeleton.weights * uptakes.astype(np.float32)[skeleton.owner]
 
 
 def _shade_buckle(view: np.ndarray, spine: np.ndarray, scene: camera.Scene) -> None:
