@@ -351,7 +351,7 @@ def _draw_shares(axes: Axes, rows: Sequence[Row], names: Sequence[str], heading:
     axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
-    axes.set_xlabel("over the clinical median")
+    axes.set_xlabel("over the middle of the clinical scans")
     _finish(axes, heading)
 
 

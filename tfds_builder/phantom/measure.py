@@ -225,23 +225,27 @@ def measure_patient(seed: int, patient: int, protocol: Protocol) -> Measured:
 def _hot_spots(scan: Scan, view: int) -> dict[str, tuple[float, ...]]:
     """Contrast of the hot lesions of HOT_SPOTS beside the midline."""
     found: dict[str, list[float]] = {name: [] for name in HOT_SPOTS}
-    for finding in scan.condition.findings:
-        lesion = scan.masks[view] == finding.number
+    lesions = [f for f in scan.condition.findings if f.number and not f.cold]
+    middle = midline(scan.counts[view]) if lesions else 0.0
+    for finding in lesions:
         for name, beginnings in HOT_SPOTS.items():
-            if finding.number and not finding.cold and finding.site.startswith(beginnings):
-                found[name] += contrast(scan.counts[view], lesion)
+            if finding.site.startswith(beginnings):
+                lesion = scan.masks[view] == finding.number
+                found[name] += contrast(scan.counts[view], lesion, middle)
     return {name: tuple(values) for name, values in found.items()}
 
 
-def contrast(counts: np.ndarray, lesion: np.ndarray) -> list[float]:
+def contrast(counts: np.ndarray, lesion: np.ndarray, middle: float) -> list[float]:
     """Maximum of a lesion over that of its mirrored region, after a Gaussian of 1.5 pixels.
 
-    Empty where the lesion is not marked in this view or meets its mirrored region. Arrays are
-    (rows, columns).
+    Args:
+      counts, lesion: (rows, columns), the lesion bool.
+      middle: the column about which the lesion is mirrored.
+
+    Returns:
+      one number, or none where the lesion is not marked in this view, meets its mirrored region, or
+      has nothing on the other side.
     """
-    if not lesion.any():
-        return []
-    middle = midline(counts)
     rows, columns = np.nonzero(lesion)
     across = np.rint(2 * middle - columns).astype(int)
     seen = (across >= 0) & (across < lesion.shape[1])
