@@ -1,57 +1,134 @@
-"""Draws docs/gallery.png: NEMA's NM1, a real scan, beside phantoms of the four classes.
+"""Draws docs/gallery.png: NEMA's NM1, a real scan, before phantoms of the four classes.
 
     python docs/make_gallery.py
 
-Needs the `dev` extra, whose package pydicom-data carries NM1 (JPEG-LL.dcm).
+Needs the `dev` extra, whose package pydicom-data carries NM1 (JPEG-LL.dcm). All scans are drawn on
+one scale, the square root of their counts from white to black.
 """
 
+import dataclasses
+import functools
 import importlib.util
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pydicom
-from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
 
-from tfds_builder.phantom import sample_case, simulate
+from tfds_builder.atomic import write_whole
+from tfds_builder.errors import DataError, run_command
+from tfds_builder.phantom import Scan, sample_case, simulate
+from tfds_builder.phantom.measure import find_body
 
 SEED = 0
-CLASSES = ("normal", "metastasis", "arthritis", "thyroid_carcinoma")
+WANTED = {"normal": 8, "metastasis": 2, "arthritis": 2, "thyroid_carcinoma": 2}
+STUDIES_A_ROW = 5
+PICTURE_MM = 3.2
+"""Size of a pixel of the picture."""
+GREYS = 16
+"""So few that the file is small; noise hides the steps."""
+MARGIN, GAP, HEADING, CAPTION = 4, 16, 32, 24  # Pixels.
+INK = 29
 
 
-def nm1() -> np.ndarray:
-    """NM1's counts, thinned to the counts of a clinical scan so that noise can be compared."""
+@dataclasses.dataclass(frozen=True)
+class View:
+    """Counts (rows, columns) of one view, and what is written above it."""
+
+    caption: str
+    counts: np.ndarray
+    pixel_mm: float
+
+    @functools.cached_property
+    def body(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Middle and size of the body in rows and columns: ((row, column), (tall, wide))."""
+        inside = find_body(self.counts)
+        spans = [np.flatnonzero(inside.any(axis=axis))[[0, -1]] for axis in (1, 0)]
+        return tuple(float(s.mean()) for s in spans), tuple(float(np.ptp(s)) + 1 for s in spans)
+
+
+def nm1() -> View:
+    """NM1, thinned to the counts of a clinical scan so that noise can be compared."""
     package = importlib.util.find_spec("data_store")
     if package is None:
-        raise SystemExit("error: pydicom-data is missing; pip install '.[dev]'")
+        raise DataError("pydicom-data is missing; pip install '.[dev]'")
     path = Path(package.submodule_search_locations[0]) / "data" / "JPEG-LL.dcm"
-    counts = pydicom.dcmread(path).pixel_array.squeeze()
+    dataset = pydicom.dcmread(path)
+    counts = dataset.pixel_array.squeeze()
     # 3.6 million counts, where the phantoms and clinical scans have about 0.5 million a view.
-    return np.random.default_rng(SEED).binomial(counts.clip(0), 0.15)
+    thinned = np.random.default_rng(SEED).binomial(counts.clip(0), 0.15)
+    return View("anterior", thinned, float(dataset.PixelSpacing[0]))
 
 
-def first_of(label: str) -> np.ndarray:
-    """Both views of the first patient with a label."""
-    number = next(n for n in range(1000) if sample_case(SEED, n).label == label)
-    return simulate(SEED, number).counts
+def chosen() -> Iterator[Scan]:
+    """The first patients of the seed of each class, of the diseased those who show all lesions."""
+    drawn: Counter[str] = Counter()
+    for number in range(1000):
+        label = sample_case(SEED, number).label
+        if drawn[label] == WANTED[label]:
+            continue
+        scan = simulate(SEED, number)
+        if all(any(lesion.visible) for lesion in scan.lesions):
+            drawn[label] += 1
+            yield scan
+        if drawn == Counter(WANTED):
+            return
+
+
+def studies() -> list[tuple[str, list[View]]]:
+    """Heading and views of all that is drawn, class by class."""
+    drawn = [("NM1, a real scan", [nm1()])]
+    order = list(WANTED)
+    for scan in sorted(chosen(), key=lambda scan: order.index(scan.label)):
+        pair = zip(("anterior", "posterior"), scan.counts, strict=True)
+        views = [View(caption, counts, scan.protocol.pixel_mm) for caption, counts in pair]
+        drawn.append((scan.label.replace("_", " "), views))
+    return drawn
+
+
+def picture() -> Image.Image:
+    """The montage: the views of a study side by side, the bodies in their middle."""
+    drawn = studies()
+    sizes = [np.array(view.body[1]) * view.pixel_mm for _, views in drawn for view in views]
+    tall, wide = (int(size / PICTURE_MM) + 2 * MARGIN for size in np.max(sizes, axis=0))
+    cell = (2 * wide + GAP, HEADING + CAPTION + tall + GAP)
+    rows = -(-len(drawn) // STUDIES_A_ROW)
+    canvas = Image.new("L", (STUDIES_A_ROW * cell[0], rows * cell[1]), 255)
+    pen = ImageDraw.Draw(canvas)
+    for place, (heading, views) in enumerate(drawn):
+        x, y = place % STUDIES_A_ROW * cell[0] + GAP // 2, place // STUDIES_A_ROW * cell[1]
+        pen.text((x + wide, y + 2), heading, INK, ImageFont.load_default(25), anchor="ma")
+        for number, view in enumerate(views):
+            left = x + number * wide + (2 - len(views)) * wide // 2
+            middle = (left + wide // 2, y + HEADING)
+            pen.text(middle, view.caption, INK, ImageFont.load_default(18), anchor="ma")
+            canvas.paste(_grey(view, tall, wide), (left, y + HEADING + CAPTION))
+    levels = np.rint(np.asarray(canvas) / 255 * (GREYS - 1)) / (GREYS - 1)
+    return Image.fromarray(np.rint(levels * 255).astype(np.uint8))
+
+
+def _grey(view: View, tall: int, wide: int) -> Image.Image:
+    """The view about its body in `tall` x `wide` pixels of the picture; dark is many counts."""
+    root = np.sqrt(view.counts)
+    level = np.clip(root / np.percentile(root, 99.6), 0, 1)
+    row, column = view.body[0]
+    half = np.array([tall, wide]) / 2 * PICTURE_MM / view.pixel_mm
+    edge = int(half.max()) + 1
+    image = Image.fromarray(np.pad(255 * (1 - level), edge, constant_values=255).astype(np.float32))
+    top, left = row + 0.5 + edge - half[0], column + 0.5 + edge - half[1]
+    box = (left, top, left + 2 * half[1], top + 2 * half[0])
+    return image.resize((wide, tall), Image.Resampling.BILINEAR, box).convert("L")
 
 
 def main() -> None:
     """Draws and saves the picture."""
-    panels = [("NM1 (real)\nanterior", nm1())]
-    for label in CLASSES:
-        anterior, posterior = first_of(label)
-        name = label.replace("_", " ")
-        panels += [(f"{name}\nanterior", anterior), ("\nposterior", posterior)]
-    figure = Figure(figsize=(1.3 * len(panels), 5.0), layout="constrained")
-    for axes, (title, counts) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        image = np.sqrt(counts[60:960])
-        axes.imshow(image, cmap="Greys", vmin=0, vmax=np.percentile(image, 99.6))
-        axes.set_title(title, fontsize=8, loc="left")
-        axes.set_axis_off()
     path = Path(__file__).with_name("gallery.png")
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    print(path)
+    drawn = picture()
+    write_whole(path, lambda part: drawn.save(part, format="PNG", optimize=True))
+    print(f"{path}: {drawn.width}x{drawn.height} pixels, {path.stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)
