@@ -1,9 +1,11 @@
-"""The phantom's files: DICOM attributes, manifest, restart, independence of the workers, errors."""
+"""A cohort's files: manifest, lesions, protocol, restart, independence of the workers, errors."""
 
 import csv
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -11,9 +13,11 @@ import pytest
 from PIL import Image
 
 from tfds_builder.errors import DataError
-from tfds_builder.phantom import cohort, sample_case, simulate
+from tfds_builder.phantom import __main__ as command
+from tfds_builder.phantom import check, cohort, sample_case, simulate
 from tfds_builder.phantom.cohort import make_cohort, make_patient
-from tfds_builder.phantom.writer import dicom_bytes
+from tfds_builder.phantom.protocol import Protocol
+from tfds_builder.phantom.writer import FOLDERS
 
 SEED, PATIENTS = 77, 7
 
@@ -37,9 +41,20 @@ def finished(tmp_path_factory):
     return folder
 
 
-def _rows(folder):
-    with (folder / "manifest.csv").open(newline="") as lines:
+def _rows(folder, table="manifest.csv"):
+    with (folder / table).open(newline="") as lines:
         return list(csv.DictReader(lines))
+
+
+def _masks(path):
+    with Image.open(path) as pages:
+        return np.stack([np.asarray(pages) for _ in _pages(pages)])
+
+
+def _pages(image):
+    for page in range(image.n_frames):
+        image.seek(page)
+        yield page
 
 
 def _command(*arguments):
@@ -55,15 +70,18 @@ def test_bytes_do_not_depend_on_the_number_of_workers(finished, tmp_path):
     ran = _command("--out", tmp_path / "two", "--patients", PATIENTS, "--seed", SEED,
                    "--workers", 2)  # fmt: skip
     assert ran.returncode == 0, ran.stderr
+    assert ran.stderr == ""
     assert f"{PATIENTS} of {PATIENTS} patients" in ran.stdout
+    assert re.search(rf"{PATIENTS} patients in [\d.]+ s: [\d.]+ patients/s", ran.stdout)
     assert _contents(tmp_path / "two") == _contents(finished)
 
 
 def test_a_patient_is_the_same_in_a_larger_cohort(finished, tmp_path):
     make_cohort(tmp_path / "small", 2, SEED, 1, _silent)
     small, large = _contents(tmp_path / "small"), _contents(finished)
-    shared = [name for name in small if name.startswith(("images", "masks"))]
+    shared = [name for name in small if name.startswith(("images", "masks", "lesions/"))]
     assert len(shared) >= 2
+    assert large["lesions.csv"].startswith(small["lesions.csv"])
     assert all(small[name] == large[name] for name in shared)
 
 
@@ -79,6 +97,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(finished, tmp_p
     with pytest.raises(KeyboardInterrupt):
         make_cohort(folder, PATIENTS, SEED, 1, interrupt)
     assert not (folder / "manifest.csv").exists()
+    assert not (folder / "lesions.csv").exists()
     kept = {name: path.stat().st_mtime_ns for name, path in _images(folder).items()}
     (folder / "images" / ".patient_00003_study_1.dcm.part").write_bytes(b"half")
     make_cohort(folder, PATIENTS, SEED, 1, lambda made, total: done.append(made))
@@ -98,20 +117,34 @@ def test_a_complete_cohort_is_left_alone(finished, monkeypatch):
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
 
 
-def test_a_lost_file_is_made_again(finished, tmp_path):
+@pytest.mark.parametrize("lost", ["images", "masks", "lesions"])
+def test_a_lost_file_is_made_again_alone(finished, tmp_path, lost):
     folder = tmp_path / "cohort"
     make_cohort(folder, 3, SEED, 1, _silent)
     before = _contents(folder)
-    next(iter(_images(folder).values())).unlink()
-    assert make_cohort(folder, 3, SEED, 1, _silent) is not None
+    next(iter((folder / lost).iterdir())).unlink()
+    made = make_cohort(folder, 3, SEED, 1, _silent)
+    assert made.patients == 1
     assert _contents(folder) == before
+
+
+def test_a_lost_table_is_written_again_without_a_simulation(tmp_path, monkeypatch):
+    folder = tmp_path / "cohort"
+    make_cohort(folder, 3, SEED, 1, _silent)
+    before = _contents(folder)
+    monkeypatch.setattr(cohort, "simulate", None)
+    for name in ("lesions.csv", "manifest.csv"):
+        (folder / name).unlink()
+        assert make_cohort(folder, 3, SEED, 1, _silent).patients == 0
+        assert _contents(folder) == before
 
 
 def test_manifest_names_every_file_and_nothing_else(finished):
     rows = _rows(finished)
     named = {row["path"] for row in rows} | {row["lesion_mask"] for row in rows} - {""}
-    others = {"manifest.csv", "phantom.json", "pseudonym.key"}
-    assert set(_contents(finished)) == named | others
+    tables = {re.sub("masks/(.*)tif", r"lesions/\1csv", name) for name in named if "masks" in name}
+    others = {"manifest.csv", "lesions.csv", "phantom.json", "pseudonym.key"}
+    assert set(_contents(finished)) == named | tables | others
     for row in rows:
         assert (row["label"] == "normal") == (row["lesion_mask"] == "")
     assert list(rows[0]) == [
@@ -124,28 +157,108 @@ def test_manifest_names_every_file_and_nothing_else(finished):
     assert len(bytes.fromhex(key)) == 32
 
 
-def test_dicom_says_what_it_is(finished):
+def test_files_and_manifest_name_the_same_patients(finished):
     for row in _rows(finished):
         file = pydicom.dcmread(finished / row["path"])
-        assert file.SOPClassUID == "1.2.840.10008.5.1.4.1.1.20"
-        assert file.file_meta.TransferSyntaxUID == pydicom.uid.ExplicitVRLittleEndian
-        assert list(file.ImageType) == ["ORIGINAL", "PRIMARY", "WHOLE BODY", "EMISSION"]
-        assert (file.NumberOfFrames, file.Rows, file.Columns) == (2, 1024, 256)
-        assert [int(tag) for tag in file.FrameIncrementPointer] == [0x00540010, 0x00540020]
-        codes = [d.ViewCodeSequence[0].CodeValue for d in file.DetectorInformationSequence]
-        assert codes == ["G-5215", "G-5216"]
-        assert file.DetectorVector == [1, 2]
-        limits = file.EnergyWindowInformationSequence[0].EnergyWindowRangeSequence[0]
-        assert limits.EnergyWindowLowerLimit < 140.5 < limits.EnergyWindowUpperLimit
-        assert file.CountsAccumulated == int(file.pixel_array.sum(dtype=np.int64))
-        assert file.ActualFrameDuration == pytest.approx(
-            1000 * file.ScanLength / file.ScanVelocity, rel=0.01
-        )
         assert file.PatientID == row["patient_id"]
-        assert file.PatientID.startswith("PHANTOM-")
         assert (file.PatientSex, int(file.PatientAge[:3])) == (row["sex"], int(row["age"]))
-        assert file.SOPInstanceUID.startswith("2.25.")
-        assert file.SOPInstanceUID.is_valid
+
+
+def test_every_number_in_a_mask_has_its_row_of_lesions_csv(finished):
+    lesions, marked = _rows(finished, "lesions.csv"), 0
+    numbers = {}
+    for lesion in lesions:
+        numbers.setdefault(lesion["path"], []).append(int(lesion["number"]))
+    for row in _rows(finished):
+        present = (
+            set(np.unique(_masks(finished / row["lesion_mask"]))) if row["lesion_mask"] else {0}
+        )
+        listed = numbers.pop(row["path"], [])
+        assert listed == sorted(set(listed))
+        assert present - {0} <= set(listed)
+        marked += len(present) - 1
+    assert marked >= 5
+    assert not numbers
+
+
+def test_lesions_csv_says_of_each_lesion_what_the_scan_says(finished):
+    study = {row["path"]: row for row in _rows(finished)}
+    rows = iter(_rows(finished, "lesions.csv"))
+    for number in range(PATIENTS):
+        for index in range(len(sample_case(SEED, number).dates)):
+            for lesion in simulate(SEED, number, index).lesions:
+                row = next(rows)
+                assert row["path"] == f"images/patient_{number:05d}_study_{index + 1}.dcm"
+                of = study[row["path"]]
+                for field in ("patient_id", "study_id", "label"):
+                    assert row[field] == of[field]
+                _assert_row(row, lesion)
+    assert next(rows, None) is None
+
+
+def _assert_row(row, lesion):
+    assert int(row["number"]) == lesion.number
+    assert [row[name] for name in ("kind", "site", "side")] == [
+        lesion.kind, lesion.site, lesion.side,
+    ]  # fmt: skip
+    assert row["cold"] == str(lesion.cold).lower()
+    assert float(row["volume_ml"]) == pytest.approx(lesion.volume_ml, abs=0.001)
+    for view, name in enumerate(("anterior", "posterior")):
+        assert float(row[f"contrast_{name}"]) == pytest.approx(lesion.contrast[view], abs=1e-4)
+        assert float(row[f"snr_{name}"]) == pytest.approx(lesion.snr[view], abs=1e-3)
+        assert row[f"visible_{name}"] == str(bool(lesion.visible[view])).lower()
+
+
+def test_cohorts_of_different_seeds_share_no_patient(finished, tmp_path):
+    other = tmp_path / "other"
+    make_cohort(other, PATIENTS, SEED + 1, 1, _silent)
+    identities = [_identities(finished), _identities(other)]
+    assert all(len(found) >= 4 * PATIENTS for found in identities)
+    assert not identities[0] & identities[1]
+    keys = [(folder / "pseudonym.key").read_text() for folder in (finished, other)]
+    assert keys[0] != keys[1]
+
+
+def _identities(folder):
+    """PatientIDs, UIDs and the pixels of both views."""
+    found = set()
+    for path in _images(folder).values():
+        file = pydicom.dcmread(path)
+        found |= {file.PatientID, file.StudyInstanceUID, file.SeriesInstanceUID}
+        found |= {file.SOPInstanceUID, *(view.tobytes() for view in file.pixel_array)}
+    return found
+
+
+def test_the_protocol_is_recorded_and_reaches_every_file(tmp_path):
+    folder = tmp_path / "cohort"
+    protocol = ("--difficulty", "hard", "--camera", "siemens", "--collimator", "LEAP",
+                "--matrix", "512x128", "--pixel_mm", "4.8", "--speed_mm_s", "3",
+                "--activity_mbq", "500", "--uptake_hours", "2.5")  # fmt: skip
+    ran = _command("--out", folder, "--patients", 2, "--seed", SEED, *protocol)
+    assert ran.returncode == 0, ran.stderr
+    parameters = json.loads((folder / "phantom.json").read_text())
+    assert parameters["protocol"] == {
+        "difficulty": "hard", "camera": "siemens", "collimator": "LEAP", "rows": 512,
+        "columns": 128, "pixel_mm": 4.8, "speed_mm_s": 3.0, "activity_mbq": 500.0,
+        "uptake_hours": 2.5,
+    }  # fmt: skip
+    for row in _rows(folder):
+        file = pydicom.dcmread(folder / row["path"])
+        assert "Siemens-like" in file.Manufacturer
+        assert (file.Rows, file.Columns, *file.PixelSpacing) == (512, 128, 4.8, 4.8)
+        assert file.DetectorInformationSequence[0].CollimatorGridName == "LEAP"
+        assert file.ScanVelocity == 3
+        assert file.RadiopharmaceuticalInformationSequence[0].RadionuclideTotalDose == 500
+        assert file.AcquisitionTime == "113000.00"
+        if row["lesion_mask"]:
+            assert _masks(folder / row["lesion_mask"]).shape == (2, 512, 128)
+
+
+def test_both_cameras_are_drawn_and_stay_with_the_patient():
+    cameras = [sample_case(SEED, number).camera for number in range(40)]
+    assert set(cameras) == {"ge", "siemens"}
+    number = next(n for n in range(200) if len(sample_case(SEED, n).dates) > 1)
+    assert len({simulate(SEED, number, study).acquisition.camera for study in range(2)}) == 1
 
 
 def test_pixels_and_masks_on_disk_are_those_of_the_scan(finished):
@@ -153,24 +266,13 @@ def test_pixels_and_masks_on_disk_are_those_of_the_scan(finished):
     scan = simulate(SEED, number)
     image = pydicom.dcmread(finished / f"images/patient_{number:05d}_study_1.dcm")
     np.testing.assert_array_equal(image.pixel_array, scan.counts)
-    with Image.open(finished / f"masks/patient_{number:05d}_study_1.tif") as pages:
-        assert pages.n_frames == 2
-        for page, mask in enumerate(scan.masks):
-            pages.seek(page)
-            np.testing.assert_array_equal(np.asarray(pages), mask)
-
-
-def test_uids_differ_between_studies_and_are_the_same_again():
-    scans = [simulate(SEED, 0), simulate(SEED, 1), simulate(SEED + 1, 0)]
-    files = [dicom_bytes(scan, 50) for scan in scans]
-    assert files[0] == dicom_bytes(scans[0], 50)
-    uids = [pydicom.dcmread(pydicom.filebase.DicomBytesIO(f)).SOPInstanceUID for f in files]
-    assert len(set(uids)) == 3
+    masks = _masks(finished / f"masks/patient_{number:05d}_study_1.tif")
+    np.testing.assert_array_equal(masks, scan.masks)
 
 
 def test_all_studies_of_a_patient_are_written(tmp_path):
     number = next(n for n in range(200) if len(sample_case(SEED, n).dates) > 1)
-    for part in ("images", "masks"):
+    for part in FOLDERS:
         (tmp_path / part).mkdir()
     make_patient(tmp_path, SEED, number)
     files = [pydicom.dcmread(path) for path in sorted((tmp_path / "images").iterdir())]
@@ -199,6 +301,8 @@ def test_a_foreign_folder_or_another_cohort_is_refused_untouched(finished, tmp_p
         make_cohort(finished, PATIENTS + 1, SEED, 1, _silent)
     with pytest.raises(DataError, match="other parameters"):
         make_cohort(finished, PATIENTS, SEED + 1, 1, _silent)
+    with pytest.raises(DataError, match="other parameters"):
+        make_cohort(finished, PATIENTS, SEED, 1, _silent, Protocol(uptake_hours=3.0))
     assert _contents(finished) == before
 
 
@@ -208,6 +312,10 @@ def test_a_foreign_folder_or_another_cohort_is_refused_untouched(finished, tmp_p
         ["--patients", "x", "--seed", "1"],
         ["--patients", "2", "--seed", "-1"],
         ["--patients", "2"],
+        ["--patients", "2", "--seed", "1", "--matrix", "1024"],
+        ["--patients", "2", "--seed", "1", "--matrix", "512x128"],
+        ["--patients", "2", "--seed", "1", "--camera", "philips"],
+        ["--patients", "2", "--seed", "1", "--pixel_mm", "nan"],
     ],
 )
 def test_the_command_fails_with_one_line_and_status_2(tmp_path, arguments):
@@ -222,3 +330,24 @@ def test_an_output_below_a_file_is_one_line_and_status_2(tmp_path):
     ran = _command("--out", tmp_path / "file" / "cohort", "--patients", "1", "--seed", "1")
     assert ran.returncode == 2
     assert len(ran.stderr.strip().splitlines()) == 1
+
+
+def test_check_ends_with_the_verdict_as_status(monkeypatch, capsys):
+    asked = []
+
+    def run_check(*values):
+        asked.append(values[:5])
+        values[5](values[0], values[0])
+        return values[0] == 4
+
+    monkeypatch.setattr(check, "run_check", run_check)
+    monkeypatch.setattr(sys, "argv", ["phantom", "--check", "--patients", "4", "--workers", "1"])
+    command.main()
+    monkeypatch.setattr(sys, "argv", ["phantom", "--check", "--workers", "1", "--seed", "3",
+                                      "--difficulty", "hard", "--out", "there"])  # fmt: skip
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 1
+    hard = Protocol(difficulty="hard")
+    assert asked == [(4, 0, Protocol(), 1, None), (200, 3, hard, 1, Path("there"))]
+    assert "200 patients in" in capsys.readouterr().out

@@ -1,10 +1,12 @@
 """Makes a whole cohort of synthetic patients in one folder, restartable, on several processes.
 
-In: folder, number of patients, seed, workers. Out: the files of `writer`, the manifest last.
+In: folder, number of patients, seed, protocol, workers. Out: the files of `writer`, the manifest
+last. A study's own table of lesions makes lesions.csv without a second simulation.
 """
 
 import collections
 import concurrent.futures
+import dataclasses
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
@@ -13,49 +15,79 @@ from tfds_builder.atomic import write_bytes
 from tfds_builder.command import follow_parent
 from tfds_builder.errors import DataError
 from tfds_builder.phantom import writer
-from tfds_builder.phantom.scan import Case, sample_case, simulate
+from tfds_builder.phantom.protocol import Protocol
+from tfds_builder.phantom.scan import STANDARD, Case, sample_case, simulate
 
 MOST_PATIENTS = 100_000
 LARGEST_SEED = 2**63 - 1
 
 
-def make_patient(folder: Path, seed: int, patient: int) -> None:
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """How many patients were simulated in this run, and all the cohort's studies by class."""
+
+    patients: int
+    studies: dict[str, int]
+
+
+def make_patient(folder: Path, seed: int, patient: int, protocol: Protocol = STANDARD) -> None:
     """Writes all studies of one patient."""
-    case = sample_case(seed, patient)
+    case = sample_case(seed, patient, protocol)
     for study in range(len(case.dates)):
-        writer.write_scan(folder, simulate(seed, patient, study), case)
+        writer.write_scan(folder, simulate(seed, patient, study, protocol), case)
 
 
 def make_cohort(
-    folder: Path, patients: int, seed: int, workers: int, report: Callable[[int, int], None]
-) -> dict[str, int] | None:
-    """Makes what is missing of the cohort and returns the number of studies of each class.
+    folder: Path,
+    patients: int,
+    seed: int,
+    workers: int,
+    report: Callable[[int, int], None],
+    protocol: Protocol = STANDARD,
+) -> Made | None:
+    """Makes what is missing of the cohort.
 
-    `report` gets (patients done, patients) after each patient. Returns None where the cohort was
-    already complete. Raises DataError on bad values and where the folder holds anything else.
+    Args:
+      folder: new, empty, or begun with the same patients, seed and protocol.
+      patients, seed, protocol: what the cohort is a function of.
+      workers: processes; the files do not depend on it.
+      report: gets (patients done, patients) after each patient.
+
+    Returns:
+      What was made, or None where the cohort was already complete.
+
+    Raises:
+      DataError: bad values, or the folder holds anything else.
     """
     _check_values(patients, seed, workers)
-    parameters = writer.parameters_text(patients, seed)
+    parameters = writer.parameters_text(patients, seed, protocol)
     _check_folder(folder, parameters)
     try:
-        cases = [sample_case(seed, patient) for patient in range(patients)]
+        cases = [sample_case(seed, patient, protocol) for patient in range(patients)]
         missing = [p for p, case in enumerate(cases) if not _is_made(folder, case, p)]
         rows = [r for p, case in enumerate(cases) for r in writer.manifest_rows(case, seed, p)]
-        manifest = writer.manifest_text(rows)
-        last = folder / "manifest.csv"
-        if not missing and last.is_file() and last.read_bytes() == manifest:
+        manifest = writer.table_text(writer.MANIFEST_FIELDS, rows)
+        if not missing and _is_complete(folder, manifest):
             return None
-        for part in ("images", "masks"):
+        for part in writer.FOLDERS:
             (folder / part).mkdir(parents=True, exist_ok=True)
         write_bytes(folder / "phantom.json", parameters)
         key = f"{writer.pseudonym_key(seed)}\n".encode()
         write_bytes(folder / "pseudonym.key", key)
         before = patients - len(missing)
-        _make_all(folder, seed, missing, workers, lambda n: report(before + n, patients))
-        write_bytes(last, manifest)
+        _make_all(folder, seed, protocol, missing, workers, lambda n: report(before + n, patients))
+        studies = [s for p, case in enumerate(cases) for s in writer.study_files(case, p)]
+        lesions = writer.joined_lesions(folder, [s.lesions for s in studies if s.lesions])
+        write_bytes(folder / "lesions.csv", lesions)
+        write_bytes(folder / "manifest.csv", manifest)
     except OSError as error:
         raise DataError(f"{error.filename or folder}: {error.strerror or error}") from error
-    return dict(collections.Counter(row[2] for row in rows))
+    return Made(len(missing), dict(collections.Counter(row[2] for row in rows)))
+
+
+def _is_complete(folder: Path, manifest: bytes) -> bool:
+    last = folder / "manifest.csv"
+    return (folder / "lesions.csv").is_file() and last.is_file() and last.read_bytes() == manifest
 
 
 def _check_values(patients: int, seed: int, workers: int) -> None:
@@ -89,30 +121,34 @@ def _check_folder(folder: Path, parameters: bytes) -> None:
 
 def _is_foreign(path: Path) -> bool:
     """True for anything that a run stopped before its first file cannot have left."""
-    if path.name in ("images", "masks") and path.is_dir():
+    if path.name in writer.FOLDERS and path.is_dir():
         return any(path.iterdir())
     return path.name != ".phantom.json.part"
 
 
 def _is_made(folder: Path, case: Case, patient: int) -> bool:
-    return all(
-        (folder / file).is_file() for files in writer.study_files(case, patient) for file in files
-    )
+    studies = writer.study_files(case, patient)
+    return all((folder / name).is_file() for files in studies for name in files.present)
 
 
 def _make_all(
-    folder: Path, seed: int, missing: list[int], workers: int, report: Callable[[int], None]
+    folder: Path,
+    seed: int,
+    protocol: Protocol,
+    missing: list[int],
+    workers: int,
+    report: Callable[[int], None],
 ) -> None:
     if workers == 1 or len(missing) < 4:
         for done, patient in enumerate(missing, 1):
-            make_patient(folder, seed, patient)
+            make_patient(folder, seed, patient, protocol)
             report(done)
         return
     pool = concurrent.futures.ProcessPoolExecutor(
         min(workers, len(missing)), multiprocessing.get_context("spawn"), follow_parent
     )
     try:
-        tasks = [pool.submit(make_patient, folder, seed, patient) for patient in missing]
+        tasks = [pool.submit(make_patient, folder, seed, p, protocol) for p in missing]
         for done, task in enumerate(concurrent.futures.as_completed(tasks), 1):
             task.result()
             report(done)
