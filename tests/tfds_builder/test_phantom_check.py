@@ -5,6 +5,7 @@ import dataclasses
 import importlib.resources
 import json
 import math
+import types
 
 import numpy as np
 import pydicom
@@ -14,6 +15,7 @@ from scipy import ndimage
 
 from tfds_builder.errors import DataError
 from tfds_builder.phantom import check
+from tfds_builder.phantom import measure as measure_module
 from tfds_builder.phantom.check import KNOWN_RANGES, VIEWS, WIDEST, Row, clinical, compare
 from tfds_builder.phantom.measure import (
     BANDS,
@@ -299,6 +301,13 @@ def test_the_same_on_any_number_of_workers():
     np.testing.assert_equal([dataclasses.astuple(m) for m in one],
                             [dataclasses.astuple(m) for m in two])  # fmt: skip
     assert not np.array_equal(one[0].views[0]["max"], one[1].views[0]["max"])
+
+
+def test_a_patient_without_a_body_is_named(monkeypatch):
+    scan = types.SimpleNamespace(counts=np.zeros((2, 1024, 256), np.uint16))
+    monkeypatch.setattr(measure_module, "simulate", lambda *_, **__: scan)
+    with pytest.raises(DataError, match="patient 0 of seed 3: the view shows no body"):
+        run()
 
 
 @pytest.mark.parametrize(

@@ -268,12 +268,13 @@ def _write(out: Path, rows: Sequence[Row], heading: str) -> None:
     except OSError as error:
         raise DataError(f"--out {out}: cannot be made ({error.strerror or error})") from error
     write_text(out / "check.csv", csv_text(rows))
-    drawn = figure(rows, heading)
-    metadata = {"Software": None}
-    write_whole(
-        out / "check.png",
-        lambda part: drawn.savefig(part, format="png", dpi=150, metadata=metadata),
-    )
+    write_whole(out / "check.png", lambda part: _save(figure(rows, heading), part))
+
+
+def _save(drawn: Figure, path: Path) -> None:
+    # What is laid out only when it is drawn takes its style then.
+    with mpl.rc_context(STYLE):
+        drawn.savefig(path, format="png", dpi=150, metadata={"Software": None})
 
 
 def csv_text(rows: Sequence[Row]) -> str:

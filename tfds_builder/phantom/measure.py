@@ -216,9 +216,16 @@ def _along_both(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def measure_patient(seed: int, patient: int, protocol: Protocol) -> Measured:
-    """Simulates the first study of one patient and measures it."""
+    """Simulates the first study of one patient and measures it.
+
+    Raises:
+      DataError: a view shows no body.
+    """
     scan = simulate(seed, patient, protocol=protocol)
-    first, second = (measure(view, protocol.pixel_mm) for view in scan.counts)
+    try:
+        first, second = (measure(view, protocol.pixel_mm) for view in scan.counts)
+    except DataError as error:
+        raise DataError(f"patient {patient} of seed {seed}: {error}") from None
     return Measured((first, second), (_hot_spots(scan, 0), _hot_spots(scan, 1)))
 
 
