@@ -352,7 +352,7 @@ def _draw_shares(axes: Axes, rows: Sequence[Row], names: Sequence[str], heading:
     axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
-    axes.set_xlabel("over the middle of the clinical scans")
+    axes.set_xlabel("over the clinical middle")
     _finish(axes, heading)
 
 
@@ -360,21 +360,3 @@ def _finish(axes: Axes, text: str) -> None:
     axes.set_title(text)
     axes.grid(color=GRID, lw=0.6)
     axes.set_axisbelow(True)
-
-
-if __name__ == "__main__":
-    import argparse
-
-    from tfds_builder.errors import run_command
-
-    def main() -> None:  # noqa: D103
-        parser = argparse.ArgumentParser()
-        parser.add_argument("--patients", type=int, default=200)
-        parser.add_argument("--seed", type=int, default=0)
-        parser.add_argument("--workers", type=int, default=2)
-        parser.add_argument("--out", type=Path)
-        a = parser.parse_args()
-        ok = run_check(a.patients, a.seed, Protocol(), a.workers, a.out, lambda done, total: None)
-        raise SystemExit(0 if ok else 1)
-
-    run_command(main)
