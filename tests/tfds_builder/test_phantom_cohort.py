@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -74,6 +75,20 @@ def test_bytes_do_not_depend_on_the_number_of_workers(finished, tmp_path):
     assert f"{PATIENTS} of {PATIENTS} patients" in ran.stdout
     assert re.search(rf"{PATIENTS} patients in [\d.]+ s: [\d.]+ patients/s", ran.stdout)
     assert _contents(tmp_path / "two") == _contents(finished)
+
+
+@pytest.mark.skipif("OTHER_PYTHON" not in os.environ, reason="OTHER_PYTHON names no interpreter")
+def test_bytes_do_not_depend_on_the_version_of_python(finished, tmp_path):
+    """OTHER_PYTHON=/path/to/python3.12 pytest tests/tfds_builder/test_phantom_cohort.py.
+
+    That interpreter has the same numpy, scipy, pydicom, pillow and rich as this one.
+    """
+    asked = ("--out", tmp_path / "other", "--patients", PATIENTS, "--seed", SEED)
+    command_line = [os.environ["OTHER_PYTHON"], "-m", "tfds_builder.phantom", *map(str, asked)]
+    root = Path(__file__).parents[2]
+    ran = subprocess.run(command_line, capture_output=True, text=True, timeout=120, cwd=root)
+    assert ran.returncode == 0, ran.stderr
+    assert _contents(tmp_path / "other") == _contents(finished)
 
 
 def test_a_patient_is_the_same_in_a_larger_cohort(finished, tmp_path):
@@ -312,16 +327,35 @@ def test_a_foreign_folder_or_another_cohort_is_refused_untouched(finished, tmp_p
         ["--patients", "x", "--seed", "1"],
         ["--patients", "2", "--seed", "-1"],
         ["--patients", "2"],
-        ["--patients", "2", "--seed", "1", "--matrix", "1024"],
-        ["--patients", "2", "--seed", "1", "--matrix", "512x128"],
         ["--patients", "2", "--seed", "1", "--camera", "philips"],
-        ["--patients", "2", "--seed", "1", "--pixel_mm", "nan"],
     ],
 )
 def test_the_command_fails_with_one_line_and_status_2(tmp_path, arguments):
     ran = _command("--out", tmp_path / "new", *arguments)
     assert ran.returncode == 2
     assert len(ran.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "option, value, named",
+    [
+        ("--matrix", "1024", "--matrix"),
+        ("--matrix", "512x128", "smaller than a patient"),
+        ("--matrix", "0x0", "--matrix rows"),
+        ("--difficulty", "extreme", "easy, standard, hard"),
+        ("--collimator", "HEGP", "LEHR"),
+        ("--pixel_mm", "nan", "--pixel_mm"),
+        ("--speed_mm_s", "0", "--speed_mm_s"),
+        ("--uptake_hours", "inf", "--uptake_hours"),
+        ("--activity_mbq", "much", "--activity_mbq"),
+    ],
+)
+def test_a_protocol_that_no_clinic_has_is_refused(tmp_path, monkeypatch, option, value, named):
+    out = ("--out", str(tmp_path / "new"), "--patients", "2", "--seed", "1")
+    monkeypatch.setattr(sys, "argv", ["phantom", *out, option, value])
+    with pytest.raises(DataError, match=named):
+        command.main()
     assert not (tmp_path / "new").exists()
 
 
