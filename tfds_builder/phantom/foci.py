@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from tfds_builder.phantom import camera
 from tfds_builder.phantom.camera import ATTENUATION_PER_MM, Scene, depths
-from tfds_builder.phantom.disease import Condition, Finding, Focus
+from tfds_builder.phantom.condition import Condition, Finding, Focus, Shade
 from tfds_builder.phantom.grid import Grid
 
 MASK_SHARE = 0.35
@@ -99,7 +99,13 @@ def add_findings(
         if not finding.cold:
             images.append(_hot_image(finding, points, scene, surroundings))
             primary[(slice(None), *images[-1].window)] += images[-1].patch
-    return [image for image in images if image.finding.number]
+    images = [image for image in images if image.finding.number]
+    for shade in condition.shades:
+        window, share = _shadow(shade, points, scene)
+        primary[(0, *window)] *= share
+        for image in images:
+            _shade(image, window, share)
+    return images
 
 
 def describe_lesions(
@@ -124,6 +130,42 @@ def describe_lesions(
         _mark(image.finding.number, np.abs(given), strongest[window], masks[window])
         records.append(_record(image, given, expected[window]))
     return tuple(sorted(records, key=lambda record: record.number)), masks
+
+
+def _shadow(
+    shade: Shade, points: np.ndarray, scene: Scene
+) -> tuple[tuple[slice, slice], np.ndarray]:
+    """The pixels behind a piece of metal with round corners, and the share that comes through."""
+    grid, (wide, tall) = scene.grid, shade.half_mm
+    x = points[shade.point, 0] + shade.offset_mm[0]
+    z = points[shade.point, 2] + shade.offset_mm[1]
+    limits = [
+        slice(max(0, int(np.ceil(first))), max(0, min(size, int(last) + 1)))
+        for first, last, size in (
+            (grid.row(z + scene.top_mm - tall), grid.row(z + scene.top_mm + tall), grid.rows),
+            (grid.column(x - wide), grid.column(x + wide), grid.columns),
+        )
+    ]
+    down = (grid.z_mm(np.arange(limits[0].start, limits[0].stop)) - scene.top_mm - z) / tall
+    aside = (grid.x_mm(np.arange(limits[1].start, limits[1].stop)) - x) / wide
+    inside = down[:, None] ** 4 + aside**4 < 1
+    return (limits[0], limits[1]), np.where(inside, np.float32(shade.transmission), np.float32(1))
+
+
+def _shade(image: LesionImage, window: tuple[slice, slice], share: np.ndarray) -> None:
+    """Dims the anterior patch of a lesion, in place, where the window of a shadow covers it."""
+    shared = [
+        slice(max(a.start, b.start), min(a.stop, b.stop))
+        for a, b in zip(image.window, window, strict=True)
+    ]
+    if all(part.start < part.stop for part in shared):
+        inner, outer = (
+            tuple(
+                slice(p.start - w.start, p.stop - w.start) for p, w in zip(shared, ws, strict=True)
+            )
+            for ws in (image.window, window)
+        )
+        image.patch[(0, *inner)] *= share[outer]
 
 
 def _record(image: LesionImage, given: np.ndarray, expected: np.ndarray) -> LesionRecord:
@@ -232,12 +274,15 @@ def _cold_image(
     """What the views lose where the cloud lacks uptake: at a focus, all but `ratio` of it."""
     places = _places(finding, points)
     window = _window(finding, places, scene)
-    kept = np.ones(len(points), np.float32)
+    level = points[:, 2] + np.float32(scene.top_mm)
+    first, last = (scene.grid.z_mm(row) for row in (window[0].start, window[0].stop))
+    chosen = np.flatnonzero((level > first) & (level < last))
+    near, kept = points[chosen], np.ones(len(chosen), np.float32)
     for focus, place in zip(finding.foci, places, strict=True):
-        distance = (points - place) / np.asarray(focus.sigma_mm, np.float32)
+        distance = (near - place) / np.asarray(focus.sigma_mm, np.float32)
         kept *= 1 - np.float32(1 - focus.ratio) * np.exp(-0.5 * (distance**2).sum(axis=1))
-    chosen = np.flatnonzero(kept < 0.99)
-    near, lost = points[chosen], weights[chosen] * (1 - kept[chosen])
+    inside = kept < 0.99
+    near, lost = near[inside], (weights[chosen] * (1 - kept))[inside]
     shape = (window[0].stop - window[0].start, window[1].stop - window[1].start)
     row = scene.grid.row(near[:, 2] + scene.top_mm) - window[0].start
     column = scene.grid.column(near[:, 0]) - window[1].start

@@ -10,7 +10,8 @@ import numpy as np
 
 from tfds_builder.phantom import camera
 from tfds_builder.phantom.anatomy import place_skeleton, structure_uptakes
-from tfds_builder.phantom.disease import Condition, sample_condition, sample_label
+from tfds_builder.phantom.condition import Condition
+from tfds_builder.phantom.disease import sample_condition, sample_label
 from tfds_builder.phantom.foci import LesionRecord, add_findings, describe_lesions
 from tfds_builder.phantom.outline import body_outline
 from tfds_builder.phantom.patient import (
@@ -114,8 +115,6 @@ def simulate(seed: int, patient: int, study: int = 0, protocol: Protocol = STAND
     soft = SOFT_UPTAKE * condition.soft_factor
     primary = camera.expected_primary(points, weights, scene, soft)
     images = add_findings(primary, condition, points, weights, scene)
-    if condition.buckle:
-        _shade_buckle(primary[0], points[skeleton.named("vertebra_L5").start], scene)
     views = camera.add_scatter(primary, acquisition.scatter_ratio, grid)
     expected = camera.scaled_expectation(views, acquisition.counts_per_view, acquisition.background)
     counts_per_primary = float((expected.max() - acquisition.background) / views.max())
@@ -130,11 +129,12 @@ def simulate(seed: int, patient: int, study: int = 0, protocol: Protocol = STAND
 
 
 def evolved(condition: Condition, study: int, rng: np.random.Generator) -> Condition:
-    """The condition at a later study: lesions a little hotter or fainter, larger or smaller."""
-    if study == 0:
-        return condition
-    findings = []
-    for finding in condition.findings:
+    """The condition at one study: what is seen then, and how lesions changed since the first.
+
+    They are a little hotter or fainter, larger or smaller.
+    """
+    findings = [f for f in condition.findings if f.study in (None, study)]
+    for number, finding in enumerate(findings if study else ()):
         heat, growth = rng.lognormal(0.03 * study, 0.15), rng.lognormal(0.02 * study, 0.08)
         foci = tuple(
             dataclasses.replace(
@@ -144,7 +144,7 @@ def evolved(condition: Condition, study: int, rng: np.random.Generator) -> Condi
             )
             for focus in finding.foci
         )
-        findings.append(dataclasses.replace(finding, foci=foci))
+        findings[number] = dataclasses.replace(finding, foci=foci)
     return dataclasses.replace(condition, findings=tuple(findings))
 
 
@@ -160,12 +160,3 @@ def _weights(skeleton: Skeleton, uptakes: np.ndarray, condition: Condition) -> n
     for name, factor in condition.factors.items():
         uptakes[skeleton.index[name]] *= factor
     return skeleton.weights * uptakes.astype(np.float32)[skeleton.owner]
-
-
-def _shade_buckle(view: np.ndarray, spine: np.ndarray, scene: camera.Scene) -> None:
-    """A buckle of 36 by 50 mm over the lower spine."""
-    pixel = scene.grid.pixel_mm
-    row = round(scene.grid.row(spine[2] + scene.top_mm + 15))
-    column = round(scene.grid.column(spine[0]))
-    tall, wide = round(18 / pixel), round(25 / pixel)
-    view[row - tall : row + tall + 1, column - wide : column + wide + 1] *= 0.45
