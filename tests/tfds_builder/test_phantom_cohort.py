@@ -249,7 +249,7 @@ def test_the_protocol_is_recorded_and_reaches_every_file(tmp_path):
     protocol = ("--difficulty", "hard", "--camera", "siemens", "--collimator", "LEAP",
                 "--matrix", "512x128", "--pixel_mm", "4.8", "--speed_mm_s", "3",
                 "--activity_mbq", "500", "--uptake_hours", "2.5")  # fmt: skip
-    ran = _command("--out", folder, "--patients", 2, "--seed", SEED, *protocol)
+    ran = _command("--out", folder, "--patients", 4, "--seed", SEED, "--workers", 2, *protocol)
     assert ran.returncode == 0, ran.stderr
     parameters = json.loads((folder / "phantom.json").read_text())
     assert parameters["protocol"] == {
