@@ -18,6 +18,7 @@ from tfds_builder.phantom.outline import body_outline
 from tfds_builder.phantom.protocol import COLLIMATORS, Protocol
 from tfds_builder.phantom.scan import SOFT_UPTAKE
 from tfds_builder.phantom.skeleton import reference_skeleton
+from tfds_builder.phantom.texture import SOFT_SHAPE
 
 SEED = 20240229
 
@@ -45,7 +46,7 @@ def placed(cases):
     skeleton = reference_skeleton()
     patient, pose = cases[0].patient, sample_pose(np.random.default_rng(5))
     top, grid = 300.0, Protocol().grid
-    outline = body_outline(patient, pose, grid, top, ATTENUATION_PER_MM)
+    outline = body_outline(patient, pose, grid, top, ATTENUATION_PER_MM, np.zeros(SOFT_SHAPE))
     scene = Scene(outline, grid, COLLIMATORS["LEHR"], top, (160.0, -170.0))
     return skeleton, place_skeleton(skeleton, patient, pose), scene
 

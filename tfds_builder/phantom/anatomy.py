@@ -23,15 +23,15 @@ ROWS, COLUMNS = 1024, 256
 REFERENCE_HEIGHT_MM = 1700.0
 _LANDMARKS = (-50.0, 228.0, 302.0, 560.0, 725.0, HIP[2], KNEE[2], ANKLE[2], 1750.0)
 
-_PROPORTIONS = (1.0, 0.8, 1.05, 1.0, 1.0, 1.0, 1.0, 1.0)
+_PROPORTIONS = (1.0, 0.77, 1.05, 1.0, 1.0, 1.0, 1.0, 1.0)
 """Supine, the chin comes down towards the sternum: the neck looks shorter than it is."""
 
 GROUP_SPREAD = {
-    "skull": 0.25, "face": 0.3, "jaw": 0.35, "cervical": 0.2, "thoracic": 0.12, "lumbar": 0.15,
-    "ribs": 0.15, "sternum": 0.2, "shoulder": 0.15, "pelvis": 0.12, "arm": 0.2, "elbow": 0.3,
-    "hand": 0.25, "hip": 0.15, "leg": 0.2, "knee": 0.22, "foot": 0.22, "kidney": 0.4,
-    "renal_pelvis": 0.7, "ureter": 0.9, "bladder": 0.7, "blood": 0.4, "stomach": 0.4,
-    "thyroid": 0.3, "cartilage": 0.5, "nodes": 0.0, "salivary": 0.4, "skin": 0.0,
+    "skull": 0.14, "face": 0.2, "jaw": 0.25, "cervical": 0.12, "thoracic": 0.08, "lumbar": 0.1,
+    "ribs": 0.1, "sternum": 0.14, "shoulder": 0.12, "pelvis": 0.08, "arm": 0.14, "elbow": 0.2,
+    "hand": 0.2, "hip": 0.12, "leg": 0.09, "knee": 0.16, "foot": 0.18, "growth": 0.25,
+    "kidney": 0.3, "renal_pelvis": 0.6, "ureter": 0.9, "bladder": 0.6, "blood": 0.35,
+    "stomach": 0.35, "thyroid": 0.3, "cartilage": 0.5, "nodes": 0.0, "salivary": 0.4, "skin": 0.0,
 }  # fmt: skip
 """Log-normal spread of the uptake of each group between patients."""
 
@@ -61,7 +61,7 @@ def place(points: np.ndarray, segment: str, patient: Patient, pose: Pose) -> np.
     if part:
         side = 1.0 if name == "left" else -1.0
         x *= side
-        x, y = _limb(x, y, z, part, 0 if name == "left" else 1, pose)
+        x, y, z = _limb(x, y, z, part, 0 if name == "left" else 1, pose)
         joint = SHOULDER if part != "leg" else HIP
         x = side * (x + (breadth(patient, joint[2]) - 1) * joint[0])
     else:
@@ -94,20 +94,33 @@ def _head(x: np.ndarray, y: np.ndarray, z: np.ndarray, pose: Pose) -> tuple[np.n
 
 def _limb(
     x: np.ndarray, y: np.ndarray, z: np.ndarray, part: str, index: int, pose: Pose
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Bends a limb whose x grows outwards."""
     if part == "leg":
         turn = -pose.leg_turn[index] * np.clip((z - HIP[2]) / (KNEE[2] - HIP[2]), 0, 1)
         axis = np.interp(z, (HIP[2], KNEE[2], ANKLE[2]), (HIP[0], KNEE[0], ANKLE[0]))
         c, s = np.cos(turn), np.sin(turn)
         x, y = axis + c * (x - axis) - s * y, c * y + s * (x - axis)
-        return x + np.tan(pose.leg[index]) * np.maximum(z - HIP[2], 0), y
+        x, y, z = _foot(x, y, z, index, pose)
+        return x + np.tan(pose.leg[index]) * np.maximum(z - HIP[2], 0), y, z
     if part == "hand":
         c, s = np.cos(pose.hand_turn[index]), np.sin(pose.hand_turn[index])
         x, y = WRIST[0] + c * (x - WRIST[0]) - s * y, c * y + s * (x - WRIST[0])
     x = x + np.tan(pose.arm[index]) * (z - SHOULDER[2])
     below = np.maximum(z - ELBOW[2], 0)
-    return x + np.tan(pose.elbow[index]) * below, y + np.tan(pose.forearm_lift[index]) * below
+    return x + np.tan(pose.elbow[index]) * below, y + np.tan(pose.forearm_lift[index]) * below, z
+
+
+def _foot(
+    x: np.ndarray, y: np.ndarray, z: np.ndarray, index: int, pose: Pose
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Turns a foot about the shin and bends it at the ankle."""
+    share = np.clip((z - ANKLE[2] + 20) / 30, 0, 1)
+    turn, point = pose.foot_turn[index] * share, pose.foot_point[index] * share
+    c, s = np.cos(turn), np.sin(turn)
+    x, y = ANKLE[0] + c * (x - ANKLE[0]) + s * y, c * y - s * (x - ANKLE[0])
+    c, s = np.cos(point), np.sin(point)
+    return x, c * y - s * (z - ANKLE[2]), ANKLE[2] + c * (z - ANKLE[2]) + s * y
 
 
 def place_skeleton(skeleton: Skeleton, patient: Patient, pose: Pose) -> np.ndarray:
@@ -120,11 +133,17 @@ def place_skeleton(skeleton: Skeleton, patient: Patient, pose: Pose) -> np.ndarr
     return placed
 
 
+def growth_plate_uptake(age: int) -> float:
+    """Share of a child's uptake in the growth plates: they close between 16 and 21 years."""
+    return float(np.clip((21 - age) / 6, 0, 1))
+
+
 def structure_uptakes(skeleton: Skeleton, patient: Patient, rng: np.random.Generator) -> np.ndarray:
     """Relative uptake of each structure in this patient, shape (structures,), around 1."""
     group = {name: rng.lognormal(0, spread) for name, spread in GROUP_SPREAD.items()}
     if patient.sex == "F":
         group["skull"] *= 1.15
+    group["growth"] *= growth_plate_uptake(patient.age)
     side = rng.lognormal(0, 0.07)
     uptake = np.empty(len(skeleton.structures))
     for number, structure in enumerate(skeleton.structures):

@@ -11,6 +11,7 @@ from tfds_builder.phantom.anatomy import breadth, place
 from tfds_builder.phantom.grid import Grid
 from tfds_builder.phantom.patient import Patient, Pose
 from tfds_builder.phantom.skeleton import ELBOW
+from tfds_builder.phantom.texture import soft_factors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,86 +30,142 @@ class Outline:
 
 
 # z, middle x, middle y, half width, half depth of the reference outline, in mm.
-_HEAD = ((0, 0, -6, 8, 8), (8, 0, -6, 32, 40), (30, 0, -6, 62, 76), (70, 0, -6, 77, 96),
-         (110, 0, -4, 80, 100), (150, 0, 0, 76, 96), (190, 0, 8, 64, 84), (222, 0, 18, 46, 68),
+_HEAD = ((0, 0, -6, 8, 8), (8, 0, -6, 42, 50), (30, 0, -6, 70, 82), (70, 0, -6, 80, 98),
+         (110, 0, -4, 78, 100), (150, 0, 0, 74, 96), (190, 0, 8, 66, 84), (222, 0, 18, 50, 68),
          (236, 0, 24, 20, 50), (240, 0, 26, 2, 30))  # fmt: skip
-_NECK = ((170, 0, -14, 48, 50), (230, 0, -12, 58, 58), (270, 0, -16, 64, 60), (310, 0, -16, 66, 60))
-_TRUNK = ((244, 0, -20, 62, 50), (258, 0, -16, 110, 58), (272, 0, -12, 150, 66),
-          (300, 0, -10, 172, 80), (340, 0, -4, 168, 92), (400, 0, 0, 160, 104),
-          (480, 0, 0, 156, 108), (560, 0, 0, 150, 106), (640, 0, 0, 152, 102),
-          (720, 0, -2, 166, 102), (800, 0, -8, 178, 98), (850, 0, -12, 172, 92),
-          (890, 0, -16, 150, 76), (905, 0, -16, 90, 50), (912, 0, -16, 10, 10))  # fmt: skip
-_LEG = ((790, 92, -14, 80, 80), (860, 94, -12, 84, 86), (940, 96, -6, 76, 82),
-        (1040, 94, -2, 66, 74), (1130, 88, 0, 58, 64), (1188, 86, 0, 56, 60),
-        (1250, 86, -8, 52, 58), (1320, 84, -14, 52, 60), (1420, 82, -10, 44, 50),
-        (1520, 80, -6, 34, 40), (1575, 80, -2, 34, 40), (1610, 80, 4, 36, 50),
-        (1650, 82, 40, 40, 40), (1685, 84, 74, 34, 22), (1700, 84, 80, 16, 12),
-        (1704, 84, 80, 2, 4))  # fmt: skip
-_ARM = ((258, 158, -8, 8, 20), (270, 164, -8, 32, 40), (295, 172, -8, 41, 52),
-        (360, 188, -9, 46, 54), (450, 194, -10, 43, 48), (560, 206, -12, 40, 42),
-        (600, 208, -8, 40, 42), (700, 210, -4, 34, 34), (782, 212, 0, 27, 24))  # fmt: skip
-_HAND = ((775, 212, 0, 28, 22), (820, 212, 2, 38, 22), (860, 212, 8, 38, 20),
-         (905, 212, 16, 28, 14), (930, 212, 20, 12, 8), (934, 212, 20, 2, 3))  # fmt: skip
+_NECK = ((160, 0, -14, 50, 44), (200, 0, -12, 66, 54), (240, 0, -12, 74, 60),
+         (270, 0, -16, 76, 60), (310, 0, -16, 72, 60))  # fmt: skip
+_TRUNK = ((226, 0, -24, 60, 44), (248, 0, -18, 98, 54), (268, 0, -12, 142, 64),
+          (300, 0, -10, 168, 80), (340, 0, -4, 168, 92), (400, 0, 0, 162, 104),
+          (480, 0, 0, 157, 108), (560, 0, 0, 150, 106), (620, 0, 0, 149, 103),
+          (690, 0, -2, 162, 102), (760, 0, -6, 176, 100), (820, 0, -10, 180, 96),
+          (865, 0, -12, 172, 88), (892, 0, -16, 150, 72), (906, 0, -16, 90, 50),
+          (912, 0, -16, 10, 10))  # fmt: skip
+_BREAST = ((338, 74, 84, 6, 4), (352, 76, 86, 40, 15), (376, 80, 88, 58, 24),
+           (404, 82, 90, 62, 28), (428, 82, 90, 54, 24), (448, 80, 90, 34, 14),
+           (458, 80, 90, 6, 4))  # fmt: skip
+_LEG = ((790, 94, -14, 78, 80), (860, 99, -12, 82, 86), (940, 98, -6, 75, 82),
+        (1040, 94, -2, 67, 74), (1120, 88, 0, 57, 64), (1160, 85, 2, 54, 60),
+        (1195, 85, 2, 54, 58), (1235, 86, -6, 49, 54), (1300, 86, -14, 53, 60),
+        (1345, 85, -14, 51, 58), (1420, 82, -10, 42, 50), (1500, 79, -6, 31, 38),
+        (1548, 78, -2, 31, 40), (1590, 77, 6, 30, 46), (1640, 76, 36, 34, 36),
+        (1680, 76, 62, 30, 20), (1697, 76, 74, 16, 12), (1702, 76, 78, 2, 4))  # fmt: skip
+_ARM = ((252, 150, -8, 8, 20), (266, 158, -8, 32, 40), (292, 167, -8, 41, 50),
+        (360, 181, -9, 44, 52), (450, 187, -10, 40, 46), (560, 198, -12, 36, 40),
+        (600, 201, -8, 37, 40), (700, 203, -4, 31, 32), (782, 204, 0, 25, 22))  # fmt: skip
+_HAND = ((775, 204, 0, 27, 20), (815, 204, 2, 39, 20), (860, 204, 8, 42, 18),
+         (905, 204, 16, 34, 13), (930, 204, 20, 16, 8), (934, 204, 20, 2, 3))  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Knots of a part, its soft tissue's activity, the power of its rim and its share of fat."""
+
+    segment: str
+    knots: tuple[tuple[float, ...], ...]
+    activity: float
+    power: int = 2
+    fat: float = 0.0
+
+
 _PARTS = (
-    ("head", _HEAD, 0.85, 2, 0.0), ("trunk", _NECK, 0.95, 2, 0.5), ("trunk", _TRUNK, 1.0, 3, 1.0),
-    ("leg_left", _LEG, 0.8, 2, 0.7), ("leg_right", _LEG, 0.8, 2, 0.7),
-    ("upper_arm_left", _ARM, 0.85, 2, 0.35), ("upper_arm_right", _ARM, 0.85, 2, 0.35),
-    ("hand_left", _HAND, 0.85, 2, 0.1), ("hand_right", _HAND, 0.85, 2, 0.1),
-)  # fmt: skip
-"""Segment, knots, activity of the soft tissue, roundness (2 is an ellipse), share of the fat."""
+    _Part("head", _HEAD, 0.85),
+    _Part("trunk", _NECK, 0.95, fat=0.5),
+    _Part("trunk", _TRUNK, 1.0, power=3, fat=1.0),
+    *(_Part(f"leg_{side}", _LEG, 0.88, fat=0.7) for side in ("left", "right")),
+    *(_Part(f"upper_arm_{side}", _ARM, 0.85, fat=0.35) for side in ("left", "right")),
+    *(_Part(f"hand_{side}", _HAND, 0.85, fat=0.1) for side in ("left", "right")),
+)
+_BREAST_ACTIVITY = 0.9
+_FAT_WIDTH, _FAT_DEPTH = 3.2, 4.5
+"""Growth of half the width and half the depth of the trunk for each kg/m2, mm."""
+_LEAN_INDEX = 23.5
+"""Body mass index of the reference outline."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Drawn:
+    """Where a part lies: a window of the image, the y of its middle, half its depth there."""
+
+    window: tuple[slice, slice]
+    middle: np.ndarray
+    half: np.ndarray
 
 
 def body_outline(
-    patient: Patient, pose: Pose, grid: Grid, top_mm: float, attenuation: float
+    patient: Patient, pose: Pose, grid: Grid, top_mm: float, attenuation: float, texture: np.ndarray
 ) -> Outline:
     """Maps of the skin and of soft tissue attenuated on its way to each camera.
 
-    `top_mm` is the z of the crown in the image, `attenuation` is per mm.
+    Args:
+      patient: whose body it is.
+      pose: how he lies.
+      grid: the matrix of the maps.
+      top_mm: z of the crown in the image.
+      attenuation: of water, per mm.
+      texture: of the soft tissue, as sampled.
     """
     front = np.full(grid.shape, -1e3, np.float32)
     back = np.full(grid.shape, 1e3, np.float32)
-    parts = []
-    for segment, knots, activity, power, fat_share in _PARTS:
-        drawn = _draw_part(knots, segment, patient, pose, grid, top_mm, power, fat_share)
-        window, middle, half = drawn
-        inside = half > 0
-        front[window] = np.where(inside, np.maximum(front[window], middle + half), front[window])
-        back[window] = np.where(inside, np.minimum(back[window], middle - half), back[window])
-        parts.append((window, middle, half, activity))
+    parts = [(part.activity, _draw(part, patient, pose, grid, top_mm)) for part in _PARTS]
+    breasts = [_draw(part, patient, pose, grid, top_mm) for part in _breasts(patient)]
+    for drawn in [drawn for _, drawn in parts] + breasts:
+        window, inside = drawn.window, drawn.half > 0
+        skin = drawn.middle + drawn.half, drawn.middle - drawn.half
+        front[window] = np.where(inside, np.maximum(front[window], skin[0]), front[window])
+        back[window] = np.where(inside, np.minimum(back[window], skin[1]), back[window])
     soft = np.zeros((2, *grid.shape), np.float32)
-    for window, middle, half, activity in parts:
-        lost = (1 - np.exp(-2 * attenuation * half)) / attenuation * activity
-        for view, cover in enumerate((front[window] - middle - half, middle - half - back[window])):
-            shade = np.exp(-attenuation * np.clip(cover, 0, 80))
-            soft[view][window] = np.maximum(soft[view][window], lost * shade)
-    lung = _lung_map(patient, pose, grid, top_mm)
-    return Outline(front, back, soft[0], soft[1], lung)
+    for activity, drawn in parts:
+        for view, given in enumerate(_emission(drawn, front, back, attenuation)):
+            soft[view][drawn.window] = np.maximum(soft[view][drawn.window], activity * given)
+    for drawn in breasts:
+        for view, given in enumerate(_emission(drawn, front, back, attenuation)):
+            soft[view][drawn.window] += _BREAST_ACTIVITY * given
+    soft *= soft_factors(texture, grid, top_mm)
+    return Outline(front, back, soft[0], soft[1], _lung_map(patient, pose, grid, top_mm))
 
 
-def _draw_part(
-    knots: tuple,
-    segment: str,
-    patient: Patient,
-    pose: Pose,
-    grid: Grid,
-    top_mm: float,
-    power: int,
-    fat_share: float,
-) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
-    table = np.array(knots, float)
-    side = -1.0 if segment.endswith("right") else 1.0
-    fat = (patient.body_mass_index - 23.5) * fat_share
-    centers = table[:, 1:3] * (side, 1.0)
-    placed = place(np.column_stack([centers, table[:, 0]]), segment, patient, pose)
-    if segment.startswith("upper_arm"):
-        forearm = place(
-            np.column_stack([centers, table[:, 0]]), "fore" + segment[6:], patient, pose
-        )
+def soft_tissue_uptake(patient: Patient) -> float:
+    """Uptake of soft tissue against that of a lean patient of average build.
+
+    What bone leaves spreads over the whole body, and fat takes up little of it.
+    """
+    return float((_LEAN_INDEX / patient.body_mass_index) ** 1.3 / patient.breadth**1.5)
+
+
+def _breasts(patient: Patient) -> list[_Part]:
+    if patient.sex == "M":
+        return []
+    return [
+        _Part(f"breast_{side}", _BREAST, _BREAST_ACTIVITY, fat=0.5) for side in ("left", "right")
+    ]
+
+
+def _emission(
+    drawn: _Drawn, front: np.ndarray, back: np.ndarray, attenuation: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a part of unit activity gives to the front and to the back camera, in mm."""
+    window, middle, half = drawn.window, drawn.middle, drawn.half
+    given = (1 - np.exp(-2 * attenuation * half)) / attenuation
+    covers = front[window] - middle - half, middle - half - back[window]
+    return tuple(given * np.exp(-attenuation * np.clip(cover, 0, 80)) for cover in covers)
+
+
+def _draw(part: _Part, patient: Patient, pose: Pose, grid: Grid, top_mm: float) -> _Drawn:
+    table = np.array(part.knots, float)
+    limb, _, side = part.segment.rpartition("_")
+    fat = (patient.body_mass_index - _LEAN_INDEX) * part.fat
+    middles = np.column_stack(
+        [table[:, 1:3] * (-1.0 if side == "right" else 1.0, 1.0), table[:, 0]]
+    )
+    placed = place(middles, "trunk" if limb == "breast" else part.segment, patient, pose)
+    if limb == "upper_arm":
+        forearm = place(middles, f"forearm_{side}", patient, pose)
         placed = np.where(table[:, :1] > ELBOW[2], forearm, placed)
-    wide = breadth(patient, table[:, 0]) if segment in ("trunk", "head") else patient.breadth
-    half_width = table[:, 3] * wide + fat * 3.2 * np.minimum(1, table[:, 3] / 40)
-    half_depth = table[:, 4] * patient.breadth + fat * 4.5 * np.minimum(1, table[:, 4] / 40)
-    z = placed[:, 2] + top_mm
+    wide = patient.breadth if limb else breadth(patient, table[:, 0])
+    half_width = table[:, 3] * wide + fat * _FAT_WIDTH * np.minimum(1, table[:, 3] / 40)
+    half_depth = table[:, 4] * patient.breadth + fat * _FAT_DEPTH * np.minimum(1, table[:, 4] / 40)
+    z = np.maximum.accumulate(placed[:, 2]) + top_mm
     first, last = int(z[0] / grid.pixel_mm), int(z[-1] / grid.pixel_mm) + 1
     rows = slice(max(0, first), min(grid.rows, last))
     level = grid.z_mm(np.arange(rows.start, rows.stop))
@@ -120,9 +177,9 @@ def _draw_part(
     high = int(np.clip(grid.column((x + a).max()) + 3, low + 1, grid.columns))
     pixel_x = grid.x_mm(np.arange(low, high)).astype(np.float32)
     offset = np.abs((pixel_x[None] - x[:, None]) / np.maximum(a, 1)[:, None])
-    shape = offset * offset if power == 2 else offset * offset * offset
+    shape = offset * offset if part.power == 2 else offset * offset * offset
     half = b[:, None] * np.sqrt(np.clip(1 - shape, 0, None))
-    return (rows, slice(low, high)), np.broadcast_to(y[:, None], half.shape), half
+    return _Drawn((rows, slice(low, high)), np.broadcast_to(y[:, None], half.shape), half)
 
 
 def _lung_map(patient: Patient, pose: Pose, grid: Grid, top_mm: float) -> np.ndarray:

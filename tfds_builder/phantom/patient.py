@@ -58,6 +58,8 @@ class Pose:
     hand_turn: tuple[float, float]
     leg: tuple[float, float]
     leg_turn: tuple[float, float]
+    foot_turn: tuple[float, float]
+    foot_point: tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +82,8 @@ class Acquisition:
     gap_back_mm: float
 
 
+_SEGMENT_SPREAD = (0.03, 0.09, 0.03, 0.03, 0.03, 0.03, 0.03)
+"""Of head, neck, chest, loin, pelvis, thigh and shin: the chin is held up or down."""
 _AGES = {"normal": (54, 16), "metastasis": (62, 12), "arthritis": (64, 10)}
 
 
@@ -90,14 +94,14 @@ def sample_patient(rng: np.random.Generator, label: str) -> Patient:
     age = int(np.clip(rng.normal(*_AGES.get(label, (50, 15))), youngest, 90))
     mean, spread = (1610, 58) if sex == "F" else (1720, 62)
     height = float(np.clip(rng.normal(mean, spread), 1500, 1880))
-    index = float(np.clip(rng.normal(24.5, 3.4), 17.5, 36))
+    index = float(np.clip(rng.normal(24.5, 2.8), 17.5, 36))
     return Patient(
         sex=sex,
         age=age,
         height_mm=height,
         weight_kg=round(index * (height / 1000) ** 2, 1),
         breadth=float(rng.normal(1.0, 0.025) * (0.98 if sex == "F" else 1.02)),
-        segments=tuple(float(f) for f in rng.normal(1, 0.03, 7)),
+        segments=tuple(float(f) for f in rng.normal(1, _SEGMENT_SPREAD)),
         shoulders=float(rng.normal(0.965 if sex == "F" else 1.02, 0.025)),
         pelvis=float(rng.normal(1.03 if sex == "F" else 0.985, 0.025)),
         scoliosis_mm=(float(rng.normal(0, 5)), float(rng.normal(0, 3.5))),
@@ -125,8 +129,10 @@ def sample_pose(rng: np.random.Generator) -> Pose:
         elbow=pair(-0.03, 0.04, 0.04),
         forearm_lift=pair(0.05, 0.06, 0.05),
         hand_turn=pair(0.7, 0.4, 0.3),
-        leg=pair(-0.040, 0.016, 0.008),
+        leg=pair(-0.036, 0.018, 0.008),
         leg_turn=pair(0.15, 0.12, 0.10),
+        foot_turn=pair(-0.05, 0.22, 0.12),
+        foot_point=pair(0.0, 0.16, 0.07),
     )
 
 

@@ -13,7 +13,7 @@ from tfds_builder.phantom.anatomy import place_skeleton, structure_uptakes
 from tfds_builder.phantom.condition import Condition
 from tfds_builder.phantom.disease import sample_condition, sample_label
 from tfds_builder.phantom.foci import LesionRecord, add_findings, describe_lesions
-from tfds_builder.phantom.outline import body_outline
+from tfds_builder.phantom.outline import body_outline, soft_tissue_uptake
 from tfds_builder.phantom.patient import (
     Acquisition,
     Patient,
@@ -24,6 +24,11 @@ from tfds_builder.phantom.patient import (
 )
 from tfds_builder.phantom.protocol import CAMERAS, COLLIMATORS, DIFFICULTIES, Protocol
 from tfds_builder.phantom.skeleton import Skeleton, reference_skeleton
+from tfds_builder.phantom.texture import (
+    bone_factors,
+    sample_bone_texture,
+    sample_soft_texture,
+)
 
 STANDARD = Protocol()
 """What a clinic does: every parameter at its default."""
@@ -64,6 +69,8 @@ class Case:
     patient: Patient
     condition: Condition
     uptakes: np.ndarray
+    bone_texture: np.ndarray
+    soft_texture: np.ndarray
     dates: tuple[datetime.date, ...]
     camera: str
 
@@ -89,6 +96,8 @@ def sample_case(seed: int, number: int, protocol: Protocol = STANDARD) -> Case:
             label, patient, skeleton, disease, DIFFICULTIES[protocol.difficulty].contrast
         ),
         uptakes=structure_uptakes(skeleton, patient, anatomy),
+        bone_texture=sample_bone_texture(anatomy),
+        soft_texture=sample_soft_texture(anatomy),
         dates=sample_dates(schedule),
         camera=protocol.camera or CAMERAS[int(schedule.random() < SIEMENS_SHARE)],
     )
@@ -105,14 +114,17 @@ def simulate(seed: int, patient: int, study: int = 0, protocol: Protocol = STAND
     points = place_skeleton(skeleton, case.patient, pose)
     _resize(points, skeleton, "bladder", condition.bladder_size * float(rng.uniform(0.8, 1.2)))
     weights = _weights(skeleton, case.uptakes, condition)
+    weights *= bone_factors(skeleton, case.bone_texture)
     top = (grid.length_mm - case.patient.height_mm) / 2 + pose.shift_z
-    outline = body_outline(case.patient, pose, grid, top, camera.ATTENUATION_PER_MM)
+    outline = body_outline(
+        case.patient, pose, grid, top, camera.ATTENUATION_PER_MM, case.soft_texture
+    )
     faces = (
         float(outline.front.max()) + acquisition.gap_front_mm,
         float(outline.back.min()) - acquisition.gap_back_mm,
     )
     scene = camera.Scene(outline, grid, COLLIMATORS[protocol.collimator], top, faces)
-    soft = SOFT_UPTAKE * condition.soft_factor
+    soft = SOFT_UPTAKE * condition.soft_factor * soft_tissue_uptake(case.patient)
     primary = camera.expected_primary(points, weights, scene, soft)
     images = add_findings(primary, condition, points, weights, scene)
     views = camera.add_scatter(primary, acquisition.scatter_ratio, grid)
