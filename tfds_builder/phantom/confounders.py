@@ -119,7 +119,7 @@ def _neck(chart: Chart) -> None:
     kind, age = chart.rng.random(), chart.patient.age
     if kind < 0.10:
         operated = chart.has_lesion(("thyroid_lobe_left", "thyroid_lobe_right"))
-        uptake = chart.uniform(2, 4) if operated else chart.uniform(4, 11)
+        uptake = chart.uniform(3, 7) if operated else chart.uniform(8, 24)
         for side in _SIDES:
             chart.scale(f"thyroid_lobe_{side}", uptake * chart.uniform(0.85, 1.15))
         chart.scale("thyroid_isthmus", uptake)
@@ -128,12 +128,12 @@ def _neck(chart: Chart) -> None:
             for side in _SIDES:
                 chart.scale(f"salivary_{side}", chart.uniform(8, 18))
     elif kind < 0.10 + float(np.interp(age, (25, 70), (0.05, 0.15))):
-        chart.scale("thyroid_cartilage", chart.uniform(3, 7))
+        chart.scale("thyroid_cartilage", chart.uniform(5, 13))
     elif kind > 0.94:
         free = [f"thyroid_lobe_{s}" for s in _SIDES if not chart.has_lesion((f"thyroid_lobe_{s}",))]
         if free:
             name = str(chart.rng.choice(free))
-            chart.harmless("nodule", name, chart.spot(name, 5.0, chart.uniform(1.5, 2.4)))
+            chart.harmless("nodule", name, chart.spot(name, 5.0, chart.uniform(1.6, 3.2)))
     elif kind > 0.92:
         for side in _SIDES:
             chart.scale(f"salivary_{side}", chart.uniform(6, 14))
@@ -160,8 +160,8 @@ def _rib_fractures(chart: Chart) -> None:
         part = chart.part(name)
         gap = np.abs(part[:, :2] - chart.skeleton.points[point, :2]).sum(axis=1)
         point = chart.skeleton.named(name).start + int(gap.argmin())
-        size = chart.uniform(3, 4)
-        chart.harmless("rib_fracture", name, Focus(point, (size,) * 3, chart.uniform(1.5, 2.4)))
+        size = chart.uniform(3.4, 4.4)
+        chart.harmless("rib_fracture", name, Focus(point, (size,) * 3, chart.uniform(1.7, 2.9)))
 
 
 def _compression_fracture(chart: Chart) -> None:

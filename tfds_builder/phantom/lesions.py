@@ -205,7 +205,7 @@ def add_thyroid_carcinoma(chart: Chart) -> None:
     for side in [("left",), ("right",), ("left", "right")][int(rng.integers(0, 3))]:
         site = f"thyroid_lobe_{side}"
         size = chart.uniform(6.0, 9.5)
-        ratio = chart.spread(8.0, 0.28, 4.5, 14.0)
+        ratio = chart.spread(7.5, 0.3, 4.0, 14.0)
         foci = chart.chain(site, chart.point(site), int(rng.integers(0, 2)), size, ratio)
         chart.lesion("thyroid", site, foci)
     if chart.chance(0.42):
