@@ -1,11 +1,14 @@
 """What the phantom's patients have: lesions and their records, harmless findings, difficulty."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from tfds_builder.phantom import LABELS, sample_case, simulate
-from tfds_builder.phantom.condition import Finding, Focus
+from tfds_builder.phantom import scan as scan_module
+from tfds_builder.phantom.condition import Finding, Focus, Shade
 from tfds_builder.phantom.confounders import MILD_RATIO
 from tfds_builder.phantom.disease import sample_condition, sample_label
 from tfds_builder.phantom.foci import (
@@ -349,3 +352,82 @@ def test_volume_is_that_of_the_ellipsoid_above_half_the_maximum(scans):
             assert each[0] * 0.999 <= record.volume_ml <= sum(each) * 1.001
             if len(each) == 1:
                 assert record.volume_ml == pytest.approx(each[0], rel=1e-5)
+
+
+# Single effects: the same patient with and without.
+
+
+def _simulate_with(monkeypatch, number, **changes):
+    """The expected counts of a patient whose condition is changed."""
+
+    def changed(*arguments):
+        case = sample_case(*arguments)
+        return dataclasses.replace(case, condition=dataclasses.replace(case.condition, **changes))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scan_module, "sample_case", changed)
+        return simulate(SEED, number)
+
+
+def _first(wanted):
+    return next(n for n in range(1000) if wanted(sample_case(SEED, n).condition))
+
+
+def test_a_cold_lesion_takes_counts_where_its_mask_is(monkeypatch):
+    number = _first(lambda condition: any(f.cold and f.number for f in condition.findings))
+    findings = sample_case(SEED, number).condition.findings
+    (cold,) = [f for f in findings if f.cold and f.number][:1]
+    others = tuple(finding for finding in findings if finding is not cold)
+    with_it = simulate(SEED, number)
+    without = _simulate_with(monkeypatch, number, findings=others)
+    record = with_it.lesions[cold.number - 1]
+    assert record.cold
+    assert max(record.contrast) < 1
+    best = int(np.argmax(record.snr))
+    inside = with_it.masks[best] == record.number
+    ratio = with_it.expected[best] / without.expected[best]
+    assert ratio[inside].min() < 0.95 * np.median(ratio)
+    assert ratio[inside].min() == pytest.approx(record.contrast[best], abs=0.12)
+
+
+def test_a_superscan_has_hot_bone_and_faint_soft_tissue_and_kidneys(monkeypatch):
+    number = _first(
+        lambda condition: (
+            condition.factors.get("kidney_left", 1) < 0.3
+            and condition.factors.get("vertebra_L3", 1) > 1.3
+        )
+    )
+    superscan = simulate(SEED, number)
+    usual = _simulate_with(monkeypatch, number, factors={}, soft_factor=1.0)
+    assert len(superscan.lesions) >= 12
+
+    def bone_to_soft(view):
+        body = view[view > 0.5]
+        return np.percentile(body, 95) / np.percentile(body, 40)
+
+    for wide, narrow in zip(superscan.expected, usual.expected, strict=True):
+        assert bone_to_soft(wide) > 1.5 * bone_to_soft(narrow)
+
+
+def test_metal_dims_the_anterior_view_alone(monkeypatch):
+    number = _first(lambda condition: not condition.shades)
+    middle = reference_skeleton().named("vertebra_L3").start
+    shade = Shade("buckle", middle, (24.0, 18.0), 0.5)
+    plain = simulate(SEED, number).expected
+    dimmed = _simulate_with(monkeypatch, number, shades=(shade,)).expected
+    ratio = dimmed / plain
+    ratio /= np.median(ratio[plain > 1])
+    assert ratio[0].min() < 0.75
+    area = (ratio[0] < 0.9).sum() * 2.4**2
+    assert 0.6 * 48 * 36 < area < 2.0 * 48 * 36
+    assert ratio[1].min() > 0.97
+
+
+def test_lesions_behind_metal_lose_as_much_as_the_rest(monkeypatch):
+    number = _first(lambda condition: condition.label == "metastasis" and not condition.shades)
+    bare = simulate(SEED, number)
+    point = bare.condition.findings[0].foci[0].point
+    shade = Shade("buckle", point, (150.0, 150.0), 0.5)
+    dimmed = _simulate_with(monkeypatch, number, shades=(shade,))
+    assert dimmed.lesions[0].contrast == pytest.approx(bare.lesions[0].contrast, rel=0.08)
+    assert dimmed.lesions[0].snr[0] < 0.85 * bare.lesions[0].snr[0]

@@ -122,7 +122,7 @@ def _metastasis(chart: Chart, activity: float, cold: bool = False) -> None:
     name = list(REGIONS)[int(chart.rng.choice(len(shares), p=shares / shares.sum()))]
     region = REGIONS[name]
     site = chart.sided(str(chart.rng.choice(region.structures)))
-    high = 1 + 2.2 * (region.ratio - 1)
+    high = 1 + 1.7 * (region.ratio - 1)
     ratio = max(1 + (region.ratio - 1) * activity * chart.spread(1.0, 0.35, 0.45, 2.2), 1.3)
     size = chart.spread(region.size_mm, 0.25, 0.6 * region.size_mm, 1.9 * region.size_mm)
     extra = int(chart.rng.integers(0, 3)) if name != "spine" else 0
