@@ -39,22 +39,22 @@ REGIONS = {
         0.345,
         (*_THORACIC, *_THORACIC[7:], *_LUMBAR, *_LUMBAR, "vertebra_C4", "vertebra_C6",
          "vertebra_T1", "vertebra_T2"),
-        2.9, 8.5,
+        3.6, 9.0,
     ),
     "pelvis": Region(
         0.24,
         (*("ilium",) * 4, *("iliac_crest",) * 2, *("sacroiliac",) * 2, *("sacrum",) * 3,
          *("ischium",) * 2, *("pubis",) * 2, "acetabulum"),
-        2.8, 9.5,
+        4.2, 9.5,
     ),
-    "ribs": Region(0.205, tuple(f"rib_{n}" for n in range(2, 12)), 2.8, 6.2),
-    "sternum": Region(0.06, ("manubrium", "sternum_body"), 2.6, 7.5),
-    "femur": Region(0.045, ("trochanter", "femur_shaft", "femur_shaft"), 8.0, 9.0),
-    "femur head": Region(0.01, ("femur_head",), 4.5, 8.5),
-    "humerus": Region(0.028, ("humerus_shaft",), 13.0, 9.0),
-    "humerus head": Region(0.007, ("humerus_head",), 7.0, 8.5),
-    "skull": Region(0.035, ("skull_vault",), 3.0, 8.5),
-    "scapula": Region(0.025, ("scapula_blade", "scapula_border"), 2.8, 8.0),
+    "ribs": Region(0.205, tuple(f"rib_{n}" for n in range(2, 12)), 4.0, 6.6),
+    "sternum": Region(0.06, ("manubrium", "sternum_body"), 3.3, 8.0),
+    "femur": Region(0.045, ("trochanter", "femur_shaft", "femur_shaft"), 10.0, 9.0),
+    "femur head": Region(0.01, ("femur_head",), 6.0, 8.5),
+    "humerus": Region(0.028, ("humerus_shaft",), 18.0, 9.0),
+    "humerus head": Region(0.007, ("humerus_head",), 9.0, 8.5),
+    "skull": Region(0.035, ("skull_vault",), 3.8, 8.5),
+    "scapula": Region(0.025, ("scapula_blade", "scapula_border"), 4.0, 8.0),
 }  # fmt: skip
 """Spine > pelvis > ribs > sternum, then the upper ends of the long bones, skull and scapula."""
 _THICK = ("spine", "pelvis", "sternum", "skull")
@@ -86,23 +86,25 @@ JOINTS = {
     "facet": Joint(0.16, ("facet_L3", "facet_L4", "facet_L5", "facet_C5"), 5.0),
 }  # fmt: skip
 _MINOR = {"facet", "sternoclavicular", "elbow"}
+_JOINT_SITES = frozenset(site for joint in JOINTS.values() for site in joint.structures)
 
 
 def add_metastases(chart: Chart, contrast: float) -> float:
     """One to many, and in a few patients a superscan; returns a factor on soft tissue.
 
-    `contrast` is the factor on the contrast of lesions: here, on what a superscan has diffusely.
+    The first of a patient is never in a bone end that arthritis would explain as well. `contrast`
+    is the factor on the contrast of lesions: here, on what a superscan has diffusely.
     """
     rng = chart.rng
     superscan = chart.chance(SUPERSCAN_SHARE)
-    count = min(1 + int(rng.poisson(rng.gamma(1.6, 3.7 / 1.6))), 24)
+    count = min(1 + int(rng.poisson(rng.gamma(2.0, 4.5 / 2.0))), 24)
     if superscan:
         count = int(rng.integers(12, 22))
         _diffuse(chart, contrast)
     activity = chart.spread(1.0, 0.12, 0.7, 1.4)
     for number in range(count):
         cold = number > 0 and chart.chance(COLD_SHARE)
-        _metastasis(chart, (0.5 if superscan else 1.0) * activity, cold)
+        _metastasis(chart, (0.5 if superscan else 1.0) * activity, cold, in_joint=number > 0)
     return 1 / (1 + contrast) if superscan else 1.0
 
 
@@ -117,13 +119,15 @@ def _diffuse(chart: Chart, contrast: float) -> None:
             chart.scale(structure.name, 0.12)
 
 
-def _metastasis(chart: Chart, activity: float, cold: bool = False) -> None:
-    shares = np.array([region.share for region in REGIONS.values()])
-    name = list(REGIONS)[int(chart.rng.choice(len(shares), p=shares / shares.sum()))]
+def _metastasis(
+    chart: Chart, activity: float = 1.0, cold: bool = False, in_joint: bool = True
+) -> None:
+    name, site = _place(chart)
+    while not in_joint and site.rpartition("_")[0] in _JOINT_SITES:
+        name, site = _place(chart)
     region = REGIONS[name]
-    site = chart.sided(str(chart.rng.choice(region.structures)))
-    high = 1 + 1.7 * (region.ratio - 1)
-    ratio = max(1 + (region.ratio - 1) * activity * chart.spread(1.0, 0.35, 0.45, 2.2), 1.3)
+    high = 1 + 1.6 * (region.ratio - 1)
+    ratio = max(1 + (region.ratio - 1) * activity * chart.spread(1.0, 0.3, 0.5, 2.0), 1.3)
     size = chart.spread(region.size_mm, 0.25, 0.6 * region.size_mm, 1.9 * region.size_mm)
     extra = int(chart.rng.integers(0, 3)) if name != "spine" else 0
     foci = chart.chain(site, _anchor(chart, site), extra, size, min(ratio, high))
@@ -132,6 +136,13 @@ def _metastasis(chart: Chart, activity: float, cold: bool = False) -> None:
         wide = tuple(1.2 * s for s in foci[0].sigma_mm)
         foci = (dataclasses.replace(foci[0], sigma_mm=wide, ratio=0.12),)
     chart.lesion("metastasis", site, foci, cold)
+
+
+def _place(chart: Chart) -> tuple[str, str]:
+    """A region and a structure of it."""
+    shares = np.array([region.share for region in REGIONS.values()])
+    name = list(REGIONS)[int(chart.rng.choice(len(shares), p=shares / shares.sum()))]
+    return name, chart.sided(str(chart.rng.choice(REGIONS[name].structures)))
 
 
 def _anchor(chart: Chart, site: str) -> int:
@@ -178,7 +189,7 @@ def joint_foci(chart: Chart, name: str, severity: float, bilateral: bool) -> lis
     for side in ("left", "right") if bilateral else (chart.side(),):
         own = max(1 + (severity - 1) * chart.uniform(0.75, 1.15), 1.05)
         for order, index in enumerate(picked):
-            if order and chart.chance(0.15):
+            if order and chart.chance(0.15) and bilateral:
                 continue
             site = f"{joint.structures[index]}_{side}"
             anchor = _periarticular(chart, site, joint, side)
@@ -215,4 +226,4 @@ def add_thyroid_carcinoma(chart: Chart) -> None:
             chart.lesion("node", site, chart.chain(site, chart.point(site), 0, size, ratio))
     if chart.chance(0.2):
         for _ in range(int(rng.integers(1, 4))):
-            _metastasis(chart, 1.0)
+            _metastasis(chart)
