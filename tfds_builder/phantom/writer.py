@@ -105,8 +105,8 @@ def lesion_rows(scan: Scan, files: StudyFiles) -> list[tuple[str, ...]]:
 def _lesion_values(lesion: LesionRecord) -> tuple[str, ...]:
     return (
         str(lesion.number), lesion.kind, lesion.site, lesion.side, _truth(lesion.cold),
-        f"{lesion.volume_ml:.3f}", *(f"{value:.4f}" for value in lesion.contrast),
-        *(f"{value:.3f}" for value in lesion.snr), *map(_truth, lesion.visible),
+        f"{lesion.volume_ml:.3f}", *(f"{value:.3f}" for value in lesion.contrast),
+        *(f"{value:.2f}" for value in lesion.snr), *map(_truth, lesion.visible),
     )  # fmt: skip
 
 
