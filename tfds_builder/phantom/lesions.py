@@ -39,19 +39,19 @@ REGIONS = {
         0.345,
         (*_THORACIC, *_THORACIC[7:], *_LUMBAR, *_LUMBAR, "vertebra_C4", "vertebra_C6",
          "vertebra_T1", "vertebra_T2"),
-        3.6, 9.0,
+        4.2, 9.5,
     ),
     "pelvis": Region(
         0.24,
         (*("ilium",) * 4, *("iliac_crest",) * 2, *("sacroiliac",) * 2, *("sacrum",) * 3,
          *("ischium",) * 2, *("pubis",) * 2, "acetabulum"),
-        4.2, 9.5,
+        4.5, 9.5,
     ),
-    "ribs": Region(0.205, tuple(f"rib_{n}" for n in range(2, 12)), 4.0, 6.6),
-    "sternum": Region(0.06, ("manubrium", "sternum_body"), 3.3, 8.0),
+    "ribs": Region(0.205, tuple(f"rib_{n}" for n in range(2, 12)), 4.2, 7.0),
+    "sternum": Region(0.06, ("manubrium", "sternum_body"), 3.8, 8.5),
     "femur": Region(0.045, ("trochanter", "femur_shaft", "femur_shaft"), 10.0, 9.0),
     "femur head": Region(0.01, ("femur_head",), 6.0, 8.5),
-    "humerus": Region(0.028, ("humerus_shaft",), 18.0, 9.0),
+    "humerus": Region(0.028, ("humerus_shaft",), 21.0, 9.0),
     "humerus head": Region(0.007, ("humerus_head",), 9.0, 8.5),
     "skull": Region(0.035, ("skull_vault",), 3.8, 8.5),
     "scapula": Region(0.025, ("scapula_blade", "scapula_border"), 4.0, 8.0),
@@ -97,7 +97,7 @@ def add_metastases(chart: Chart, contrast: float) -> float:
     """
     rng = chart.rng
     superscan = chart.chance(SUPERSCAN_SHARE)
-    count = min(1 + int(rng.poisson(rng.gamma(2.0, 4.5 / 2.0))), 24)
+    count = min(1 + int(rng.poisson(rng.gamma(3.0, 4.2 / 3.0))), 24)
     if superscan:
         count = int(rng.integers(12, 22))
         _diffuse(chart, contrast)
@@ -127,7 +127,7 @@ def _metastasis(
         name, site = _place(chart)
     region = REGIONS[name]
     high = 1 + 1.6 * (region.ratio - 1)
-    ratio = max(1 + (region.ratio - 1) * activity * chart.spread(1.0, 0.3, 0.5, 2.0), 1.3)
+    ratio = max(1 + (region.ratio - 1) * activity * chart.spread(1.0, 0.28, 0.6, 2.0), 1.3)
     size = chart.spread(region.size_mm, 0.25, 0.6 * region.size_mm, 1.9 * region.size_mm)
     extra = int(chart.rng.integers(0, 3)) if name != "spine" else 0
     foci = chart.chain(site, _anchor(chart, site), extra, size, min(ratio, high))
