@@ -16,7 +16,6 @@ from tfds_builder.phantom.camera import (
 )
 from tfds_builder.phantom.outline import body_outline
 from tfds_builder.phantom.protocol import COLLIMATORS, Protocol
-from tfds_builder.phantom.scan import SOFT_UPTAKE
 from tfds_builder.phantom.skeleton import reference_skeleton
 from tfds_builder.phantom.texture import SOFT_SHAPE
 
@@ -151,7 +150,7 @@ def test_resolution_follows_the_collimator_table():
 
 
 def test_blur_and_scatter_keep_or_add_the_stated_counts(placed):
-    primary = _structure_views(placed, "patella_left", soft=SOFT_UPTAKE)
+    primary = _structure_views(placed, "patella_left", soft=0.43)
     summed = add_scatter(primary, 0.4, Protocol().grid).sum(axis=(1, 2))
     np.testing.assert_allclose(summed, 1.4 * primary.sum(axis=(1, 2)), rtol=2e-3)
 

@@ -27,11 +27,11 @@ _PROPORTIONS = (1.0, 0.77, 1.05, 1.0, 1.0, 1.0, 1.0, 1.0)
 """Supine, the chin comes down towards the sternum: the neck looks shorter than it is."""
 
 GROUP_SPREAD = {
-    "skull": 0.14, "face": 0.2, "jaw": 0.25, "cervical": 0.12, "thoracic": 0.08, "lumbar": 0.1,
-    "ribs": 0.1, "sternum": 0.14, "shoulder": 0.12, "pelvis": 0.08, "arm": 0.14, "elbow": 0.2,
-    "hand": 0.2, "hip": 0.12, "leg": 0.09, "knee": 0.16, "foot": 0.18, "growth": 0.25,
-    "kidney": 0.3, "renal_pelvis": 0.6, "ureter": 0.9, "bladder": 0.6, "blood": 0.35,
-    "stomach": 0.35, "thyroid": 0.3, "cartilage": 0.5, "nodes": 0.0, "salivary": 0.4, "skin": 0.0,
+    "skull": 0.09, "face": 0.15, "jaw": 0.2, "cervical": 0.1, "thoracic": 0.05, "lumbar": 0.07,
+    "ribs": 0.08, "sternum": 0.12, "shoulder": 0.09, "pelvis": 0.06, "arm": 0.08, "elbow": 0.15,
+    "hand": 0.18, "hip": 0.08, "leg": 0.06, "knee": 0.15, "foot": 0.18, "growth": 0.25,
+    "kidney": 0.25, "renal_pelvis": 0.5, "ureter": 0.8, "bladder": 0.5, "blood": 0.3,
+    "stomach": 0.3, "thyroid": 0.3, "cartilage": 0.5, "nodes": 0.0, "salivary": 0.4, "skin": 0.0,
 }  # fmt: skip
 """Log-normal spread of the uptake of each group between patients."""
 
@@ -131,6 +131,17 @@ def place_skeleton(skeleton: Skeleton, patient: Patient, pose: Pose) -> np.ndarr
         span = slice(rows[0].start, rows[-1].stop)
         placed[span] = place(skeleton.points[span], segment, patient, pose)
     return placed
+
+
+_NOT_BONE = ("kidney", "renal_pelvis", "ureter", "bladder", "blood", "stomach", "thyroid",
+             "cartilage", "nodes", "salivary", "skin")  # fmt: skip
+
+
+def skeletal_activity(skeleton: Skeleton, uptakes: np.ndarray) -> float:
+    """Activity of the whole skeleton at these factors (structures,), in uptake times mm3."""
+    bone = np.array([structure.group not in _NOT_BONE for structure in skeleton.structures])
+    weights = skeleton.weights * (uptakes * bone)[skeleton.owner]
+    return float(weights.sum(dtype=np.float64))
 
 
 def growth_plate_uptake(age: int) -> float:

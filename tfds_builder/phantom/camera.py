@@ -18,7 +18,7 @@ ATTENUATION_PER_MM = 0.0154
 """Water at 140.5 keV."""
 TABLE_WATER_MM = 6.5
 """Water that attenuates as the imaging table does: about a tenth."""
-SCATTER_LENGTH_MM = 10.0
+SCATTER_LENGTH_MM = 11.0
 """Decay length of the broad mono-exponential tail."""
 SLABS = 7
 SLAB_LIMITS_MM = (-120.0, 130.0)

@@ -59,7 +59,7 @@ def sample_condition(
         findings=tuple(_contrasted(finding, contrast) for finding in chart.findings),
         factors=chart.factors,
         shades=tuple(chart.shades),
-        soft_factor=soft * float(rng.lognormal(0, 0.05)),
+        soft_factor=soft * float(rng.lognormal(0, 0.03)),
         bladder_size=float(np.clip(rng.lognormal(0, 0.25), 0.55, 1.5)),
     )
 

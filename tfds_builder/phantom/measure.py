@@ -230,14 +230,14 @@ def measure_patient(seed: int, patient: int, protocol: Protocol) -> Measured:
 
 
 def _hot_spots(scan: Scan, view: int) -> dict[str, tuple[float, ...]]:
-    """Contrast of the hot lesions of HOT_SPOTS beside the midline."""
+    """Contrast of the hot metastases of HOT_SPOTS that a view shows beside the midline."""
     found: dict[str, list[float]] = {name: [] for name in HOT_SPOTS}
-    lesions = [f for f in scan.condition.findings if f.number and not f.cold]
-    middle = midline(scan.counts[view]) if lesions else 0.0
-    for finding in lesions:
+    seen = [s for s in scan.lesions if s.kind == "metastasis" and s.visible[view] and not s.cold]
+    middle = midline(scan.counts[view]) if seen else 0.0
+    for record in seen:
         for name, beginnings in HOT_SPOTS.items():
-            if finding.site.startswith(beginnings):
-                lesion = scan.masks[view] == finding.number
+            if record.site.startswith(beginnings):
+                lesion = scan.masks[view] == record.number
                 found[name] += contrast(scan.counts[view], lesion, middle)
     return {name: tuple(values) for name, values in found.items()}
 

@@ -18,8 +18,10 @@ from tfds_builder.phantom.texture import soft_factors
 class Outline:
     """The body as seen from the front, maps of shape (rows, columns), float32, in mm.
 
-    `front` and `back` are the y of the skin, `thickness` the tissue along the ray weighted by its
-    activity, `lung` the share of the attenuation that the chest keeps (1 outside the lungs).
+    `front` and `back` are the y of the skin, `soft_front` and `soft_back` the soft tissue along the
+    ray, weighted by its relative activity and attenuated on its way to either camera, `lung` the
+    share of the attenuation that the chest keeps (1 outside the lungs). `soft_mm3` is all soft
+    tissue, weighted by its relative activity.
     """
 
     front: np.ndarray
@@ -27,13 +29,14 @@ class Outline:
     soft_front: np.ndarray
     soft_back: np.ndarray
     lung: np.ndarray
+    soft_mm3: float
 
 
 # z, middle x, middle y, half width, half depth of the reference outline, in mm.
 _HEAD = ((0, 0, -6, 8, 8), (8, 0, -6, 42, 50), (30, 0, -6, 70, 82), (70, 0, -6, 80, 98),
-         (110, 0, -4, 78, 100), (150, 0, 0, 74, 96), (190, 0, 8, 66, 84), (222, 0, 18, 50, 68),
+         (110, 0, -4, 72, 98), (150, 0, 0, 66, 94), (190, 0, 8, 66, 84), (222, 0, 18, 50, 68),
          (236, 0, 24, 20, 50), (240, 0, 26, 2, 30))  # fmt: skip
-_NECK = ((160, 0, -14, 50, 44), (200, 0, -12, 66, 54), (240, 0, -12, 74, 60),
+_NECK = ((160, 0, -14, 52, 44), (195, 0, -12, 72, 54), (240, 0, -12, 82, 60),
          (270, 0, -16, 76, 60), (310, 0, -16, 72, 60))  # fmt: skip
 _TRUNK = ((226, 0, -24, 60, 44), (248, 0, -18, 98, 54), (268, 0, -12, 142, 64),
           (300, 0, -10, 168, 80), (340, 0, -4, 168, 92), (400, 0, 0, 162, 104),
@@ -72,7 +75,7 @@ _PARTS = (
     _Part("head", _HEAD, 0.85),
     _Part("trunk", _NECK, 0.95, fat=0.5),
     _Part("trunk", _TRUNK, 1.0, power=3, fat=1.0),
-    *(_Part(f"leg_{side}", _LEG, 0.88, fat=0.7) for side in ("left", "right")),
+    *(_Part(f"leg_{side}", _LEG, 0.84, fat=0.7) for side in ("left", "right")),
     *(_Part(f"upper_arm_{side}", _ARM, 0.85, fat=0.35) for side in ("left", "right")),
     *(_Part(f"hand_{side}", _HAND, 0.85, fat=0.1) for side in ("left", "right")),
 )
@@ -115,22 +118,19 @@ def body_outline(
         front[window] = np.where(inside, np.maximum(front[window], skin[0]), front[window])
         back[window] = np.where(inside, np.minimum(back[window], skin[1]), back[window])
     soft = np.zeros((2, *grid.shape), np.float32)
+    thickness = np.zeros(grid.shape, np.float32)
     for activity, drawn in parts:
+        whole = np.maximum(thickness[drawn.window], 2 * activity * drawn.half)
+        thickness[drawn.window] = whole
         for view, given in enumerate(_emission(drawn, front, back, attenuation)):
             soft[view][drawn.window] = np.maximum(soft[view][drawn.window], activity * given)
     for drawn in breasts:
         for view, given in enumerate(_emission(drawn, front, back, attenuation)):
             soft[view][drawn.window] += _BREAST_ACTIVITY * given
     soft *= soft_factors(texture, grid, top_mm)
-    return Outline(front, back, soft[0], soft[1], _lung_map(patient, pose, grid, top_mm))
-
-
-def soft_tissue_uptake(patient: Patient) -> float:
-    """Uptake of soft tissue against that of a lean patient of average build.
-
-    What bone leaves spreads over the whole body, and fat takes up little of it.
-    """
-    return float((_LEAN_INDEX / patient.body_mass_index) ** 1.3 / patient.breadth**1.5)
+    lung = _lung_map(patient, pose, grid, top_mm)
+    volume = float(thickness.sum(dtype=np.float64)) * grid.pixel_mm**2
+    return Outline(front, back, soft[0], soft[1], lung, volume)
 
 
 def _breasts(patient: Patient) -> list[_Part]:

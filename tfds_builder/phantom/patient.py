@@ -82,7 +82,7 @@ class Acquisition:
     gap_back_mm: float
 
 
-_SEGMENT_SPREAD = (0.03, 0.09, 0.03, 0.03, 0.03, 0.03, 0.03)
+_SEGMENT_SPREAD = (0.03, 0.13, 0.03, 0.03, 0.03, 0.03, 0.03)
 """Of head, neck, chest, loin, pelvis, thigh and shin: the chin is held up or down."""
 _AGES = {"normal": (54, 16), "metastasis": (62, 12), "arthritis": (64, 10)}
 
@@ -129,7 +129,7 @@ def sample_pose(rng: np.random.Generator) -> Pose:
         elbow=pair(-0.03, 0.04, 0.04),
         forearm_lift=pair(0.05, 0.06, 0.05),
         hand_turn=pair(0.7, 0.4, 0.3),
-        leg=pair(-0.036, 0.018, 0.008),
+        leg=pair(-0.040, 0.018, 0.008),
         leg_turn=pair(0.15, 0.12, 0.10),
         foot_turn=pair(-0.05, 0.22, 0.12),
         foot_point=pair(0.0, 0.16, 0.07),
@@ -167,8 +167,8 @@ def sample_acquisition(rng: np.random.Generator, protocol: Protocol, camera: str
         activity_mbq=round(activity, 1),
         uptake_hours=round(hours, 2),
         speed_mm_s=speed,
-        counts_per_view=float(counts * rng.lognormal(0, 0.12)),
-        scatter_ratio=float(rng.uniform(0.3, 0.6)),
+        counts_per_view=float(counts * rng.lognormal(0, 0.09)),
+        scatter_ratio=float(np.clip(rng.normal(0.45, 0.06), 0.3, 0.6)),
         background=float(rng.uniform(0.04, 0.11)) * (protocol.pixel_mm / REFERENCE_PIXEL_MM) ** 2,
         gap_front_mm=float(rng.uniform(15, 45)),
         gap_back_mm=float(rng.uniform(30, 50)),

@@ -9,11 +9,11 @@ import datetime
 import numpy as np
 
 from tfds_builder.phantom import camera
-from tfds_builder.phantom.anatomy import place_skeleton, structure_uptakes
+from tfds_builder.phantom.anatomy import place_skeleton, skeletal_activity, structure_uptakes
 from tfds_builder.phantom.condition import Condition
 from tfds_builder.phantom.disease import sample_condition, sample_label
 from tfds_builder.phantom.foci import LesionRecord, add_findings, describe_lesions
-from tfds_builder.phantom.outline import body_outline, soft_tissue_uptake
+from tfds_builder.phantom.outline import body_outline
 from tfds_builder.phantom.patient import (
     Acquisition,
     Patient,
@@ -34,8 +34,10 @@ STANDARD = Protocol()
 """What a clinic does: every parameter at its default."""
 SIEMENS_SHARE = 0.5
 """Share of the patients whose clinic has a camera with Siemens-like headers."""
-SOFT_UPTAKE = 0.43
-"""Uptake of soft tissue in the unit of the skeleton's table, set against clinical scans."""
+SOFT_SHARE = 0.53
+"""Activity of soft tissue over that of the healthy skeleton, set against clinical scans.
+
+What bone leaves spreads over the whole body, so that larger bodies have less of it per volume."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +126,8 @@ def simulate(seed: int, patient: int, study: int = 0, protocol: Protocol = STAND
         float(outline.back.min()) - acquisition.gap_back_mm,
     )
     scene = camera.Scene(outline, grid, COLLIMATORS[protocol.collimator], top, faces)
-    soft = SOFT_UPTAKE * condition.soft_factor * soft_tissue_uptake(case.patient)
+    bone = skeletal_activity(skeleton, case.uptakes)
+    soft = SOFT_SHARE * bone / outline.soft_mm3 * condition.soft_factor
     primary = camera.expected_primary(points, weights, scene, soft)
     images = add_findings(primary, condition, points, weights, scene)
     views = camera.add_scatter(primary, acquisition.scatter_ratio, grid)

@@ -102,16 +102,16 @@ def reference_skeleton() -> Skeleton:
 
 
 def _skull(parts: _Parts) -> None:
-    points, volume = ellipsoid((0, -8, 96), (73, 93, 92), hollow=0.9)
-    points[:, 0] *= 1 + 0.12 * np.clip((96 - points[:, 2]) / 92, 0, 1)
+    points, volume = ellipsoid((0, -8, 96), (69, 93, 92), hollow=0.9)
+    points[:, 0] *= 1 + 0.17 * np.clip((96 - points[:, 2]) / 92, 0, 1)
     fading = 40 * np.mod(0.618034 * np.arange(len(points)), 1.0) - 20
     keep = points[:, 2] < 128 - 0.35 * points[:, 1] + fading
-    parts.add("skull_vault", "skull", "head", 9.6, (points[keep], volume * float(keep.mean())))
+    parts.add("skull_vault", "skull", "head", 10.3, (points[keep], volume * float(keep.mean())))
     parts.add(
         "skull_base", "skull", "head", 3.6,
         ellipsoid((0, -12, 150), (50, 50, 19)), ellipsoid((0, 40, 130), (38, 28, 9)),
     )  # fmt: skip
-    parts.pair("mastoid", "skull", "head", 3.6, ellipsoid((52, -22, 158), (11, 15, 16)))
+    parts.pair("mastoid", "skull", "head", 3.0, ellipsoid((52, -22, 158), (11, 15, 16)))
     parts.add("occiput", "skull", "head", 4.5, ellipsoid((0, -78, 138), (26, 10, 16)))
     turn = np.linspace(0, 2 * np.pi, 30)
     orbit = np.stack(
@@ -119,7 +119,7 @@ def _skull(parts: _Parts) -> None:
     )
     parts.pair("orbit", "face", "head", 5.5, tube(orbit, 5.0, wide=(0.3, 1, 0.2)))
     parts.add(
-        "nasal_cavity", "face", "head", 8.0,
+        "nasal_cavity", "face", "head", 9.0,
         ellipsoid((0, 66, 143), (15, 24, 26)), ellipsoid((0, 40, 150), (24, 20, 22)),
     )  # fmt: skip
     parts.pair("maxillary_sinus", "face", "head", 5.5, ellipsoid((28, 58, 156), (15, 18, 17)))
@@ -150,7 +150,7 @@ def _spine(parts: _Parts) -> None:
     gaps = np.gradient(centers[:, 2])
     size = np.interp(np.arange(24), [0, 6, 7, 12, 18, 19, 23], [15, 16, 15, 15, 19, 21, 24])
     uptakes = np.interp(
-        np.arange(24), [0, 5, 8, 14, 17, 19, 21, 23], [15, 16, 34, 34, 34, 31, 26, 22]
+        np.arange(24), [0, 5, 8, 11, 14, 17, 19, 21, 23], [15, 16, 39, 40, 37, 35, 31, 26, 22]
     )
     for name, (_, y, z), gap, width, uptake in zip(
         VERTEBRAE, centers, gaps, size, uptakes, strict=True
@@ -193,7 +193,7 @@ def _ribs(parts: _Parts) -> None:
             spine_z - 4 + _RIB_DROP[number] * (degrees / 145) ** 1.1,
         ], axis=1)  # fmt: skip
         shaft = tube(path, 5.6, flat=0.55, wide=(0, 0, 1))
-        uptake = float(np.interp(number, [0, 4, 7, 11], [14.0, 14.0, 12.0, 10.0]))
+        uptake = float(np.interp(number, [0, 4, 7, 11], [13.5, 13.0, 11.5, 10.0]))
         parts.pair(f"rib_{number + 1}", "ribs", "trunk", uptake, shaft)
         ends = ellipsoid(tuple(path[0]), (6, 6, 6)), ellipsoid(tuple(path[-1]), (4, 4, 6))
         parts.pair(f"rib_end_{number + 1}", "ribs", "trunk", 9.0, *ends)
@@ -217,7 +217,7 @@ def _shoulder_girdle(parts: _Parts) -> None:
          (76, -98, 352), (112, -86, 348), (132, -54, 344),
          (90, -104, 426), (97, -100, 421), (106, -90, 414)], 4.0,
     )  # fmt: skip
-    parts.pair("scapula_blade", "shoulder", "trunk", 10.0, blade)
+    parts.pair("scapula_blade", "shoulder", "trunk", 9.0, blade)
     borders = (
         tube(arc([(146, -24, 305), (128, -58, 362), (94, -102, 430)]), 4.5, wide=(0, 1, 0)),
         tube(arc([(72, -84, 290), (76, -100, 352), (91, -104, 430)]), 3.0, wide=(0, 1, 0)),
@@ -268,9 +268,9 @@ def _pelvis(parts: _Parts) -> None:
          (46, -66, 738), (98, -18, 714), (114, 46, 738),
          (54, -52, 770), (84, -8, 776), (98, 26, 778)], 9.0,
     )  # fmt: skip
-    parts.pair("ilium", "pelvis", "trunk", 14.5, wing)
+    parts.pair("ilium", "pelvis", "trunk", 15.0, wing)
     crest = arc([(40, -76, 700), (74, -58, 672), (108, -28, 656), (130, 18, 672), (126, 60, 712)])
-    parts.pair("iliac_crest", "pelvis", "trunk", 10.5, tube(crest, 7.0, wide=(0, 0, 1)))
+    parts.pair("iliac_crest", "pelvis", "trunk", 9.0, tube(crest, 7.0, wide=(0, 0, 1)))
     joint = tube([(42, -60, 716), (40, -68, 750), (34, -74, 788)], [9, 10, 7])
     parts.pair("sacroiliac", "pelvis", "trunk", 21.0, joint)
     sacrum = tube([(0, -50, 730), (0, -74, 775), (0, -82, 826)], [44, 34, 15], flat=0.32)
@@ -295,25 +295,25 @@ def _legs(parts: _Parts) -> None:
     parts.pair("trochanter", "hip", "leg", 6.5, *trochanter)
     shaft = tube([(126, -8, 836), (127, 2, 900), (116, 8, 1000), (94, 4, 1120), (87, 0, 1150)],
                  [19, 15, 14, 15, 24], hollow=0.55)  # fmt: skip
-    parts.pair("femur_shaft", "leg", "leg", 4.8, shaft)
+    parts.pair("femur_shaft", "leg", "leg", 5.6, shaft)
     for side, x in (("medial", 63), ("lateral", 105)):
-        ends = ellipsoid((x, -4, 1166), (20, 27, 22)), ellipsoid((x, -2, 1203), (21, 24, 13))
-        parts.pair(f"knee_{side}", "knee", "leg", 2.1, *ends)
+        ends = ellipsoid((x, -4, 1166), (20, 27, 22)), ellipsoid((x, -2, 1204), (20, 23, 13))
+        parts.pair(f"knee_{side}", "knee", "leg", 1.75, *ends)
     between = (
         ellipsoid((84, -2, 1152), (30, 22, 24)), ellipsoid((84, 0, 1208), (30, 20, 16)),
         ellipsoid((84, -6, 1186), (32, 20, 14)), ellipsoid((84, 22, 1240), (11, 9, 17)),
     )  # fmt: skip
-    parts.pair("knee_center", "knee", "leg", 2.0, *between)
+    parts.pair("knee_center", "knee", "leg", 1.7, *between)
     parts.pair("patella", "knee", "leg", 4.2, ellipsoid((84, 44, 1162), (20, 9, 22)))
     tibia = tube([(84, 0, 1205), (83, 4, 1250), (80, 4, 1390), (77, 2, 1500), (77, 0, 1538)],
-                 [29, 16, 12, 11, 18], hollow=0.5)  # fmt: skip
+                 [25, 15, 12, 13, 18], hollow=0.5)  # fmt: skip
     fibula = tube([(116, -16, 1225), (110, -14, 1260), (100, -12, 1500), (100, -10, 1548)],
                   [9, 5, 5, 9])  # fmt: skip
-    parts.pair("tibia_shaft", "leg", "leg", 5.0, tibia)
+    parts.pair("tibia_shaft", "leg", "leg", 5.6, tibia)
     parts.pair("fibula", "leg", "leg", 4.6, fibula)
     ankle = ellipsoid((78, 0, 1536), (21, 18, 10)), ellipsoid((78, 4, 1558), (19, 22, 13))
-    parts.pair("ankle", "foot", "leg", 5.0, *ankle)
-    parts.pair("calcaneus", "foot", "leg", 6.0, ellipsoid((79, -26, 1580), (15, 26, 17)))
+    parts.pair("ankle", "foot", "leg", 3.8, *ankle)
+    parts.pair("calcaneus", "foot", "leg", 3.6, ellipsoid((79, -24, 1582), (17, 28, 24)))
     midfoot = ellipsoid((78, 30, 1588), (18, 17, 20)), ellipsoid((75, 40, 1610), (17, 13, 14))
     parts.pair("midfoot", "foot", "leg", 4.2, *midfoot)
     for toe in range(5):
@@ -321,9 +321,9 @@ def _legs(parts: _Parts) -> None:
         head_of = np.array([60 + spread, 60 - 4 * toe, 1658 - 6 * toe])
         tip = head_of + np.array([1.5 * toe - 2, 12, 30 - 3 * toe])
         bones = tube([(base, 42, 1616), head_of], 4.5), tube([head_of, tip], 4)
-        parts.pair(f"metatarsal_{toe + 1}", "foot", "leg", 5.4, *bones)
+        parts.pair(f"metatarsal_{toe + 1}", "foot", "leg", 4.4, *bones)
         size = 8 if toe == 0 else 5.5
-        parts.pair(f"toe_{toe + 1}", "foot", "leg", 5.5, ellipsoid(tuple(head_of), (size,) * 3))
+        parts.pair(f"toe_{toe + 1}", "foot", "leg", 5.0, ellipsoid(tuple(head_of), (size,) * 3))
 
 
 _GROWTH_PLATES = (

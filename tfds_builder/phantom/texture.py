@@ -12,12 +12,12 @@ from tfds_builder.phantom.skeleton import Skeleton, reference_skeleton
 
 BONE_WAVES = 14
 BONE_WAVELENGTHS_MM = (35.0, 160.0)
-BONE_SPREAD = 0.13
+BONE_SPREAD = 0.12
 """Bone varies by this much from place to place, in waves of these lengths."""
 
 SOFT_SHAPE = (64, 18)
 SOFT_CELL_MM = 42.0
-SOFT_SPREAD = 0.09
+SOFT_SPREAD = 0.07
 """Soft tissue varies by this much over lengths of about a cell; the shape is in cells."""
 _KERNEL_CELLS = 0.7
 
