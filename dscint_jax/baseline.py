@@ -5,16 +5,19 @@ A data set on which it does well needs no network; it is printed beside every ne
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from sklearn.base import TransformerMixin, clone
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dscint_jax.input_pipeline import NO_FOLD, load_split
+from dscint_jax.input_pipeline import NO_FOLD, HostBatch, load_split
 from dscint_jax.metrics import five_metrics
+from dscint_jax.statistics import bootstrap_intervals, patient_confusions
 
 POOL = 16
 """Blocks of 16 x 16 pixels: a 1024x256 scintigram becomes 64x16."""
@@ -29,11 +32,13 @@ class Baseline:
 
     Attributes:
       scores: the five metrics by name.
+      intervals: of the same, 95 %, resampled by patient; (low, high) by name.
       strength: scikit-learn's C, the best on the validation images.
       side: height and width of the images it saw, pixels.
     """
 
     scores: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
     strength: float
     side: tuple[int, int]
 
@@ -49,28 +54,75 @@ def linear_baseline(data_dir: Path, split: str = "test", *, fold: int = NO_FOLD)
     Raises:
       DscintError: there is no data set, or `fold` does not fit it.
     """
-    features, labels = {}, {}
+    batches = {}
     for name in {"train", "validation", split}:
         images = load_split(data_dir, name, pool=POOL, cache_gib=math.inf, fold=fold)
-        batch = images.read(np.arange(len(images)))
-        features[name], labels[name] = _features(batch), batch["label"]
-        classes, side = len(images.classes), batch["counts"].shape[1:3]
-    fits = [_fit(features["train"], labels["train"], strength) for strength in STRENGTHS]
+        batches[name] = images.read(np.arange(len(images)))
+        classes = len(images.classes)
+    return baseline_of(batches, split, classes)
+
+
+def baseline_of(batches: Mapping[str, HostBatch], split: str, num_classes: int) -> Baseline:
+    """The linear baseline on images in memory.
+
+    Args:
+      batches: the training images, the validation images and those to score, by split; their
+        counts summed over blocks of POOL.
+      split: the one to score.
+      num_classes: of the labels.
+    """
+    features = {name: _features(batch) for name, batch in batches.items()}
+    labels = {name: batch["label"] for name, batch in batches.items()}
+    fit, strength = fit_logistic(StandardScaler(), features, labels, STRENGTHS)
+    predicted = fit.predict(features[split])
+    patients = batches[split]["patient_key"]
+    return Baseline(
+        *score_by_patient(labels[split], predicted, patients, num_classes),
+        strength,
+        batches[split]["counts"].shape[1:3],
+    )
+
+
+def fit_logistic(
+    preprocess: TransformerMixin,
+    features: Mapping[str, np.ndarray],
+    labels: Mapping[str, Int[np.ndarray, "image"]],
+    strengths: Sequence[float],
+) -> tuple[Pipeline, float]:
+    """Multinomial logistic regression, as strong as suits the validation images best.
+
+    Args:
+      preprocess: makes numbers of the features; fitted on the training images.
+      features, labels: by split; 'train' and 'validation' are used.
+      strengths: values of scikit-learn's C to try.
+
+    Returns:
+      The fit of the highest validation accuracy, the first of equals, and its strength.
+    """
+    fits = [
+        make_pipeline(clone(preprocess), LogisticRegression(C=strength, max_iter=1000)).fit(
+            features["train"], labels["train"]
+        )
+        for strength in strengths
+    ]
     accuracies = [fit.score(features["validation"], labels["validation"]) for fit in fits]
     best = int(np.argmax(accuracies))
-    confusion = np.zeros((classes, classes), int)
-    np.add.at(confusion, (labels[split], fits[best].predict(features[split])), 1)
-    scores = {name: float(value) for name, value in five_metrics(confusion).items()}
-    return Baseline(scores, STRENGTHS[best], side)
+    return fits[best], strengths[best]
+
+
+def score_by_patient(
+    labels: Int[np.ndarray, "image"],
+    predicted: Int[np.ndarray, "image"],
+    patients: Sequence[str],
+    num_classes: int,
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """The five metrics by name, and their 95 % intervals, resampled by patient."""
+    confusions = patient_confusions(labels, predicted, patients, num_classes)
+    values = five_metrics(confusions.sum(0))
+    return {name: float(v) for name, v in values.items()}, bootstrap_intervals(confusions)
 
 
 def _features(batch: dict[str, np.ndarray]) -> Float[np.ndarray, "image feature"]:
     """Pixels as the networks see them: the square root of counts over the image's scale."""
     ratio = batch["counts"] / batch["scale"][:, None, None, None]
     return np.sqrt(ratio).reshape(len(ratio), -1)
-
-
-def _fit(features: np.ndarray, labels: np.ndarray, strength: float):
-    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000)).fit(
-        features, labels
-    )
