@@ -27,10 +27,10 @@ _PROPORTIONS = (1.0, 0.77, 1.05, 1.0, 1.0, 1.0, 1.0, 1.0)
 """Supine, the chin comes down towards the sternum: the neck looks shorter than it is."""
 
 GROUP_SPREAD = {
-    "skull": 0.09, "face": 0.15, "jaw": 0.2, "cervical": 0.1, "thoracic": 0.05, "lumbar": 0.07,
-    "ribs": 0.08, "sternum": 0.12, "shoulder": 0.09, "pelvis": 0.06, "arm": 0.08, "elbow": 0.15,
+    "skull": 0.08, "face": 0.13, "jaw": 0.2, "cervical": 0.1, "thoracic": 0.05, "lumbar": 0.06,
+    "ribs": 0.07, "sternum": 0.12, "shoulder": 0.09, "pelvis": 0.06, "arm": 0.08, "elbow": 0.15,
     "hand": 0.18, "hip": 0.08, "leg": 0.06, "knee": 0.15, "foot": 0.18, "growth": 0.25,
-    "kidney": 0.25, "renal_pelvis": 0.5, "ureter": 0.8, "bladder": 0.5, "blood": 0.3,
+    "kidney": 0.22, "renal_pelvis": 0.5, "ureter": 0.8, "bladder": 0.45, "blood": 0.3,
     "stomach": 0.3, "thyroid": 0.3, "cartilage": 0.5, "nodes": 0.0, "salivary": 0.4, "skin": 0.0,
 }  # fmt: skip
 """Log-normal spread of the uptake of each group between patients."""

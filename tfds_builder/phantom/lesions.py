@@ -13,7 +13,7 @@ from tfds_builder.phantom.skeleton import ANKLE, ELBOW, HIP, KNEE, SHOULDER, WRI
 
 ARTHRITIS_RATIO = 3.5
 """Uptake of a diseased joint starts at this ratio."""
-SUPERSCAN_SHARE = 0.04
+SUPERSCAN_SHARE = 0.025
 """Share of the metastasis patients whose skeleton takes up all that there is."""
 COLD_SHARE = 0.05
 """Share of the further metastases of a patient that lack uptake, where bone is thick."""
@@ -39,22 +39,22 @@ REGIONS = {
         0.345,
         (*_THORACIC, *_THORACIC[7:], *_LUMBAR, *_LUMBAR, "vertebra_C4", "vertebra_C6",
          "vertebra_T1", "vertebra_T2"),
-        4.2, 9.5,
+        5.0, 9.5,
     ),
     "pelvis": Region(
         0.24,
         (*("ilium",) * 4, *("iliac_crest",) * 2, *("sacroiliac",) * 2, *("sacrum",) * 3,
          *("ischium",) * 2, *("pubis",) * 2, "acetabulum"),
-        4.5, 9.5,
+        5.2, 9.5,
     ),
-    "ribs": Region(0.205, tuple(f"rib_{n}" for n in range(2, 12)), 4.2, 7.0),
-    "sternum": Region(0.06, ("manubrium", "sternum_body"), 3.8, 8.5),
-    "femur": Region(0.045, ("trochanter", "femur_shaft", "femur_shaft"), 10.0, 9.0),
-    "femur head": Region(0.01, ("femur_head",), 6.0, 8.5),
+    "ribs": Region(0.205, tuple(f"rib_{n}" for n in range(2, 12)), 5.0, 7.0),
+    "sternum": Region(0.06, ("manubrium", "sternum_body"), 4.6, 8.5),
+    "femur": Region(0.045, ("trochanter", "femur_shaft", "femur_shaft"), 11.0, 9.0),
+    "femur head": Region(0.01, ("femur_head",), 7.0, 8.5),
     "humerus": Region(0.028, ("humerus_shaft",), 21.0, 9.0),
-    "humerus head": Region(0.007, ("humerus_head",), 9.0, 8.5),
-    "skull": Region(0.035, ("skull_vault",), 3.8, 8.5),
-    "scapula": Region(0.025, ("scapula_blade", "scapula_border"), 4.0, 8.0),
+    "humerus head": Region(0.007, ("humerus_head",), 10.0, 8.5),
+    "skull": Region(0.035, ("skull_vault",), 4.8, 8.5),
+    "scapula": Region(0.025, ("scapula_blade", "scapula_border"), 4.8, 8.0),
 }  # fmt: skip
 """Spine > pelvis > ribs > sternum, then the upper ends of the long bones, skull and scapula."""
 _THICK = ("spine", "pelvis", "sternum", "skull")
@@ -159,7 +159,7 @@ def coexisting_arthritis_rate(age: int) -> float:
     return float(np.interp(age, (30, 45, 55, 70, 85), (0.03, 0.14, 0.24, 0.34, 0.40)))
 
 
-def add_arthritis(chart: Chart, joints: tuple[float, ...] = (0.08, 0.34, 0.34, 0.24)) -> None:
+def add_arthritis(chart: Chart, joints: tuple[float, ...] = (0.15, 0.42, 0.30, 0.13)) -> None:
     """Diseased joints, one to four with these probabilities, mostly on both sides.
 
     Joints and severity increase with age.
