@@ -48,14 +48,17 @@ from dscint_jax.workdir import write_json
 READ_POOL = 2
 """Blocks of 2 x 2 pixels: the neck's pixels are at least as fine as the crop's."""
 
-NECK_ROWS = (0.08, 0.24)
-"""From the mouth to the upper chest: fractions of the body's height below its crown."""
+NECK_ROWS = (0.09, 0.19)
+"""From the mouth to the collarbones: fractions of the body's height below its crown."""
 
-NECK_HALF_WIDTH = 0.12
+NECK_HALF_WIDTH = 0.07
 """To each side of the midline: fraction of the body's height."""
 
-NECK_SHAPE = (48, 72)
-"""Rows and columns of a crop; its pixels are square, about 5 mm wide."""
+NECK_SHAPE = (36, 50)
+"""Rows and columns of a crop; its pixels are about square, 5 mm wide."""
+
+NECK_SCALE_PERCENT = 99.0
+"""A crop is divided by this percentile of its own: the record's scale tells of other bones."""
 
 STEPS = 800
 """Steps of the neck's network: some 15 epochs of 3300 images."""
@@ -163,18 +166,14 @@ def _largest_parts(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "
 
 def neck_crop(
     counts: Int[np.ndarray, "height width"], body: Body
-) -> tuple[Float[np.ndarray, "rows columns"], float]:
-    """Sums the counts of the neck into NECK_SHAPE pixels; outside the image there are none.
-
-    Returns:
-      The crop, and how many of the image's pixels one of its own covers.
-    """
+) -> Float[np.ndarray, "rows columns"]:
+    """Sums the counts of the neck into NECK_SHAPE pixels; outside the image there are none."""
     top, bottom = (body.crown + share * body.height for share in NECK_ROWS)
     half = NECK_HALF_WIDTH * body.height
     rows = np.linspace(top, bottom, NECK_SHAPE[0] + 1)
     columns = np.linspace(body.midline - half, body.midline + half, NECK_SHAPE[1] + 1)
     crop = _resum(_resum(counts.astype(np.float64), rows).T, columns).T
-    return crop.astype(np.float32), (rows[1] - rows[0]) * (columns[1] - columns[0])
+    return crop.astype(np.float32)
 
 
 def _resum(counts: Float[np.ndarray, "row column"], edges: Float[np.ndarray, "edge"]) -> np.ndarray:
@@ -226,13 +225,15 @@ def read_sights(
 def _sights_of(batch: HostBatch) -> HostBatch:
     """What is kept of a batch that was read with READ_POOL."""
     bodies = [find_body(counts[..., 0]) for counts in batch["counts"]]
-    crops = [neck_crop(c[..., 0], body) for c, body in zip(batch["counts"], bodies, strict=True)]
+    necks = np.stack(
+        [neck_crop(c[..., 0], body) for c, body in zip(batch["counts"], bodies, strict=True)]
+    )
     scale = batch["scale"] / READ_POOL**2
     return {
         "thumbnail": np.stack([sum_pool(counts, POOL // READ_POOL) for counts in batch["counts"]]),
         "scale": scale * POOL**2,
-        "neck": np.stack([crop for crop, _ in crops])[..., None],
-        "neck_scale": batch["scale"] * np.array([area for _, area in crops], np.float32),
+        "neck": necks[..., None],
+        "neck_scale": np.percentile(necks, NECK_SCALE_PERCENT, axis=(1, 2)).clip(1, None),
         "total_counts": batch["counts"].sum((1, 2, 3), dtype=np.int64),
         "body_height": np.array([body.height * READ_POOL for body in bodies]),
         "crown": np.array([body.crown * READ_POOL for body in bodies]),

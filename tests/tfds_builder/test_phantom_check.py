@@ -226,6 +226,16 @@ def test_a_cohort_that_spreads_too_far_is_inside_but_fails():
     assert all(row.inside for row in rows)
     assert {row.verdict for row in rows} == {"too wide"}
     assert check.summary(rows).endswith("150 above the 6 allowed")
+    assert not check.holds(rows)
+
+
+def test_a_few_rows_may_spread_too_far_and_none_may_lie_outside():
+    narrow, wide = ROW, dataclasses.replace(ROW, cohort=(5.0, 8.0, 70.0))
+    outside = dataclasses.replace(ROW, cohort=(13.0, 14.0, 16.0))
+    assert check.holds([narrow] * 95 + [wide] * 5)
+    assert not check.holds([narrow] * 94 + [wide] * 6)
+    assert not check.holds([narrow] * 99 + [outside])
+    assert check.holds([narrow] * 99 + [dataclasses.replace(outside, judged=False)])
 
 
 ROW = Row("anterior", "max", "", (10.0, 12.0, 20.0), (11.0, 13.0, 16.0))

@@ -30,6 +30,8 @@ VIEWS = ("anterior", "posterior")
 PERCENTILES = (5.0, 50.0, 95.0)
 WIDEST = 6.0
 """The cohort may spread at most so many times as far as the few clinical scans do."""
+MOST_TOO_WIDE = 0.05
+"""Share of the statistics that may spread more than that."""
 KNOWN_RANGES = {"noise": (0.96, 1.11), "background": (0.04, 0.11)}
 """Statistics of which clinical scans give the range alone."""
 HOT_SPOT_RANGES = {"rib": (2.5, 2.5), "pelvis": (2.0, 3.0), "humerus": (7.0, 17.0)}
@@ -113,7 +115,7 @@ def run_check(
       report: gets (patients done, patients) after each patient.
 
     Returns:
-      whether every statistic is inside and none too wide.
+      whether the cohort passes, see `holds`.
 
     Raises:
       DataError: bad values, another matrix, a scan without a body, or files that cannot be written.
@@ -123,7 +125,18 @@ def run_check(
     print(table(rows))
     if out is not None:
         _write(out, rows, f"{patients} synthetic patients, seed {seed}: {summary(rows)}")
-    return all(row.passed for row in rows)
+    return holds(rows)
+
+
+def holds(rows: Sequence[Row]) -> bool:
+    """Whether every clinical median is inside, and all but MOST_TOO_WIDE of the rows narrow enough.
+
+    A few may be wider, because four scans tell little of how far patients spread: their medians of
+    smoothed counts happen to lie within 2 % of each other.
+    """
+    judged = [row for row in rows if row.judged]
+    wide = sum(row.verdict == "too wide" for row in judged)
+    return all(row.inside for row in judged) and wide <= MOST_TOO_WIDE * len(judged)
 
 
 def _check_values(patients: int, seed: int, protocol: Protocol, workers: int) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from tfds_builder.phantom.condition import Chart
 from tfds_builder.phantom.skeleton import ANKLE, ELBOW, HIP, KNEE, SHOULDER, WRIST
 
-ARTHRITIS_RATIO = 3.5
+ARTHRITIS_RATIO = 3.2
 """Uptake of a diseased joint starts at this ratio."""
 SUPERSCAN_SHARE = 0.025
 """Share of the metastasis patients whose skeleton takes up all that there is."""
@@ -39,21 +39,21 @@ REGIONS = {
         0.345,
         (*_THORACIC, *_THORACIC[7:], *_LUMBAR, *_LUMBAR, "vertebra_C4", "vertebra_C6",
          "vertebra_T1", "vertebra_T2"),
-        5.0, 9.5,
+        5.0, 8.5,
     ),
     "pelvis": Region(
         0.24,
         (*("ilium",) * 4, *("iliac_crest",) * 2, *("sacroiliac",) * 2, *("sacrum",) * 3,
          *("ischium",) * 2, *("pubis",) * 2, "acetabulum"),
-        5.2, 9.5,
+        5.2, 8.5,
     ),
-    "ribs": Region(0.205, tuple(f"rib_{n}" for n in range(2, 12)), 5.0, 7.0),
-    "sternum": Region(0.06, ("manubrium", "sternum_body"), 4.6, 8.5),
+    "ribs": Region(0.205, tuple(f"rib_{n}" for n in range(2, 12)), 5.0, 6.3),
+    "sternum": Region(0.06, ("manubrium", "sternum_body"), 4.6, 7.6),
     "femur": Region(0.045, ("trochanter", "femur_shaft", "femur_shaft"), 11.0, 9.0),
     "femur head": Region(0.01, ("femur_head",), 7.0, 8.5),
     "humerus": Region(0.028, ("humerus_shaft",), 21.0, 9.0),
     "humerus head": Region(0.007, ("humerus_head",), 10.0, 8.5),
-    "skull": Region(0.035, ("skull_vault",), 4.8, 8.5),
+    "skull": Region(0.035, ("skull_vault",), 4.8, 7.7),
     "scapula": Region(0.025, ("scapula_blade", "scapula_border"), 4.8, 8.0),
 }  # fmt: skip
 """Spine > pelvis > ribs > sternum, then the upper ends of the long bones, skull and scapula."""
@@ -71,16 +71,16 @@ class Joint:
 
 
 JOINTS = {
-    "knee": Joint(0.34, ("knee_medial", "knee_lateral", "patella"), 8.0, KNEE),
-    "shoulder": Joint(0.24, ("acromioclavicular", "glenoid", "humerus_head"), 7.5, SHOULDER),
+    "knee": Joint(0.34, ("knee_medial", "knee_lateral", "patella"), 7.0, KNEE),
+    "shoulder": Joint(0.24, ("acromioclavicular", "glenoid", "humerus_head"), 6.7, SHOULDER),
     "hand": Joint(
         0.22,
         ("wrist", "wrist", "metacarpal_1", "knuckle_1", "knuckle_2", "knuckle_3", "finger_2",
          "finger_3"),
         5.0, WRIST,
     ),
-    "foot": Joint(0.22, ("ankle", "midfoot", "toe_1", "midfoot"), 7.0, ANKLE),
-    "hip": Joint(0.16, ("acetabulum", "femur_head"), 7.0, HIP),
+    "foot": Joint(0.22, ("ankle", "midfoot", "toe_1", "midfoot"), 6.3, ANKLE),
+    "hip": Joint(0.16, ("acetabulum", "femur_head"), 6.5, HIP),
     "sternoclavicular": Joint(0.12, ("sternoclavicular",), 5.0),
     "elbow": Joint(0.04, ("elbow",), 5.0, ELBOW),
     "facet": Joint(0.16, ("facet_L3", "facet_L4", "facet_L5", "facet_C5"), 5.0),
@@ -97,7 +97,7 @@ def add_metastases(chart: Chart, contrast: float) -> float:
     """
     rng = chart.rng
     superscan = chart.chance(SUPERSCAN_SHARE)
-    count = min(1 + int(rng.poisson(rng.gamma(3.0, 4.2 / 3.0))), 24)
+    count = min(1 + int(rng.poisson(rng.gamma(3.0, 3.7 / 3.0))), 24)
     if superscan:
         count = int(rng.integers(12, 22))
         _diffuse(chart, contrast)
@@ -174,7 +174,7 @@ def add_arthritis(chart: Chart, joints: tuple[float, ...] = (0.15, 0.42, 0.30, 0
     if set(names) <= _MINOR:
         names.append(str(rng.choice(["knee", "shoulder", "foot", "hand"])))
     for name in names:
-        severity = ARTHRITIS_RATIO + 4.5 * float(rng.beta(1.3 + 1.2 * years, 1.9))
+        severity = ARTHRITIS_RATIO + 3.5 * float(rng.beta(1.3 + 1.2 * years, 1.9))
         for site, foci in joint_foci(chart, name, severity, chart.chance(0.84)):
             chart.lesion("arthritis", site, foci)
 
