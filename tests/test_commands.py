@@ -88,6 +88,7 @@ def test_finished_steps_are_kept_when_the_path_is_run_again(whole_path):
     [
         *("tfds_builder.phantom", "tfds_builder.scan", "tfds_builder.build"),
         *("tfds_builder.inspect", "tfds_builder.throughput", "tfds_builder.fuzz"),
+        *("tfds_builder.phantom.oracle", "dscint_jax.shortcuts"),
         *("dscint_jax.main", "dscint_jax.evaluate", "dscint_jax.report"),
     ],
 )

@@ -69,5 +69,6 @@ def test_linear_baseline_is_fitted_on_other_patients_and_repeats(data_dir):
     first = linear_baseline(data_dir)
     assert first == linear_baseline(data_dir)
     assert first.side == (64, 16)
-    assert linear_baseline(data_dir, "train").scores["accuracy"] > 0.9
-    assert first.scores["accuracy"] < 0.9
+    fitted = linear_baseline(data_dir, "train").scores["accuracy"]
+    assert first.scores["accuracy"] < fitted
+    assert fitted > 0.5
