@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     """The experiment; every field is explained in dscint.py."""
     config = ConfigDict()
     config.seed = 0
-    config.steps = 900
+    config.steps = 1200
     config.batch_size = 48
     config.class_weights = "none"
     config.label_smoothing = 0.0

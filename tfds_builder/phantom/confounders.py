@@ -119,7 +119,7 @@ def _neck(chart: Chart) -> None:
     kind, age = chart.rng.random(), chart.patient.age
     if kind < 0.10:
         operated = chart.has_lesion(("thyroid_lobe_left", "thyroid_lobe_right"))
-        uptake = chart.uniform(3, 7) if operated else chart.uniform(8, 24)
+        uptake = chart.uniform(3, 7) if operated else chart.uniform(6, 16)
         for side in _SIDES:
             chart.scale(f"thyroid_lobe_{side}", uptake * chart.uniform(0.85, 1.15))
         chart.scale("thyroid_isthmus", uptake)

@@ -39,16 +39,16 @@ REGIONS = {
         0.345,
         (*_THORACIC, *_THORACIC[7:], *_LUMBAR, *_LUMBAR, "vertebra_C4", "vertebra_C6",
          "vertebra_T1", "vertebra_T2"),
-        5.0, 8.5,
+        5.0, 9.2,
     ),
     "pelvis": Region(
         0.24,
         (*("ilium",) * 4, *("iliac_crest",) * 2, *("sacroiliac",) * 2, *("sacrum",) * 3,
          *("ischium",) * 2, *("pubis",) * 2, "acetabulum"),
-        5.2, 8.5,
+        5.2, 9.2,
     ),
-    "ribs": Region(0.205, tuple(f"rib_{n}" for n in range(2, 12)), 5.0, 6.3),
-    "sternum": Region(0.06, ("manubrium", "sternum_body"), 4.6, 7.6),
+    "ribs": Region(0.205, tuple(f"rib_{n}" for n in range(2, 12)), 5.0, 6.8),
+    "sternum": Region(0.06, ("manubrium", "sternum_body"), 4.6, 8.2),
     "femur": Region(0.045, ("trochanter", "femur_shaft", "femur_shaft"), 11.0, 9.0),
     "femur head": Region(0.01, ("femur_head",), 7.0, 8.5),
     "humerus": Region(0.028, ("humerus_shaft",), 21.0, 9.0),
@@ -215,8 +215,8 @@ def add_thyroid_carcinoma(chart: Chart) -> None:
     rng = chart.rng
     for side in [("left",), ("right",), ("left", "right")][int(rng.integers(0, 3))]:
         site = f"thyroid_lobe_{side}"
-        size = chart.uniform(6.0, 9.5)
-        ratio = chart.spread(7.5, 0.3, 4.0, 14.0)
+        size = chart.uniform(7.0, 10.0)
+        ratio = chart.spread(9.5, 0.3, 5.5, 17.0)
         foci = chart.chain(site, chart.point(site), int(rng.integers(0, 2)), size, ratio)
         chart.lesion("thyroid", site, foci)
     if chart.chance(0.42):

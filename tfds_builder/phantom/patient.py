@@ -118,8 +118,8 @@ def sample_pose(rng: np.random.Generator) -> Pose:
         return float(left), float(right)
 
     return Pose(
-        shift_x=float(rng.normal(0, 6)),
-        shift_z=float(rng.normal(0, 18)),
+        shift_x=float(rng.normal(0, 9)),
+        shift_z=float(np.clip(rng.normal(0, 60), -150, 150)),
         tilt=float(np.radians(rng.normal(0, 0.9))),
         roll=float(np.radians(rng.normal(0, 3.0))),
         head_turn=float(np.radians(rng.normal(0, 12))),
