@@ -34,7 +34,7 @@ STANDARD = Protocol()
 """What a clinic does: every parameter at its default."""
 SIEMENS_SHARE = 0.5
 """Share of the patients whose clinic has a camera with Siemens-like headers."""
-SOFT_SHARE = 0.53
+SOFT_SHARE = 0.51
 """Activity of soft tissue over that of the healthy skeleton, set against clinical scans.
 
 What bone leaves spreads over the whole body, so that larger bodies have less of it per volume."""

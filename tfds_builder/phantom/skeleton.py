@@ -193,7 +193,7 @@ def _ribs(parts: _Parts) -> None:
             spine_z - 4 + _RIB_DROP[number] * (degrees / 145) ** 1.1,
         ], axis=1)  # fmt: skip
         shaft = tube(path, 5.6, flat=0.55, wide=(0, 0, 1))
-        uptake = float(np.interp(number, [0, 4, 7, 11], [13.5, 13.0, 11.5, 10.0]))
+        uptake = float(np.interp(number, [0, 4, 7, 11], [14.6, 14.2, 12.5, 10.5]))
         parts.pair(f"rib_{number + 1}", "ribs", "trunk", uptake, shaft)
         ends = ellipsoid(tuple(path[0]), (6, 6, 6)), ellipsoid(tuple(path[-1]), (4, 4, 6))
         parts.pair(f"rib_end_{number + 1}", "ribs", "trunk", 9.0, *ends)
@@ -201,17 +201,17 @@ def _ribs(parts: _Parts) -> None:
 
 def _shoulder_girdle(parts: _Parts) -> None:
     manubrium = tube([(0, 56, 312), (0, 62, 326), (0, 71, 360)], [22, 26, 15], flat=0.26)
-    parts.add("manubrium", "sternum", "trunk", 25.0, manubrium)
+    parts.add("manubrium", "sternum", "trunk", 21.0, manubrium)
     body = tube(
         [(0, 72, 366), (0, 84, 420), (0, 89, 450), (0, 91, 466)], [12, 17, 15, 6], flat=0.36
     )
-    parts.add("sternum_body", "sternum", "trunk", 20.0, body)
+    parts.add("sternum_body", "sternum", "trunk", 17.5, body)
     parts.add("sternal_angle", "sternum", "trunk", 18.0, ellipsoid((0, 72, 364), (18, 6, 6)))
     parts.pair("sternoclavicular", "sternum", "trunk", 19.0, ellipsoid((24, 54, 313), (9, 8, 8)))
     clavicle = arc([(28, 54, 312), (60, 56, 304), (105, 34, 288), (140, 6, 274), (158, -6, 270)])
     parts.pair("clavicle", "shoulder", "trunk", 11.0, tube(clavicle, 6, wide=(0, 0, 1)))
     joint = ellipsoid((160, -8, 270), (11, 10, 7))
-    parts.pair("acromioclavicular", "shoulder", "trunk", 15.0, joint)
+    parts.pair("acromioclavicular", "shoulder", "trunk", 13.0, joint)
     blade = sheet(
         [(72, -82, 290), (112, -58, 286), (146, -22, 288),
          (76, -98, 352), (112, -86, 348), (132, -54, 344),
@@ -227,7 +227,7 @@ def _shoulder_girdle(parts: _Parts) -> None:
     ridge = tube(arc([(74, -98, 322), (115, -84, 300), (158, -42, 272), (168, -12, 268)]), 6)
     parts.pair("scapula_spine", "shoulder", "trunk", 10.0, ridge)
     glenoid = ellipsoid((147, -16, 294), (8, 13, 18)), ellipsoid((136, 14, 290), (10, 10, 8))
-    parts.pair("glenoid", "shoulder", "trunk", 13.0, *glenoid)
+    parts.pair("glenoid", "shoulder", "trunk", 11.5, *glenoid)
 
 
 def _arms(parts: _Parts) -> None:
@@ -268,7 +268,7 @@ def _pelvis(parts: _Parts) -> None:
          (46, -66, 738), (98, -18, 714), (114, 46, 738),
          (54, -52, 770), (84, -8, 776), (98, 26, 778)], 9.0,
     )  # fmt: skip
-    parts.pair("ilium", "pelvis", "trunk", 15.0, wing)
+    parts.pair("ilium", "pelvis", "trunk", 17.0, wing)
     crest = arc([(40, -76, 700), (74, -58, 672), (108, -28, 656), (130, 18, 672), (126, 60, 712)])
     parts.pair("iliac_crest", "pelvis", "trunk", 9.0, tube(crest, 7.0, wide=(0, 0, 1)))
     joint = tube([(42, -60, 716), (40, -68, 750), (34, -74, 788)], [9, 10, 7])
@@ -295,7 +295,7 @@ def _legs(parts: _Parts) -> None:
     parts.pair("trochanter", "hip", "leg", 6.5, *trochanter)
     shaft = tube([(126, -8, 836), (127, 2, 900), (116, 8, 1000), (94, 4, 1120), (87, 0, 1150)],
                  [19, 15, 14, 15, 24], hollow=0.55)  # fmt: skip
-    parts.pair("femur_shaft", "leg", "leg", 5.6, shaft)
+    parts.pair("femur_shaft", "leg", "leg", 6.4, shaft)
     for side, x in (("medial", 63), ("lateral", 105)):
         ends = ellipsoid((x, -4, 1166), (20, 27, 22)), ellipsoid((x, -2, 1204), (20, 23, 13))
         parts.pair(f"knee_{side}", "knee", "leg", 1.75, *ends)
@@ -348,7 +348,7 @@ def _organs(parts: _Parts) -> None:
     parts.pair("renal_pelvis", "renal_pelvis", "trunk", 6.0, ellipsoid((48, -42, 592), (9, 9, 17)))
     ureter = tube([(44, -38, 612), (38, -34, 680), (32, -20, 760), (18, 10, 810)], 3)
     parts.pair("ureter", "ureter", "trunk", 4.0, ureter)
-    parts.add("bladder", "bladder", "trunk", 30.0, ellipsoid((0, 34, 806), (30, 24, 20)))
+    parts.add("bladder", "bladder", "trunk", 24.0, ellipsoid((0, 34, 806), (30, 24, 20)))
     parts.add("heart", "blood", "trunk", 0.75, ellipsoid((28, 28, 436), (48, 40, 52)))
     liver = ellipsoid((-62, 10, 536), (68, 72, 52)), ellipsoid((8, 52, 528), (44, 30, 30))
     parts.add("liver", "blood", "trunk", 0.6, *liver)
