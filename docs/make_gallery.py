@@ -2,8 +2,8 @@
 
     python docs/make_gallery.py
 
-Needs the `dev` extra, whose package pydicom-data carries NM1 (JPEG-LL.dcm). All scans are drawn on
-one scale, the square root of their counts from white to black.
+Needs the `dev` extra, whose package pydicom-data carries NM1 (JPEG-LL.dcm). All scans are drawn at
+one size, each view's square root of counts from white to its own 99.6th percentile.
 """
 
 import dataclasses

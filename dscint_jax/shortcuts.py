@@ -46,7 +46,7 @@ from dscint_jax.train_step import eval_step, train_step
 from dscint_jax.workdir import write_json
 
 READ_POOL = 2
-"""Blocks of 2 x 2 pixels: the neck's pixels are at least as fine as the crop's."""
+"""Blocks of 2 x 2 pixels: the neck's pixels are about as fine as the crop's."""
 
 NECK_ROWS = (0.09, 0.19)
 """From the mouth to the collarbones: fractions of the body's height below its crown."""

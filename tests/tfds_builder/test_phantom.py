@@ -172,3 +172,22 @@ def test_class_shares_are_near_the_documented_ones(cases):
 def test_about_one_patient_in_seven_has_several_studies(cases):
     several = np.mean([len(case.dates) > 1 for case in cases])
     assert 0.09 < several < 0.21
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"rows": 2048, "columns": 512},
+        {"rows": 512, "columns": 128, "pixel_mm": 4.8},
+        {"uptake_hours": 24.0, "difficulty": "hard"},
+        {"activity_mbq": 50.0, "uptake_hours": 12.0},
+        {"speed_mm_s": 20.0, "collimator": "LEUHR", "difficulty": "hard"},
+    ],
+)
+def test_unusual_protocols_give_scans(values):
+    for number in range(3):
+        scan = simulate(SEED, number, 0, Protocol(**values))
+        assert scan.counts.shape == (2, *scan.protocol.grid.shape)
+        assert np.isfinite(scan.expected).all()
+        assert scan.expected.min() > 0
+        assert scan.counts.sum() > 5 * scan.acquisition.background * scan.counts.size / 2

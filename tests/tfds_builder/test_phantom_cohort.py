@@ -295,6 +295,7 @@ def test_all_studies_of_a_patient_are_written(tmp_path):
     assert len({file.PatientID for file in files}) == 1
     assert len({file.StudyInstanceUID for file in files}) == len(files)
     assert [file.StudyDate for file in files] == sorted({file.StudyDate for file in files})
+    assert len({file.PatientBirthDate for file in files}) == 1
 
 
 @pytest.mark.parametrize(

@@ -30,13 +30,13 @@ versions of numpy, scipy and pydicom); patient 12 is the same in a cohort of 20 
 that was ended goes on where it stopped when the same command is given again.
 """
 _EPILOG = """
-Output: images/*.dcm, masks/*.tif and lesions/*.csv for each study, lesions.csv of all studies,
+Output: images/*.dcm, for each study with lesions masks/*.tif and lesions/*.csv, lesions.csv of all,
 manifest.csv, pseudonym.key, and phantom.json with all that was asked for. About 1.2 MB a patient.
 """
 _PROTOCOL = """
-How the scans are acquired. The defaults are what clinics do and publish (a Tc-99m bone scan of 300
-to 740 MBq, imaged 2 to 5 h after injection); what is said to be drawn differs from study to study
-and not with the class.
+How the scans are acquired. The defaults lie near what clinics do and publish (a Tc-99m bone scan
+of 300 to 740 MBq, imaged 2 to 5 h after injection); what is said to be drawn differs from study to
+study and not with the class.
 """
 
 
@@ -58,7 +58,8 @@ def _parser() -> argparse.ArgumentParser:
         help="processes (default: one for each core, here %(default)s)")  # fmt: skip
     add("--check", action="store_true",
         help="write no cohort: measure patients as clinical scans were measured, print how they "
-        "compare, and end with status 1 where a statistic lies outside")  # fmt: skip
+        "compare, and end with status 1 where a clinical median lies outside, or more than 5 %% of "
+        "the statistics spread more than 6 times as far as the clinical ones")  # fmt: skip
     _add_protocol(parser.add_argument_group("protocol", _PROTOCOL))
     return parser
 

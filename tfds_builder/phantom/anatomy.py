@@ -17,10 +17,7 @@ from tfds_builder.phantom.skeleton import (
     Skeleton,
 )
 
-PIXEL_MM = 2.40
-ROWS, COLUMNS = 1024, 256
-
-REFERENCE_HEIGHT_MM = 1700.0
+_REFERENCE_HEIGHT_MM = 1700.0
 _LANDMARKS = (-50.0, 228.0, 302.0, 560.0, 725.0, HIP[2], KNEE[2], ANKLE[2], 1750.0)
 
 _PROPORTIONS = (1.0, 0.77, 1.05, 1.0, 1.0, 1.0, 1.0, 1.0)
@@ -40,7 +37,7 @@ def _axial(patient: Patient, z: np.ndarray) -> np.ndarray:
     """The z of the patient for a z of the reference body; its total height is the patient's."""
     steps = np.diff(_LANDMARKS) * _PROPORTIONS * np.append(patient.segments, 1.0)
     knots = np.concatenate([[_LANDMARKS[0]], _LANDMARKS[0] + np.cumsum(steps)])
-    scale = patient.height_mm / np.interp(REFERENCE_HEIGHT_MM, _LANDMARKS, knots)
+    scale = patient.height_mm / np.interp(_REFERENCE_HEIGHT_MM, _LANDMARKS, knots)
     zero = np.interp(0.0, _LANDMARKS, knots)
     return np.interp(z, _LANDMARKS, (knots - zero) * scale)
 
@@ -145,7 +142,7 @@ def skeletal_activity(skeleton: Skeleton, uptakes: np.ndarray) -> float:
 
 
 def growth_plate_uptake(age: int) -> float:
-    """Share of a child's uptake in the growth plates: they close between 16 and 21 years."""
+    """Share of a child's uptake in the growth plates: they close between 15 and 21 years."""
     return float(np.clip((21 - age) / 6, 0, 1))
 
 

@@ -1,7 +1,8 @@
 """Harmless findings that any class may show, at the same rates in all: what a reader must discount.
 
 In: a `Chart` that has its lesions already. Out: findings of number 0, factors and metal in it.
-Rates depend on age and sex alone and are choices within what clinics report.
+Rates depend on age and sex alone, but for what would cover a true lesion, and are choices within
+what clinics report.
 """
 
 import numpy as np
@@ -32,7 +33,7 @@ def _sign(name: str) -> float:
 
 
 def _injection_site(chart: Chart, study: int) -> None:
-    """In half of the patients in view; some leaked, and a few of these show the draining vein."""
+    """In view in 42 % of the studies; some leaked, and a few of these show the draining vein."""
     if not chart.chance(0.42):
         return
     places = ("elbow", "forearm_shafts", "wrist", "metacarpal_3")

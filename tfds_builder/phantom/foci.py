@@ -29,6 +29,7 @@ VISIBLE_CONTRAST = 1.25
 Choice of this phantom: normal bone varies by about that much from place to place.
 """
 
+_SURROUNDINGS_MM = 7.2
 _SMALLEST_PATCH = 64  # Powers of two keep the scatter spectra of few patch sizes in the cache.
 
 
@@ -261,10 +262,12 @@ def _hot_image(
 
 
 def _level(view: np.ndarray, place: np.ndarray, scene: Scene) -> float:
-    """Mean of a view in the 6 x 6 pixels about a place; 0 outside the matrix."""
+    """Mean of a view in the 14 mm about a place; 0 outside the matrix."""
     row = int(scene.grid.row(place[2] + scene.top_mm))
     column = int(scene.grid.column(place[0]))
-    near = view[max(0, row - 2) : max(0, row + 4), max(0, column - 2) : max(0, column + 4)]
+    half = max(1, round(_SURROUNDINGS_MM / scene.grid.pixel_mm))
+    rows = slice(max(0, row - half + 1), max(0, row + half + 1))
+    near = view[rows, max(0, column - half + 1) : max(0, column + half + 1)]
     return float(near.mean()) if near.size else 0.0
 
 

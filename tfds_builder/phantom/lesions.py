@@ -1,7 +1,8 @@
 """True lesions: metastases, arthritis and thyroid carcinoma, where they sit and how they look.
 
 In: a `Chart`. Out: findings with a number in it. Sites and numbers follow what clinics report;
-ratios lie near those of real scans: rib 2.5, pelvis 2 to 3, humerus 7 to 17 times the other side.
+ratios are set so that counts over those of the other side lie near real ones: rib 2.5, pelvis 2
+to 3, humerus 7 to 17.
 """
 
 import dataclasses
@@ -160,7 +161,7 @@ def coexisting_arthritis_rate(age: int) -> float:
 
 
 def add_arthritis(chart: Chart, joints: tuple[float, ...] = (0.15, 0.42, 0.30, 0.13)) -> None:
-    """Diseased joints, one to four with these probabilities, mostly on both sides.
+    """Diseased joints, one to four with about these probabilities, mostly on both sides.
 
     Joints and severity increase with age.
     """

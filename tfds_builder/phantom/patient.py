@@ -16,6 +16,8 @@ REFERENCE_PIXEL_MM = 2.40
 """Pixel that the background of clinical scans was counted in."""
 REFERENCE_COUNTS = 0.56e6
 """Counts of a view at the reference speed, 700 MBq and 3 h: clinical scans range 0.36 to 0.68e6."""
+MOST_BACKGROUND = 0.2
+"""Share of the counts of a view that may be background."""
 STUDY_SHARES = (0.85, 0.13, 0.02)
 """Share of the patients with one, two and three studies."""
 
@@ -137,7 +139,7 @@ def sample_pose(rng: np.random.Generator) -> Pose:
 
 
 def sample_dates(rng: np.random.Generator) -> tuple[datetime.date, ...]:
-    """Draws the dates of a patient's studies: 15 % have two, 2 % of all three."""
+    """Draws the dates of a patient's studies: 13 % have two, 2 % three."""
     date = datetime.date(2015, 1, 1) + datetime.timedelta(days=int(rng.integers(0, 2900)))
     dates = [date]
     for _ in range(int(rng.choice(3, p=STUDY_SHARES))):
@@ -146,7 +148,7 @@ def sample_dates(rng: np.random.Generator) -> tuple[datetime.date, ...]:
 
 
 def sample_acquisition(rng: np.random.Generator, protocol: Protocol, camera: str) -> Acquisition:
-    """Draws dose, timing and camera; what the protocol fixes is not drawn, but takes no less luck.
+    """Draws dose, timing and camera; what the protocol fixes takes the place of its draw.
 
     Every draw is made in any case, so that a fixed value changes nothing else of a scan.
     """
@@ -160,6 +162,11 @@ def sample_acquisition(rng: np.random.Generator, protocol: Protocol, camera: str
     counts = REFERENCE_COUNTS * decayed * REFERENCE_SPEED_MM_S / speed
     counts *= COLLIMATORS[protocol.collimator].sensitivity
     counts *= DIFFICULTIES[protocol.difficulty].counts
+    counts *= rng.lognormal(0, 0.09)
+    scatter = np.clip(rng.normal(0.45, 0.06), 0.3, 0.6)
+    background = rng.uniform(0.04, 0.11) * (protocol.pixel_mm / REFERENCE_PIXEL_MM) ** 2
+    # A faint scan is not all background: what is left of a late or small dose must show.
+    background = min(background, MOST_BACKGROUND * counts / (protocol.rows * protocol.columns))
     return Acquisition(
         camera=camera,
         collimator=protocol.collimator,
@@ -167,9 +174,9 @@ def sample_acquisition(rng: np.random.Generator, protocol: Protocol, camera: str
         activity_mbq=round(activity, 1),
         uptake_hours=round(hours, 2),
         speed_mm_s=speed,
-        counts_per_view=float(counts * rng.lognormal(0, 0.09)),
-        scatter_ratio=float(np.clip(rng.normal(0.45, 0.06), 0.3, 0.6)),
-        background=float(rng.uniform(0.04, 0.11)) * (protocol.pixel_mm / REFERENCE_PIXEL_MM) ** 2,
+        counts_per_view=float(counts),
+        scatter_ratio=float(scatter),
+        background=float(background),
         gap_front_mm=float(rng.uniform(15, 45)),
         gap_back_mm=float(rng.uniform(30, 50)),
     )

@@ -1,7 +1,7 @@
 """The reference skeleton and organs of a 1700 mm adult as one labelled point cloud.
 
 Axes in mm: x to the patient's left, y to the front, z from the crown down to the toes. Sizes follow
-general adult anatomy; uptakes are relative to soft tissue and were set against clinical scans.
+general adult anatomy; uptakes are relative to each other and were set against clinical scans.
 """
 
 import dataclasses

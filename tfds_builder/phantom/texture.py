@@ -64,5 +64,7 @@ def soft_factors(texture: np.ndarray, grid: Grid, top_mm: float) -> np.ndarray:
 
 def _kernel(position: np.ndarray, cells: int) -> np.ndarray:
     """Weights (n, cells) that turn independent numbers into a smooth field of the same variance."""
+    # Far outside all cells the weights would vanish, and their quotient with them.
+    position = np.clip(position, -8, cells + 7)
     weights = np.exp(-0.5 * ((position[:, None] - np.arange(cells)) / _KERNEL_CELLS) ** 2)
     return weights / np.sqrt((weights**2).sum(axis=1, keepdims=True))
