@@ -8,6 +8,7 @@ label, which is what the images can be expected to tell, and where the lesions a
 import argparse
 import csv
 import dataclasses
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -206,7 +207,10 @@ def main() -> None:
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is no share from 0 to 1")
     return value
