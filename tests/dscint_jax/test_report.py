@@ -65,10 +65,11 @@ def test_examples_are_a_typical_hit_of_each_class_and_the_surest_errors():
     assert choose_examples(rows, ["a", "b", "c"]) == [1, 4, 5, 3]
 
 
-def test_linear_baseline_is_fitted_on_other_patients_and_repeats(data_dir):
+def test_linear_baseline_is_fitted_on_other_patients_and_repeats(data_dir, monkeypatch):
     first = linear_baseline(data_dir)
     assert first == linear_baseline(data_dir)
     assert first.side == (64, 16)
-    fitted = linear_baseline(data_dir, "train").scores["accuracy"]
-    assert first.scores["accuracy"] < fitted
-    assert fitted > 0.5
+    assert first.scores["accuracy"] < 0.9
+    # Hardly held back, it knows the patients that it was fitted on.
+    monkeypatch.setattr("dscint_jax.baseline.STRENGTHS", (1.0,))
+    assert linear_baseline(data_dir, "train").scores["accuracy"] > 0.9
