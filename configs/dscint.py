@@ -1,18 +1,23 @@
-"""Dscint at full size: 1024x256 scintigrams, four classes.
+"""Dscint at full size: 1024x256 scintigrams, four classes; or another network in its place.
 
     python -m dscint_jax.main --config configs/dscint.py --workdir runs/dscint \
         --config.data.dir=DATA_DIR
+    python -m dscint_jax.main --config configs/dscint.py:resnet50 --workdir runs/resnet50 \
+        --config.data.dir=DATA_DIR
 
-Its counts of layers are the published ones, all else is our choice: see the docstring of
-dscint_jax/models/dscint.py. Meant for a GPU; no time and no score are given because none was
-measured yet.
+`python -m dscint_jax.models` lists the networks. Dscint's counts of layers are the published ones,
+all else is our choice: see the docstring of dscint_jax/models/dscint.py. Meant for a GPU; no time
+and no score are given because none was measured yet.
 """
 
 from ml_collections import ConfigDict
 
+# Without normalisation layers these diverge at the learning rate of the others.
+PLAIN_NETWORKS = ("alexnet", "vgg16", "vgg19")
 
-def get_config() -> ConfigDict:
-    """The experiment."""
+
+def get_config(network: str = "dscint") -> ConfigDict:
+    """The experiment, with any of the networks."""
     config = ConfigDict()
 
     # Everything random follows from this number.
@@ -29,6 +34,8 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict()
     # The --data_dir that tfds_builder.build filled.
     config.data.dir = "data"
+    # What one example is: an image ('views') or both views of a study ('studies').
+    config.data.records = "studies" if network == "dual_view" else "views"
     # Of a data set that was built in folds, the one to test on, from 0: the next one validates, the
     # others train. -1: the data set is divided into train, validation and test.
     config.data.fold = -1
@@ -49,25 +56,16 @@ def get_config() -> ConfigDict:
     # Probability of a rotation; the other images keep their noise as the camera gave it.
     config.augmentation.rotated = 0.25
 
-    config.model = "dscint"
+    # A network of dscint_jax/models, or 'my_package.my_module:build' of your own.
+    config.model = network or "dscint"
     # The network's own arguments; see its class.
-    config.model_options = ConfigDict()
-    config.model_options.widths = (32, 48, 64, 96, 96, 128, 128, 128)
-    config.model_options.strides = (2, 1, 1, 1, 1, 1, 1, 1)
-    config.model_options.pool_after = (2, 3, 4)
-    config.model_options.norm_layers = (0, -1)
-    config.model_options.standardised = True
-    config.model_options.attention = "hybrid"
-    config.model_options.attention_after = 4
-    config.model_options.attention_kernel = 7
-    config.model_options.pooling = "average_max"
-    config.model_options.regions = (8, 2)
-    config.model_options.hidden = 128
-    config.model_options.dropout = 0.2
+    config.model_options = model_options(config.model)
+    # A .safetensors or .pth file with weights to start from; empty starts from random ones.
+    config.init_from = ""
 
     config.optimizer = ConfigDict()
     # Peak of the schedule: linear warm-up, then half a cosine to zero.
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 1e-4 if config.model in PLAIN_NETWORKS else 1e-3
     config.optimizer.warmup_steps = 500
     config.optimizer.weight_decay = 1e-2
     config.optimizer.clip_norm = 1.0
@@ -79,3 +77,27 @@ def get_config() -> ConfigDict:
     # How many of the newest checkpoints are kept beside the best one.
     config.keep_last = 2
     return config
+
+
+def model_options(network: str) -> ConfigDict:
+    """The arguments of a network that one may want to change; any other is set in a copy."""
+    options = ConfigDict()
+    # Of the computation: 'float32' or 'bfloat16'; parameters are float32 either way.
+    options.dtype = "float32"
+    if network == "dscint":
+        options.reading = "eight"
+        options.width = 1.0
+        options.norm = "batch"
+        options.norm_layers = (0, -1)
+        options.standardised = True
+        options.attention = "hybrid"
+        options.attention_after = 4
+        options.attention_kernel = 7
+        options.pooling = "average_max"
+        options.regions = (8, 2)
+        options.hidden = 128
+        options.dropout = 0.2
+    if network == "dual_view":
+        options.encoder = "resnet18"
+        options.encoder_options = ConfigDict()
+    return options

@@ -19,6 +19,7 @@ FIELDS: dict[str, type] = {
     "class_weights": str,
     "label_smoothing": float,
     "data.dir": str,
+    "data.records": str,
     "data.fold": int,
     "data.pool": int,
     "data.clip": float,
@@ -29,6 +30,7 @@ FIELDS: dict[str, type] = {
     "augmentation.rotated": float,
     "model": str,
     "model_options": ConfigDict,
+    "init_from": str,
     "optimizer.learning_rate": float,
     "optimizer.warmup_steps": int,
     "optimizer.weight_decay": float,
@@ -38,7 +40,7 @@ FIELDS: dict[str, type] = {
     "keep_last": int,
 }
 
-LATER_FIELDS: dict[str, Any] = {"data.fold": -1}
+LATER_FIELDS: dict[str, Any] = {"data.fold": -1, "data.records": "views", "init_from": ""}
 """Fields that earlier versions did not have, with the value that means what those did."""
 
 AT_LEAST: dict[str, float] = {

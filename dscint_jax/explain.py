@@ -7,6 +7,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from dscint_jax.input_pipeline import HostBatch
+from dscint_jax.models import AttentionMaps
 from dscint_jax.train_step import Evaluation
 from dscint_jax.trained import TrainedNetwork
 
@@ -39,8 +40,8 @@ def explain(network: TrainedNetwork, indices: np.ndarray) -> list[Explained]:
         # The compiled step takes full batches only: repeat the first image to fill one.
         filled = np.concatenate([chosen, np.repeat(chosen[:1], size - len(chosen))])
         batch = network.images.read(filled)
-        result = network.evaluate(batch)
-        explained += [_explained(batch, result, i) for i in range(len(chosen))]
+        result, attention = network.evaluate(batch), network.attention(batch)
+        explained += [_explained(batch, result, attention, i) for i in range(len(chosen))]
     return explained
 
 
@@ -52,9 +53,9 @@ def resize(
     return np.asarray(image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
 
 
-def _explained(batch: HostBatch, result: Evaluation, i: int) -> Explained:
+def _explained(batch: HostBatch, result: Evaluation, attention: AttentionMaps, i: int) -> Explained:
     image = np.sqrt(batch["counts"][i, ..., 0] / batch["scale"][i])
-    gate = result.attention.spatial
+    gate = attention.spatial
     return Explained(
         image=image,
         attention=None if gate is None else resize(np.asarray(gate)[i, ..., 0], image.shape),

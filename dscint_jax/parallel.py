@@ -13,13 +13,22 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dscint_jax.errors import DscintError
-from dscint_jax.train_step import Evaluation, Recipe, TrainState, eval_step, train_step
+from dscint_jax.models import AttentionMaps
+from dscint_jax.train_step import (
+    Evaluation,
+    Recipe,
+    TrainState,
+    attention_step,
+    eval_step,
+    train_step,
+)
 
 AXIS = "data"
 
 DeviceBatch = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, DeviceBatch], tuple[TrainState, dict[str, jax.Array]]]
 EvalStep = Callable[[nnx.State, nnx.State, DeviceBatch], Evaluation]
+AttentionStep = Callable[[nnx.State, nnx.State, DeviceBatch], AttentionMaps]
 
 
 def data_mesh() -> Mesh:
@@ -71,9 +80,18 @@ def compile_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
 
 def compile_eval_step(recipe: Recipe, mesh: Mesh) -> EvalStep:
     """The jitted evaluation of (params, statistics, batch); results on every device."""
+    return _compile_inference(eval_step, recipe, mesh)
+
+
+def compile_attention_step(recipe: Recipe, mesh: Mesh) -> AttentionStep:
+    """The jitted attention maps of (params, statistics, batch); results on every device."""
+    return _compile_inference(attention_step, recipe, mesh)
+
+
+def _compile_inference(step: Callable[..., Any], recipe: Recipe, mesh: Mesh) -> Callable[..., Any]:
     everywhere = NamedSharding(mesh, PartitionSpec())
     return jax.jit(
-        functools.partial(eval_step, recipe=recipe),
+        functools.partial(step, recipe=recipe),
         in_shardings=(everywhere, everywhere, NamedSharding(mesh, PartitionSpec(AXIS))),
         out_shardings=everywhere,
     )

@@ -75,14 +75,12 @@ class Evaluation:
       loss: sum of the cross-entropies of the same images, nats, without class weights.
       predicted: the class of the largest logit of every image, padding too.
       probabilities: softmax of the same.
-      attention: the network's attention maps, padding too.
     """
 
     confusion: ConfusionMatrix
     loss: Float[Array, ""]
     predicted: Int[Array, "batch"]
     probabilities: Float[Array, "batch classes"]
-    attention: AttentionMaps
 
 
 def split_network(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.GraphDef, nnx.State, nnx.State]:
@@ -105,7 +103,7 @@ def train_step(
     def loss_fn(params: nnx.State) -> tuple[jax.Array, tuple[nnx.State, jax.Array]]:
         # A copy, because BatchNorm may not write into variables of the outer trace.
         model = nnx.merge(recipe.training, params, state.statistics, copy=True)
-        logits, _ = model(images, rngs=nnx.Rngs(dropout=dropout_key))
+        logits = model(images, rngs=nnx.Rngs(dropout=dropout_key))
         _, _, statistics = nnx.split(model, nnx.Param, ...)
         loss = classification_loss(
             logits, batch["label"], jnp.array(recipe.class_weights), recipe.label_smoothing
@@ -131,15 +129,24 @@ def eval_step(
     """Evaluates one batch, without augmentation and with the running statistics."""
     model = nnx.merge(recipe.inference, params, statistics, copy=True)
     images = normalise(batch["counts"], batch["scale"], clip=recipe.clip)
-    logits, attention = model(images)
+    logits = model(images)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
     return Evaluation(
         ConfusionMatrix.from_model_output(logits, batch["label"], batch["mask"]),
         jnp.where(batch["mask"], loss, 0.0).sum(),
         logits.argmax(-1),
         jax.nn.softmax(logits),
-        attention,
     )
+
+
+def attention_step(
+    params: nnx.State, statistics: nnx.State, batch: Batch, *, recipe: Recipe
+) -> AttentionMaps:
+    """What the network's attention weighs in one batch; empty maps of one that has none."""
+    model = nnx.merge(recipe.inference, params, statistics, copy=True)
+    if not hasattr(model, "attention_maps"):
+        return AttentionMaps()
+    return model.attention_maps(normalise(batch["counts"], batch["scale"], clip=recipe.clip))
 
 
 def classification_loss(

@@ -20,6 +20,7 @@ from dscint_jax.input_pipeline import (
     folds_of,
     open_dataset,
 )
+from dscint_jax.models import AttentionMaps
 from dscint_jax.progress import ProgressBar
 from dscint_jax.train_step import Evaluation
 from dscint_jax.workdir import check_data, config_of
@@ -45,6 +46,7 @@ class TrainedNetwork:
     _mesh: Mesh
     _state: tuple[nnx.State, nnx.State]
     _eval_step: parallel.EvalStep
+    _attention_step: parallel.AttentionStep
 
     @property
     def batch_size(self) -> int:
@@ -53,7 +55,14 @@ class TrainedNetwork:
 
     def evaluate(self, batch: HostBatch) -> Evaluation:
         """Evaluates a batch of `batch_size` images."""
-        return self._eval_step(*self._state, parallel.shard_batch(device_fields(batch), self._mesh))
+        return self._eval_step(*self._state, self._on_devices(batch))
+
+    def attention(self, batch: HostBatch) -> AttentionMaps:
+        """What the network's attention weighs in a batch of `batch_size` images."""
+        return self._attention_step(*self._state, self._on_devices(batch))
+
+    def _on_devices(self, batch: HostBatch) -> parallel.DeviceBatch:
+        return parallel.shard_batch(device_fields(batch), self._mesh)
 
 
 def load_trained(
@@ -98,4 +107,5 @@ def load_trained(
         _mesh=mesh,
         _state=state,
         _eval_step=parallel.compile_eval_step(experiment.recipe, mesh),
+        _attention_step=parallel.compile_attention_step(experiment.recipe, mesh),
     )

@@ -1,23 +1,40 @@
 """The registry of networks: `build(name, ...)` makes one, ready to train.
 
-Every network is an `nnx.Module` called as `model(images, rngs=...)` on normalised images
-(batch, height, width, channel); it returns float32 logits (batch, classes) and AttentionMaps.
+Every network is an `nnx.Module`, called as `model(images, rngs=...)` on normalised images (batch,
+height, width, channel), or (batch, view, height, width, channel) if it reads studies; it returns
+float32 logits (batch, classes). Those with attention also have `attention_maps(images)`. The
+networks that can be an encoder have `feature_maps(images, rngs=...)`, `num_features`, and no head
+where `num_classes` is 0.
+
+A network of your own needs no entry here: 'my_package.my_module:build' names a class or a function
+with the keyword arguments `num_classes` and `rngs`, besides its own options, that returns such a
+module.
 """
 
 import difflib
+import functools
+import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 
 from dscint_jax.errors import DscintError
+from dscint_jax.models import resnet
 from dscint_jax.models.attention import AttentionMaps
 from dscint_jax.models.dscint import Dscint
 
 NETWORKS: dict[str, Callable[..., nnx.Module]] = {
     "dscint": Dscint,
+    "resnet18": resnet.resnet18,
+    "resnet34": resnet.resnet34,
+    "resnet50": resnet.resnet50,
+    "resnet101": resnet.resnet101,
 }
+
+DTYPES = ("float32", "bfloat16")
 
 __all__ = ["NETWORKS", "AttentionMaps", "Dscint", "build"]
 
@@ -28,23 +45,72 @@ def build(
     """Makes a network by name.
 
     Args:
-      name: a key of NETWORKS.
+      name: a key of NETWORKS, or 'module:function' of a network of one's own.
       num_classes: outputs.
       rngs: the `params` stream initialises the weights.
-      options: the network's own keyword arguments.
+      options: the network's own keyword arguments; `dtype` by its name, one of DTYPES.
 
     Raises:
-      DscintError: no such network, or no such option of it.
+      DscintError: no such network, no such option of it, or not a network.
     """
-    if name not in NETWORKS:
-        raise DscintError(f"config.model '{name}' is not one of {', '.join(sorted(NETWORKS))}")
-    network, options = NETWORKS[name], dict(options or {})
-    # A module's class shows the signature of its metaclass; its options stand in __init__.
-    signature = inspect.signature(network.__init__ if inspect.isclass(network) else network)
-    known = [p for p in signature.parameters if p not in ("self", "num_classes", "rngs")]
+    network, options = _find(name), dict(options or {})
+    known = _options_of(network)
     for option in options:
-        if option not in known:
+        if known is not None and option not in known:
             close = difflib.get_close_matches(option, known, n=1)
             hint = f"; did you mean '{close[0]}'?" if close else f"; it has {', '.join(known)}"
             raise DscintError(f"config.model_options: {name} has no option '{option}'{hint}")
-    return network(num_classes=num_classes, rngs=rngs, **options)
+    if "dtype" in options:
+        options["dtype"] = _dtype(options["dtype"])
+    model = network(num_classes=num_classes, rngs=rngs, **options)
+    if not isinstance(model, nnx.Module):
+        raise DscintError(
+            f"config.model: {name} returned a {type(model).__name__}; it must be a flax.nnx.Module"
+        )
+    if "rngs" not in inspect.signature(model.__call__).parameters:
+        raise DscintError(
+            f"config.model: the network of {name} must be callable as model(images, rngs=...)"
+        )
+    return model
+
+
+def _find(name: str) -> Callable[..., nnx.Module]:
+    if name in NETWORKS:
+        return NETWORKS[name]
+    module_name, colon, attribute = name.partition(":")
+    if not colon:
+        raise DscintError(
+            f"config.model '{name}' is not one of {', '.join(sorted(NETWORKS))}, and no "
+            "'module:function' of your own"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    # A user's own module may raise anything.
+    except Exception as error:
+        raise DscintError(
+            f"config.model '{name}': {module_name} cannot be imported "
+            f"({type(error).__name__}: {error}); start in the folder that holds it"
+        ) from error
+    network = getattr(module, attribute, None)
+    if not callable(network):
+        raise DscintError(f"config.model '{name}': {module_name} has no function '{attribute}'")
+    return network
+
+
+def _options_of(network: Callable[..., nnx.Module]) -> list[str] | None:
+    """Names of a network's own keyword arguments; None if it takes any."""
+    bound = network.keywords if isinstance(network, functools.partial) else {}
+    target = network.func if isinstance(network, functools.partial) else network
+    # A module's class shows the signature of its metaclass; its options stand in __init__.
+    signature = inspect.signature(target.__init__ if inspect.isclass(target) else target)
+    parameters = signature.parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return [p.name for p in parameters if p.name not in ("self", "num_classes", "rngs", *bound)]
+
+
+def _dtype(name: Any) -> jnp.dtype:
+    for known in DTYPES:
+        if name in (known, jnp.dtype(known)):
+            return jnp.dtype(known)
+    raise DscintError(f"config.model_options.dtype: '{name}' is not one of {', '.join(DTYPES)}")

@@ -18,19 +18,24 @@ open_gate = nnx.initializers.constant(2.0)
 
 ATTENTION_KINDS = ("none", "channel", "spatial", "hybrid")
 
+GATE_SCOPE = "attention_gate"
+"""The name scope of what computes a gate, by which `models.cost` tells it from the network."""
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AttentionMaps:
-    """The gates that multiplied the features; None where the network has no such gate.
+    """What a network's attention weighed; None where it has no such attention.
 
     Attributes:
-      channel: weight of each channel, in (0, 1).
-      spatial: weight of each position, in (0, 1), on the grid of the gated features.
+      channel: gate of each channel, in (0, 1).
+      spatial: of a network that reads one view, the gate of each position, in (0, 1); of one that
+        reads both, shares (batch, view, rows, columns, 1) that sum to 1 over a study. On the grid
+        of the weighed maps.
     """
 
     channel: Float[Array, "batch channel"] | None = None
-    spatial: Float[Array, "batch height width 1"] | None = None
+    spatial: Float[Array, "batch *view rows columns 1"] | None = None
 
 
 class ChannelGate(nnx.Module):
@@ -73,7 +78,7 @@ class HybridAttention(nnx.Module):
 
     Args:
       features: channels of the input.
-      kind: 'hybrid', or 'channel' or 'spatial' for one gate alone.
+      kind: 'hybrid'; 'channel' or 'spatial' for one gate alone; 'none' leaves features as they are.
       reduction: how many times narrower the channel MLP's hidden layer is.
       kernel: side of the spatial gate's convolution.
       dtype: of the computation.
@@ -90,16 +95,12 @@ class HybridAttention(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.channel_gate = (
-            ChannelGate(features, reduction=reduction, dtype=dtype, rngs=rngs)
-            if kind in ("channel", "hybrid")
-            else None
-        )
-        self.spatial_gate = (
-            SpatialGate(kernel=kernel, dtype=dtype, rngs=rngs)
-            if kind in ("spatial", "hybrid")
-            else None
-        )
+        # Both gates draw their weights, whichever is kept: so all other weights of a network are
+        # the same for every kind of attention, and ablations differ in nothing else.
+        channel_gate = ChannelGate(features, reduction=reduction, dtype=dtype, rngs=rngs)
+        spatial_gate = SpatialGate(kernel=kernel, dtype=dtype, rngs=rngs)
+        self.channel_gate = channel_gate if kind in ("channel", "hybrid") else None
+        self.spatial_gate = spatial_gate if kind in ("spatial", "hybrid") else None
 
     def __call__(
         self, x: Float[Array, "batch height width channel"]
@@ -107,9 +108,11 @@ class HybridAttention(nnx.Module):
         """Returns the gated features and the gates."""
         channel = spatial = None
         if self.channel_gate is not None:
-            channel = self.channel_gate(x)
+            with jax.named_scope(GATE_SCOPE):
+                channel = self.channel_gate(x)
             x = x * channel[:, None, None, :]
         if self.spatial_gate is not None:
-            spatial = self.spatial_gate(x)
+            with jax.named_scope(GATE_SCOPE):
+                spatial = self.spatial_gate(x)
             x = x * spatial
         return x, AttentionMaps(channel, spatial)

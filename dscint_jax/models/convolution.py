@@ -1,4 +1,4 @@
-"""The convolution that our own networks use, with a weight gradient that is fast on a CPU.
+"""The convolution of every network here, with a weight gradient that is fast on a CPU.
 
 XLA's convolution is good in its forward pass and input gradient on CPUs, but on large maps with few
 channels its weight gradient is much slower than the same arithmetic as matrix products. `python -m
@@ -13,39 +13,74 @@ from jaxtyping import Array, Float
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
+Padding = tuple[tuple[int, int], tuple[int, int]]
+"""Pixels added above and below, left and right."""
+
+
+def pads_of(
+    size: tuple[int, int],
+    window: tuple[int, int],
+    stride: int,
+    padding: str | int | tuple[int, int],
+) -> Padding:
+    """Pixels that a window needs around a map.
+
+    Args:
+      size: height and width of the map.
+      window: rows and columns of the window.
+      stride: step of the window.
+      padding: 'SAME', as TensorFlow pads; or how many pixels on each side, one number or one for
+        rows and one for columns, as PyTorch pads. A map that is smaller than the window even so is
+        padded up to it: reference implementations refuse such maps, and a scintigram is narrow.
+    """
+    if padding == "SAME":
+        return tuple(jax.lax.padtype_to_pads(size, window, (stride, stride), "SAME"))
+    given = (padding, padding) if isinstance(padding, int) else padding
+    pads = []
+    for length, span, pad in zip(size, window, given, strict=True):
+        missing = max(span - length - 2 * pad, 0)
+        pads.append((pad + missing // 2, pad + missing - missing // 2))
+    return tuple(pads)
+
 
 def convolve(
     x: Float[Array, "batch height width in"],
     kernel: Float[Array, "rows columns in out"],
     stride: int,
+    padding: str | int | tuple[int, int] = "SAME",
 ) -> Float[Array, "batch small_height small_width out"]:
-    """Convolution with 'SAME' padding and the same stride in both directions."""
+    """Convolution with the same stride in both directions; `padding` as in `pads_of`."""
+    pads = pads_of(x.shape[1:3], kernel.shape[:2], stride, padding)
     # The products run image by image: an axis that is split over devices cannot be scanned without
     # gathering it, so several devices keep XLA's gradient.
     if jax.default_backend() == "cpu" and jax.device_count() == 1:
-        return _convolve_by_products(stride, x, kernel)
-    return _convolve(stride, x, kernel)
+        return _convolve_by_products(stride, pads, x, kernel)
+    return _convolve(stride, pads, x, kernel)
 
 
-def _convolve(stride: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _convolve(stride: int, pads: Padding, x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), "SAME", dimension_numbers=DIMENSIONS
+        x, kernel, (stride, stride), pads, dimension_numbers=DIMENSIONS
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _convolve_by_products(stride: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _convolve(stride, x, kernel)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _convolve_by_products(stride: int, pads: Padding, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _convolve(stride, pads, x, kernel)
 
 
-def _forward(stride: int, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
-    return _convolve(stride, x, kernel), (x, kernel)
+def _forward(
+    stride: int, pads: Padding, x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple]:
+    return _convolve(stride, pads, x, kernel), (x, kernel)
 
 
-def _backward(stride: int, saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(
+    stride: int, pads: Padding, saved: tuple, gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    _, to_input = jax.vjp(lambda x: _convolve(stride, x, kernel), x)
-    return *to_input(gradient), weight_gradient(x, gradient, kernel.shape[:2], stride)
+    _, to_input = jax.vjp(lambda x: _convolve(stride, pads, x, kernel), x)
+    return *to_input(gradient), weight_gradient(x, gradient, kernel.shape[:2], stride, pads)
 
 
 _convolve_by_products.defvjp(_forward, _backward)
@@ -56,6 +91,7 @@ def weight_gradient(
     gradient: Float[Array, "batch small_height small_width out"],
     size: tuple[int, int],
     stride: int,
+    pads: Padding,
 ) -> Float[Array, "rows columns in out"]:
     """The convolution's gradient by its kernel: one matrix product an image and kernel position.
 
@@ -64,25 +100,31 @@ def weight_gradient(
       gradient: of the loss by the convolution's output.
       size: rows and columns of the kernel.
       stride: of the convolution.
+      pads: of the convolution.
     """
     rows, columns = size
     height, width, features = gradient.shape[1:]
-    pads = jax.lax.padtype_to_pads(x.shape[1:3], size, (stride, stride), "SAME")
 
     def add_image(total: jax.Array, image_and_gradient: tuple) -> tuple[jax.Array, None]:
         image, image_gradient = image_and_gradient
         padded = jnp.pad(image, (*pads, (0, 0)))
         flat = image_gradient.reshape(-1, features)
         products = [
-            padded[row : row + height * stride : stride, column : column + width * stride : stride]
-            .reshape(-1, image.shape[-1])
-            .T
-            @ flat
+            jnp.matmul(
+                padded[
+                    row : row + height * stride : stride, column : column + width * stride : stride
+                ]
+                .reshape(-1, image.shape[-1])
+                .T,
+                flat,
+                preferred_element_type=total.dtype,
+            )
             for row in range(rows)
             for column in range(columns)
         ]
         return total + jnp.stack(products), None
 
-    zero = jnp.zeros((rows * columns, x.shape[-1], features), gradient.dtype)
+    # Sums over many positions and images, so in float32 also where the network computes in less.
+    zero = jnp.zeros((rows * columns, x.shape[-1], features), jnp.float32)
     total, _ = jax.lax.scan(add_image, zero, (x, gradient))
-    return total.reshape(rows, columns, x.shape[-1], features)
+    return total.reshape(rows, columns, x.shape[-1], features).astype(gradient.dtype)

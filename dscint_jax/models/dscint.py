@@ -4,22 +4,23 @@ Published (Lin et al., Med Phys 2021;48(10):5782-5793): eight weight layers, one
 module (spatial and channel), two normalisation modules, two fully connected layers, one softmax
 layer. Nothing else of it could be read, so everything else here is our choice:
 
-- the eight weight layers are convolutions; the first and the last are normalised (BatchNorm);
+- which layers the eight are: READINGS has both, eight convolutions before the two fully connected
+  layers ('eight', the default), or six, which with those two make eight ('six');
+- the first and the last convolution are normalised, by BatchNorm;
 - all kernels are standardised, because with two normalised layers alone training is slow to start
   (`standardised=False` gives plain ones);
-- the first convolution halves the map by its stride, the second to fourth by maxima, which keep a
-  hot spot of few pixels;
+- the first convolution halves the map by its stride, some others by maxima, which keep a hot spot
+  of few pixels;
 - attention stands where a lesion still covers more than one position of the map;
 - the last maps are averaged and maximised within regions, not over the whole body: where a focus
   lies tells a knee from a vertebra;
-- two fully connected layers follow.
-
-The other reading, six convolutions and two fully connected layers being the eight, is
-`widths` and `strides` of length six.
+- two fully connected layers follow, the second of them the logits; softmax is left to the loss.
 """
 
+import dataclasses
+import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import nnx
@@ -27,20 +28,50 @@ from jaxtyping import Array, Float
 
 from dscint_jax.errors import DscintError
 from dscint_jax.models.attention import ATTENTION_KINDS, AttentionMaps, HybridAttention
-from dscint_jax.models.layers import POOLINGS, ConvBlock, downsample_max
+from dscint_jax.models.layers import (
+    NORMS,
+    ConvBlock,
+    check_choice,
+    check_dropout,
+    check_sizes,
+)
+from dscint_jax.models.pooling import REGION_POOLINGS, downsample_max
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What "eight weight layers" may mean.
+
+    Attributes:
+      widths: channels of each convolution, first to last.
+      pool_after: numbers, from 1, of the convolutions that 2x2 maxima follow.
+    """
+
+    widths: tuple[int, ...]
+    pool_after: tuple[int, ...]
+
+
+READINGS: dict[str, Reading] = {
+    "eight": Reading(widths=(32, 48, 64, 96, 96, 128, 128, 128), pool_after=(2, 3, 4)),
+    "six": Reading(widths=(32, 48, 64, 96, 128, 128), pool_after=(2, 3, 4)),
+}
 
 
 class Dscint(nnx.Module):
-    """The network; logits in, softmax left to the loss and to the evaluator.
+    """The network.
 
     Args:
-      num_classes: outputs.
+      num_classes: outputs; 0 leaves the two fully connected layers out, for an encoder.
       in_channels: channels of the image.
-      widths: channels of each convolution, first to last.
-      strides: stride of each convolution, as many as `widths`.
-      pool_after: numbers, from 1, of the convolutions that 2x2 maxima follow.
+      reading: 'eight' convolutions, or 'six', before the two fully connected layers.
+      width: factor of the reading's channels.
+      widths: channels of each convolution, instead of the reading's.
+      strides: stride of each convolution; by default 2 of the first and 1 of the others.
+      pool_after: numbers, from 1, of the convolutions that 2x2 maxima follow, instead of the
+        reading's.
       kernel: side of the convolutions.
-      norm_layers: indices of the convolutions that BatchNorm follows; 0 first, -1 last.
+      norm: 'batch', 'group', 'layer' or 'instance' (`layers.NORMS`).
+      norm_layers: indices of the normalised convolutions; 0 first, -1 last; none if empty.
       standardised: whether kernels are standardised (`layers.StandardisedConv`).
       attention: 'hybrid', 'channel', 'spatial' or 'none'.
       attention_after: the number, from 1, of the convolution that attention follows.
@@ -56,15 +87,20 @@ class Dscint(nnx.Module):
       DscintError: the options do not fit each other.
     """
 
+    STEM, HEAD = "convolutions.0.conv", "head"
+
     def __init__(
         self,
         *,
         num_classes: int,
         in_channels: int = 1,
-        widths: Sequence[int] = (32, 48, 64, 96, 96, 128, 128, 128),
-        strides: Sequence[int] = (2, 1, 1, 1, 1, 1, 1, 1),
-        pool_after: Sequence[int] = (2, 3, 4),
+        reading: str = "eight",
+        width: float = 1.0,
+        widths: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None,
+        pool_after: Sequence[int] | None = None,
         kernel: int = 3,
+        norm: str = "batch",
         norm_layers: Sequence[int] = (0, -1),
         standardised: bool = True,
         attention: str = "hybrid",
@@ -77,7 +113,18 @@ class Dscint(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        check_choice("reading", reading, READINGS)
+        if not 0 < width < math.inf:
+            raise DscintError(f"model_options.width {width} must be more than 0")
+        if widths is None:
+            widths = [max(round(channels * width), 1) for channels in READINGS[reading].widths]
+        elif width != 1:
+            raise DscintError("model_options.width and model_options.widths exclude each other")
         layers = len(widths)
+        if strides is None:
+            strides = (2, *[1] * (layers - 1))
+        if pool_after is None:
+            pool_after = READINGS[reading].pool_after
         if len(strides) != layers:
             raise DscintError(
                 f"model_options.strides has {len(strides)} entries and model_options.widths "
@@ -91,18 +138,18 @@ class Dscint(nnx.Module):
             ("attention_kernel", [attention_kernel]),
             ("hidden", [hidden]),
         ):
-            _check_sizes(option, sizes)
+            check_sizes(option, sizes)
         if len(regions) != 2:
             raise DscintError(f"model_options.regions {tuple(regions)} must be rows and columns")
-        if not 0 <= dropout < 1:
-            raise DscintError(f"model_options.dropout {dropout} must be in [0, 1)")
+        check_dropout(dropout)
         _check_layers("norm_layers", norm_layers, -layers, layers - 1)
         _check_layers("pool_after", pool_after, 1, layers)
         _check_layers("attention_after", [attention_after], 1, layers)
-        _check_choice("attention", attention, ATTENTION_KINDS)
-        _check_choice("pooling", pooling, POOLINGS)
+        check_choice("norm", norm, NORMS)
+        check_choice("attention", attention, ATTENTION_KINDS)
+        check_choice("pooling", pooling, REGION_POOLINGS)
         channels = (in_channels, *widths)
-        normalised = {layer % len(widths) for layer in norm_layers}
+        normalised = {layer % layers for layer in norm_layers}
         self.convolutions = nnx.List(
             ConvBlock(
                 channels[i],
@@ -110,61 +157,72 @@ class Dscint(nnx.Module):
                 kernel=kernel,
                 stride=strides[i],
                 standardised=standardised,
-                norm=i in normalised,
+                norm=norm if i in normalised else None,
                 dtype=dtype,
                 rngs=rngs,
             )
-            for i in range(len(widths))
+            for i in range(layers)
         )
         self.pool_after = tuple(pool_after)
         self.attention_after = attention_after
-        self.attention = (
-            None
-            if attention == "none"
-            else HybridAttention(
-                widths[attention_after - 1],
-                kind=attention,
-                kernel=attention_kernel,
-                dtype=dtype,
-                rngs=rngs,
-            )
+        self.attention = HybridAttention(
+            widths[attention_after - 1],
+            kind=attention,
+            kernel=attention_kernel,
+            dtype=dtype,
+            rngs=rngs,
         )
+        self.num_features = widths[-1]
         self.pooling = pooling
         self.regions = tuple(regions)
-        self.hidden = nnx.Linear(
-            widths[-1] * POOLINGS[pooling][1] * math.prod(regions), hidden, dtype=dtype, rngs=rngs
-        )
+        pooled = widths[-1] * REGION_POOLINGS[pooling][1] * math.prod(regions)
+        linear = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
+        self.hidden = linear(pooled, hidden) if num_classes else None
         self.dropout = nnx.Dropout(dropout)
-        self.head = nnx.Linear(hidden, num_classes, dtype=dtype, rngs=rngs)
+        self.head = linear(hidden, num_classes) if num_classes else None
 
     def __call__(
         self,
         images: Float[Array, "batch height width channel"],
         *,
         rngs: nnx.Rngs | None = None,
-    ) -> tuple[Float[Array, "batch classes"], AttentionMaps]:
-        """Returns float32 logits and the attention maps.
+    ) -> Float[Array, "batch classes"]:
+        """Returns float32 logits.
 
         Args:
           images: normalised images.
           rngs: the `dropout` stream; needed in training only.
         """
-        x, maps = images, AttentionMaps()
+        x = self.feature_maps(images)
+        x = REGION_POOLINGS[self.pooling][0](x, self.regions).reshape(len(x), -1)
+        x = nnx.relu(self.hidden(self.dropout(x, rngs=rngs)))
+        return self.head(self.dropout(x, rngs=rngs)).astype(jnp.float32)
+
+    def feature_maps(
+        self,
+        images: Float[Array, "batch height width channel"],
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "batch rows columns features"]:
+        """Returns the last convolution's maps."""
+        del rngs
+        return self._convolve(images)[0]
+
+    def attention_maps(self, images: Float[Array, "batch height width channel"]) -> AttentionMaps:
+        """Returns the gates that multiply the features of these images."""
+        return self._convolve(images)[1]
+
+    def _convolve(
+        self, x: Float[Array, "batch height width channel"]
+    ) -> tuple[Array, AttentionMaps]:
+        maps = AttentionMaps()
         for number, convolution in enumerate(self.convolutions, start=1):
             x = convolution(x)
-            if self.attention is not None and number == self.attention_after:
+            if number == self.attention_after:
                 x, maps = self.attention(x)
             if number in self.pool_after:
                 x = downsample_max(x)
-        x = POOLINGS[self.pooling][0](x, self.regions).reshape(len(x), -1)
-        x = nnx.relu(self.hidden(self.dropout(x, rngs=rngs)))
-        logits = self.head(self.dropout(x, rngs=rngs))
-        return logits.astype(jnp.float32), maps
-
-
-def _check_sizes(option: str, given: Sequence[int]) -> None:
-    if not given or min(given) < 1:
-        raise DscintError(f"model_options.{option} {tuple(given)} must be at least 1 each")
+        return x, maps
 
 
 def _check_layers(option: str, given: Sequence[int], lowest: int, highest: int) -> None:
@@ -173,8 +231,3 @@ def _check_layers(option: str, given: Sequence[int], lowest: int, highest: int) 
             raise DscintError(
                 f"model_options.{option}: {layer} is no convolution; use {lowest} to {highest}"
             )
-
-
-def _check_choice(option: str, given: str, choices: Iterable[str]) -> None:
-    if given not in choices:
-        raise DscintError(f"model_options.{option}: '{given}' is not one of {', '.join(choices)}")

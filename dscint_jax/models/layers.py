@@ -1,12 +1,13 @@
-"""Building blocks that networks share: normalised convolutions, maxima, pooling by region."""
+"""Building blocks that networks share: convolutions, normalisation, rows of layers.
 
-import itertools
+Every block computes in its `dtype` and keeps parameters and running statistics in float32.
+"""
+
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -14,9 +15,55 @@ from dscint_jax.errors import DscintError
 from dscint_jax.models.convolution import convolve
 
 he_normal = nnx.initializers.he_normal()
+he_normal_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+"""He et al. 2015, eq. 14: keeps the spread of gradients through convolution and ReLU."""
 
 RELU_GAIN = math.sqrt(2 / (1 - 1 / math.pi))
 """What ReLU takes from the spread of normal values, given back (Brock et al. 2021, eq. 2)."""
+
+Layer = Callable[[jax.Array], jax.Array]
+
+
+class Conv(nnx.Module):
+    """A convolution.
+
+    Args:
+      in_features, out_features: channels.
+      kernel: side of the kernel in pixels, or its rows and columns.
+      stride: step in pixels, the same in both directions.
+      padding: 'SAME', or pixels on each side, as for `convolution.pads_of`.
+      use_bias: whether a bias is added.
+      kernel_init: of the kernel (rows, columns, in, out).
+      dtype: of the computation.
+      rngs: the `params` stream.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel: int | tuple[int, int],
+        *,
+        stride: int = 1,
+        padding: str | int | tuple[int, int] = 0,
+        use_bias: bool = False,
+        kernel_init: nnx.Initializer = he_normal_out,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        rows_columns = (kernel, kernel) if isinstance(kernel, int) else kernel
+        shape = (*rows_columns, in_features, out_features)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(out_features)) if use_bias else None
+        self.stride = stride
+        self.padding = padding
+        self.dtype = dtype
+
+    def __call__(
+        self, x: Float[Array, "batch height width in"]
+    ) -> Float[Array, "batch small_height small_width out"]:
+        """Returns the features, smaller by the stride and by what the padding leaves out."""
+        return _convolved(x, self.kernel[...], self.bias, self.stride, self.padding, self.dtype)
 
 
 class StandardisedConv(nnx.Module):
@@ -30,9 +77,9 @@ class StandardisedConv(nnx.Module):
     Args:
       in_features, out_features: channels.
       kernel: side of the kernel in pixels.
-      stride: step of the convolution in pixels, the same in both directions.
+      stride: step of the convolution in pixels, the same in both directions ('SAME' padding).
       use_bias: whether a bias is added.
-      dtype: of the computation; parameters stay float32.
+      dtype: of the computation.
       rngs: the `params` stream.
     """
 
@@ -40,8 +87,8 @@ class StandardisedConv(nnx.Module):
         self,
         in_features: int,
         out_features: int,
-        *,
         kernel: int,
+        *,
         stride: int,
         use_bias: bool,
         dtype: jnp.dtype,
@@ -57,10 +104,9 @@ class StandardisedConv(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch height width channel"]:
-        """Returns the features, smaller by the stride ('SAME' padding)."""
-        kernel = self._standardised_kernel().astype(self.dtype)
-        x = convolve(x.astype(self.dtype), kernel, self.stride)
-        return x if self.bias is None else x + self.bias[None, None, None].astype(self.dtype)
+        """Returns the features, smaller by the stride."""
+        kernel = self._standardised_kernel()
+        return _convolved(x, kernel, self.bias, self.stride, "SAME", self.dtype)
 
     def _standardised_kernel(self) -> Float[Array, "kernel kernel in out"]:
         kernel = self.kernel[...]
@@ -71,16 +117,64 @@ class StandardisedConv(nnx.Module):
         return (kernel - mean) / deviation * self.gain[...][None, None, None] * RELU_GAIN
 
 
+def _convolved(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: nnx.Param | None,
+    stride: int,
+    padding: str | int | tuple[int, int],
+    dtype: jnp.dtype,
+) -> jax.Array:
+    if x.shape[-1] != kernel.shape[2]:
+        raise DscintError(
+            f"the network takes images of {kernel.shape[2]} channel(s) and got {x.shape[-1]}; see "
+            f"config.model_options.in_channels"
+        )
+    x = convolve(x.astype(dtype), kernel.astype(dtype), stride, padding)
+    return x if bias is None else x + bias[None, None, None].astype(dtype)
+
+
+def batch_norm(
+    features: int, *, epsilon: float = 1e-5, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> nnx.BatchNorm:
+    """BatchNorm; a step moves the running statistics by a tenth, as PyTorch's does.
+
+    Flax's own 0.99 would need longer to settle than short runs last. The running variance gathers
+    the batch's plain variance, where PyTorch gathers n / (n - 1) of it.
+    """
+    return nnx.BatchNorm(features, momentum=0.9, epsilon=epsilon, dtype=dtype, rngs=rngs)
+
+
+def group_norm(
+    features: int, *, groups: int | None = None, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> nnx.GroupNorm:
+    """GroupNorm (Wu and He 2018), by default of groups as near 16 channels as divide evenly."""
+    if groups is None:
+        groups = max(n for n in range(1, features + 1) if features % n == 0 and features >= 16 * n)
+    return nnx.GroupNorm(features, num_groups=groups, dtype=dtype, rngs=rngs)
+
+
+NORMS: dict[str, Callable[..., nnx.Module]] = {
+    "batch": batch_norm,
+    "group": group_norm,
+    "layer": lambda features, **kwargs: group_norm(features, groups=1, **kwargs),
+    "instance": lambda features, **kwargs: group_norm(features, groups=features, **kwargs),
+}
+"""Normalisations by name. 'layer' is over all positions and channels of an image, 'instance' over
+the positions of each channel; only 'batch' looks at other images."""
+
+
 class ConvBlock(nnx.Module):
-    """Square convolution ('SAME' padding), optional BatchNorm, ReLU.
+    """Square convolution ('SAME' padding), optional normalisation, ReLU.
 
     Args:
       in_features, out_features: channels.
       kernel: side of the kernel in pixels.
       stride: step of the convolution in pixels, the same in both directions.
       standardised: whether the kernel is standardised (`StandardisedConv`) or plain.
-      norm: whether BatchNorm stands between convolution and ReLU; the bias is then its own.
-      dtype: of the computation; parameters and statistics stay float32.
+      norm: which of NORMS stands between convolution and ReLU; the bias is then its own. None for
+        no normalisation.
+      dtype: of the computation.
       rngs: the `params` stream initialises the kernel (He et al. 2015).
     """
 
@@ -92,28 +186,19 @@ class ConvBlock(nnx.Module):
         kernel: int,
         stride: int,
         standardised: bool,
-        norm: bool,
+        norm: str | None,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        shared = {"use_bias": not norm, "dtype": dtype, "rngs": rngs}
-        if standardised:
-            self.conv = StandardisedConv(
-                in_features, out_features, kernel=kernel, stride=stride, **shared
+        shared = {"stride": stride, "use_bias": norm is None, "dtype": dtype, "rngs": rngs}
+        self.conv = (
+            StandardisedConv(in_features, out_features, kernel, **shared)
+            if standardised
+            else Conv(
+                in_features, out_features, kernel, padding="SAME", kernel_init=he_normal, **shared
             )
-        else:
-            self.conv = nnx.Conv(
-                in_features,
-                out_features,
-                kernel_size=(kernel, kernel),
-                strides=(stride, stride),
-                kernel_init=he_normal,
-                **shared,
-            )
-        # 0.9 rather than Flax's 0.99: the running statistics must settle within short runs.
-        self.norm = (
-            nnx.BatchNorm(out_features, momentum=0.9, dtype=dtype, rngs=rngs) if norm else None
         )
+        self.norm = NORMS[norm](out_features, dtype=dtype, rngs=rngs) if norm else None
 
     def __call__(
         self, x: Float[Array, "batch height width channel"]
@@ -125,77 +210,35 @@ class ConvBlock(nnx.Module):
         return nnx.relu(x)
 
 
-def downsample_max(
-    x: Float[Array, "batch height width channel"],
-) -> Float[Array, "batch half_height half_width channel"]:
-    """Maximum over blocks of 2x2; an odd last row or column is left out.
-
-    A maximum over a reshaped axis, not a window reduction, whose gradient is a scatter that is not
-    deterministic on GPUs.
-    """
-    batch, height, width, channel = x.shape
-    if height < 2 or width < 2:
-        raise DscintError(
-            f"model_options.pool_after: a map of {height}x{width} cannot be halved; halve less "
-            f"often or use a smaller config.data.pool"
-        )
-    x = x[:, : height // 2 * 2, : width // 2 * 2]
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channel).max((2, 4))
-
-
-def average_pool(
-    x: Float[Array, "batch height width channel"], regions: tuple[int, int]
-) -> Float[Array, "batch rows columns channel"]:
-    """Mean over each region: how much of a feature it holds."""
-    return _by_region(x, regions, jnp.mean)
-
-
-def max_pool(
-    x: Float[Array, "batch height width channel"], regions: tuple[int, int]
-) -> Float[Array, "batch rows columns channel"]:
-    """Maximum over each region: whether a feature is anywhere in it, as one small lesion is."""
-    return _by_region(x, regions, jnp.max)
-
-
-def average_max_pool(
-    x: Float[Array, "batch height width channel"], regions: tuple[int, int]
-) -> Float[Array, "batch rows columns two_channel"]:
-    """Both poolings, side by side."""
-    return jnp.concatenate([average_pool(x, regions), max_pool(x, regions)], -1)
-
-
-def _by_region(
-    x: jax.Array, regions: tuple[int, int], reduce: Callable[..., jax.Array]
+def apply_layers(
+    layers: Iterable[nnx.Module | Layer], x: jax.Array, *, rngs: nnx.Rngs | None = None
 ) -> jax.Array:
-    """Cuts the map into a grid of nearly equal regions and reduces each over its positions."""
-    if x.shape[1] < regions[0] or x.shape[2] < regions[1]:
-        raise DscintError(
-            f"model_options.regions {regions[0]}x{regions[1]} do not fit the last map of "
-            f"{x.shape[1]}x{x.shape[2]}; use fewer regions, a smaller config.data.pool or less "
-            f"downsampling"
-        )
-    rows, columns = (
-        np.linspace(0, size, parts + 1).astype(int)
-        for size, parts in zip(x.shape[1:3], regions, strict=True)
-    )
-    return jnp.stack(
-        [
-            jnp.stack(
-                [
-                    reduce(x[:, top:bottom, left:right], axis=(1, 2))
-                    for left, right in itertools.pairwise(columns)
-                ],
-                axis=1,
-            )
-            for top, bottom in itertools.pairwise(rows)
-        ],
-        axis=1,
-    )
+    """Passes `x` through layers in order; `rngs` (the `dropout` stream) goes to every Dropout."""
+    for layer in layers:
+        x = layer(x, rngs=rngs) if isinstance(layer, nnx.Dropout) else layer(x)
+    return x
 
 
-POOLINGS: dict[str, tuple[Callable[[jax.Array, tuple[int, int]], jax.Array], int]] = {
-    "average": (average_pool, 1),
-    "max": (max_pool, 1),
-    "average_max": (average_max_pool, 2),
-}
-"""By name: the pooling, and how many times the channels its output has."""
+def flatten(
+    x: Float[Array, "batch height width channel"],
+) -> Float[Array, "batch channel_height_width"]:
+    """One row an image, channel by channel: the order in which reference weights expect it."""
+    return jnp.moveaxis(x, -1, 1).reshape(len(x), -1)
+
+
+def check_sizes(option: str, given: Sequence[int]) -> None:
+    """Raises DscintError unless all the option's numbers are at least 1."""
+    if not given or min(given) < 1:
+        raise DscintError(f"model_options.{option} {tuple(given)} must be at least 1 each")
+
+
+def check_choice(option: str, given: str, choices: Iterable[str]) -> None:
+    """Raises DscintError unless the option is one of its choices."""
+    if given not in choices:
+        raise DscintError(f"model_options.{option}: '{given}' is not one of {', '.join(choices)}")
+
+
+def check_dropout(rate: float) -> None:
+    """Raises DscintError unless the rate is in [0, 1)."""
+    if not 0 <= rate < 1:
+        raise DscintError(f"model_options.dropout {rate} must be in [0, 1)")

@@ -16,13 +16,15 @@ def _arrays(seed, height, width, channels, features, kernel):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel", [1, 3, 4, 7])
 @pytest.mark.parametrize(("height", "width"), [(16, 8), (11, 9)])
-def test_products_give_the_gradients_of_xla(stride, kernel, height, width):
+@pytest.mark.parametrize("padding", ["SAME", 0, (1, 2)])
+def test_products_give_the_gradients_of_xla(stride, kernel, height, width, padding):
     x, weights = _arrays(kernel, height, width, 2, 5, kernel)
+    pads = convolution.pads_of((height, width), (kernel, kernel), stride, padding)
     target = jnp.array(
-        np.random.default_rng(9).normal(size=convolution._convolve(stride, x, weights).shape)
+        np.random.default_rng(9).normal(size=convolution._convolve(stride, pads, x, weights).shape)
     ).astype(jnp.float32)
     gradients = [
-        jax.grad(lambda x, w, f=f: (f(stride, x, w) * target).sum(), (0, 1))(x, weights)
+        jax.grad(lambda x, w, f=f: (f(stride, pads, x, w) * target).sum(), (0, 1))(x, weights)
         for f in (convolution._convolve, convolution._convolve_by_products)
     ]
     for expected, found in zip(*gradients, strict=True):
@@ -31,8 +33,10 @@ def test_products_give_the_gradients_of_xla(stride, kernel, height, width):
 
 def test_both_forward_passes_are_one():
     x, weights = _arrays(1, 16, 8, 3, 4, 3)
+    pads = ((1, 1), (0, 1))
     np.testing.assert_array_equal(
-        convolution._convolve(2, x, weights), convolution._convolve_by_products(2, x, weights)
+        convolution._convolve(2, pads, x, weights),
+        convolution._convolve_by_products(2, pads, x, weights),
     )
 
 

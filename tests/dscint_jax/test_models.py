@@ -6,7 +6,7 @@ from flax import nnx
 
 from dscint_jax import models
 from dscint_jax.errors import DscintError
-from dscint_jax.models import layers
+from dscint_jax.models import layers, pooling
 from dscint_jax.models.attention import HybridAttention
 
 TINY = {
@@ -59,7 +59,7 @@ def test_attention_maps_are_the_gates_that_multiply_the_features():
 def test_attention_kind_decides_which_gates_exist(attention, has_channel, has_spatial):
     model = _build(attention=attention)
     model.eval()
-    _, maps = model(_images())
+    maps = model.attention_maps(_images())
     assert (maps.channel is not None, maps.spatial is not None) == (has_channel, has_spatial)
 
 
@@ -67,11 +67,11 @@ def test_dropout_and_batch_norm_differ_between_training_and_evaluation():
     model, images = _build(dropout=0.5), _images()
     before = np.asarray(model.convolutions[0].norm.mean[...])
     model.train()
-    first, second = (model(images, rngs=nnx.Rngs(dropout=jax.random.key(k)))[0] for k in (0, 1))
+    first, second = (model(images, rngs=nnx.Rngs(dropout=jax.random.key(k))) for k in (0, 1))
     assert not np.allclose(first, second)
     assert not np.allclose(before, model.convolutions[0].norm.mean[...])
     model.eval()
-    np.testing.assert_array_equal(model(images)[0], model(images)[0])
+    np.testing.assert_array_equal(model(images), model(images))
 
 
 def test_same_seed_same_weights_other_seed_other_weights():
@@ -83,7 +83,7 @@ def test_same_seed_same_weights_other_seed_other_weights():
 def test_network_takes_any_image_size():
     model = _build()
     model.eval()
-    assert model(_images(shape=(1, 64, 40, 1)))[0].shape == (1, 4)
+    assert model(_images(shape=(1, 64, 40, 1))).shape == (1, 4)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_network_takes_any_image_size():
         ({"attention": "self"}, "attention: 'self'"),
         ({"attention_after": 4}, "attention_after: 4"),
         ({"pooling": "sum"}, "pooling: 'sum'"),
-        ({"width": (4,)}, "did you mean 'widths'"),
+        ({"widhts": (4,)}, "did you mean 'widths'"),
         ({"regions": (4,)}, "regions"),
         ({"regions": (0, 2)}, "regions"),
         ({"hidden": 0}, "hidden"),
@@ -116,17 +116,17 @@ def test_image_too_small_for_the_regions_is_named():
 
 def test_regions_are_pooled_each_for_itself():
     x = jnp.array(np.random.default_rng(5).random((2, 9, 5, 3)), jnp.float32)
-    mean, maximum = layers.average_pool(x, (2, 2)), layers.max_pool(x, (2, 2))
+    mean, maximum = pooling.region_average(x, (2, 2)), pooling.region_max(x, (2, 2))
     np.testing.assert_allclose(mean[:, 1, 0], x[:, 4:, :2].mean((1, 2)), rtol=1e-6)
     np.testing.assert_array_equal(maximum[:, 0, 1], x[:, :4, 2:].max((1, 2)))
-    both = layers.average_max_pool(x, (1, 1))[:, 0, 0]
+    both = pooling.region_average_max(x, (1, 1))[:, 0, 0]
     np.testing.assert_allclose(both[:, :3], x.mean((1, 2)), rtol=1e-6)
     np.testing.assert_array_equal(both[:, 3:], x.max((1, 2)))
 
 
 def test_downsampling_takes_the_maximum_of_each_block():
     x = jnp.array(np.random.default_rng(6).random((2, 7, 6, 3)), jnp.float32)
-    small = layers.downsample_max(x)
+    small = pooling.downsample_max(x)
     assert small.shape == (2, 3, 3, 3)
     np.testing.assert_array_equal(small[:, 2, 1], x[:, 4:6, 2:4].max((1, 2)))
 
@@ -135,7 +135,7 @@ def test_standardised_kernels_keep_the_spread_through_relu():
     random = np.random.default_rng(7)
     x = jnp.array(random.normal(size=(4, 32, 32, 64)), jnp.float32)
     conv = layers.StandardisedConv(
-        64, 64, kernel=3, stride=1, use_bias=True, dtype=jnp.float32, rngs=nnx.Rngs(params=7)
+        64, 64, 3, stride=1, use_bias=True, dtype=jnp.float32, rngs=nnx.Rngs(params=7)
     )
     conv.kernel[...] = 5.0 * conv.kernel[...] + 0.3
     assert abs(float(nnx.relu(conv(x)).std()) - 1) < 0.1

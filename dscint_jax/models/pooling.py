@@ -1,0 +1,206 @@
+"""Poolings: windows that move over a map, and regions of a map as a whole."""
+
+import functools
+import itertools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dscint_jax.errors import DscintError
+from dscint_jax.models.convolution import Padding, pads_of
+
+
+def max_pool(
+    x: Float[Array, "batch height width channel"],
+    window: int,
+    stride: int,
+    padding: int = 0,
+) -> Float[Array, "batch small_height small_width channel"]:
+    """Maximum over a square window; of equal values the first one, row by row, has the gradient.
+
+    The gradient is a sum of shifted selections. XLA's own is a scatter, whose order of summation is
+    not fixed on GPUs.
+
+    Args:
+      x: maps.
+      window: side of the window.
+      stride: step of the window.
+      padding: pixels of minus infinity on each side; a map smaller than the window gets more.
+    """
+    return _max_pool(window, stride, pads_of(x.shape[1:3], (window, window), stride, padding), x)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _max_pool(window: int, stride: int, pads: Padding, x: jax.Array) -> jax.Array:
+    lowest = jnp.array(-jnp.inf, x.dtype)
+    return jax.lax.reduce_window(
+        x,
+        lowest,
+        jax.lax.max,
+        (1, window, window, 1),
+        (1, stride, stride, 1),
+        ((0, 0), *pads, (0, 0)),
+    )
+
+
+def _max_pool_forward(
+    window: int, stride: int, pads: Padding, x: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    y = _max_pool(window, stride, pads, x)
+    return y, (x, y)
+
+
+def _max_pool_backward(
+    window: int, stride: int, pads: Padding, saved: tuple, gradient: jax.Array
+) -> tuple[jax.Array]:
+    x, y = saved
+    (top, bottom), (left, right) = pads
+    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
+    _, height, width, _ = padded.shape
+    rows, columns = ((size - 1) * stride + 1 for size in y.shape[1:3])
+    free = jnp.ones(y.shape, bool)
+    zero = jnp.zeros((), gradient.dtype)
+    total = jnp.zeros((), gradient.dtype)
+    for row, column in itertools.product(range(window), range(window)):
+        chosen = free & (
+            padded[:, row : row + rows : stride, column : column + columns : stride] == y
+        )
+        free = free & ~chosen
+        spread = jax.lax.pad(
+            jnp.where(chosen, gradient, zero),
+            zero,
+            (
+                (0, 0, 0),
+                (row, height - row - rows, stride - 1),
+                (column, width - column - columns, stride - 1),
+                (0, 0, 0),
+            ),
+        )
+        total = spread if total.ndim == 0 else total + spread
+    return (total[:, top : height - bottom, left : width - right],)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def average_pool(
+    x: Float[Array, "batch height width channel"],
+    window: int,
+    stride: int,
+    padding: int = 0,
+) -> Float[Array, "batch small_height small_width channel"]:
+    """Mean over a square window; padding is not counted. Arguments as for `max_pool`."""
+    pads = pads_of(x.shape[1:3], (window, window), stride, padding)
+
+    def window_sum(values: jax.Array) -> jax.Array:
+        return jax.lax.reduce_window(
+            values,
+            jnp.zeros((), values.dtype),
+            jax.lax.add,
+            (1, window, window, 1),
+            (1, stride, stride, 1),
+            ((0, 0), *pads, (0, 0)),
+        )
+
+    return window_sum(x) / window_sum(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
+
+
+def adaptive_average_pool(
+    x: Float[Array, "batch height width channel"], size: tuple[int, int]
+) -> Float[Array, "batch rows columns channel"]:
+    """Mean over each cell of a grid of `size`, as PyTorch's AdaptiveAvgPool2d has it.
+
+    Cell i of n spans floor(i * length / n) to ceil((i + 1) * length / n): cells overlap where the
+    map cannot be divided evenly, and repeat where it is smaller than the grid.
+    """
+    for axis, cells in zip((1, 2), size, strict=True):
+        if x.shape[axis] != cells:
+            means = jnp.asarray(_cell_means(x.shape[axis], cells), x.dtype)
+            x = jnp.moveaxis(jnp.tensordot(x, means, axes=(axis, 1)), -1, axis)
+    return x
+
+
+def _cell_means(length: int, cells: int) -> Float[np.ndarray, "cells length"]:
+    means = np.zeros((cells, length))
+    for i in range(cells):
+        start, stop = i * length // cells, -(-(i + 1) * length // cells)
+        means[i, start:stop] = 1 / (stop - start)
+    return means
+
+
+def downsample_max(
+    x: Float[Array, "batch height width channel"],
+) -> Float[Array, "batch half_height half_width channel"]:
+    """Maximum over blocks of 2x2; an odd last row or column is left out.
+
+    A maximum over a reshaped axis: faster than a window, and equal values share the gradient.
+    """
+    batch, height, width, channel = x.shape
+    if height < 2 or width < 2:
+        raise DscintError(
+            f"model_options.pool_after: a map of {height}x{width} cannot be halved; halve less "
+            f"often or use a smaller config.data.pool"
+        )
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channel).max((2, 4))
+
+
+def region_average(
+    x: Float[Array, "batch height width channel"], regions: tuple[int, int]
+) -> Float[Array, "batch rows columns channel"]:
+    """Mean over each region: how much of a feature it holds."""
+    return _by_region(x, regions, jnp.mean)
+
+
+def region_max(
+    x: Float[Array, "batch height width channel"], regions: tuple[int, int]
+) -> Float[Array, "batch rows columns channel"]:
+    """Maximum over each region: whether a feature is anywhere in it, as one small lesion is."""
+    return _by_region(x, regions, jnp.max)
+
+
+def region_average_max(
+    x: Float[Array, "batch height width channel"], regions: tuple[int, int]
+) -> Float[Array, "batch rows columns two_channel"]:
+    """Both, side by side."""
+    return jnp.concatenate([region_average(x, regions), region_max(x, regions)], -1)
+
+
+def _by_region(
+    x: jax.Array, regions: tuple[int, int], reduce: Callable[..., jax.Array]
+) -> jax.Array:
+    """Cuts the map into a grid of nearly equal regions and reduces each over its positions."""
+    if x.shape[1] < regions[0] or x.shape[2] < regions[1]:
+        raise DscintError(
+            f"model_options.regions {regions[0]}x{regions[1]} do not fit the last map of "
+            f"{x.shape[1]}x{x.shape[2]}; use fewer regions, a smaller config.data.pool or less "
+            f"downsampling"
+        )
+    rows, columns = (
+        np.linspace(0, size, parts + 1).astype(int)
+        for size, parts in zip(x.shape[1:3], regions, strict=True)
+    )
+    return jnp.stack(
+        [
+            jnp.stack(
+                [
+                    reduce(x[:, top:bottom, left:right], axis=(1, 2))
+                    for left, right in itertools.pairwise(columns)
+                ],
+                axis=1,
+            )
+            for top, bottom in itertools.pairwise(rows)
+        ],
+        axis=1,
+    )
+
+
+REGION_POOLINGS: dict[str, tuple[Callable[[jax.Array, tuple[int, int]], jax.Array], int]] = {
+    "average": (region_average, 1),
+    "max": (region_max, 1),
+    "average_max": (region_average_max, 2),
+}
+"""By name: the pooling, and how many times the channels its output has."""

@@ -1,0 +1,167 @@
+"""ResNet: residual networks of 18, 34, 50 and 101 layers.
+
+He et al., CVPR 2016 (arXiv:1512.03385), table 1, in the form that torchvision distributes: the
+stride of a bottleneck is in its 3x3 convolution. Submodules have torchvision's names, which is how
+`import_torch` finds their weights.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from dscint_jax.models.layers import Conv, apply_layers, batch_norm
+from dscint_jax.models.pooling import max_pool
+
+
+class BasicBlock(nnx.Module):
+    """Two 3x3 convolutions beside a shortcut.
+
+    Args:
+      in_features: channels of the input.
+      width: of the block.
+      stride: of the first convolution and of the shortcut.
+      dtype: of the computation.
+      rngs: the `params` stream.
+    """
+
+    EXPANSION = 1
+
+    def __init__(
+        self, in_features: int, width: int, *, stride: int, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
+        conv = functools.partial(Conv, dtype=dtype, rngs=rngs)
+        norm = functools.partial(batch_norm, dtype=dtype, rngs=rngs)
+        self.conv1 = conv(in_features, width, 3, stride=stride, padding=1)
+        self.bn1 = norm(width)
+        self.conv2 = conv(width, width, 3, padding=1)
+        self.bn2 = norm(width)
+        self.downsample = _shortcut(in_features, width, stride, conv, norm)
+
+    def __call__(
+        self, x: Float[Array, "batch height width in"]
+    ) -> Float[Array, "batch small_height small_width out"]:
+        """Returns the block's features."""
+        y = nnx.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return nnx.relu(y + apply_layers(self.downsample, x))
+
+
+class Bottleneck(nnx.Module):
+    """A 1x1, a 3x3 and a widening 1x1 convolution beside a shortcut; arguments as BasicBlock's."""
+
+    EXPANSION = 4
+
+    def __init__(
+        self, in_features: int, width: int, *, stride: int, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
+        conv = functools.partial(Conv, dtype=dtype, rngs=rngs)
+        norm = functools.partial(batch_norm, dtype=dtype, rngs=rngs)
+        out_features = width * self.EXPANSION
+        self.conv1 = conv(in_features, width, 1)
+        self.bn1 = norm(width)
+        self.conv2 = conv(width, width, 3, stride=stride, padding=1)
+        self.bn2 = norm(width)
+        self.conv3 = conv(width, out_features, 1)
+        self.bn3 = norm(out_features)
+        self.downsample = _shortcut(in_features, out_features, stride, conv, norm)
+
+    def __call__(
+        self, x: Float[Array, "batch height width in"]
+    ) -> Float[Array, "batch small_height small_width out"]:
+        """Returns the block's features."""
+        y = nnx.relu(self.bn1(self.conv1(x)))
+        y = nnx.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return nnx.relu(y + apply_layers(self.downsample, x))
+
+
+def _shortcut(
+    in_features: int,
+    out_features: int,
+    stride: int,
+    conv: functools.partial,
+    norm: functools.partial,
+) -> nnx.List:
+    """Empty where the block keeps the shape of its input."""
+    if stride == 1 and in_features == out_features:
+        return nnx.List([])
+    return nnx.List([conv(in_features, out_features, 1, stride=stride), norm(out_features)])
+
+
+class ResNet(nnx.Module):
+    """The network.
+
+    Args:
+      block: BasicBlock or Bottleneck.
+      depths: blocks of each of the four stages.
+      num_classes: outputs; 0 leaves the last layer out, for an encoder.
+      in_channels: channels of the image.
+      dtype: of the computation; parameters and running statistics stay float32.
+      rngs: the `params` stream.
+    """
+
+    STEM, HEAD = "conv1", "fc"
+
+    def __init__(
+        self,
+        *,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: Sequence[int],
+        num_classes: int,
+        in_channels: int = 1,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.conv1 = Conv(in_channels, 64, 7, stride=2, padding=3, dtype=dtype, rngs=rngs)
+        self.bn1 = batch_norm(64, dtype=dtype, rngs=rngs)
+
+        features = 64
+
+        def stage(width: int, depth: int, stride: int) -> nnx.List:
+            nonlocal features
+            blocks = []
+            for i in range(depth):
+                step = stride if i == 0 else 1
+                blocks.append(block(features, width, stride=step, dtype=dtype, rngs=rngs))
+                features = width * block.EXPANSION
+            return nnx.List(blocks)
+
+        self.layer1 = stage(64, depths[0], stride=1)
+        self.layer2 = stage(128, depths[1], stride=2)
+        self.layer3 = stage(256, depths[2], stride=2)
+        self.layer4 = stage(512, depths[3], stride=2)
+        self.num_features = features
+        self.fc = nnx.Linear(features, num_classes, dtype=dtype, rngs=rngs) if num_classes else None
+
+    def feature_maps(
+        self,
+        images: Float[Array, "batch height width channel"],
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "batch rows columns features"]:
+        """Returns the last maps, a 32nd of the image's height and width."""
+        del rngs
+        x = nnx.relu(self.bn1(self.conv1(images)))
+        x = max_pool(x, 3, stride=2, padding=1)
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = apply_layers(stage, x)
+        return x
+
+    def __call__(
+        self,
+        images: Float[Array, "batch height width channel"],
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "batch classes"]:
+        """Returns float32 logits of normalised images; nothing in it is random."""
+        x = self.feature_maps(images, rngs=rngs)
+        return self.fc(x.mean((1, 2))).astype(jnp.float32)
+
+
+resnet18 = functools.partial(ResNet, block=BasicBlock, depths=(2, 2, 2, 2))
+resnet34 = functools.partial(ResNet, block=BasicBlock, depths=(3, 4, 6, 3))
+resnet50 = functools.partial(ResNet, block=Bottleneck, depths=(3, 4, 6, 3))
+resnet101 = functools.partial(ResNet, block=Bottleneck, depths=(3, 4, 23, 3))
