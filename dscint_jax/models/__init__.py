@@ -22,16 +22,27 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dscint_jax.errors import DscintError
-from dscint_jax.models import resnet
+from dscint_jax.models import densenet, resnet, vgg
+from dscint_jax.models.alexnet import AlexNet
 from dscint_jax.models.attention import AttentionMaps
 from dscint_jax.models.dscint import Dscint
+from dscint_jax.models.inception_v4 import InceptionV4
 
 NETWORKS: dict[str, Callable[..., nnx.Module]] = {
     "dscint": Dscint,
+    "alexnet": AlexNet,
+    "vgg16": vgg.vgg16,
+    "vgg16_bn": vgg.vgg16_bn,
+    "vgg19": vgg.vgg19,
+    "vgg19_bn": vgg.vgg19_bn,
     "resnet18": resnet.resnet18,
     "resnet34": resnet.resnet34,
     "resnet50": resnet.resnet50,
     "resnet101": resnet.resnet101,
+    "densenet121": densenet.densenet121,
+    "densenet169": densenet.densenet169,
+    "densenet201": densenet.densenet201,
+    "inception_v4": InceptionV4,
 }
 
 DTYPES = ("float32", "bfloat16")

@@ -1,0 +1,102 @@
+"""AlexNet: five convolutions and three fully connected layers.
+
+Krizhevsky, "One weird trick for parallelizing convolutional neural networks" (arXiv:1404.5997),
+the one-tower form that torchvision distributes; the network of 2012 had two towers. Layers stand at
+torchvision's places in `features` and `classifier`, which is how `import_torch` finds their
+weights.
+"""
+
+import functools
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from dscint_jax.models.layers import Conv, apply_layers, check_dropout, flatten
+from dscint_jax.models.pooling import adaptive_average_pool, max_pool
+
+GRID = (6, 6)
+"""Rows and columns that the last maps are averaged to, whatever the size of the image."""
+
+
+class AlexNet(nnx.Module):
+    """The network.
+
+    Args:
+      num_classes: outputs; 0 leaves the fully connected layers out, for an encoder.
+      in_channels: channels of the image.
+      dropout: rate before each of the first two fully connected layers, in training only.
+      dtype: of the computation; parameters stay float32.
+      rngs: the `params` stream.
+
+    Raises:
+      DscintError: `dropout` is no rate.
+    """
+
+    STEM, HEAD = "features.0", "classifier.6"
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int = 1,
+        dropout: float = 0.5,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_dropout(dropout)
+        conv = functools.partial(Conv, use_bias=True, dtype=dtype, rngs=rngs)
+        linear = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
+        pool = functools.partial(max_pool, window=3, stride=2)
+        self.features = nnx.List(
+            [
+                conv(in_channels, 64, 11, stride=4, padding=2),
+                nnx.relu,
+                pool,
+                conv(64, 192, 5, padding=2),
+                nnx.relu,
+                pool,
+                conv(192, 384, 3, padding=1),
+                nnx.relu,
+                conv(384, 256, 3, padding=1),
+                nnx.relu,
+                conv(256, 256, 3, padding=1),
+                nnx.relu,
+                pool,
+            ]
+        )
+        self.num_features = 256
+        self.classifier = (
+            nnx.List(
+                [
+                    nnx.Dropout(dropout),
+                    linear(256 * GRID[0] * GRID[1], 4096),
+                    nnx.relu,
+                    nnx.Dropout(dropout),
+                    linear(4096, 4096),
+                    nnx.relu,
+                    linear(4096, num_classes),
+                ]
+            )
+            if num_classes
+            else None
+        )
+
+    def feature_maps(
+        self,
+        images: Float[Array, "batch height width channel"],
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "batch rows columns features"]:
+        """Returns the last maps, about a 32nd of the image's height and width."""
+        return apply_layers(self.features, images, rngs=rngs)
+
+    def __call__(
+        self,
+        images: Float[Array, "batch height width channel"],
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "batch classes"]:
+        """Returns float32 logits of normalised images; `rngs`: `dropout`, in training only."""
+        x = flatten(adaptive_average_pool(self.feature_maps(images), GRID))
+        return apply_layers(self.classifier, x, rngs=rngs).astype(jnp.float32)

@@ -1,0 +1,135 @@
+"""DenseNet: every layer of a block sees the maps of all layers before it.
+
+Huang et al., CVPR 2017 (arXiv:1608.06993), table 1: DenseNet-BC of growth rate 32 and compression
+0.5 with 121, 169 and 201 weight layers. Submodules have torchvision's names, which is how
+`import_torch` finds their weights.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from dscint_jax.models.layers import Conv, batch_norm
+from dscint_jax.models.pooling import average_pool, max_pool
+
+GROWTH = 32
+"""Channels that each layer adds."""
+
+BOTTLENECK = 4 * GROWTH
+"""Channels between the two convolutions of a layer."""
+
+FIRST_FEATURES = 2 * GROWTH
+"""Channels of the first convolution."""
+
+
+class DenseLayer(nnx.Module):
+    """Two normalised convolutions, 1x1 and 3x3; adds GROWTH channels to its input."""
+
+    def __init__(self, in_features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.norm1 = batch_norm(in_features, dtype=dtype, rngs=rngs)
+        self.conv1 = Conv(in_features, BOTTLENECK, 1, dtype=dtype, rngs=rngs)
+        self.norm2 = batch_norm(BOTTLENECK, dtype=dtype, rngs=rngs)
+        self.conv2 = Conv(BOTTLENECK, GROWTH, 3, padding=1, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch height width in"]
+    ) -> Float[Array, "batch height width out"]:
+        """Returns the input's channels, then the layer's own."""
+        y = self.conv1(nnx.relu(self.norm1(x)))
+        y = self.conv2(nnx.relu(self.norm2(y)))
+        return jnp.concatenate([x, y], -1)
+
+
+class Transition(nnx.Module):
+    """Halves the channels by a 1x1 convolution, height and width by averages."""
+
+    def __init__(self, in_features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.norm = batch_norm(in_features, dtype=dtype, rngs=rngs)
+        self.conv = Conv(in_features, in_features // 2, 1, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch height width in"]
+    ) -> Float[Array, "batch half_height half_width half_in"]:
+        """Returns the smaller maps."""
+        return average_pool(self.conv(nnx.relu(self.norm(x))), 2, stride=2)
+
+
+class DenseNet(nnx.Module):
+    """The network.
+
+    Args:
+      depths: layers of each of the four blocks.
+      num_classes: outputs; 0 leaves the last layer out, for an encoder.
+      in_channels: channels of the image.
+      dtype: of the computation; parameters and running statistics stay float32.
+      rngs: the `params` stream.
+    """
+
+    STEM, HEAD = "features.conv0", "classifier"
+
+    def __init__(
+        self,
+        *,
+        depths: Sequence[int],
+        num_classes: int,
+        in_channels: int = 1,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        shared = {"dtype": dtype, "rngs": rngs}
+        features = FIRST_FEATURES
+        self.features = nnx.Dict(
+            conv0=Conv(in_channels, features, 7, stride=2, padding=3, **shared),
+            norm0=batch_norm(features, **shared),
+        )
+        # The names of the parts that follow, in order.
+        parts = []
+        for block, depth in enumerate(depths, start=1):
+            self.features[f"denseblock{block}"] = nnx.Dict(
+                {
+                    f"denselayer{i + 1}": DenseLayer(features + i * GROWTH, **shared)
+                    for i in range(depth)
+                }
+            )
+            parts += [(f"denseblock{block}", f"denselayer{i + 1}") for i in range(depth)]
+            features += depth * GROWTH
+            if block < len(depths):
+                self.features[f"transition{block}"] = Transition(features, **shared)
+                parts.append((f"transition{block}",))
+                features //= 2
+        self.features["norm5"] = batch_norm(features, **shared)
+        self.parts = tuple(parts)
+        self.num_features = features
+        self.classifier = nnx.Linear(features, num_classes, **shared) if num_classes else None
+
+    def feature_maps(
+        self,
+        images: Float[Array, "batch height width channel"],
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "batch rows columns features"]:
+        """Returns the last maps, a 32nd of the image's height and width."""
+        del rngs
+        x = nnx.relu(self.features["norm0"](self.features["conv0"](images)))
+        x = max_pool(x, 3, stride=2, padding=1)
+        for path in self.parts:
+            x = functools.reduce(lambda part, name: part[name], path, self.features)(x)
+        return nnx.relu(self.features["norm5"](x))
+
+    def __call__(
+        self,
+        images: Float[Array, "batch height width channel"],
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "batch classes"]:
+        """Returns float32 logits of normalised images; nothing in it is random."""
+        x = self.feature_maps(images, rngs=rngs)
+        return self.classifier(x.mean((1, 2))).astype(jnp.float32)
+
+
+densenet121 = functools.partial(DenseNet, depths=(6, 12, 24, 16))
+densenet169 = functools.partial(DenseNet, depths=(6, 12, 32, 32))
+densenet201 = functools.partial(DenseNet, depths=(6, 12, 48, 32))

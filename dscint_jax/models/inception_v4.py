@@ -1,0 +1,249 @@
+"""Inception-v4: branches of different reach beside each other, their channels joined.
+
+Szegedy et al., AAAI 2017 (arXiv:1602.07261), figures 3 to 9. Submodules have timm's names, which is
+how `import_torch` finds their weights; numbers in `features` are the modules' places.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from dscint_jax.models.layers import Conv, Layer, apply_layers, batch_norm, check_dropout
+from dscint_jax.models.pooling import average_pool, max_pool
+
+EPSILON = 1e-3
+"""Added to the variance by BatchNorm."""
+
+halving_max = functools.partial(max_pool, window=3, stride=2)
+same_average = functools.partial(average_pool, window=3, stride=1, padding=1)
+
+
+class ConvNorm(nnx.Module):
+    """A convolution without bias, BatchNorm, ReLU; arguments as for `layers.Conv`."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel: int | tuple[int, int],
+        *,
+        stride: int = 1,
+        padding: int | tuple[int, int] = 0,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = Conv(
+            in_features,
+            out_features,
+            kernel,
+            stride=stride,
+            padding=padding,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.bn = batch_norm(out_features, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch height width in"]
+    ) -> Float[Array, "batch small_height small_width out"]:
+        """Returns the features."""
+        return nnx.relu(self.bn(self.conv(x)))
+
+
+class Branches(nnx.Module):
+    """Branches of one input whose channels are joined, in the order given.
+
+    Args:
+      branches: by name, a layer or a list of layers.
+    """
+
+    def __init__(self, **branches: nnx.Module | Layer | list[nnx.Module | Layer]):
+        self.names = tuple(branches)
+        for name, branch in branches.items():
+            setattr(self, name, nnx.List(branch) if isinstance(branch, list) else branch)
+
+    def __call__(
+        self, x: Float[Array, "batch height width in"]
+    ) -> Float[Array, "batch small_height small_width out"]:
+        """Returns the joined features."""
+        return jnp.concatenate([self._run(name, x) for name in self.names], -1)
+
+    def _run(self, name: str, x: jax.Array) -> jax.Array:
+        branch = getattr(self, name)
+        return apply_layers(branch, x) if isinstance(branch, nnx.List) else branch(x)
+
+
+class InceptionC(nnx.Module):
+    """Figure 6: two of the branches fork once more, into 1x3 and 3x1."""
+
+    def __init__(self, conv: Callable[..., ConvNorm]):
+        self.branch0 = conv(1536, 256, 1)
+        self.branch1_0 = conv(1536, 384, 1)
+        self.branch1_1a = conv(384, 256, (1, 3), padding=(0, 1))
+        self.branch1_1b = conv(384, 256, (3, 1), padding=(1, 0))
+        self.branch2_0 = conv(1536, 384, 1)
+        self.branch2_1 = conv(384, 448, (3, 1), padding=(1, 0))
+        self.branch2_2 = conv(448, 512, (1, 3), padding=(0, 1))
+        self.branch2_3a = conv(512, 256, (1, 3), padding=(0, 1))
+        self.branch2_3b = conv(512, 256, (3, 1), padding=(1, 0))
+        self.branch3 = nnx.List([same_average, conv(1536, 256, 1)])
+
+    def __call__(
+        self, x: Float[Array, "batch height width 1536"]
+    ) -> Float[Array, "batch height width 1536"]:
+        """Returns the joined features."""
+        one = self.branch1_0(x)
+        two = self.branch2_2(self.branch2_1(self.branch2_0(x)))
+        return jnp.concatenate(
+            [
+                self.branch0(x),
+                self.branch1_1a(one),
+                self.branch1_1b(one),
+                self.branch2_3a(two),
+                self.branch2_3b(two),
+                apply_layers(self.branch3, x),
+            ],
+            -1,
+        )
+
+
+def inception_a(conv: Callable[..., ConvNorm]) -> Branches:
+    """Figure 4; 384 channels in and out."""
+    return Branches(
+        branch0=conv(384, 96, 1),
+        branch1=[conv(384, 64, 1), conv(64, 96, 3, padding=1)],
+        branch2=[conv(384, 64, 1), conv(64, 96, 3, padding=1), conv(96, 96, 3, padding=1)],
+        branch3=[same_average, conv(384, 96, 1)],
+    )
+
+
+def reduction_a(conv: Callable[..., ConvNorm]) -> Branches:
+    """Figure 7; 384 channels in, 1024 out."""
+    return Branches(
+        branch0=conv(384, 384, 3, stride=2),
+        branch1=[conv(384, 192, 1), conv(192, 224, 3, padding=1), conv(224, 256, 3, stride=2)],
+        branch2=halving_max,
+    )
+
+
+def inception_b(conv: Callable[..., ConvNorm]) -> Branches:
+    """Figure 5; 1024 channels in and out."""
+    return Branches(
+        branch0=conv(1024, 384, 1),
+        branch1=[
+            conv(1024, 192, 1),
+            conv(192, 224, (1, 7), padding=(0, 3)),
+            conv(224, 256, (7, 1), padding=(3, 0)),
+        ],
+        branch2=[
+            conv(1024, 192, 1),
+            conv(192, 192, (7, 1), padding=(3, 0)),
+            conv(192, 224, (1, 7), padding=(0, 3)),
+            conv(224, 224, (7, 1), padding=(3, 0)),
+            conv(224, 256, (1, 7), padding=(0, 3)),
+        ],
+        branch3=[same_average, conv(1024, 128, 1)],
+    )
+
+
+def reduction_b(conv: Callable[..., ConvNorm]) -> Branches:
+    """Figure 8; 1024 channels in, 1536 out."""
+    return Branches(
+        branch0=[conv(1024, 192, 1), conv(192, 192, 3, stride=2)],
+        branch1=[
+            conv(1024, 256, 1),
+            conv(256, 256, (1, 7), padding=(0, 3)),
+            conv(256, 320, (7, 1), padding=(3, 0)),
+            conv(320, 320, 3, stride=2),
+        ],
+        branch2=halving_max,
+    )
+
+
+def stem(in_channels: int, conv: Callable[..., ConvNorm]) -> list[nnx.Module]:
+    """Figure 3; the image in, 384 channels of an eighth of its height and width out."""
+    return [
+        conv(in_channels, 32, 3, stride=2),
+        conv(32, 32, 3),
+        conv(32, 64, 3, padding=1),
+        Branches(maxpool=halving_max, conv=conv(64, 96, 3, stride=2)),
+        Branches(
+            branch0=[conv(160, 64, 1), conv(64, 96, 3)],
+            branch1=[
+                conv(160, 64, 1),
+                conv(64, 64, (1, 7), padding=(0, 3)),
+                conv(64, 64, (7, 1), padding=(3, 0)),
+                conv(64, 96, 3),
+            ],
+        ),
+        Branches(conv=conv(192, 192, 3, stride=2), maxpool=halving_max),
+    ]
+
+
+class InceptionV4(nnx.Module):
+    """The network.
+
+    Args:
+      num_classes: outputs; 0 leaves the last layer out, for an encoder.
+      in_channels: channels of the image.
+      dropout: rate before the last layer, in training only (published: 0.2).
+      dtype: of the computation; parameters and running statistics stay float32.
+      rngs: the `params` stream.
+
+    Raises:
+      DscintError: `dropout` is no rate.
+    """
+
+    STEM, HEAD = "features.0.conv", "last_linear"
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int = 1,
+        dropout: float = 0.2,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_dropout(dropout)
+        conv = functools.partial(ConvNorm, dtype=dtype, rngs=rngs)
+        self.features = nnx.List(
+            [
+                *stem(in_channels, conv),
+                *(inception_a(conv) for _ in range(4)),
+                reduction_a(conv),
+                *(inception_b(conv) for _ in range(7)),
+                reduction_b(conv),
+                *(InceptionC(conv) for _ in range(3)),
+            ]
+        )
+        self.num_features = 1536
+        self.dropout = nnx.Dropout(dropout)
+        self.last_linear = (
+            nnx.Linear(self.num_features, num_classes, dtype=dtype, rngs=rngs)
+            if num_classes
+            else None
+        )
+
+    def feature_maps(
+        self,
+        images: Float[Array, "batch height width channel"],
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "batch rows columns features"]:
+        """Returns the last maps, about a 32nd of the image's height and width."""
+        return apply_layers(self.features, images, rngs=rngs)
+
+    def __call__(
+        self,
+        images: Float[Array, "batch height width channel"],
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "batch classes"]:
+        """Returns float32 logits of normalised images; `rngs`: `dropout`, in training only."""
+        x = self.feature_maps(images).mean((1, 2))
+        return self.last_linear(self.dropout(x, rngs=rngs)).astype(jnp.float32)

@@ -1,0 +1,112 @@
+"""VGG: networks of 3x3 convolutions, 16 or 19 weight layers, with or without BatchNorm.
+
+Simonyan and Zisserman, ICLR 2015 (arXiv:1409.1556), configurations D and E of table 1, as
+torchvision distributes them: its BatchNorm variants keep the bias of each convolution. Layers stand
+at torchvision's places in `features` and `classifier`, which is how `import_torch` finds their
+weights.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from dscint_jax.models.layers import Conv, apply_layers, batch_norm, check_dropout, flatten
+from dscint_jax.models.pooling import adaptive_average_pool, max_pool
+
+GRID = (7, 7)
+"""Rows and columns that the last maps are averaged to, whatever the size of the image."""
+
+WIDTHS = (64, 128, 256, 512, 512)
+"""Channels of each stage; a maximum over 2x2 pixels ends each."""
+
+# A normal of spread 0.01, as in the publication; with the convolutions' He initialisation.
+narrow_normal = nnx.initializers.normal(0.01)
+
+
+class VGG(nnx.Module):
+    """The network.
+
+    Args:
+      depths: convolutions of each of the five stages.
+      norm: whether BatchNorm follows every convolution.
+      num_classes: outputs; 0 leaves the fully connected layers out, for an encoder.
+      in_channels: channels of the image.
+      dropout: rate after each of the first two fully connected layers, in training only.
+      dtype: of the computation; parameters and running statistics stay float32.
+      rngs: the `params` stream.
+
+    Raises:
+      DscintError: `dropout` is no rate.
+    """
+
+    STEM, HEAD = "features.0", "classifier.6"
+
+    def __init__(
+        self,
+        *,
+        depths: Sequence[int],
+        norm: bool,
+        num_classes: int,
+        in_channels: int = 1,
+        dropout: float = 0.5,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_dropout(dropout)
+        layers, channels = [], in_channels
+        for width, depth in zip(WIDTHS, depths, strict=True):
+            for _ in range(depth):
+                layers.append(
+                    Conv(channels, width, 3, padding=1, use_bias=True, dtype=dtype, rngs=rngs)
+                )
+                if norm:
+                    layers.append(batch_norm(width, dtype=dtype, rngs=rngs))
+                layers.append(nnx.relu)
+                channels = width
+            layers.append(functools.partial(max_pool, window=2, stride=2))
+        self.features = nnx.List(layers)
+        self.num_features = channels
+        linear = functools.partial(nnx.Linear, kernel_init=narrow_normal, dtype=dtype, rngs=rngs)
+        self.classifier = (
+            nnx.List(
+                [
+                    linear(channels * GRID[0] * GRID[1], 4096),
+                    nnx.relu,
+                    nnx.Dropout(dropout),
+                    linear(4096, 4096),
+                    nnx.relu,
+                    nnx.Dropout(dropout),
+                    linear(4096, num_classes),
+                ]
+            )
+            if num_classes
+            else None
+        )
+
+    def feature_maps(
+        self,
+        images: Float[Array, "batch height width channel"],
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "batch rows columns features"]:
+        """Returns the last maps, a 32nd of the image's height and width."""
+        return apply_layers(self.features, images, rngs=rngs)
+
+    def __call__(
+        self,
+        images: Float[Array, "batch height width channel"],
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "batch classes"]:
+        """Returns float32 logits of normalised images; `rngs`: `dropout`, in training only."""
+        x = flatten(adaptive_average_pool(self.feature_maps(images), GRID))
+        return apply_layers(self.classifier, x, rngs=rngs).astype(jnp.float32)
+
+
+vgg16 = functools.partial(VGG, depths=(2, 2, 3, 3, 3), norm=False)
+vgg16_bn = functools.partial(VGG, depths=(2, 2, 3, 3, 3), norm=True)
+vgg19 = functools.partial(VGG, depths=(2, 2, 4, 4, 4), norm=False)
+vgg19_bn = functools.partial(VGG, depths=(2, 2, 4, 4, 4), norm=True)
