@@ -1,4 +1,4 @@
-"""What every test shares: eight fake devices, strict JAX, and the slow marker."""
+"""What every test shares: eight fake devices, strict JAX, and the markers slow and exhaustive."""
 
 import os
 
@@ -17,13 +17,21 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
+MARKERS = {
+    "slow": "also run tests marked slow",
+    "exhaustive": "also run tests marked exhaustive, with --run-slow an hour or two",
+}
+
+
 def pytest_addoption(parser):
-    parser.addoption("--run-slow", action="store_true", help="also run tests marked slow")
+    for marker, meaning in MARKERS.items():
+        parser.addoption(f"--run-{marker}", action="store_true", help=meaning)
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--run-slow"):
-        return
-    for item in items:
-        if "slow" in item.keywords:
-            item.add_marker(pytest.mark.skipif(True, reason="slow: needs --run-slow"))
+    for marker in MARKERS:
+        if config.getoption(f"--run-{marker}"):
+            continue
+        for item in items:
+            if marker in item.keywords:
+                item.add_marker(pytest.mark.skipif(True, reason=f"needs --run-{marker}"))

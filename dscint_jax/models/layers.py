@@ -148,9 +148,10 @@ def batch_norm(
 def group_norm(
     features: int, *, groups: int | None = None, dtype: jnp.dtype, rngs: nnx.Rngs
 ) -> nnx.GroupNorm:
-    """GroupNorm (Wu and He 2018), by default of groups as near 16 channels as divide evenly."""
+    """GroupNorm (Wu and He 2018), by default in the most groups that have 16 channels or more."""
     if groups is None:
-        groups = max(n for n in range(1, features + 1) if features % n == 0 and features >= 16 * n)
+        most = max(features // 16, 1)
+        groups = next(n for n in range(most, 0, -1) if features % n == 0)
     return nnx.GroupNorm(features, num_groups=groups, dtype=dtype, rngs=rngs)
 
 

@@ -35,10 +35,9 @@ def max_pool(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _max_pool(window: int, stride: int, pads: Padding, x: jax.Array) -> jax.Array:
-    lowest = jnp.array(-jnp.inf, x.dtype)
     return jax.lax.reduce_window(
         x,
-        lowest,
+        np.array(-np.inf, x.dtype),
         jax.lax.max,
         (1, window, window, 1),
         (1, stride, stride, 1),
@@ -98,7 +97,8 @@ def average_pool(
     def window_sum(values: jax.Array) -> jax.Array:
         return jax.lax.reduce_window(
             values,
-            jnp.zeros((), values.dtype),
+            # A constant, not a traced array: only then XLA knows the sum and its gradient.
+            np.zeros((), values.dtype),
             jax.lax.add,
             (1, window, window, 1),
             (1, stride, stride, 1),

@@ -1,146 +1,274 @@
+"""What every network must do; what is a network's own stands in a file of its name."""
+
+import functools
+import sys
+import textwrap
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 from dscint_jax import models
+from dscint_jax.augment import Augmentation
 from dscint_jax.errors import DscintError
-from dscint_jax.models import layers, pooling
-from dscint_jax.models.attention import HybridAttention
+from dscint_jax.models.attention import AttentionMaps
+from dscint_jax.train_step import Recipe, TrainState, eval_step, split_network, train_step
 
-TINY = {
-    "widths": (4, 6, 8),
-    "strides": (2, 1, 1),
-    "pool_after": (2,),
-    "attention_after": 2,
-    "regions": (4, 2),
-    "hidden": 8,
-}
+FAMILIES = ("alexnet", "vgg16_bn", "resnet18", "densenet121", "inception_v4", "dscint", "dual_view")
+"""One member of each family; the others are tested with --run-exhaustive."""
+
+NETWORKS = [
+    pytest.param(name, marks=[] if name in FAMILIES else pytest.mark.exhaustive)
+    for name in models.NETWORKS
+]
+SIZE = (128, 32)
+EXAMPLES = 8
+CLASSES = 4
 
 
-def _build(seed=0, **options):
-    return models.build(
-        "dscint", num_classes=4, rngs=nnx.Rngs(params=seed), options={**TINY, **options}
+def _options(name, **options):
+    # Few channels, so that what the test does not look at costs little.
+    if name == "dual_view":
+        return {"encoder": "dscint", "encoder_options": {"width": 0.25}, **options}
+    return options
+
+
+def _model(name, **options):
+    build = lambda: models.build(  # noqa: E731
+        name,
+        num_classes=CLASSES,
+        rngs=nnx.Rngs(params=jax.random.key(3)),
+        options=_options(name, **options),
     )
+    return build
 
 
-def _images(seed=0, shape=(2, 32, 16, 1)):
-    return jnp.array(np.random.default_rng(seed).random(shape, np.float32))
+def _shape(name, size=SIZE, channels=1):
+    views = (2,) if name == "dual_view" else ()
+    return (EXAMPLES, *views, *size, channels)
 
 
-def test_dscint_has_the_published_counts_of_layers():
-    model = models.build("dscint", num_classes=4, rngs=nnx.Rngs(params=0))
+def _images(name, seed=0, **kwargs):
+    random = np.random.default_rng(seed)
+    counts = random.poisson(6, _shape(name, **kwargs))
+    return jnp.array(np.sqrt(counts / 6), jnp.float32)
+
+
+def _batch(name):
+    random = np.random.default_rng(5)
+    shape = _shape(name)
+    return {
+        "counts": jnp.array(random.poisson(6, shape), jnp.int32),
+        "scale": jnp.full(shape[:-3], 6.0),
+        "label": jnp.arange(EXAMPLES) % CLASSES,
+        "mask": jnp.ones(EXAMPLES, bool),
+    }
+
+
+def _trainer(name, learning_rate, **options):
+    """The compiled steps of a network and its state before the first."""
+    model = _model(name, **options)()
+    training, inference, params, statistics = split_network(model)
+    recipe = Recipe(
+        training=training,
+        inference=inference,
+        optimizer=optax.adam(learning_rate),
+        augmentation=Augmentation(),
+        class_weights=(1.0,) * CLASSES,
+        label_smoothing=0.0,
+        clip=3.0,
+        seed=0,
+    )
+    state = TrainState(jnp.zeros((), jnp.int32), params, statistics, recipe.optimizer.init(params))
+    steps = (jax.jit(functools.partial(step, recipe=recipe)) for step in (train_step, eval_step))
+    return state, *steps
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_network_learns_eight_images_by_heart_within_200_steps(name, dtype):
+    batch = _batch(name)
+    state, train, evaluate = _trainer(name, 1e-4 if "vgg" in name else 3e-4, dtype=dtype)
+    for step in range(1, 201):
+        state, metrics = train(state, batch)
+        if step % 10 == 0:
+            result = evaluate(state.params, state.statistics, batch)
+            if np.trace(result.confusion.compute()) == EXAMPLES:
+                break
+    assert np.trace(result.confusion.compute()) == EXAMPLES, f"{metrics} after {step} steps"
+    kinds = {leaf.dtype for leaf in jax.tree.leaves((state.params, state.statistics))}
+    assert kinds == {jnp.dtype("float32")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_parameter_has_a_finite_gradient_that_is_not_zero(name):
+    model = _model(name)()
+    model.eval()
+    structure, params, rest = nnx.split(model, nnx.Param, ...)
+    weights = jnp.array(np.random.default_rng(1).normal(size=(EXAMPLES, CLASSES)), jnp.float32)
+
+    @jax.jit
+    def gradient(params, images):
+        # With the running statistics: in training BatchNorm takes out the biases before it.
+        return jax.grad(
+            lambda p: (nnx.merge(structure, p, rest, copy=True)(images) * weights).sum()
+        )(params)
+
+    for path, leaf in nnx.to_flat_state(gradient(params, _images(name))):
+        assert jnp.isfinite(leaf[...]).all(), path
+        assert (leaf[...] != 0).any(), path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_training_and_evaluation_differ(name):
+    model, images = _model(name)(), _images(name)
     modules = [module for _, module in nnx.iter_modules(model)]
-    gates = [m for m in modules if isinstance(m, HybridAttention)]
-    assert len(model.convolutions) == 8
-    assert len([m for m in modules if isinstance(m, nnx.BatchNorm)]) == 2
-    assert len(gates) == 1
-    assert gates[0].channel_gate is not None
-    assert gates[0].spatial_gate is not None
-    assert isinstance(model.hidden, nnx.Linear)
-    assert model.head.out_features == 4
+    dropout = any(isinstance(m, nnx.Dropout) and m.rate > 0 for m in modules)
+    norms = [m for m in modules if isinstance(m, nnx.BatchNorm)]
+    before = [np.asarray(norm.mean[...]) for norm in norms]
 
+    def logits(model, key):
+        return nnx.jit(lambda m, x, k: m(x, rngs=nnx.Rngs(dropout=k)))(
+            model, images, jax.random.key(key)
+        )
 
-def test_attention_maps_are_the_gates_that_multiply_the_features():
-    features = jnp.array(np.random.default_rng(1).normal(size=(2, 8, 4, 16)), jnp.float32)
-    gated, maps = HybridAttention(16, rngs=nnx.Rngs(params=1))(features)
-    assert maps.channel.shape == (2, 16)
-    assert maps.spatial.shape == (2, 8, 4, 1)
-    assert ((maps.spatial > 0) & (maps.spatial < 1)).all()
-    product = features * maps.channel[:, None, None, :] * maps.spatial
-    np.testing.assert_allclose(gated, product, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("attention", "has_channel", "has_spatial"),
-    [("none", 0, 0), ("channel", 1, 0), ("spatial", 0, 1), ("hybrid", 1, 1)],
-)
-def test_attention_kind_decides_which_gates_exist(attention, has_channel, has_spatial):
-    model = _build(attention=attention)
     model.eval()
-    maps = model.attention_maps(_images())
-    assert (maps.channel is not None, maps.spatial is not None) == (has_channel, has_spatial)
-
-
-def test_dropout_and_batch_norm_differ_between_training_and_evaluation():
-    model, images = _build(dropout=0.5), _images()
-    before = np.asarray(model.convolutions[0].norm.mean[...])
+    evaluated = logits(model, 0)
+    np.testing.assert_array_equal(evaluated, logits(model, 1))
+    for norm, mean in zip(norms, before, strict=True):
+        np.testing.assert_array_equal(norm.mean[...], mean)
     model.train()
-    first, second = (model(images, rngs=nnx.Rngs(dropout=jax.random.key(k))) for k in (0, 1))
-    assert not np.allclose(first, second)
-    assert not np.allclose(before, model.convolutions[0].norm.mean[...])
-    model.eval()
-    np.testing.assert_array_equal(model(images), model(images))
+    trained = [logits(model, key) for key in (0, 1)]
+    assert not np.allclose(trained[0], evaluated)
+    assert np.array_equal(*trained) == (not dropout)
+    for norm, mean in zip(norms, before, strict=True):
+        assert (np.asarray(norm.mean[...]) != mean).any()
 
 
-def test_same_seed_same_weights_other_seed_other_weights():
-    kernels = [_build(seed).head.kernel[...] for seed in (0, 0, 1)]
-    np.testing.assert_array_equal(kernels[0], kernels[1])
-    assert not np.allclose(kernels[0], kernels[2])
-
-
-def test_network_takes_any_image_size():
-    model = _build()
-    model.eval()
-    assert model(_images(shape=(1, 64, 40, 1))).shape == (1, 4)
-
-
+@pytest.mark.parametrize("name", list(models.NETWORKS))
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"strides": (1, 2)}, "strides has 2 entries"),
-        ({"norm_layers": (3,)}, "norm_layers: 3 is no convolution"),
-        ({"pool_after": (0,)}, "pool_after: 0 is no convolution"),
-        ({"attention": "self"}, "attention: 'self'"),
-        ({"attention_after": 4}, "attention_after: 4"),
-        ({"pooling": "sum"}, "pooling: 'sum'"),
-        ({"widhts": (4,)}, "did you mean 'widths'"),
-        ({"regions": (4,)}, "regions"),
-        ({"regions": (0, 2)}, "regions"),
-        ({"hidden": 0}, "hidden"),
-        ({"dropout": 1.0}, "dropout"),
-    ],
+    ("size", "channels"), [((128, 32), 1), ((256, 64), 3), ((1024, 256), 1), ((135, 41), 1)]
 )
-def test_options_that_do_not_fit_are_named(options, message):
-    with pytest.raises(DscintError, match=message):
-        _build(**options)
+def test_any_size_from_128x32_up_and_one_or_three_channels(name, size, channels):
+    images = jax.ShapeDtypeStruct(_shape(name, size, channels), jnp.float32)
+
+    def logits(images):
+        model = _model(name, in_channels=channels)()
+        model.eval()
+        return model(images)
+
+    result = jax.eval_shape(logits, images)
+    assert result.shape == (EXAMPLES, CLASSES)
+    assert result.dtype == jnp.float32
 
 
-def test_image_too_small_for_the_regions_is_named():
-    model = _build()
+@pytest.mark.parametrize("name", list(models.NETWORKS))
+def test_bfloat16_is_for_the_computation_only(name):
+    model = nnx.eval_shape(_model(name, dtype="bfloat16"))
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
     model.eval()
-    with pytest.raises(DscintError, match=r"regions 4x2 do not fit the last map of 2x1"):
-        model(_images(shape=(1, 8, 4, 1)))
-
-
-def test_regions_are_pooled_each_for_itself():
-    x = jnp.array(np.random.default_rng(5).random((2, 9, 5, 3)), jnp.float32)
-    mean, maximum = pooling.region_average(x, (2, 2)), pooling.region_max(x, (2, 2))
-    np.testing.assert_allclose(mean[:, 1, 0], x[:, 4:, :2].mean((1, 2)), rtol=1e-6)
-    np.testing.assert_array_equal(maximum[:, 0, 1], x[:, :4, 2:].max((1, 2)))
-    both = pooling.region_average_max(x, (1, 1))[:, 0, 0]
-    np.testing.assert_allclose(both[:, :3], x.mean((1, 2)), rtol=1e-6)
-    np.testing.assert_array_equal(both[:, 3:], x.max((1, 2)))
-
-
-def test_downsampling_takes_the_maximum_of_each_block():
-    x = jnp.array(np.random.default_rng(6).random((2, 7, 6, 3)), jnp.float32)
-    small = pooling.downsample_max(x)
-    assert small.shape == (2, 3, 3, 3)
-    np.testing.assert_array_equal(small[:, 2, 1], x[:, 4:6, 2:4].max((1, 2)))
-
-
-def test_standardised_kernels_keep_the_spread_through_relu():
-    random = np.random.default_rng(7)
-    x = jnp.array(random.normal(size=(4, 32, 32, 64)), jnp.float32)
-    conv = layers.StandardisedConv(
-        64, 64, 3, stride=1, use_bias=True, dtype=jnp.float32, rngs=nnx.Rngs(params=7)
-    )
-    conv.kernel[...] = 5.0 * conv.kernel[...] + 0.3
-    assert abs(float(nnx.relu(conv(x)).std()) - 1) < 0.1
+    structure, state = nnx.split(model)
+    images = jax.ShapeDtypeStruct(_shape(name), jnp.float32)
+    program = jax.make_jaxpr(lambda s, x: nnx.merge(structure, s)(x))(state, images)
+    convolutions = [line for line in str(program).splitlines() if "conv_general_dilated" in line]
+    assert convolutions
+    assert all(":bf16[" in line for line in convolutions)
 
 
 def test_unknown_network_is_named_with_those_there_are():
     with pytest.raises(DscintError, match=r"'dscnt'.*dscint"):
         models.build("dscnt", num_classes=4, rngs=nnx.Rngs(params=0))
+
+
+def test_unknown_option_is_named_with_the_nearest():
+    with pytest.raises(DscintError, match=r"vgg16 has no option 'droput'; did you mean 'dropout'"):
+        models.build("vgg16", num_classes=4, rngs=nnx.Rngs(params=0), options={"droput": 0.1})
+
+
+def test_what_makes_a_variant_is_no_option():
+    with pytest.raises(DscintError, match="resnet18 has no option 'depths'"):
+        models.build("resnet18", num_classes=4, rngs=nnx.Rngs(params=0), options={"depths": (1,)})
+
+
+def test_unknown_dtype_is_named():
+    with pytest.raises(DscintError, match=r"dtype: 'float16' is not one of float32, bfloat16"):
+        models.build(
+            "resnet18", num_classes=4, rngs=nnx.Rngs(params=0), options={"dtype": "float16"}
+        )
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """A module of a user's own with one network and several mistakes."""
+    source = """
+    from flax import nnx
+
+    class Linear(nnx.Module):
+        def __init__(self, *, num_classes, scale=1.0, rngs):
+            self.head = nnx.Linear(32, num_classes, rngs=rngs)
+            self.scale = scale
+
+        def __call__(self, images, *, rngs=None):
+            return self.head(images.mean((1, 3))) * self.scale
+
+    def build(*, num_classes, scale=1.0, rngs):
+        return Linear(num_classes=num_classes, scale=scale, rngs=rngs)
+
+    def number(*, num_classes, rngs):
+        return num_classes
+
+    def plain(*, num_classes, rngs):
+        return nnx.Linear(32, num_classes, rngs=rngs)
+
+    def broken(*, num_classes, rngs):
+        return undefined
+
+    LIMIT = 3
+    """
+    (tmp_path / "own_networks.py").write_text(textwrap.dedent(source))
+    (tmp_path / "broken_networks.py").write_text("import no_such_module\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "own_networks"
+    sys.modules.pop("own_networks", None)
+
+
+@pytest.mark.parametrize("function", ["build", "Linear"])
+def test_network_of_ones_own_is_built_by_its_path(own_module, function):
+    model = models.build(
+        f"{own_module}:{function}",
+        num_classes=4,
+        rngs=nnx.Rngs(params=0),
+        options={"scale": 2.0},
+    )
+    assert model(_images("own")).shape == (EXAMPLES, 4)
+    assert model.scale == 2.0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_module:build", r"no_such_module cannot be imported \(ModuleNotFoundError"),
+        ("broken_networks:build", "broken_networks cannot be imported"),
+        ("own_networks:buidl", "own_networks has no function 'buidl'"),
+        ("own_networks:LIMIT", "own_networks has no function 'LIMIT'"),
+        ("own_networks:number", r"returned a int; it must be a flax\.nnx\.Module"),
+        ("own_networks:plain", r"must be callable as model\(images, rngs=\.\.\.\)"),
+        ("own_networks:broken", "own_networks:broken failed"),
+        (":build", "cannot be imported"),
+    ],
+)
+def test_mistakes_in_a_network_of_ones_own_are_named(own_module, name, message):
+    with pytest.raises(DscintError, match=message):
+        models.build(name, num_classes=4, rngs=nnx.Rngs(params=0))
+
+
+def test_network_without_attention_has_no_maps():
+    assert not hasattr(nnx.eval_shape(_model("resnet18")), "attention_maps")
+    assert AttentionMaps() == AttentionMaps(channel=None, spatial=None)

@@ -1,0 +1,106 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dscint_jax import models
+from dscint_jax.errors import DscintError
+from dscint_jax.models.attention import HybridAttention
+
+TINY = {
+    "widths": (4, 6, 8),
+    "strides": (2, 1, 1),
+    "pool_after": (2,),
+    "attention_after": 2,
+    "regions": (4, 2),
+    "hidden": 8,
+}
+
+
+def _build(seed=0, **options):
+    return models.build(
+        "dscint", num_classes=4, rngs=nnx.Rngs(params=seed), options={**TINY, **options}
+    )
+
+
+def _images(seed=0, shape=(2, 32, 16, 1)):
+    return jnp.array(np.random.default_rng(seed).random(shape, np.float32))
+
+
+def test_dscint_has_the_published_counts_of_layers():
+    model = models.build("dscint", num_classes=4, rngs=nnx.Rngs(params=0))
+    modules = [module for _, module in nnx.iter_modules(model)]
+    gates = [m for m in modules if isinstance(m, HybridAttention)]
+    assert len(model.convolutions) == 8
+    assert len([m for m in modules if isinstance(m, nnx.BatchNorm)]) == 2
+    assert len(gates) == 1
+    assert gates[0].channel_gate is not None
+    assert gates[0].spatial_gate is not None
+    assert isinstance(model.hidden, nnx.Linear)
+    assert model.head.out_features == 4
+
+
+def test_attention_maps_are_the_gates_that_multiply_the_features():
+    features = jnp.array(np.random.default_rng(1).normal(size=(2, 8, 4, 16)), jnp.float32)
+    gated, maps = HybridAttention(16, rngs=nnx.Rngs(params=1))(features)
+    assert maps.channel.shape == (2, 16)
+    assert maps.spatial.shape == (2, 8, 4, 1)
+    assert ((maps.spatial > 0) & (maps.spatial < 1)).all()
+    product = features * maps.channel[:, None, None, :] * maps.spatial
+    np.testing.assert_allclose(gated, product, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("attention", "has_channel", "has_spatial"),
+    [("none", 0, 0), ("channel", 1, 0), ("spatial", 0, 1), ("hybrid", 1, 1)],
+)
+def test_attention_kind_decides_which_gates_exist(attention, has_channel, has_spatial):
+    model = _build(attention=attention)
+    model.eval()
+    maps = model.attention_maps(_images())
+    assert (maps.channel is not None, maps.spatial is not None) == (has_channel, has_spatial)
+
+
+def test_dropout_and_batch_norm_differ_between_training_and_evaluation():
+    model, images = _build(dropout=0.5), _images()
+    before = np.asarray(model.convolutions[0].norm.mean[...])
+    model.train()
+    first, second = (model(images, rngs=nnx.Rngs(dropout=jax.random.key(k))) for k in (0, 1))
+    assert not np.allclose(first, second)
+    assert not np.allclose(before, model.convolutions[0].norm.mean[...])
+    model.eval()
+    np.testing.assert_array_equal(model(images), model(images))
+
+
+def test_same_seed_same_weights_other_seed_other_weights():
+    kernels = [_build(seed).head.kernel[...] for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert not np.allclose(kernels[0], kernels[2])
+
+
+def test_network_takes_any_image_size():
+    model = _build()
+    model.eval()
+    assert model(_images(shape=(1, 64, 40, 1))).shape == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strides": (1, 2)}, "strides has 2 entries"),
+        ({"norm_layers": (3,)}, "norm_layers: 3 is no convolution"),
+        ({"pool_after": (0,)}, "pool_after: 0 is no convolution"),
+        ({"attention": "self"}, "attention: 'self'"),
+        ({"attention_after": 4}, "attention_after: 4"),
+        ({"pooling": "sum"}, "pooling: 'sum'"),
+        ({"widhts": (4,)}, "did you mean 'widths'"),
+        ({"regions": (4,)}, "regions"),
+        ({"regions": (0, 2)}, "regions"),
+        ({"hidden": 0}, "hidden"),
+        ({"dropout": 1.0}, "dropout"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(options, message):
+    with pytest.raises(DscintError, match=message):
+        _build(**options)
