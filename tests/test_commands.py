@@ -90,6 +90,7 @@ def test_finished_steps_are_kept_when_the_path_is_run_again(whole_path):
         *("tfds_builder.inspect", "tfds_builder.throughput", "tfds_builder.fuzz"),
         *("tfds_builder.phantom.oracle", "dscint_jax.shortcuts"),
         *("dscint_jax.main", "dscint_jax.evaluate", "dscint_jax.report"),
+        "dscint_jax.models",
     ],
 )
 def test_help_is_printed_and_is_success(module):
@@ -165,6 +166,10 @@ BAD_INPUT = {
     "another config": (_train("--config.seed=5", workdir="run"), ["config.seed is 0 there"]),
     "option without value": (lambda f: ("dscint_jax.evaluate", "--workdir"), ["--workdir"]),
     "no run": (lambda f: ("dscint_jax.evaluate", "--workdir", f / "new"), ["config.json"]),
+    "no such network": (
+        lambda f: ("dscint_jax.models", "--network", "dscnt"),
+        ["dscnt", "resnet18"],
+    ),
     "not evaluated": (
         lambda f: ("dscint_jax.report", "--workdir", f / "run", "--split", "train"),
         ["dscint_jax.evaluate"],

@@ -1,0 +1,207 @@
+"""What the networks cost, as a table.
+
+    python -m dscint_jax.models
+    python -m dscint_jax.models --network dscint --network my_package.my_module:build
+    python -m dscint_jax.models --layers resnet18
+
+In: names of networks and the size of their images. Out: parameters, weight layers, multiply-adds
+and activation memory of each; or the layers of one. Nothing is computed but shapes, on the CPU.
+"""
+
+import argparse
+import dataclasses
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dscint_jax import models
+from dscint_jax.errors import CommandParser, run_command
+from dscint_jax.models import cost
+
+NOTE = """\
+parameters      trained numbers
+weight layers   on the longest way from the image to the logits: convolutions +
+                fully connected layers, without shortcuts and gates of attention
+multiply-adds   of one example's forward pass: convolutions and matrix products
+activations     what back-propagation keeps of a training batch, before XLA
+                merges and recomputes"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line.
+
+    Raises:
+      DscintError: a wrong option, no such network, or one that does not take such images.
+    """
+    settings = _parser().parse_args(argv)
+    # Shapes need no accelerator, and JAX would take one's memory for itself.
+    jax.config.update("jax_platforms", "cpu")
+    common = {
+        "num_classes": settings.classes,
+        "size": settings.size,
+        "channels": settings.channels,
+        # Networks that know float32 only need not have the option.
+        "options": {} if settings.dtype == "float32" else {"dtype": settings.dtype},
+    }
+    if settings.layers:
+        layers = cost.network_layers(settings.layers, **common)
+        report = {"network": settings.layers, "layers": [_layer_report(la) for la in layers]}
+        table = _layers_table(settings.layers, layers)
+        note = None
+    else:
+        names = dict.fromkeys(settings.network or models.NETWORKS)
+        costs = _count(names, batch=settings.batch, **common)
+        report = {
+            "batch": settings.batch,
+            "networks": [_cost_report(name, found) for name, found in costs.items()],
+        }
+        table = _costs_table(settings, costs)
+        note = NOTE
+    if settings.json:
+        print(json.dumps({**_settings_report(settings), **report}, indent=2))
+        return
+    console = Console(highlight=False)
+    console.print(table)
+    if note:
+        console.print(note)
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        prog="python -m dscint_jax.models",
+        description="Table of the networks: parameters, weight layers, multiply-adds and "
+        "activation memory. Needs no GPU and makes no arrays.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--network",
+        action="append",
+        metavar="NAME",
+        help="one of them, or 'module:function' of your own; repeat it for more (default: all)",
+    )
+    which.add_argument("--layers", metavar="NAME", help="the layers of one network instead")
+    add(
+        "--size",
+        type=_size,
+        default=(1024, 256),
+        metavar="HxW",
+        help="height and width of an image (default: 1024x256)",
+    )
+    add(
+        "--batch",
+        type=_positive,
+        default=32,
+        metavar="N",
+        help="examples of a training step (default: 32)",
+    )
+    add("--classes", type=_positive, default=4, metavar="N", help="outputs (default: 4)")
+    add("--channels", type=_positive, default=1, metavar="N", help="of an image (default: 1)")
+    add(
+        "--dtype",
+        choices=models.DTYPES,
+        default="float32",
+        help="of the computation (default: float32)",
+    )
+    add("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if sides is None:
+        raise argparse.ArgumentTypeError(f"'{text}' is no height and width, such as 1024x256")
+    return int(sides[1]), int(sides[2])
+
+
+def _positive(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is no number from 1 on")
+    return int(text)
+
+
+def _count(names: Iterable[str], **settings: Any) -> dict[str, cost.Cost]:
+    names = list(names)
+    console, costs = Console(stderr=True), {}
+    if not console.is_terminal:
+        return {name: cost.network_cost(name, **settings) for name in names}
+    with console.status("") as status:
+        for number, name in enumerate(names, start=1):
+            status.update(f"{escape(name)}, {number} of {len(names)}")
+            costs[name] = cost.network_cost(name, **settings)
+    return costs
+
+
+def _costs_table(settings: argparse.Namespace, costs: dict[str, cost.Cost]) -> Table:
+    height, width = settings.size
+    table = Table(
+        title=f"Images of {height}x{width}, {settings.channels} channel(s); "
+        f"{settings.classes} classes; {settings.dtype}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("network", overflow="fold")
+    table.add_column("parameters", justify="right")
+    table.add_column("weight\nlayers", justify="right", no_wrap=True)
+    table.add_column("multiply-adds\n1e9", justify="right")
+    table.add_column(f"activations\nof {settings.batch}, GiB", justify="right")
+    for name, found in costs.items():
+        layers = found.weight_layers
+        table.add_row(
+            escape(name),
+            f"{found.parameters:,}",
+            f"{layers.convolutions} + {layers.fully_connected}",
+            f"{found.multiply_adds / 1e9:.2f}",
+            f"{found.activation_bytes / 2**30:.2f}",
+        )
+    return table
+
+
+def _layers_table(name: str, layers: list[cost.Layer]) -> Table:
+    table = Table(
+        title=escape(name),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        show_footer=True,
+    )
+    table.add_column("layer", "all", overflow="fold")
+    table.add_column("kind", overflow="fold")
+    table.add_column("shapes of its parameters", overflow="fold")
+    total = sum(layer.parameters for layer in layers)
+    table.add_column("parameters", f"{total:,}", justify="right", no_wrap=True)
+    for layer in layers:
+        shapes = (f"{key} {'x'.join(map(str, shape))}" for key, shape in layer.shapes.items())
+        table.add_row(
+            escape(layer.path or "(the network itself)"),
+            layer.kind,
+            ", ".join(shapes),
+            f"{layer.parameters:,}",
+        )
+    return table
+
+
+def _settings_report(settings: argparse.Namespace) -> dict[str, Any]:
+    names = ("size", "channels", "classes", "dtype")
+    return {name: getattr(settings, name) for name in names}
+
+
+def _cost_report(name: str, found: cost.Cost) -> dict[str, Any]:
+    return {"network": name, **dataclasses.asdict(found)}
+
+
+def _layer_report(layer: cost.Layer) -> dict[str, Any]:
+    return {**dataclasses.asdict(layer), "parameters": layer.parameters}
+
+
+if __name__ == "__main__":
+    run_command(main)
