@@ -78,4 +78,6 @@ def model_options(network: str) -> ConfigDict:
     if network == "dual_view":
         options.encoder = "resnet18"
         options.encoder_options = ConfigDict()
+        options.attention_hidden = 128
+        options.dropout = 0.2
     return options

@@ -38,50 +38,72 @@ class Augmentation:
 
 
 def normalise(
-    counts: Int[Array, "batch height width 1"],
-    scale: Float[Array, "batch"],
+    counts: Int[Array, "batch *view height width 1"],
+    scale: Float[Array, "batch *view"],
     *,
     clip: float,
-) -> Float[Array, "batch height width 1"]:
+) -> Float[Array, "batch *view height width 1"]:
     """Counts over the image's own scale, under a square root, clipped.
 
     The square root makes the spread of Poisson counts the same everywhere (Anscombe 1948); the clip
     keeps a full bladder from drowning the skeleton.
 
     Args:
-      counts: counts a pixel.
+      counts: counts a pixel, of images or of studies.
       scale: counts a pixel that become 1.
       clip: largest value of the result.
     """
-    ratio = counts.astype(jnp.float32) / scale[:, None, None, None]
+    ratio = counts.astype(jnp.float32) / scale[..., None, None, None]
     return jnp.minimum(jnp.sqrt(ratio), clip)
 
 
 def augment(
     key: Key[Array, ""],
-    images: Float[Array, "batch height width channel"],
+    images: Float[Array, "batch *view height width channel"],
     ranges: Augmentation,
-) -> Float[Array, "batch height width channel"]:
+) -> Float[Array, "batch *view height width channel"]:
     """Transforms every image by its own random draw; what enters from outside is zero.
 
-    Image i draws from the i-th key, so the result does not depend on how the batch is sharded.
+    Image i draws from the i-th key, so the result does not depend on how the batch is sharded. Of
+    studies, each is one draw, as if its patient lay otherwise: the camera behind sees the patient
+    shifted and turned the other way.
+
+    Args:
+      key: of this step.
+      images: single views, or pairs of them, the anterior first.
+      ranges: of the draws.
     """
     if not ranges.active:
         return images
     keys = jax.random.split(key, images.shape[0])
-    return jax.vmap(lambda k, image: _augment_one(k, image, ranges))(keys, images)
+    augment_one = _augment_image if images.ndim == 4 else _augment_study
+    return jax.vmap(lambda k, image: augment_one(k, image, ranges))(keys, images)
 
 
-def _augment_one(key: jax.Array, image: jax.Array, ranges: Augmentation) -> jax.Array:
+def _augment_image(key: jax.Array, image: jax.Array, ranges: Augmentation) -> jax.Array:
+    return affine(image, **_draw(key, image.shape[:2], ranges))
+
+
+def _augment_study(key: jax.Array, study: jax.Array, ranges: Augmentation) -> jax.Array:
+    drawn = _draw(key, study.shape[1:3], ranges)
+    from_behind = drawn | {
+        "angle": -drawn["angle"],
+        "shift": drawn["shift"] * jnp.array([1.0, -1.0]),
+    }
+    anterior, posterior = study
+    return jnp.stack([affine(anterior, **drawn), affine(posterior, **from_behind)])
+
+
+def _draw(key: jax.Array, shape: tuple[int, int], ranges: Augmentation) -> dict[str, jax.Array]:
+    """One random draw of `affine`'s arguments for an image of this height and width."""
     mirror_key, shift_key, angle_key, rotated_key = jax.random.split(key, 4)
-    height, width = image.shape[:2]
     flip = jnp.where(jax.random.bernoulli(mirror_key, ranges.mirror), -1.0, 1.0)
-    limit = jnp.array(ranges.translation) * jnp.array([height, width])
+    limit = jnp.array(ranges.translation) * jnp.array(shape)
     shift = jnp.round(jax.random.uniform(shift_key, (2,), minval=-1.0, maxval=1.0) * limit)
     degrees = jax.random.uniform(angle_key, minval=-1.0, maxval=1.0) * ranges.rotation
     rotated = jax.random.bernoulli(rotated_key, ranges.rotated)
     angle = jnp.where(rotated, jnp.deg2rad(degrees), 0.0)
-    return affine(image, angle=angle, shift=shift, flip=flip)
+    return {"angle": angle, "shift": shift, "flip": flip}
 
 
 def affine(

@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from dscint_jax.config import VIEWS
 from dscint_jax.input_pipeline import NO_FOLD, HostBatch, load_split
 from dscint_jax.metrics import five_metrics
 from dscint_jax.statistics import bootstrap_intervals, patient_confusions
@@ -34,7 +35,7 @@ class Baseline:
       scores: the five metrics by name.
       intervals: of the same, 95 %, resampled by patient; (low, high) by name.
       strength: scikit-learn's C, the best on the validation images.
-      side: height and width of the images it saw, pixels.
+      side: height and width of the images it saw, pixels; of a study, of each view.
     """
 
     scores: dict[str, float]
@@ -43,20 +44,24 @@ class Baseline:
     side: tuple[int, int]
 
 
-def linear_baseline(data_dir: Path, split: str = "test", *, fold: int = NO_FOLD) -> Baseline:
+def linear_baseline(
+    data_dir: Path, split: str = "test", *, fold: int = NO_FOLD, records: str = VIEWS
+) -> Baseline:
     """Fits on the training images, chooses its strength by validation, scores one split.
 
     Args:
       data_dir: where the data set lies.
       split: the one to score.
-      fold: as for `load_split`.
+      fold, records: as for `load_split`.
 
     Raises:
       DscintError: there is no data set, or `fold` does not fit it.
     """
     batches = {}
     for name in {"train", "validation", split}:
-        images = load_split(data_dir, name, pool=POOL, cache_gib=math.inf, fold=fold)
+        images = load_split(
+            data_dir, name, pool=POOL, cache_gib=math.inf, fold=fold, records=records
+        )
         batches[name] = images.read(np.arange(len(images)))
         classes = len(images.classes)
     return baseline_of(batches, split, classes)
@@ -79,7 +84,7 @@ def baseline_of(batches: Mapping[str, HostBatch], split: str, num_classes: int) 
     return Baseline(
         *score_by_patient(labels[split], predicted, patients, num_classes),
         strength,
-        batches[split]["counts"].shape[1:3],
+        batches[split]["counts"].shape[-3:-1],
     )
 
 
@@ -124,5 +129,5 @@ def score_by_patient(
 
 def _features(batch: dict[str, np.ndarray]) -> Float[np.ndarray, "image feature"]:
     """Pixels as the networks see them: the square root of counts over the image's scale."""
-    ratio = batch["counts"] / batch["scale"][:, None, None, None]
+    ratio = batch["counts"] / batch["scale"][..., None, None, None]
     return np.sqrt(ratio).reshape(len(ratio), -1)

@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 
 from dscint_jax.errors import DscintError
 
+VIEWS, STUDIES = "views", "studies"
+
 FIELDS: dict[str, type] = {
     "seed": int,
     "steps": int,
@@ -40,7 +42,7 @@ FIELDS: dict[str, type] = {
     "keep_last": int,
 }
 
-LATER_FIELDS: dict[str, Any] = {"data.fold": -1, "data.records": "views", "init_from": ""}
+LATER_FIELDS: dict[str, Any] = {"data.fold": -1, "data.records": VIEWS, "init_from": ""}
 """Fields that earlier versions did not have, with the value that means what those did."""
 
 AT_LEAST: dict[str, float] = {
@@ -61,6 +63,8 @@ AT_LEAST: dict[str, float] = {
     "evaluate_every": 1,
     "keep_last": 1,
 }
+
+CHOICES: dict[str, tuple[str, ...]] = {"data.records": (VIEWS, STUDIES)}
 
 MORE_THAN_ZERO = ("data.clip", "optimizer.clip_norm")
 AT_MOST_ONE = ("label_smoothing", "augmentation.mirror", "augmentation.rotated")
@@ -96,6 +100,11 @@ def check_config(config: ConfigDict) -> None:
     for field in AT_MOST_ONE:
         if given[field] > 1:
             raise DscintError(f"config.{field} is {given[field]}; it must be at most 1")
+    for field, choices in CHOICES.items():
+        if given[field] not in choices:
+            raise DscintError(
+                f"config.{field} is '{given[field]}'; it must be {' or '.join(choices)}"
+            )
     translation = given["augmentation.translation"]
     if len(translation) != 2 or not all(0 <= part < 1 for part in translation):
         raise DscintError(

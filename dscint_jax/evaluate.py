@@ -21,7 +21,13 @@ from rich.table import Table
 
 from dscint_jax import metrics, statistics
 from dscint_jax.errors import CommandParser, run_command
-from dscint_jax.input_pipeline import IDENTITY_FIELDS, HostBatch, Scintigrams, evaluation_batches
+from dscint_jax.input_pipeline import (
+    IDENTITY_FIELDS,
+    NOUNS,
+    HostBatch,
+    Scintigrams,
+    evaluation_batches,
+)
 from dscint_jax.train_step import Evaluation
 from dscint_jax.trained import load_trained
 from dscint_jax.workdir import write_json, write_text
@@ -96,6 +102,7 @@ def evaluate(
         **metrics.summary(predictions.confusion, classes),
         "intervals": _intervals(predictions, len(classes)),
         "loss": predictions.loss,
+        "records": network.images.records,
         "dataset_fingerprint": network.images.fingerprint,
         "split": split,
         "step": network.step,
@@ -107,7 +114,8 @@ def evaluate(
 def print_table(result: dict[str, Any]) -> None:
     """Prints the five metrics with their intervals, and each class."""
     console = Console(width=max(shutil.get_terminal_size().columns, 80), highlight=False)
-    table = Table(title=f"{result['split']}, step {result['step']}, {result['support']} images")
+    noun = NOUNS[result["records"]]
+    table = Table(title=f"{result['split']}, step {result['step']}, {result['support']} {noun}")
     for column in ("metric", "value", "95 % interval", "published Dscint"):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for name in metrics.METRIC_NAMES:
@@ -128,7 +136,10 @@ def print_table(result: dict[str, Any]) -> None:
         cells = (f"{values[c]:.4f}" if c != "support" else str(values[c]) for c in columns)
         table.add_row(label, *cells)
     console.print(table)
-    for field, meaning in (("never_predicted", "never predicted"), ("absent", "in no image")):
+    for field, meaning in (
+        ("never_predicted", "never predicted"),
+        ("absent", f"none of the {noun}"),
+    ):
         if result[field]:
             print(f"counted as 0: {', '.join(result[field])} ({meaning})")
 

@@ -127,6 +127,7 @@ def load_images(
         pool=config.data.pool,
         cache_gib=config.data.cache_gib,
         fold=config.data.fold,
+        records=config.data.records,
         progress=progress,
     )
 

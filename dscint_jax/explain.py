@@ -14,18 +14,19 @@ from dscint_jax.trained import TrainedNetwork
 
 @dataclasses.dataclass(frozen=True)
 class Explained:
-    """One image and what the network made of it.
+    """One image, or one study, and what the network made of it.
 
     Attributes:
-      image: normalised counts, sqrt(counts / scale), not clipped.
-      attention: spatial gate in (0, 1), brought to the image's size; None without such a gate.
+      views: normalised counts, sqrt(counts / scale), not clipped; one of an image, two of a study.
+      attention: what `AttentionMaps.spatial` holds, brought to the views' size; None of a network
+        without it.
       probabilities: softmax.
       label: true class.
-      view: anterior, posterior or unknown.
+      view: which view it is, or which of them the study has: 'both' or the only one.
     """
 
-    image: Float[np.ndarray, "height width"]
-    attention: Float[np.ndarray, "height width"] | None
+    views: Float[np.ndarray, "view height width"]
+    attention: Float[np.ndarray, "view height width"] | None
     probabilities: Float[np.ndarray, "classes"]
     label: int
     view: str
@@ -54,11 +55,17 @@ def resize(
 
 
 def _explained(batch: HostBatch, result: Evaluation, attention: AttentionMaps, i: int) -> Explained:
-    image = np.sqrt(batch["counts"][i, ..., 0] / batch["scale"][i])
-    gate = attention.spatial
+    views = np.sqrt(batch["counts"][i, ..., 0] / batch["scale"][i][..., None, None])
+    height, width = views.shape[-2:]
+    views = views.reshape(-1, height, width)
+    maps = attention.spatial
+    if maps is not None:
+        planes = np.asarray(maps)[i, ..., 0]
+        planes = planes.reshape(-1, *planes.shape[-2:])
+        maps = np.stack([resize(plane, (height, width)) for plane in planes])
     return Explained(
-        image=image,
-        attention=None if gate is None else resize(np.asarray(gate)[i, ..., 0], image.shape),
+        views=views,
+        attention=maps,
         probabilities=np.asarray(result.probabilities)[i],
         label=int(batch["label"][i]),
         view=str(batch["view"][i]),

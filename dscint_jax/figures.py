@@ -13,9 +13,16 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from jaxtyping import Int
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dscint_jax.explain import Explained
+
+PANELS_A_ROW = 12
+"""Scintigrams beside each other in a figure: a page is about as wide as 12 bodies."""
+
+GAP = 0.12
+"""Between the panels of two examples, in widths of a scintigram."""
 
 INK, GRID, ACCENT, SECOND = "#1d2733", "#d9dee5", "#0b6e99", "#c2541b"
 
@@ -87,23 +94,40 @@ def learning_figure(lines: Sequence[dict[str, Any]], used_step: int) -> Figure:
 
 
 def scintigram_figure(explained: Sequence[Explained], classes: Sequence[str]) -> Figure:
-    """Each scintigram beside itself under the network's attention; dark is many counts."""
+    """Each scintigram beside itself under the network's attention; dark is many counts.
+
+    Of a study, both views stand beside both under attention.
+    """
     with mpl.rc_context(STYLE):
-        panels = 2 if any(e.attention is not None for e in explained) else 1
-        figure = Figure(figsize=(1.02 * panels * len(explained), 4.6), layout="constrained")
-        grid = figure.add_gridspec(1, len(explained), wspace=0.06)
-        for cell, item in zip(grid, explained, strict=True):
-            axes = cell.subgridspec(1, panels, wspace=0).subplots(squeeze=False)[0]
-            limit = np.percentile(item.image, 99.5)
-            for panel in axes:
-                panel.imshow(item.image, cmap="Greys", vmin=0, vmax=limit, aspect="equal")
-                panel.set_axis_off()
-            if item.attention is not None:
-                span = np.ptp(item.attention)
-                heat = (item.attention - item.attention.min()) / (span if span > 0 else 1)
-                axes[1].imshow(heat, cmap="inferno", alpha=0.55, vmin=0, vmax=1, aspect="equal")
+        attended = any(e.attention is not None for e in explained)
+        panels = max(len(e.views) for e in explained) * (2 if attended else 1)
+        columns = min(len(explained), PANELS_A_ROW // panels)
+        rows = -(-len(explained) // columns)
+        figure = Figure(figsize=(1.02 * panels * columns, 4.6 * rows), layout="constrained")
+        grid = figure.add_gridspec(rows, columns)
+        for cell, item in zip(grid, explained, strict=False):
+            # The last, narrow column stays empty: it keeps neighbours apart.
+            places = cell.subgridspec(1, panels + 1, width_ratios=(*[1] * panels, GAP))
+            axes = [figure.add_subplot(places[n]) for n in range(panels)]
+            _draw_views(axes, item)
             axes[0].set_title(_caption(item, classes), fontsize=7, loc="left")
     return figure
+
+
+def _draw_views(axes: Sequence[Axes], item: Explained) -> None:
+    """The views from the left, then, in what panels are left, the same under attention."""
+    count = len(item.views)
+    for n, panel in enumerate(axes):
+        view = item.views[n % count]
+        limit = np.percentile(view, 99.5)
+        panel.imshow(view, cmap="Greys", vmin=0, vmax=limit, aspect="equal")
+        panel.set_axis_off()
+    if item.attention is not None:
+        # One range over both views, because their shares are of one whole.
+        span = np.ptp(item.attention)
+        heat = (item.attention - item.attention.min()) / (span if span > 0 else 1)
+        for panel, plane in zip(axes[count:], heat, strict=True):
+            panel.imshow(plane, cmap="inferno", alpha=0.55, vmin=0, vmax=1, aspect="equal")
 
 
 def _caption(item: Explained, classes: Sequence[str]) -> str:
@@ -111,9 +135,8 @@ def _caption(item: Explained, classes: Sequence[str]) -> str:
     # Always three lines, so that all panels have the same height.
     verdict = "" if predicted == item.label else f"read as {_short(classes[predicted])}"
     sure = item.probabilities[predicted]
-    return (
-        f"{_short(classes[item.label])}\n{verdict or 'read as such'}\n{item.view}, p = {sure:.2f}"
-    )
+    view = "both views" if item.view == "both" else item.view
+    return f"{_short(classes[item.label])}\n{verdict or 'read as such'}\n{view}, p = {sure:.2f}"
 
 
 def _short(name: str) -> str:

@@ -1,10 +1,12 @@
 """From the TFDS data set to batches: which images, in which order, as which arrays.
 
+An image is one view, or, from the records of `studies`, a pair of views, the anterior first.
 The order of training images is a pure function of (seed, step), so a resumed run needs the step
 number and nothing else. Counts stay integers: a smaller image is a sum over blocks of pixels.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -14,9 +16,10 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
+from dscint_jax.config import STUDIES, VIEWS
 from dscint_jax.errors import DscintError
 
-DATASET = "scintigraphy/views"
+DATASET = "scintigraphy"
 SPLITS = ("train", "validation", "test")
 FEWEST_FOLDS = 3
 NO_FOLD = -1
@@ -25,13 +28,23 @@ NO_FOLD = -1
 DEVICE_FIELDS = ("counts", "scale", "label", "mask")
 IDENTITY_FIELDS = ("image_id", "patient_key", "view")
 
+NOUNS = {VIEWS: "images", STUDIES: "studies"}
+"""What the records of a configuration are called when they are counted."""
+
+STUDY_VIEWS = ("neither", "anterior", "posterior", "both")
+"""What the field `view` says of a study; its index is a bit for each view that is there."""
+
 HostBatch = dict[str, np.ndarray]
 
 _FOLD = re.compile(r"fold_(\d+)", re.ASCII)
 
 
-def open_dataset(data_dir: Path) -> Any:
+def open_dataset(data_dir: Path, records: str = VIEWS) -> Any:
     """The TFDS builder of the data set under `data_dir`, read from its files alone.
+
+    Args:
+      data_dir: where the data set lies.
+      records: 'views' or 'studies'; each is a data set of its own.
 
     Raises:
       DscintError: there is no complete data set.
@@ -40,20 +53,21 @@ def open_dataset(data_dir: Path) -> Any:
     import tensorflow_datasets as tfds
 
     versions = sorted(
-        (data_dir / DATASET).glob("*/dataset_info.json"),
+        (data_dir / DATASET / records).glob("*/dataset_info.json"),
         key=lambda path: [int(part) for part in re.findall(r"\d+", path.parent.name)],
     )
     if not versions:
+        option = "" if records == VIEWS else f" --config {records}"
         raise DscintError(
-            f"{data_dir} holds no data set {DATASET}; build one: python -m tfds_builder.build "
-            f"--manifest MANIFEST --data_dir {data_dir}"
+            f"{data_dir} holds no data set {DATASET}/{records}; build one: python -m "
+            f"tfds_builder.build --manifest MANIFEST --data_dir {data_dir}{option}"
         )
     return tfds.builder_from_directory(versions[-1].parent)
 
 
-def fingerprint_of(data_dir: Path) -> str:
+def fingerprint_of(data_dir: Path, records: str = VIEWS) -> str:
     """Identifies the data set: the same fingerprint, the same records."""
-    return open_dataset(data_dir).info.metadata["fingerprint"]
+    return open_dataset(data_dir, records).info.metadata["fingerprint"]
 
 
 def folds_of(names: Iterable[str]) -> tuple[str, ...]:
@@ -118,6 +132,7 @@ class Scintigrams:
       class_counts: images of each class.
       fingerprint: of the data set's sources.
       read: images by their indices, as a host batch with DEVICE_FIELDS and IDENTITY_FIELDS.
+      records: 'views', or 'studies' where an image is a pair of views.
     """
 
     split: str
@@ -125,6 +140,12 @@ class Scintigrams:
     class_counts: tuple[int, ...]
     fingerprint: str
     read: Callable[[Int[np.ndarray, "batch"]], HostBatch]
+    records: str = VIEWS
+
+    @property
+    def noun(self) -> str:
+        """What its images are called when they are counted."""
+        return NOUNS[self.records]
 
     def __len__(self) -> int:
         return sum(self.class_counts)
@@ -137,6 +158,7 @@ def load_split(
     pool: int,
     cache_gib: float,
     fold: int = NO_FOLD,
+    records: str = VIEWS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Scintigrams:
     """Opens one split of a run.
@@ -148,6 +170,7 @@ def load_split(
       cache_gib: the split is kept in memory if it needs no more than this, GiB; else every batch
         is read from disk.
       fold: the fold to test on, of a data set in folds; see `parts_of`.
+      records: 'views' or 'studies'; see `open_dataset`.
       progress: told how many of how many images were read into memory.
 
     Raises:
@@ -156,28 +179,29 @@ def load_split(
     """
     import tensorflow_datasets as tfds
 
-    builder = open_dataset(data_dir)
+    builder = open_dataset(data_dir, records)
     try:
         parts = parts_of(split, builder.info.splits, fold)
     except DscintError as error:
         raise DscintError(f"{data_dir}: {error}") from None
-    height, width, _ = builder.info.features["image"].shape
+    features = builder.info.features
+    *views, height, width, _ = features["image"].shape
     if pool < 1 or height % pool or width % pool:
         raise DscintError(f"config.data.pool {pool} does not divide an image of {height}x{width}")
-    records = builder.as_data_source(
+    source = builder.as_data_source(
         split="+".join(parts), decoders={"lesion_mask": tfds.decode.SkipDecoding()}
     )
-    if not len(records):
+    if not len(source):
         raise DscintError(f"split '{split}' of {data_dir} is empty; build with more patients")
-    classes = tuple(builder.info.features["label"].names)
-    view_names = np.array(builder.info.features["view"].names)
+    classes = tuple(features["label"].names)
+    view_names = np.array(features["view"].names if "view" in features else STUDY_VIEWS)
 
     def read(indices: Int[np.ndarray, "batch"]) -> HostBatch:
-        return _batch(records.__getitems__([int(i) for i in indices]), view_names, pool)
+        return _batch(source.__getitems__([int(i) for i in indices]), view_names, pool)
 
-    size = len(records) * (height // pool) * (width // pool) * 4 / 2**30
+    size = len(source) * math.prod(views) * (height // pool) * (width // pool) * 4 / 2**30
     if size <= cache_gib:
-        read = _keep_in_memory(read, len(records), progress)
+        read = _keep_in_memory(read, len(source), progress)
     metadata = builder.info.metadata
     counts = [metadata["class_counts"][part] for part in parts]
     return Scintigrams(
@@ -186,16 +210,17 @@ def load_split(
         class_counts=tuple(sum(part[name] for part in counts) for name in classes),
         fingerprint=metadata["fingerprint"],
         read=read,
+        records=records,
     )
 
 
 def sum_pool(
-    counts: Int[np.ndarray, "height width 1"], side: int
-) -> Int[np.ndarray, "small_height small_width 1"]:
+    counts: Int[np.ndarray, "*view height width 1"], side: int
+) -> Int[np.ndarray, "*view small_height small_width 1"]:
     """Sums blocks of side x side pixels: no count is lost, and Poisson stays Poisson."""
-    height, width, _ = counts.shape
-    blocks = counts.reshape(height // side, side, width // side, side, 1)
-    return blocks.sum((1, 3), dtype=np.int32)
+    *views, height, width, _ = counts.shape
+    blocks = counts.reshape(*views, height // side, side, width // side, side, 1)
+    return blocks.sum((-4, -2), dtype=np.int32)
 
 
 def training_batches(
@@ -248,8 +273,15 @@ def _batch(records: list[dict[str, Any]], view_names: np.ndarray, pool: int) -> 
         "mask": np.ones(len(records), bool),
         "image_id": np.array([_text(r["image_id"]) for r in records]),
         "patient_key": np.array([_text(r["patient_key"]) for r in records]),
-        "view": view_names[[int(r["view"]) for r in records]],
+        "view": view_names[[_view_index(r) for r in records]],
     }
+
+
+def _view_index(record: dict[str, Any]) -> int:
+    if "view" in record:
+        return int(record["view"])
+    anterior, posterior = record["has_view"]
+    return int(anterior) + 2 * int(posterior)
 
 
 def _text(value: str | bytes) -> str:

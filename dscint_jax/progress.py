@@ -16,7 +16,8 @@ class ProgressBar:
       title: what is being done.
       total: when it is complete; may be told later, to `update`.
       done: where it starts.
-      rate_factor: images for one of progress.
+      rate_factor: how many of what `noun` names one of progress stands for.
+      noun: what the rate counts.
     """
 
     def __init__(
@@ -26,8 +27,9 @@ class ProgressBar:
         total: int | None = None,
         done: int = 0,
         rate_factor: float = 1,
+        noun: str = "images",
     ):
-        self._title, self._total, self._factor = title, total, rate_factor
+        self._title, self._total, self._factor, self._noun = title, total, rate_factor, noun
         self._first, self._started, self._spoke = done, time.monotonic(), time.monotonic()
         self._bar: Progress | None = None
         if sys.stdout.isatty():
@@ -59,7 +61,7 @@ class ProgressBar:
         self._total = total or self._total
         elapsed = time.monotonic() - self._started
         rate = (done - self._first) * self._factor / max(elapsed, 1e-9)
-        text = f"{rate:.0f} images/s {note}".rstrip()
+        text = f"{rate:.0f} {self._noun}/s {note}".rstrip()
         if self._bar:
             self._bar.update(self._task, completed=done, total=self._total, note=text)
         elif time.monotonic() - self._spoke >= PLAIN_LINE_EVERY_S:

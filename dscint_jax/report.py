@@ -15,8 +15,9 @@ import numpy as np
 
 from dscint_jax import figures
 from dscint_jax.baseline import Baseline, linear_baseline
+from dscint_jax.config import STUDIES
 from dscint_jax.errors import CommandParser, DscintError, run_command
-from dscint_jax.explain import explain
+from dscint_jax.explain import Explained, explain
 from dscint_jax.metrics import METRIC_NAMES, PUBLISHED_DSCINT
 from dscint_jax.trained import TrainedNetwork, load_trained
 from dscint_jax.workdir import read_json, read_metrics, write_text
@@ -77,7 +78,8 @@ def write_report(
         raise DscintError(
             f"{folder / 'metrics.json'} was measured on another data set; evaluate again"
         )
-    baseline = linear_baseline(Path(network.config.data.dir), split, fold=network.config.data.fold)
+    data = network.config.data
+    baseline = linear_baseline(Path(data.dir), split, fold=data.fold, records=data.records)
     page = _page(workdir, result, network, baseline, _read_rows(folder / "predictions.csv"))
     path = workdir / "report" / "index.html"
     write_text(path, page)
@@ -116,6 +118,7 @@ def _page(
     confusion = figures.confusion_figure(np.array(result["confusion_matrix"]), classes)
     scintigrams = figures.scintigram_figure(examples, classes)
     name = html.escape(network.config.model)
+    noun = network.images.noun
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -127,27 +130,26 @@ def _page(
 {_metrics_table(result, baseline)}
 <p class="note">Accuracy is overall; the others are means over the classes of one-vs-rest values.
 Intervals: {html.escape(result["intervals"]["method"])}. Linear baseline: multinomial logistic
-regression on the same images summed to {baseline.side[0]}x{baseline.side[1]} pixels. The published
+regression on the same {noun} summed to {baseline.side[0]}x{baseline.side[1]} pixels. The published
 figures (Lin et al., Med Phys 2021;48:5782) were measured on a private clinical data set that was
 augmented before it was split; they stand here for orientation, not as a comparison.
-{_zero_note(result)}</p>
+{_zero_note(result, noun)}</p>
 
 <h2>By class</h2>
 <div class="columns"><figure>{figures.as_svg(confusion)}
-<figcaption>Images by true and predicted class; shares of the true class.</figcaption></figure>
-<div>{_class_table(result)}</div></div>
+<figcaption>{noun.capitalize()} by true and predicted class; shares of the true class.</figcaption>
+</figure>
+<div>{_class_table(result, noun)}</div></div>
 
 <h2>Learning curves</h2>
 <figure>{figures.as_svg(figures.learning_figure(read_metrics(workdir), result["step"]))}
-<figcaption>Training loss is weighted by class and smoothed as configured, on augmented images;
+<figcaption>Training loss is weighted by class and smoothed as configured, on augmented {noun};
 validation loss is plain cross-entropy.</figcaption></figure>
 
 <h2>Where the network looks</h2>
 <figure>{figures.as_png(scintigrams, "scintigrams beside their attention maps")}
-<figcaption>Of each class the hit of median confidence, then the most confident errors. Left: square
-root of counts, dark is many. Right: the same under the spatial attention gate, each map stretched
-to its own range; bright is more weight. The gate multiplies features: where the image is empty,
-it weighs nothing. p: softmax of the predicted class.</figcaption></figure>
+<figcaption>Of each class the hit of median confidence, then the most confident errors.
+{_attention_caption(examples)} p: softmax of the predicted class.</figcaption></figure>
 
 <h2>How it was made</h2>
 {_provenance(workdir, network)}
@@ -158,15 +160,36 @@ it weighs nothing. p: softmax of the predicted class.</figcaption></figure>
 def _lead(result: dict[str, Any], network: TrainedNetwork) -> str:
     patients = result["intervals"]["patients"]
     height, width = _image_side(network)
+    noun = network.images.noun
+    each = "views" if network.images.records == STUDIES else noun
     return (
-        f"{result['support']} images of {patients} patients, the {html.escape(result['split'])} "
-        f"split; images of {height}x{width} pixels; {network.parameters:,} parameters; "
+        f"{result['support']} {noun} of {patients} patients, the {html.escape(result['split'])} "
+        f"split; {each} of {height}x{width} pixels; {network.parameters:,} parameters; "
         f"checkpoint of step {result['step']}."
     )
 
 
 def _image_side(network: TrainedNetwork) -> tuple[int, int]:
-    return network.images.read(np.array([0]))["counts"].shape[1:3]
+    return network.images.read(np.array([0]))["counts"].shape[-3:-1]
+
+
+def _attention_caption(examples: Sequence[Explained]) -> str:
+    pairs = len(examples[0].views) > 1
+    counts = "square root of counts, dark is many"
+    if examples[0].attention is None:
+        sides = "; anterior view left, posterior view right" if pairs else ""
+        return f"{counts.capitalize()}{sides}."
+    if pairs:
+        return (
+            f"Left: {counts}; anterior, posterior. Right: the same under the attention, whose "
+            "shares sum to 1 over both views; each study is stretched to its own range, and bright "
+            "is more weight. A missing view stays empty and has no share."
+        )
+    return (
+        f"Left: {counts}. Right: the same under the spatial attention gate, each map stretched to "
+        "its own range; bright is more weight. The gate multiplies features: where the image is "
+        "empty, it weighs nothing."
+    )
 
 
 def _metrics_table(result: dict[str, Any], baseline: Baseline) -> str:
@@ -186,7 +209,7 @@ def _metrics_table(result: dict[str, Any], baseline: Baseline) -> str:
     return _table(head, rows, strong=1)
 
 
-def _class_table(result: dict[str, Any]) -> str:
+def _class_table(result: dict[str, Any], noun: str) -> str:
     rows = [
         (
             html.escape(label.replace("_", " ")),
@@ -195,13 +218,16 @@ def _class_table(result: dict[str, Any]) -> str:
         )
         for label, values in ((c, result["per_class"][c]) for c in result["classes"])
     ]
-    return _table(("class", "precision", "recall", "specificity", "F-1", "images"), rows)
+    return _table(("class", "precision", "recall", "specificity", "F-1", noun), rows)
 
 
-def _zero_note(result: dict[str, Any]) -> str:
+def _zero_note(result: dict[str, Any], noun: str) -> str:
     notes = [
         f"Counted as 0: {html.escape(', '.join(result[field]))} ({meaning})."
-        for field, meaning in (("never_predicted", "never predicted"), ("absent", "in no image"))
+        for field, meaning in (
+            ("never_predicted", "never predicted"),
+            ("absent", f"none of the {noun}"),
+        )
         if result[field]
     ]
     return " ".join(notes)
@@ -216,7 +242,10 @@ def _provenance(workdir: Path, network: TrainedNetwork) -> str:
         ("devices", html.escape(", ".join(sorted(set(last["devices"]))))),
         ("attempts", str(len(attempts))),
         ("seed", str(network.config.seed)),
-        ("steps, batch", f"{network.config.steps}, {network.config.batch_size} images"),
+        (
+            "steps, batch",
+            f"{network.config.steps}, {network.config.batch_size} {network.images.noun}",
+        ),
         *((html.escape(p), html.escape(v)) for p, v in last["versions"].items()),
     ]
     return _table(("", ""), facts) + (

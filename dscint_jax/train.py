@@ -20,6 +20,7 @@ from dscint_jax.errors import DscintError
 from dscint_jax.evaluate import predict_split
 from dscint_jax.experiment import load_images, make_experiment
 from dscint_jax.input_pipeline import (
+    NOUNS,
     HostBatch,
     Scintigrams,
     device_fields,
@@ -65,7 +66,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     print(experiment.overview)
     print(
         f"{mesh.size} x {jax.devices()[0].device_kind}; {len(train_images)} training and "
-        f"{len(validation_images)} validation images; classes "
+        f"{len(validation_images)} validation {train_images.noun}; classes "
         + ", ".join(
             f"{name} {count}"
             for name, count in zip(train_images.classes, train_images.class_counts, strict=True)
@@ -83,7 +84,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         train_images, batch_size=config.batch_size, seed=config.seed, start=start
     )
     example = next(evaluation_batches(validation_images, batch_size=config.batch_size))
-    jax.eval_shape(evaluate, state.params, state.statistics, device_fields(example))
+    _check_network(config, evaluate, state, device_fields(example))
 
     # Checkpoints
     claim(workdir, config.to_dict())
@@ -99,7 +100,11 @@ def train(config: ConfigDict, workdir: Path) -> None:
     with (
         Interruption() as interruption,
         ProgressBar(
-            "training", total=config.steps, done=start, rate_factor=config.batch_size
+            "training",
+            total=config.steps,
+            done=start,
+            rate_factor=config.batch_size,
+            noun=train_images.noun,
         ) as progress,
     ):
         for step in range(start + 1, config.steps + 1):
@@ -141,13 +146,26 @@ def _is_complete(config: ConfigDict, workdir: Path) -> bool:
     claim(workdir, config.to_dict())
     if completed_step(workdir) != config.steps:
         return False
-    check_data(workdir, fingerprint_of(Path(config.data.dir)))
+    check_data(workdir, fingerprint_of(Path(config.data.dir), config.data.records))
     return True
 
 
 def _load(config: ConfigDict, split: str) -> Scintigrams:
-    with ProgressBar(f"reading {split} images") as bar:
+    noun = NOUNS[config.data.records]
+    with ProgressBar(f"reading {split} {noun}", noun=noun) as bar:
         return load_images(config, split, lambda done, total: bar.update(done, total=total))
+
+
+def _check_network(
+    config: ConfigDict, evaluate: parallel.EvalStep, state: TrainState, batch: HostBatch
+) -> None:
+    try:
+        jax.eval_shape(evaluate, state.params, state.statistics, batch)
+    except (TypeError, ValueError) as error:
+        raise DscintError(
+            f"config.model {config.model} does not take examples of shape "
+            f"{batch['counts'].shape[1:]} (config.data.records is {config.data.records}): {error}"
+        ) from error
 
 
 def _check_finite(loss: float, step: int) -> None:

@@ -2,7 +2,7 @@
 
 A batch is a dict of arrays: `counts` (batch, height, width, 1) int32, `scale` (batch,) float32 in
 counts a pixel, `label` (batch,) int32 and, for evaluation, `mask` (batch,) bool: False where the
-batch was padded.
+batch was padded. Of studies, `counts` (batch, view, height, width, 1) and `scale` (batch, view).
 """
 
 import dataclasses

@@ -14,6 +14,7 @@ from dscint_jax.config import check_config
 from dscint_jax.experiment import load_images, make_experiment
 from dscint_jax.input_pipeline import (
     NO_FOLD,
+    NOUNS,
     HostBatch,
     Scintigrams,
     device_fields,
@@ -84,11 +85,12 @@ def load_trained(
     if data_dir is not None:
         config.data.dir = str(data_dir)
         # A data set from elsewhere need not be in folds because the one trained on was.
-        if not folds_of(open_dataset(data_dir).info.splits):
+        if not folds_of(open_dataset(data_dir, config.data.records).info.splits):
             config.data.fold = NO_FOLD
     checkpointer = Checkpointer(workdir, read_only=True)
     step, last_step = checkpointer.choose_step(checkpoint), checkpointer.steps()[-1]
-    with ProgressBar(f"reading {split} images") as bar:
+    noun = NOUNS[config.data.records]
+    with ProgressBar(f"reading {split} {noun}", noun=noun) as bar:
         images = load_images(config, split, lambda done, total: bar.update(done, total=total))
     if data_dir is None:
         check_data(workdir, images.fingerprint)

@@ -1,10 +1,10 @@
 """The registry of networks: `build(name, ...)` makes one, ready to train.
 
 Every network is an `nnx.Module`, called as `model(images, rngs=...)` on normalised images (batch,
-height, width, channel), or (batch, view, height, width, channel) if it reads studies; it returns
-float32 logits (batch, classes). Those with attention also have `attention_maps(images)`. The
-networks that can be an encoder have `feature_maps(images, rngs=...)`, `num_features`, and no head
-where `num_classes` is 0.
+height, width, channel), or (batch, view, height, width, channel) if its attribute `RECORDS` is
+'studies'; it returns float32 logits (batch, classes). Those with attention also have
+`attention_maps(images)`. The networks that can be an encoder have `feature_maps(images, rngs=...)`,
+`num_features`, and no head where `num_classes` is 0.
 
 A network of your own needs no entry here: 'my_package.my_module:build' names a class or a function
 with the keyword arguments `num_classes` and `rngs`, besides its own options, that returns such a
@@ -26,6 +26,7 @@ from dscint_jax.models import densenet, resnet, vgg
 from dscint_jax.models.alexnet import AlexNet
 from dscint_jax.models.attention import AttentionMaps
 from dscint_jax.models.dscint import Dscint
+from dscint_jax.models.dual_view import DualView
 from dscint_jax.models.inception_v4 import InceptionV4
 
 NETWORKS: dict[str, Callable[..., nnx.Module]] = {
@@ -43,6 +44,7 @@ NETWORKS: dict[str, Callable[..., nnx.Module]] = {
     "densenet169": densenet.densenet169,
     "densenet201": densenet.densenet201,
     "inception_v4": InceptionV4,
+    "dual_view": DualView,
 }
 
 DTYPES = ("float32", "bfloat16")

@@ -1,5 +1,6 @@
 """A small phantom cohort, built once, and runs trained on it."""
 
+import csv
 import importlib.util
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
 
 from dscint_jax.train import train
 from tfds_builder import build
@@ -24,14 +26,51 @@ def load_tiny_config():
     return tiny.get_config()
 
 
+def load_dual_view_config():
+    """The tiny config with the dual-view network, on studies."""
+    config = load_tiny_config()
+    config.data.records = "studies"
+    config.keep_last = 3
+    config.model = "dual_view"
+    encoder = {name: config.model_options[name] for name in ("widths", "strides", "pool_after")}
+    config.model_options = ConfigDict(
+        {
+            "encoder": "dscint",
+            "encoder_options": {**encoder, "attention_after": 2},
+            "attention_hidden": 8,
+            "dropout": 0.1,
+        }
+    )
+    return config
+
+
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory) -> Path:
-    """The data set of 24 phantoms."""
-    folder = tmp_path_factory.mktemp("cohort")
-    _run(phantom.main, "--out", folder / "phantom", "--patients", "24", "--seed", "3")
-    manifest = folder / "phantom" / "manifest.csv"
-    _run(build.main, "--manifest", manifest, "--data_dir", folder / "data", "--workers", "1")
-    return folder / "data"
+def cohort(tmp_path_factory) -> Path:
+    """24 phantoms, as files and a manifest."""
+    folder = tmp_path_factory.mktemp("cohort") / "phantom"
+    _run(phantom.main, "--out", folder, "--patients", "24", "--seed", "3")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir(cohort, tmp_path_factory) -> Path:
+    """The data set of the phantoms' views."""
+    return _build(cohort / "manifest.csv", tmp_path_factory.mktemp("views"))
+
+
+@pytest.fixture(scope="session")
+def studies_dir(cohort, tmp_path_factory) -> Path:
+    """The data set of the same phantoms' studies, of which every fourth lacks a view."""
+    with (cohort / "manifest.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    manifest = cohort / "one_view.csv"
+    with manifest.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "frame"])
+        writer.writeheader()
+        for n, row in enumerate(rows):
+            writer.writerow(row | {"frame": 1 + n // 4 % 2 if n % 4 == 0 else ""})
+    options = ("--config", "studies", "--one_view_studies", "keep")
+    return _build(manifest, tmp_path_factory.mktemp("studies"), *options)
 
 
 class _Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -119,6 +158,30 @@ def trained(data_dir, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("trained")
     train(config, workdir)
     return workdir
+
+
+@pytest.fixture
+def dual_view_config(studies_dir):
+    """The dual-view config, on the small cohort's studies."""
+    config = load_dual_view_config()
+    config.data.dir = str(studies_dir)
+    return config
+
+
+@pytest.fixture(scope="session")
+def trained_on_studies(studies_dir, tmp_path_factory) -> Path:
+    """The work directory of one finished dual-view run; tests only read it."""
+    config = load_dual_view_config()
+    config.data.dir = str(studies_dir)
+    workdir = tmp_path_factory.mktemp("trained_on_studies")
+    train(config, workdir)
+    return workdir
+
+
+def _build(manifest: Path, data_dir: Path, *options: str) -> Path:
+    arguments = ("--manifest", manifest, "--data_dir", data_dir, "--workers", "1")
+    _run(build.main, *arguments, *options)
+    return data_dir
 
 
 def _run(main, *arguments) -> None:

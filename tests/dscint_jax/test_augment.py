@@ -81,6 +81,40 @@ def test_augment_without_rotation_only_moves_pixels_and_keeps_their_noise():
         np.testing.assert_allclose(np.sort(after, None), np.sort(before, None), atol=1e-5)
 
 
+ALL_RANGES = Augmentation(mirror=0.5, translation=(0.1, 0.15), rotation=20.0, rotated=0.7)
+
+
+def test_normalise_divides_each_view_by_its_own_scale_and_keeps_a_missing_one_zero():
+    counts = jnp.array(np.random.default_rng(9).poisson(50, (2, 2, 8, 4, 1))).at[1, 0].set(0)
+    scale = jnp.array([[2.0, 8.0], [1.0, 4.0]])
+    result = normalise(counts, scale, clip=100.0)
+    views = normalise(counts.reshape(4, 8, 4, 1), scale.reshape(4), clip=100.0)
+    np.testing.assert_array_equal(result.reshape(views.shape), views)
+    assert not result[1, 0].any()
+
+
+def test_augment_moves_the_posterior_view_as_the_camera_behind_sees_it():
+    anterior = _images(10, (8, 32, 16, 1))
+    # What a transparent patient would show from behind.
+    studies = jnp.stack([anterior, anterior[:, :, ::-1]], axis=1)
+    moved = augment(jax.random.key(5), studies, ALL_RANGES)
+    np.testing.assert_allclose(moved[:, 1], moved[:, 0, :, ::-1], atol=1e-4)
+    assert not np.allclose(moved[:, 1], moved[:, 0], atol=0.1)
+
+
+def test_augment_draws_once_a_study_as_it_does_for_a_single_view():
+    studies = _images(11, (8, 2, 32, 16, 1))
+    moved = augment(jax.random.key(6), studies, ALL_RANGES)
+    single = augment(jax.random.key(6), studies[:, 0], ALL_RANGES)
+    np.testing.assert_allclose(moved[:, 0], single, atol=1e-6)
+
+
+def test_augment_leaves_a_missing_view_zero():
+    studies = _images(12, (8, 2, 32, 16, 1)).at[::2, 1].set(0.0).at[1::2, 0].set(0.0)
+    moved = augment(jax.random.key(7), studies, ALL_RANGES)
+    np.testing.assert_array_equal(moved.any((2, 3, 4)), studies.any((2, 3, 4)))
+
+
 def test_augment_rotates_the_share_that_is_asked_for():
     images = jnp.repeat(_images(8)[:1], 400, axis=0)
     ranges = Augmentation(rotation=20.0, rotated=0.3)

@@ -127,6 +127,22 @@ def test_run_on_a_fold_is_evaluated_on_a_data_set_from_elsewhere(fold_run, make_
     assert result["support"] == 6
 
 
+def test_run_on_studies_is_evaluated_study_by_study(trained_on_studies, studies_dir, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained_on_studies, workdir)
+    result = evaluate(workdir, split="train", checkpoint="best")
+    rows = _rows(workdir, "train")
+    images = load_split(studies_dir, "train", pool=16, cache_gib=1.0, records="studies")
+    records = images.read(np.arange(len(images)))
+    for column in ("image_id", "patient_key", "view"):
+        assert [row[column] for row in rows] == records[column].tolist()
+    assert list(rows[0])[:5] == ["image_id", "patient_key", "view", "label", "predicted"]
+    assert {row["view"] for row in rows} >= {"both", "posterior"}
+    assert result["records"] == "studies"
+    assert result["support"] == len(images)
+    assert np.isfinite(result["loss"])
+
+
 def test_what_is_not_there_is_named(evaluated, tmp_path):
     workdir, _ = evaluated
     with pytest.raises(DscintError, match=r"holds no config\.json"):

@@ -147,6 +147,74 @@ def test_a_fold_that_does_not_fit_the_data_set_is_named(folds_dir, make_data_set
         _load_fold(make_data_set(fold_0=3, fold_1=3), "test", 0)
 
 
+def _load_studies(studies_dir, split="train", pool=16, cache_gib=1.0):
+    return load_split(studies_dir, split, pool=pool, cache_gib=cache_gib, records="studies")
+
+
+def _whole(load, data_dir):
+    splits = [load(data_dir, split) for split in ("train", "validation", "test")]
+    parts = [images.read(np.arange(len(images))) for images in splits]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def test_sum_pool_sums_each_view_for_itself():
+    counts = np.random.default_rng(1).integers(0, 65536, (2, 16, 8, 1)).astype(np.uint16)
+    np.testing.assert_array_equal(sum_pool(counts, 4), [sum_pool(view, 4) for view in counts])
+
+
+def test_study_holds_its_patients_views_the_anterior_first_and_zeros_for_a_missing_one(
+    studies_dir, data_dir
+):
+    studies, views = _whole(_load_studies, studies_dir), _whole(_load, data_dir)
+    images = {
+        (patient, view, counts.tobytes()): scale
+        for patient, view, counts, scale in zip(
+            *(views[name] for name in ("patient_key", "view", "counts", "scale")), strict=True
+        )
+    }
+    assert set(studies["view"]) == {"both", "anterior", "posterior"}
+    assert studies["counts"].shape[1:] == (2, 64, 16, 1)
+    for n, patient in enumerate(studies["patient_key"]):
+        for side, view in enumerate(("anterior", "posterior")):
+            counts, scale = studies["counts"][n, side], studies["scale"][n, side]
+            if studies["view"][n] in ("both", view):
+                assert scale == images[patient, view, counts.tobytes()]
+            else:
+                assert not counts.any()
+                assert scale == 16**2
+
+
+def test_studies_from_memory_and_disk_are_the_same(studies_dir):
+    indices = np.array([3, 0, 5])
+    cached, uncached = (_load_studies(studies_dir, cache_gib=g).read(indices) for g in (1.0, 0.0))
+    for name, values in cached.items():
+        np.testing.assert_array_equal(values, uncached[name], err_msg=name)
+
+
+def test_evaluation_sees_every_study_once_and_pads_finite_pairs(studies_dir):
+    images = _load_studies(studies_dir)
+    batches = list(evaluation_batches(images, batch_size=8))
+    seen = np.concatenate([batch["image_id"][batch["mask"]] for batch in batches])
+    assert len(seen) == len(set(seen)) == len(images)
+    assert {batch["counts"].shape for batch in batches} == {(8, 2, 64, 16, 1)}
+    assert {batch["scale"].shape for batch in batches} == {(8, 2)}
+    assert all((batch["scale"] > 0).all() for batch in batches)
+
+
+def test_class_counts_of_studies_are_those_of_their_labels(studies_dir):
+    images = _load_studies(studies_dir)
+    labels = images.read(np.arange(len(images)))["label"]
+    assert tuple(np.bincount(labels, minlength=4)) == images.class_counts
+    assert images.noun == "studies"
+
+
+def test_views_and_studies_are_data_sets_of_their_own(data_dir, studies_dir):
+    with pytest.raises(DscintError, match=r"scintigraphy/studies; .* --config studies$"):
+        input_pipeline.open_dataset(data_dir, "studies")
+    with pytest.raises(DscintError, match=rf"scintigraphy/views; .* --data_dir {studies_dir}$"):
+        input_pipeline.open_dataset(studies_dir)
+
+
 def test_missing_data_set_is_named_with_the_command_that_builds_it(tmp_path):
     with pytest.raises(DscintError, match=rf"{tmp_path}.*tfds_builder\.build"):
         input_pipeline.open_dataset(tmp_path)

@@ -1,12 +1,16 @@
 import re
 import shutil
 
+import numpy as np
 import pytest
 
-from dscint_jax.baseline import linear_baseline
+from dscint_jax.baseline import baseline_of, linear_baseline
 from dscint_jax.errors import DscintError
 from dscint_jax.evaluate import evaluate
+from dscint_jax.explain import Explained, explain
+from dscint_jax.figures import scintigram_figure
 from dscint_jax.report import choose_examples, write_report
+from dscint_jax.trained import load_trained
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +46,82 @@ def test_page_is_whole_without_any_other_file(reported):
 def test_same_run_gives_the_same_page(reported):
     workdir, _, page, _ = reported
     assert write_report(workdir)[0].read_text() == page
+
+
+@pytest.fixture(scope="module")
+def reported_studies(trained_on_studies, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("reported_studies") / "run"
+    shutil.copytree(trained_on_studies, workdir)
+    result = evaluate(workdir, split="train", checkpoint="best")
+    path, baseline = write_report(workdir, split="train")
+    return workdir, result, path.read_text(), baseline
+
+
+def test_page_on_studies_counts_studies_and_compares_with_a_baseline_on_both_views(
+    reported_studies, studies_dir
+):
+    _, result, page, baseline = reported_studies
+    text = re.sub(r"<style>.*?</style>|<svg.*?</svg>|<[^>]*>", " ", page, flags=re.DOTALL)
+    assert f"{result['support']} studies of" in text
+    assert "views of 64x16 pixels" in text
+    assert "8 studies" in text
+    assert "shares sum to 1 over both views" in text
+    assert not re.search(r"\bimages?\b", text)
+    assert baseline == linear_baseline(studies_dir, "train", records="studies")
+
+
+def test_explained_study_has_both_views_and_no_attention_on_a_missing_one(reported_studies):
+    network = load_trained(reported_studies[0], split="train", checkpoint="last")
+    views = network.images.read(np.arange(len(network.images)))["view"]
+    chosen = [views.tolist().index(view) for view in ("both", "posterior")]
+    both, posterior = explain(network, np.array(chosen))
+    assert both.views.shape == both.attention.shape == (2, 64, 16)
+    assert (both.attention.max((1, 2)) > 0).all()
+    assert posterior.view == "posterior"
+    assert not posterior.views[0].any()
+    assert not posterior.attention[0].any()
+    assert posterior.attention[1].any()
+
+
+def test_figure_shows_the_views_then_the_views_under_attention():
+    random = np.random.default_rng(2)
+    for views in (1, 2):
+        pixels, maps = random.random((2, 7, views, 16, 4))
+        examples = [
+            Explained(p, m, np.array([0.9, 0.1]), 0, "both")
+            for p, m in zip(pixels, maps, strict=True)
+        ]
+        axes = scintigram_figure(examples, ["a", "b"]).axes
+        assert len(axes) == 7 * 2 * views
+        for n, panel in enumerate(axes):
+            example, place = divmod(n, 2 * views)
+            under, *over = (image.get_array() for image in panel.get_images())
+            np.testing.assert_array_equal(under, pixels[example, place % views])
+            assert len(over) == (place >= views)
+            if over:
+                low, high = maps[example].min(), maps[example].max()
+                heat = (maps[example, place % views] - low) / (high - low)
+                np.testing.assert_allclose(over[0], heat)
+
+
+def test_linear_baseline_reads_the_posterior_view_too():
+    random = np.random.default_rng(3)
+
+    def batch(size):
+        labels = random.integers(0, 2, size)
+        counts = random.poisson(9, (size, 2, 4, 2, 1))
+        counts[:, 1, 0] += 40 * labels[:, None, None]
+        return {
+            "counts": counts,
+            "scale": np.full((size, 2), 9.0, np.float32),
+            "label": labels,
+            "patient_key": np.arange(size).astype(str),
+        }
+
+    batches = {split: batch(60) for split in ("train", "validation", "test")}
+    baseline = baseline_of(batches, "test", 2)
+    assert baseline.scores["accuracy"] > 0.9
+    assert baseline.side == (4, 2)
 
 
 def test_report_without_evaluation_says_what_to_run(trained):

@@ -166,6 +166,36 @@ def test_values_that_no_run_can_have_are_named_and_nothing_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_network_and_records_that_do_not_fit_are_named_and_nothing_is_written(
+    config, dual_view_config, studies_dir, data_dir, tmp_path
+):
+    config.data.update(dir=str(studies_dir), records="studies")
+    message = (
+        r"config\.model dscint does not take examples of shape \(2, 64, 16, 1\).*studies.*ndim"
+    )
+    with pytest.raises(DscintError, match=message):
+        train(config, tmp_path / "run")
+    dual_view_config.data.update(dir=str(data_dir), records="views")
+    with pytest.raises(DscintError, match=r"dual_view reads studies; set --config\.data\.records"):
+        train(dual_view_config, tmp_path / "run")
+    dual_view_config.data.records = "pairs"
+    with pytest.raises(DscintError, match=r"config\.data\.records is 'pairs'.*views or studies"):
+        train(dual_view_config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_on_studies_resumes_to_the_same_bits(trained_on_studies, dual_view_config, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained_on_studies, workdir)
+    for step in (8, 12):
+        shutil.rmtree(workdir / "checkpoints" / str(step))
+    train(dual_view_config, workdir)
+    assert json.loads((workdir / "provenance.json").read_text())[-1]["start_step"] == 4
+    for a, b in zip(*(_final_arrays(w, 12) for w in (trained_on_studies, workdir)), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    assert read_metrics(workdir) == read_metrics(trained_on_studies)
+
+
 def test_other_data_than_trained_on_is_refused(trained, config, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)

@@ -1,0 +1,170 @@
+"""DualView: both views of a study through one encoder, and spatial attention over all of it.
+
+Pi et al., Med Image Anal 2020;65:101784, diagnose metastases from the anterior and the posterior
+view jointly, in three parts that extract, aggregate and classify features; the aggregation is an
+operator of spatial attention. That much is in the abstract, and the paper itself could not be read
+in full, so everything else here is our choice:
+
+- one encoder, with the same weights for both views, any of the registered networks;
+- an embedding for each view, learned, added to its maps: seen from behind, a spine is another
+  picture;
+- gated attention (Ilse et al., ICML 2018, arXiv:1802.04712, eq. 9) scores each position, and one
+  softmax over all positions of both views makes shares of the scores, so that a lesion which one
+  view shows better takes weight from the other view;
+- the maps' sum, weighted by their shares, is the study's features; one linear layer reads them.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from dscint_jax.errors import DscintError
+from dscint_jax.models.attention import GATE_SCOPE, AttentionMaps
+from dscint_jax.models.layers import check_choice, check_dropout, check_sizes
+
+VIEWS = 2
+
+
+class StudyAttention(nnx.Module):
+    """Each position's share of a study.
+
+    Args:
+      features: channels of the maps.
+      hidden: units of the gated layer.
+      dtype: of the scores; shares are float32.
+      rngs: the `params` stream.
+    """
+
+    def __init__(self, features: int, *, hidden: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.content = nnx.Linear(features, hidden, dtype=dtype, rngs=rngs)
+        self.gate = nnx.Linear(features, hidden, dtype=dtype, rngs=rngs)
+        # Without a bias, which would raise all scores alike and leave the shares as they are.
+        self.score = nnx.Linear(hidden, 1, use_bias=False, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        maps: Float[Array, "batch view rows columns features"],
+        present: Bool[Array, "batch view"],
+    ) -> Float[Array, "batch view rows columns 1"]:
+        """Returns shares that sum to 1 over a study; a view that is not present has none.
+
+        Of a study without any view, as padding is, both views are taken as present.
+        """
+        with jax.named_scope(GATE_SCOPE):
+            scores = self.score(nnx.tanh(self.content(maps)) * nnx.sigmoid(self.gate(maps)))
+        present = present | ~present.any(1, keepdims=True)
+        scores = jnp.where(present[:, :, None, None, None], scores.astype(jnp.float32), -jnp.inf)
+        return jax.nn.softmax(scores, axis=(1, 2, 3))
+
+
+class DualView(nnx.Module):
+    """The network; it reads studies.
+
+    A view whose pixels are all zero is missing, as the records of `studies` have it: it has no
+    share in the features. In training it does enter the encoder's batch statistics.
+
+    Args:
+      num_classes: outputs.
+      in_channels: channels of a view.
+      encoder: name of the registered network whose feature maps are weighed.
+      encoder_options: the encoder's own options.
+      attention_hidden: units of the attention's gated layer.
+      dropout: rate before the last layer, in training only.
+      dtype: of the computation, the encoder's too; parameters and the attention's softmax stay
+        float32.
+      rngs: the `params` stream.
+
+    Raises:
+      DscintError: the options do not fit, or the network named cannot be an encoder.
+    """
+
+    HEAD, RECORDS = "head", "studies"
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int = 1,
+        encoder: str = "resnet18",
+        encoder_options: Mapping[str, Any] | None = None,
+        attention_hidden: int = 128,
+        dropout: float = 0.2,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_sizes("attention_hidden", [attention_hidden])
+        check_dropout(dropout)
+        options = {"in_channels": in_channels, "dtype": jnp.dtype(dtype).name}
+        self.encoder = _build_encoder(encoder, encoder_options or {}, options, rngs)
+        features = self.encoder.num_features
+        self.view_embedding = nnx.Param(jnp.zeros((VIEWS, features)))
+        self.attention = StudyAttention(features, hidden=attention_hidden, dtype=dtype, rngs=rngs)
+        self.dropout = nnx.Dropout(dropout)
+        self.head = nnx.Linear(features, num_classes, dtype=dtype, rngs=rngs)
+
+    @property
+    def STEM(self) -> str:
+        """Path of the encoder's first convolution."""
+        return f"encoder.{self.encoder.STEM}"
+
+    def __call__(
+        self,
+        images: Float[Array, "batch view height width channel"],
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "batch classes"]:
+        """Returns float32 logits.
+
+        Args:
+          images: normalised views, the anterior first.
+          rngs: the `dropout` stream; needed in training only.
+
+        Raises:
+          DscintError: the images are no pairs of views.
+        """
+        maps, shares = self._weigh(images, rngs)
+        features = (maps * shares).sum((1, 2, 3))
+        return self.head(self.dropout(features, rngs=rngs)).astype(jnp.float32)
+
+    def attention_maps(
+        self, images: Float[Array, "batch view height width channel"]
+    ) -> AttentionMaps:
+        """Returns the share that each position of both views has in a study's features."""
+        return AttentionMaps(spatial=self._weigh(images, None)[1])
+
+    def _weigh(
+        self, images: Float[Array, "batch view height width channel"], rngs: nnx.Rngs | None
+    ) -> tuple[
+        Float[Array, "batch view rows columns features"], Float[Array, "batch view rows columns 1"]
+    ]:
+        """The encoder's maps, the views' embeddings added, and their shares."""
+        if images.ndim != 5 or images.shape[1] != VIEWS:
+            raise DscintError("dual_view reads studies; set --config.data.records=studies")
+        maps = self.encoder.feature_maps(images.reshape(-1, *images.shape[2:]), rngs=rngs)
+        maps = maps.reshape(len(images), VIEWS, *maps.shape[1:])
+        maps = maps + self.view_embedding[...].astype(maps.dtype)[None, :, None, None]
+        return maps, self.attention(maps, present=(images != 0).any((2, 3, 4)))
+
+
+def _build_encoder(
+    name: str, own: Mapping[str, Any], shared: Mapping[str, Any], rngs: nnx.Rngs
+) -> nnx.Module:
+    """Builds an encoder from its own options and those that it shares with the network."""
+    # Only here, because the registry imports this module.
+    from dscint_jax.models import NETWORKS, build
+
+    check_choice("encoder", name, sorted(n for n in NETWORKS if NETWORKS[n] is not DualView))
+    for option in shared:
+        if option in own:
+            raise DscintError(
+                f"model_options.encoder_options.{option}: the encoder has the network's own; set "
+                f"config.model_options.{option}"
+            )
+    encoder = build(name, num_classes=0, rngs=rngs, options={**own, **shared})
+    if not hasattr(encoder, "feature_maps"):
+        raise DscintError(f"model_options.encoder: '{name}' has no feature maps to weigh")
+    return encoder
