@@ -17,6 +17,7 @@ from dscint_jax import models
 from dscint_jax.augment import Augmentation
 from dscint_jax.errors import DscintError
 from dscint_jax.input_pipeline import Scintigrams, load_split
+from dscint_jax.models.import_torch import ImportReport, import_weights
 from dscint_jax.random_streams import stream_key
 from dscint_jax.train_step import (
     Recipe,
@@ -35,6 +36,8 @@ class Experiment:
       recipe: what the steps need.
       params, statistics: shapes and types of the network's parameters and statistics.
       initial_state: makes the state before the first step.
+      imported_state: the same with the weights of a file, as `import_torch.import_weights` reads
+        them; and its report.
       schedule: learning rate by step.
     """
 
@@ -42,6 +45,7 @@ class Experiment:
     params: nnx.State
     statistics: nnx.State
     initial_state: Callable[[], TrainState]
+    imported_state: Callable[[Path], tuple[TrainState, ImportReport]]
     schedule: Callable[[int], jax.Array]
 
     @property
@@ -92,12 +96,19 @@ def make_experiment(config: ConfigDict, class_counts: tuple[int, ...]) -> Experi
         seed=config.seed,
     )
 
-    def initial_state() -> TrainState:
-        _, _, params, statistics = split_network(build())
+    def state_of(network: nnx.Module) -> TrainState:
+        _, _, params, statistics = split_network(network)
         step = jnp.zeros((), jnp.int32)
         return TrainState(step, params, statistics, recipe.optimizer.init(params))
 
-    return Experiment(recipe, params, statistics, initial_state, schedule)
+    def imported_state(path: Path) -> tuple[TrainState, ImportReport]:
+        network = build()
+        report = import_weights(path, network, name=config.model)
+        return state_of(network), report
+
+    return Experiment(
+        recipe, params, statistics, lambda: state_of(build()), imported_state, schedule
+    )
 
 
 def class_weights(kind: str, counts: tuple[int, ...]) -> tuple[float, ...]:

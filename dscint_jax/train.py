@@ -60,7 +60,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
     # Network
     experiment = make_experiment(config, train_images.class_counts)
     recipe = experiment.recipe
-    state = parallel.replicate(experiment.initial_state(), mesh)
+    start = completed_step(workdir) or 0
+    if config.init_from and not start:
+        state, imported = experiment.imported_state(Path(config.init_from))
+    else:
+        state, imported = experiment.initial_state(), None
+    state = parallel.replicate(state, mesh)
     take_step = parallel.compile_train_step(recipe, mesh)
     evaluate = parallel.compile_eval_step(recipe, mesh)
     print(experiment.overview)
@@ -73,13 +78,14 @@ def train(config: ConfigDict, workdir: Path) -> None:
         ),
         flush=True,
     )
+    if imported:
+        print(imported, flush=True)
 
     def predict(state: TrainState, batch: HostBatch) -> Evaluation:
         batch = parallel.shard_batch(device_fields(batch), mesh)
         return evaluate(state.params, state.statistics, batch)
 
     # A network or a batch that does not fit the images fails here, before anything is written.
-    start = completed_step(workdir) or 0
     batches = training_batches(
         train_images, batch_size=config.batch_size, seed=config.seed, start=start
     )
@@ -93,7 +99,13 @@ def train(config: ConfigDict, workdir: Path) -> None:
     if start:
         state = checkpointer.restore_state(start, like=state)
         print(f"resuming after step {start}")
-    record_attempt(workdir, fingerprint=train_images.fingerprint, start_step=start)
+    record_attempt(
+        workdir,
+        fingerprint=train_images.fingerprint,
+        classes=train_images.classes,
+        start_step=start,
+        imported=imported,
+    )
 
     # Steps
     log = MetricsLog(workdir, start_step=start)

@@ -1,4 +1,4 @@
-"""A trained network, restored: what evaluation, explanations and the report start from."""
+"""A trained network, restored: what evaluation, explanations, report and export start from."""
 
 import dataclasses
 from pathlib import Path
@@ -64,6 +64,46 @@ class TrainedNetwork:
 
     def _on_devices(self, batch: HostBatch) -> parallel.DeviceBatch:
         return parallel.shard_batch(device_fields(batch), self._mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedWeights:
+    """What one checkpoint holds of a network; no data set is needed.
+
+    Attributes:
+      config: the run's.
+      step: of the checkpoint.
+      params, statistics: of the network.
+    """
+
+    config: ConfigDict
+    step: int
+    params: nnx.State
+    statistics: nnx.State
+
+
+def load_weights(workdir: Path, *, checkpoint: str, num_classes: int) -> TrainedWeights:
+    """Restores a network's weights.
+
+    Args:
+      workdir: of the training.
+      checkpoint: 'best' (by validation F-1), 'last', or a step.
+      num_classes: outputs of the network.
+
+    Raises:
+      DscintError: no run, or no such checkpoint.
+    """
+    config = ConfigDict(config_of(workdir))
+    check_config(config)
+    checkpointer = Checkpointer(workdir, read_only=True)
+    step = checkpointer.choose_step(checkpoint)
+    experiment = make_experiment(config, (1,) * num_classes)
+    shapes = (experiment.params, experiment.statistics)
+    states = checkpointer.restore_model(
+        step, *parallel.replicated_shapes(shapes, parallel.data_mesh())
+    )
+    checkpointer.close()
+    return TrainedWeights(config, step, *states)
 
 
 def load_trained(

@@ -19,6 +19,7 @@ import jax
 
 from dscint_jax.config import add_later_fields
 from dscint_jax.errors import DscintError
+from dscint_jax.models.import_torch import ImportReport
 
 RECORDED_PACKAGES = (
     "dscint-jax",
@@ -101,15 +102,32 @@ def config_of(workdir: Path) -> dict[str, Any]:
     return add_later_fields(read_json(workdir / "config.json"))
 
 
-def record_attempt(workdir: Path, *, fingerprint: str, start_step: int) -> None:
-    """Appends to provenance.json what this attempt ran with and where it started."""
+def record_attempt(
+    workdir: Path,
+    *,
+    fingerprint: str,
+    classes: tuple[str, ...],
+    start_step: int,
+    imported: ImportReport | None = None,
+) -> None:
+    """Appends to provenance.json what this attempt ran with and where it started.
+
+    Args:
+      workdir: the run's directory.
+      fingerprint: of the data set.
+      classes: of the data set, in the order of the network's outputs.
+      start_step: of the checkpoint that was resumed; 0 for none.
+      imported: the weights that it started from instead of random ones.
+    """
     path = workdir / "provenance.json"
     attempts = read_json(path) if path.exists() else []
     attempts.append(
         {
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "start_step": start_step,
+            "init_from": imported and {"file": imported.file, "sha256": imported.sha256},
             "dataset_fingerprint": fingerprint,
+            "classes": classes,
             "versions": {p: _version(p) for p in RECORDED_PACKAGES},
             "python": platform.python_version(),
             "platform": platform.platform(),

@@ -33,7 +33,7 @@ def _run(module, *arguments, environment=None):
 
 @pytest.fixture(scope="module")
 def whole_path(tmp_path_factory):
-    """All five commands, one after the other, and where TensorFlow's imports left their trace."""
+    """All six commands, one after the other, and where TensorFlow's imports left their trace."""
     folder = tmp_path_factory.mktemp("path")
     (folder / "fake" / "tensorflow").mkdir(parents=True)
     (folder / "fake" / "tensorflow" / "__init__.py").write_text(FAKE_TENSORFLOW)
@@ -47,6 +47,7 @@ def whole_path(tmp_path_factory):
         ("dscint_jax.main", *training),
         ("dscint_jax.evaluate", "--workdir", workdir),
         ("dscint_jax.report", "--workdir", workdir),
+        ("dscint_jax.export", "--workdir", workdir, "--out", folder / "dscint.safetensors"),
     ):
         done = _run(module, *arguments, environment=environment)
         assert done.returncode == 0, f"{module}: {done.stderr}"
@@ -90,7 +91,7 @@ def test_finished_steps_are_kept_when_the_path_is_run_again(whole_path):
         *("tfds_builder.inspect", "tfds_builder.throughput", "tfds_builder.fuzz"),
         *("tfds_builder.phantom.oracle", "dscint_jax.shortcuts"),
         *("dscint_jax.main", "dscint_jax.evaluate", "dscint_jax.report"),
-        "dscint_jax.models",
+        *("dscint_jax.models", "dscint_jax.export"),
     ],
 )
 def test_help_is_printed_and_is_success(module):
@@ -166,6 +167,21 @@ BAD_INPUT = {
     "another config": (_train("--config.seed=5", workdir="run"), ["config.seed is 0 there"]),
     "option without value": (lambda f: ("dscint_jax.evaluate", "--workdir"), ["--workdir"]),
     "no run": (lambda f: ("dscint_jax.evaluate", "--workdir", f / "new"), ["config.json"]),
+    "no weights": (
+        _train("--config.init_from=none.safetensors"),
+        ["none.safetensors is missing"],
+    ),
+    "export over a file": (
+        lambda f: (
+            *("dscint_jax.export", "--workdir", f / "run"),
+            *("--out", f / "dscint.safetensors"),
+        ),
+        ["dscint.safetensors exists", "--overwrite"],
+    ),
+    "no run to export": (
+        lambda f: ("dscint_jax.export", "--workdir", f / "new", "--out", f / "w.safetensors"),
+        ["config.json"],
+    ),
     "no such network": (
         lambda f: ("dscint_jax.models", "--network", "dscnt"),
         ["dscnt", "resnet18"],

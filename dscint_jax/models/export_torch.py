@@ -1,0 +1,64 @@
+"""Weights of a network as a PyTorch state dict in a .safetensors file.
+
+In: a network's parameters and statistics. Out: arrays with PyTorch's names and order of axes, which
+`import_torch` and, for networks that torchvision or timm have too, PyTorch load:
+
+    model = torchvision.models.resnet18(num_classes=4)
+    model.conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+    model.load_state_dict(safetensors.torch.load_file("resnet18.safetensors"))
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from flax import nnx
+
+from dscint_jax.errors import DscintError
+from dscint_jax.models.torch_layout import named_weights
+
+LENGTH_BYTES = 8
+"""Of the little-endian number before a safetensors header; the header is padded to a multiple."""
+
+
+def torch_state_dict(params: nnx.State, statistics: nnx.State) -> dict[str, np.ndarray]:
+    """The weights of a network, float32, by their names in PyTorch and in its order of axes.
+
+    Raises:
+      DscintError: two arrays of the network would have the same name.
+    """
+    weights = named_weights(params, statistics)
+    return {name: weight.to_torch() for name, weight in weights.items()}
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """Writes a whole file or nothing; the same tensors and metadata give the same bytes.
+
+    Raises:
+      DscintError: the place cannot be written to.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(_serialised(tensors, metadata))
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise DscintError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _serialised(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    plain = safetensors.numpy.save(dict(tensors))
+    end = LENGTH_BYTES + int.from_bytes(plain[:LENGTH_BYTES], "little")
+    # The library itself would write the metadata's entries in an order drawn anew each time.
+    header = {"__metadata__": dict(sorted(metadata.items()))}
+    text = json.dumps(header | json.loads(plain[LENGTH_BYTES:end])).encode()
+    text += b" " * (-len(text) % LENGTH_BYTES)
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text + plain[end:]

@@ -1,0 +1,491 @@
+import json
+import os
+import pickle
+import shutil
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+from dscint_jax import models
+from dscint_jax.errors import DscintError
+from dscint_jax.experiment import make_experiment
+from dscint_jax.models.export_torch import torch_state_dict, write_safetensors
+from dscint_jax.models.import_torch import import_weights
+from dscint_jax.models.layers import Conv, batch_norm
+from dscint_jax.models.torch_layout import named_weights
+from dscint_jax.train import train
+from dscint_jax.trained import load_weights
+
+DSCINT = {
+    "widths": (4, 6),
+    "strides": (2, 1),
+    "pool_after": (),
+    "attention_after": 2,
+    "regions": (2, 2),
+    "hidden": 8,
+}
+
+
+class Small(nnx.Module):
+    """A convolution, BatchNorm, a linear layer."""
+
+    STEM, HEAD = "conv1", "fc"
+
+    def __init__(self, *, num_classes=4, in_channels=1, seed=0):
+        rngs = nnx.Rngs(params=seed)
+        self.conv1 = Conv(in_channels, 5, (3, 2), dtype=jnp.float32, rngs=rngs)
+        self.bn1 = batch_norm(5, dtype=jnp.float32, rngs=rngs)
+        self.fc = nnx.Linear(5, num_classes, rngs=rngs)
+
+    def __call__(self, images, *, rngs=None):
+        return self.fc(self.bn1(self.conv1(images)).mean((1, 2)))
+
+
+def _random(shapes, seed=0):
+    random = np.random.default_rng(seed)
+    return {name: random.uniform(0.5, 2, shape).astype("f4") for name, shape in shapes.items()}
+
+
+def _small_file(*, num_classes=4, in_channels=1, seed=0):
+    vectors = ("weight", "bias", "running_mean", "running_var")
+    shapes = {
+        "conv1.weight": (5, in_channels, 3, 2),
+        **{f"bn1.{name}": (5,) for name in vectors},
+        "fc.weight": (num_classes, 5),
+        "fc.bias": (num_classes,),
+    }
+    return _random(shapes, seed)
+
+
+def _write(path, tensors):
+    safetensors.numpy.save_file(tensors, path)
+    return path
+
+
+def _weights(network):
+    return {name: weight.to_torch() for name, weight in named_weights(nnx.state(network)).items()}
+
+
+def _assert_same(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def _dual_view(seed=0):
+    options = {"encoder": "dscint", "encoder_options": DSCINT, "attention_hidden": 4}
+    return models.build("dual_view", num_classes=4, rngs=nnx.Rngs(params=seed), options=options)
+
+
+def _dscint(seed=0):
+    return models.build("dscint", num_classes=4, rngs=nnx.Rngs(params=seed), options=DSCINT)
+
+
+def test_kernels_are_turned_and_leaves_renamed(tmp_path):
+    tensors, network = _small_file(), Small()
+    report = import_weights(_write(tmp_path / "small.safetensors", tensors), network)
+    kernel = tensors["conv1.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(network.conv1.kernel[...], kernel)
+    np.testing.assert_array_equal(network.fc.kernel[...], tensors["fc.weight"].T)
+    np.testing.assert_array_equal(network.fc.bias[...], tensors["fc.bias"])
+    np.testing.assert_array_equal(network.bn1.scale[...], tensors["bn1.weight"])
+    np.testing.assert_array_equal(network.bn1.bias[...], tensors["bn1.bias"])
+    np.testing.assert_array_equal(network.bn1.mean[...], tensors["bn1.running_mean"])
+    np.testing.assert_array_equal(network.bn1.var[...], tensors["bn1.running_var"])
+    assert str(report) == "small.safetensors: 7 tensors loaded into Small"
+
+
+@pytest.mark.parametrize("dtype", ["float16", jnp.bfloat16, "float64"])
+def test_every_floating_type_becomes_float32(tmp_path, dtype):
+    tensors = {name: values.astype(dtype) for name, values in _small_file().items()}
+    network = Small()
+    import_weights(_write(tmp_path / "small.safetensors", tensors), network)
+    _assert_same(_weights(network), {n: t.astype("f4") for n, t in sorted(tensors.items())})
+
+
+def test_counters_of_batches_are_passed_over(tmp_path):
+    tensors = _small_file() | {"bn1.num_batches_tracked": np.array(7)}
+    assert import_weights(_write(tmp_path / "small.safetensors", tensors), Small()).loaded == 7
+
+
+def test_colour_stem_answers_as_to_a_grey_picture_in_all_three_channels(tmp_path):
+    path = _write(tmp_path / "colour.safetensors", _small_file(in_channels=3))
+    colour, grey = Small(in_channels=3), Small(in_channels=1)
+    assert import_weights(path, colour).folded == ""
+    report = import_weights(path, grey)
+    assert report.folded == "conv1"
+    assert "conv1 summed over 3 colours" in str(report)
+    colour.eval(), grey.eval()
+    images = jnp.array(np.random.default_rng(1).random((2, 8, 6, 1), np.float32))
+    expected = colour(jnp.tile(images, (1, 1, 1, 3)))
+    np.testing.assert_allclose(grey(images), expected, rtol=1e-5)
+
+
+def test_head_of_other_classes_stays_as_it_was(tmp_path):
+    tensors, network = _small_file(num_classes=1000), Small(seed=3)
+    before = _weights(network)
+    report = import_weights(_write(tmp_path / "small.safetensors", tensors), network)
+    after = _weights(network)
+    head = {"fc.weight", "fc.bias"}
+    _assert_same({n: after[n] for n in head}, {n: before[n] for n in head})
+    _assert_same(
+        {n: after[n] for n in after.keys() - head}, {n: tensors[n] for n in after if n not in head}
+    )
+    assert (report.head_classes, report.fresh, report.loaded) == (1000, ("fc",), 5)
+    assert "fc starts anew, as the file has 1000 classes" in str(report)
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "model.", "module._orig_mod."])
+def test_prefix_of_a_wrapper_is_passed_over(tmp_path, wrapper):
+    tensors, network = _small_file(), Small()
+    wrapped = {wrapper + name: values for name, values in tensors.items()}
+    import_weights(_write(tmp_path / "small.safetensors", wrapped), network)
+    _assert_same(_weights(network), dict(sorted(tensors.items())))
+
+
+class DenseLayer(nnx.Module):
+    def __init__(self):
+        self.norm1 = batch_norm(2, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        self.conv1 = Conv(2, 3, 1, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        self.norm2 = batch_norm(3, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        self.conv2 = Conv(3, 2, 3, dtype=jnp.float32, rngs=nnx.Rngs(0))
+
+
+class Dense(nnx.Module):
+    def __init__(self):
+        self.denselayer1 = DenseLayer()
+
+
+def test_old_names_of_densenet_are_known(tmp_path):
+    network = Dense()
+    tensors = _random({name: values.shape for name, values in _weights(network).items()})
+    old = {
+        name.replace("norm1", "norm.1").replace("norm2", "norm.2").replace("conv1", "conv.1"): t
+        for name, t in tensors.items()
+    }
+    assert "denselayer1.norm.2.running_var" in old
+    import_weights(_write(tmp_path / "dense.safetensors", old), network)
+    _assert_same(_weights(network), tensors)
+
+
+class Classifier(nnx.Module):
+    """VGG's fully connected layers, for maps of 2x2 pixels and 3 channels."""
+
+    HEAD = "classifier.6"
+
+    def __init__(self, num_classes):
+        linear = nnx.Linear
+        rngs = nnx.Rngs(0)
+        self.classifier = nnx.List(
+            [
+                *(linear(12, 5, rngs=rngs), nnx.relu, nnx.relu),
+                *(linear(5, 5, rngs=rngs), nnx.relu, nnx.relu),
+                linear(5, num_classes, rngs=rngs),
+            ]
+        )
+
+
+@pytest.mark.parametrize("num_classes", [4, 7])
+def test_timms_vgg_has_its_linear_layers_as_convolutions(tmp_path, num_classes):
+    shapes = {
+        "pre_logits.fc1.weight": (5, 3, 2, 2),
+        "pre_logits.fc1.bias": (5,),
+        "pre_logits.fc2.weight": (5, 5, 1, 1),
+        "pre_logits.fc2.bias": (5,),
+        "head.fc.weight": (7, 5),
+        "head.fc.bias": (7,),
+    }
+    tensors, network = _random(shapes), Classifier(num_classes)
+    report = import_weights(_write(tmp_path / "vgg.safetensors", tensors), network)
+    first, second = tensors["pre_logits.fc1.weight"], tensors["pre_logits.fc2.weight"]
+    # A row of the kernel is one channel and pixel of the map, channels first.
+    np.testing.assert_array_equal(network.classifier[0].kernel[...], first.reshape(5, 12).T)
+    np.testing.assert_array_equal(network.classifier[3].kernel[...], second[:, :, 0, 0].T)
+    assert report.head_classes == (7 if num_classes == 4 else 0)
+
+
+def test_file_of_the_encoders_network_is_loaded_into_the_encoder(tmp_path):
+    path = tmp_path / "dscint.safetensors"
+    tensors, network = _weights(_dscint(seed=1)), _dual_view(seed=2)
+    write_safetensors(path, tensors, {})
+    before = _weights(network)
+    report = import_weights(path, network, name="dual_view")
+    after = _weights(network)
+    for name, values in after.items():
+        inside = name.startswith("encoder.")
+        expected = tensors[name.removeprefix("encoder.")] if inside else before[name]
+        np.testing.assert_array_equal(values, expected, err_msg=name)
+    assert report.left_out == ("head", "hidden")
+    assert report.fresh == ("attention", "head", "view_embedding")
+    assert "loaded into the encoder of dual_view" in str(report)
+
+
+def test_other_file_than_the_encoders_network_is_refused(tmp_path):
+    path = _write(tmp_path / "small.safetensors", _small_file())
+    with pytest.raises(DscintError, match="does not fit the encoder of DualView; not in the file"):
+        import_weights(path, _dual_view())
+
+
+def _without(name):
+    tensors = _small_file()
+    del tensors[name]
+    return tensors
+
+
+def _with(**changed):
+    return _small_file() | {name.replace("__", "."): values for name, values in changed.items()}
+
+
+UNFIT = {
+    "lacks a tensor": (_without("bn1.bias"), ["not in the file: bn1.bias"]),
+    "lacks the head": (_without("fc.weight"), ["not in the file: fc.weight"]),
+    "has one more": (_with(bn2__weight=np.ones(5, "f4")), ["not in the network: bn2.weight"]),
+    "other shape": (
+        _with(conv1__weight=np.ones((5, 1, 3, 3), "f4")),
+        ["conv1.weight (5, 1, 3, 3) for (5, 1, 3, 2)"],
+    ),
+    "stem of two channels": (
+        _with(conv1__weight=np.ones((5, 2, 3, 2), "f4")),
+        ["conv1.weight (5, 2, 3, 2) for (5, 1, 3, 2)"],
+    ),
+    "head of other inputs": (
+        _with(fc__weight=np.ones((4, 6), "f4")),
+        ["fc.weight (4, 6) for (4, 5)"],
+    ),
+    "scalar": (_with(fc__weight=np.array(1.0, "f4")), ["fc.weight () for (4, 5)"]),
+    "other network": (
+        _random({f"layer{n}.weight": (3,) for n in range(9)}),
+        [
+            "not in the file: bn1.bias",
+            "and 4 more",
+            "layer0.weight, layer1.weight, layer2.weight and 6 more",
+        ],
+    ),
+    "not a number": (
+        _with(bn1__running_var=np.array([1, 1, np.nan, 1, 1], "f4")),
+        ["'bn1.running_var' holds values that are not finite"],
+    ),
+    "too large for float32": (
+        _with(fc__bias=np.array([1, 1e300, 1, 1])),
+        ["'fc.bias' holds values that are not finite"],
+    ),
+    "integers": (_with(fc__bias=np.ones(4, "i4")), ["'fc.bias' is of type I32"]),
+    "two spellings": (
+        _random({f"denselayer1.{n}.weight": (2,) for n in ("norm1", "norm.1")}),
+        ["'denselayer1.norm1.weight' twice"],
+    ),
+    "no tensors": ({}, ["holds no tensors"]),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_file_that_does_not_fit_is_refused_in_one_line_and_changes_nothing(tmp_path, case):
+    tensors, expected = UNFIT[case]
+    path = _write(tmp_path / "given.safetensors", tensors)
+    network = Dense() if case == "two spellings" else Small()
+    before = _weights(network)
+    with pytest.raises(DscintError) as raised:
+        import_weights(path, network)
+    for words in ("given.safetensors", *expected):
+        assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+    _assert_same(_weights(network), before)
+
+
+def _truncated(path):
+    data = _write(path, _small_file()).read_bytes()
+    path.write_bytes(data[:-5])
+
+
+ILL_FORMED = {
+    "missing": ("w.safetensors", lambda path: None, "is missing"),
+    "a folder": ("w.safetensors", lambda path: path.mkdir(), "cannot be read: Is a directory"),
+    "other suffix": ("w.h5", lambda path: path.write_bytes(b""), "use .safetensors or .pth"),
+    "truncated": ("w.safetensors", _truncated, "is damaged, or no safetensors file"),
+    "text": ("w.safetensors", lambda path: path.write_text("weights " * 99), "is damaged"),
+    "empty": ("w.safetensors", lambda path: path.write_bytes(b""), "is damaged"),
+}
+
+
+@pytest.mark.parametrize("case", ILL_FORMED)
+def test_ill_formed_file_is_refused_in_one_line(tmp_path, case):
+    name, make, expected = ILL_FORMED[case]
+    make(tmp_path / name)
+    with pytest.raises(DscintError, match=f"{name} .*{expected}") as raised:
+        import_weights(tmp_path / name, Small())
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "module, expected",
+    [(None, "is not installed"), (types.SimpleNamespace(__version__="2.5.1+cpu"), "is too old")],
+)
+def test_pickles_without_a_recent_pytorch_say_what_to_install(
+    tmp_path, monkeypatch, module, expected
+):
+    monkeypatch.setitem(sys.modules, "torch", module)
+    (tmp_path / "w.pth").write_bytes(b"")
+    with pytest.raises(DscintError, match=expected) as raised:
+        import_weights(tmp_path / "w.pth", Small())
+    assert "install PyTorch 2.6 or newer" in str(raised.value)
+    assert "convert the file to .safetensors" in str(raised.value)
+
+
+def _torch_file(path, wrap=lambda state_dict: state_dict):
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.from_numpy(values) for name, values in _small_file().items()}
+    torch.save(wrap(tensors | {"bn1.num_batches_tracked": torch.tensor(3)}), path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt"])
+@pytest.mark.parametrize("key", [None, "state_dict", "model", "model_state", "model_state_dict"])
+def test_pickled_state_dict_is_read_bare_or_from_a_training_checkpoint(tmp_path, suffix, key):
+    network = Small()
+    path = tmp_path / f"small{suffix}"
+    _torch_file(path, lambda tensors: {key: tensors, "epoch": 3} if key else tensors)
+    import_weights(path, network)
+    _assert_same(_weights(network), dict(sorted(_small_file().items())))
+
+
+def test_pickled_half_precision_becomes_float32(tmp_path):
+    torch = pytest.importorskip("torch")
+    network = Small()
+    halved = {n: torch.from_numpy(t).bfloat16() for n, t in _small_file().items()}
+    torch.save(halved, tmp_path / "small.pth")
+    import_weights(tmp_path / "small.pth", network)
+    for name, values in _weights(network).items():
+        np.testing.assert_array_equal(values, halved[name].float().numpy())
+
+
+class Payload:
+    """What a hostile pickle does when it is loaded."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+def _pickle_of_code(path):
+    _torch_file(path, lambda tensors: tensors | {"fc.bias": Payload(path.with_name("trace"))})
+
+
+def _plain_pickle_of_code(path):
+    path.write_bytes(pickle.dumps(Payload(path.with_name("trace"))))
+
+
+def _cut(path):
+    data = _torch_file(path).read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+BAD_PICKLES = {
+    "code": (_pickle_of_code, "holds more than tensors .*mkdir"),
+    "code alone": (_plain_pickle_of_code, "w.pth"),
+    "truncated": (_cut, "is damaged, or no file of torch.save"),
+    "text": (lambda path: path.write_text("weights " * 99), "is damaged"),
+    "empty": (lambda path: path.write_bytes(b""), "is damaged"),
+    "values that are no tensors": (
+        lambda path: _torch_file(path, lambda tensors: tensors | {"epoch": 3}),
+        "entry 'epoch' is a int",
+    ),
+    "names that are no text": (
+        lambda path: _torch_file(path, lambda tensors: dict(enumerate(tensors.values()))),
+        "entry 0 is a Tensor",
+    ),
+    "a list": (lambda path: _torch_file(path, lambda tensors: [1, 2]), "holds a list"),
+    "no tensors": (lambda path: _torch_file(path, lambda tensors: {}), "holds no tensors"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PICKLES)
+def test_bad_pickle_is_refused_in_one_line_and_runs_nothing(tmp_path, case):
+    pytest.importorskip("torch")
+    make, expected = BAD_PICKLES[case]
+    make(tmp_path / "w.pth")
+    with pytest.raises(DscintError, match=expected) as raised:
+        import_weights(tmp_path / "w.pth", Small())
+    assert "\n" not in str(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
+
+
+@pytest.fixture
+def started(config, tmp_path):
+    """A config whose run starts from a file of other weights, and these weights."""
+    config.seed = 5
+    other = make_experiment(config, (9, 9, 9, 9)).initial_state()
+    tensors = torch_state_dict(other.params, other.statistics)
+    random = _random({name: values.shape for name, values in tensors.items()})
+    tensors |= {name: t for name, t in random.items() if "running" in name}
+    config.seed = 0
+    config.init_from = str(tmp_path / "weights.safetensors")
+    config.steps, config.evaluate_every, config.keep_last = 6, 2, 3
+    write_safetensors(tmp_path / "weights.safetensors", tensors, {})
+    return config, tensors
+
+
+def _checkpoint(workdir, step):
+    folder = workdir / "checkpoints" / str(step)
+    with ocp.StandardCheckpointer() as checkpointer:
+        return {item: checkpointer.restore(folder / item) for item in ("model", "optimizer")}
+
+
+def test_run_starts_from_the_weights_and_statistics_of_the_file(started, tmp_path):
+    config, tensors = started
+    state, report = make_experiment(config, (9, 9, 9, 9)).imported_state(
+        tmp_path / "weights.safetensors"
+    )
+    _assert_same(torch_state_dict(state.params, state.statistics), tensors)
+    assert int(state.step) == 0
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(state.optimizer))
+    assert report.network == "dscint"
+
+
+def test_training_leaves_imported_weights_where_the_learning_rate_is_zero(
+    started, tmp_path, capsys
+):
+    config, tensors = started
+    config.optimizer.learning_rate = 0.0
+    config.steps = 2
+    train(config, tmp_path / "run")
+    report = f"weights.safetensors: {len(tensors)} tensors loaded into dscint\n"
+    assert report in capsys.readouterr().out
+    trained = load_weights(tmp_path / "run", checkpoint="last", num_classes=4)
+    params = torch_state_dict(trained.params, nnx.State({}))
+    _assert_same(params, {name: tensors[name] for name in params})
+
+
+def test_resumed_run_does_not_need_the_file_and_ends_in_the_same_bits(started, tmp_path):
+    config, _ = started
+    run = tmp_path / "run"
+    train(config, run)
+    undisturbed = _checkpoint(run, 6)
+    shutil.rmtree(run / "checkpoints" / "6")
+    (tmp_path / "weights.safetensors").unlink()
+    train(config, run)
+    for first, second in zip(
+        jax.tree.leaves(undisturbed), jax.tree.leaves(_checkpoint(run, 6)), strict=True
+    ):
+        np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
+    attempts = json.loads((run / "provenance.json").read_text())
+    assert [attempt["start_step"] for attempt in attempts] == [0, 4]
+    assert attempts[0]["init_from"]["file"] == "weights.safetensors"
+    assert len(attempts[0]["init_from"]["sha256"]) == 64
+    assert attempts[1]["init_from"] is None
+
+
+def test_file_that_does_not_fit_leaves_no_run(started, tmp_path):
+    config, _ = started
+    _write(tmp_path / "weights.safetensors", _small_file())
+    with pytest.raises(DscintError, match=r"weights.safetensors does not fit dscint; not in"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
