@@ -38,15 +38,18 @@ class Reference:
 
 def load(network: str) -> Reference:
     with np.load(GOLDEN / f"{network}.npz") as golden:
-        side = int(golden["side"])
-        image = values("input", (2, 3, side, side)) * np.float32(np.sqrt(3 * side * side / 2))
         shapes = zip(golden["names"].tolist(), golden["shapes"].tolist(), strict=True)
         return Reference(
-            images=image.transpose(0, 2, 3, 1),
+            images=images(int(golden["side"])).transpose(0, 2, 3, 1),
             logits=golden["logits"],
             parameters=int(golden["parameters"]),
             shapes={name: ast.literal_eval(shape) for name, shape in shapes},
         )
+
+
+def images(side: int) -> np.ndarray:
+    """The two inputs, (2, 3, side, side), of spread 1."""
+    return values("input", (2, 3, side, side)) * np.float32(np.sqrt(3 * side * side / 2))
 
 
 def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
