@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dscint_jax.models.layers import Conv, batch_norm
+from dscint_jax.models.layers import BatchNorm, Conv
 from dscint_jax.models.pooling import average_pool, max_pool
 
 GROWTH = 32
@@ -29,9 +29,9 @@ class DenseLayer(nnx.Module):
     """Two normalised convolutions, 1x1 and 3x3; adds GROWTH channels to its input."""
 
     def __init__(self, in_features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.norm1 = batch_norm(in_features, dtype=dtype, rngs=rngs)
+        self.norm1 = BatchNorm(in_features, dtype=dtype, rngs=rngs)
         self.conv1 = Conv(in_features, BOTTLENECK, 1, dtype=dtype, rngs=rngs)
-        self.norm2 = batch_norm(BOTTLENECK, dtype=dtype, rngs=rngs)
+        self.norm2 = BatchNorm(BOTTLENECK, dtype=dtype, rngs=rngs)
         self.conv2 = Conv(BOTTLENECK, GROWTH, 3, padding=1, dtype=dtype, rngs=rngs)
 
     def __call__(
@@ -47,7 +47,7 @@ class Transition(nnx.Module):
     """Halves the channels by a 1x1 convolution, height and width by averages."""
 
     def __init__(self, in_features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.norm = batch_norm(in_features, dtype=dtype, rngs=rngs)
+        self.norm = BatchNorm(in_features, dtype=dtype, rngs=rngs)
         self.conv = Conv(in_features, in_features // 2, 1, dtype=dtype, rngs=rngs)
 
     def __call__(
@@ -83,7 +83,7 @@ class DenseNet(nnx.Module):
         features = FIRST_FEATURES
         self.features = nnx.Dict(
             conv0=Conv(in_channels, features, 7, stride=2, padding=3, **shared),
-            norm0=batch_norm(features, **shared),
+            norm0=BatchNorm(features, **shared),
         )
         # The names of the parts that follow, in order.
         parts = []
@@ -100,7 +100,7 @@ class DenseNet(nnx.Module):
                 self.features[f"transition{block}"] = Transition(features, **shared)
                 parts.append((f"transition{block}",))
                 features //= 2
-        self.features["norm5"] = batch_norm(features, **shared)
+        self.features["norm5"] = BatchNorm(features, **shared)
         self.parts = tuple(parts)
         self.num_features = features
         self.classifier = nnx.Linear(features, num_classes, **shared) if num_classes else None

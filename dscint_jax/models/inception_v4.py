@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dscint_jax.models.layers import Conv, Layer, apply_layers, batch_norm, check_dropout
+from dscint_jax.models.layers import BatchNorm, Conv, Layer, apply_layers, check_dropout
 from dscint_jax.models.pooling import average_pool, max_pool
 
 EPSILON = 1e-3
@@ -45,7 +45,7 @@ class ConvNorm(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.bn = batch_norm(out_features, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+        self.bn = BatchNorm(out_features, epsilon=EPSILON, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "batch height width in"]

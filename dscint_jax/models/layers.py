@@ -134,15 +134,41 @@ def _convolved(
     return x if bias is None else x + bias[None, None, None].astype(dtype)
 
 
-def batch_norm(
-    features: int, *, epsilon: float = 1e-5, dtype: jnp.dtype, rngs: nnx.Rngs
-) -> nnx.BatchNorm:
-    """BatchNorm; a step moves the running statistics by a tenth, as PyTorch's does.
+class BatchNorm(nnx.BatchNorm):
+    """BatchNorm as PyTorch has it, computed in float32 whatever the type of the features.
 
-    Flax's own 0.99 would need longer to settle than short runs last. The running variance gathers
-    the batch's plain variance, where PyTorch gathers n / (n - 1) of it.
+    A step moves the running statistics by a tenth of the way to the batch's mean and to its
+    unbiased variance, n / (n - 1) of the one that the batch itself is divided by. (Flax's moves by
+    a hundredth, which takes longer to settle than short runs last, and to the plain variance.)
+
+    Args:
+      features: channels.
+      epsilon: added to the variance.
+      dtype: of the result.
+      rngs: the `params` stream.
     """
-    return nnx.BatchNorm(features, momentum=0.9, epsilon=epsilon, dtype=dtype, rngs=rngs)
+
+    def __init__(self, features: int, *, epsilon: float = 1e-5, dtype: jnp.dtype, rngs: nnx.Rngs):
+        super().__init__(features, momentum=0.9, epsilon=epsilon, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch height width channel"]
+    ) -> Float[Array, "batch height width channel"]:
+        """Returns the normalised features; in training by the batch, else by the statistics."""
+        x = x.astype(jnp.float32)
+        mean, variance = self.mean[...], self.var[...]
+        if not self.use_running_average:
+            count = x.size // x.shape[-1]
+            mean, square = x.mean((0, 1, 2)), jnp.square(x).mean((0, 1, 2))
+            # Rounding may take it below zero.
+            variance = jnp.maximum(square - jnp.square(mean), 0.0)
+            unbiased = variance * (count / max(count - 1, 1))
+            for statistic, value in ((self.mean, mean), (self.var, unbiased)):
+                # Not `statistic[...] = `, which under a trace searches the whole program so far.
+                statistic.set_value(self.momentum * statistic[...] + (1 - self.momentum) * value)
+        factor = jax.lax.rsqrt(variance + self.epsilon) * self.scale[...]
+        mean, factor, bias = (v[None, None, None] for v in (mean, factor, self.bias[...]))
+        return ((x - mean) * factor + bias).astype(self.dtype)
 
 
 def group_norm(
@@ -156,7 +182,7 @@ def group_norm(
 
 
 NORMS: dict[str, Callable[..., nnx.Module]] = {
-    "batch": batch_norm,
+    "batch": BatchNorm,
     "group": group_norm,
     "layer": lambda features, **kwargs: group_norm(features, groups=1, **kwargs),
     "instance": lambda features, **kwargs: group_norm(features, groups=features, **kwargs),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dscint_jax.models.layers import Conv, apply_layers, batch_norm
+from dscint_jax.models.layers import BatchNorm, Conv, apply_layers
 from dscint_jax.models.pooling import max_pool
 
 
@@ -33,7 +33,7 @@ class BasicBlock(nnx.Module):
         self, in_features: int, width: int, *, stride: int, dtype: jnp.dtype, rngs: nnx.Rngs
     ):
         conv = functools.partial(Conv, dtype=dtype, rngs=rngs)
-        norm = functools.partial(batch_norm, dtype=dtype, rngs=rngs)
+        norm = functools.partial(BatchNorm, dtype=dtype, rngs=rngs)
         self.conv1 = conv(in_features, width, 3, stride=stride, padding=1)
         self.bn1 = norm(width)
         self.conv2 = conv(width, width, 3, padding=1)
@@ -58,7 +58,7 @@ class Bottleneck(nnx.Module):
         self, in_features: int, width: int, *, stride: int, dtype: jnp.dtype, rngs: nnx.Rngs
     ):
         conv = functools.partial(Conv, dtype=dtype, rngs=rngs)
-        norm = functools.partial(batch_norm, dtype=dtype, rngs=rngs)
+        norm = functools.partial(BatchNorm, dtype=dtype, rngs=rngs)
         out_features = width * self.EXPANSION
         self.conv1 = conv(in_features, width, 1)
         self.bn1 = norm(width)
@@ -116,7 +116,7 @@ class ResNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.conv1 = Conv(in_channels, 64, 7, stride=2, padding=3, dtype=dtype, rngs=rngs)
-        self.bn1 = batch_norm(64, dtype=dtype, rngs=rngs)
+        self.bn1 = BatchNorm(64, dtype=dtype, rngs=rngs)
 
         features = 64
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dscint_jax.models.layers import Conv, apply_layers, batch_norm, check_dropout, flatten
+from dscint_jax.models.layers import BatchNorm, Conv, apply_layers, check_dropout, flatten
 from dscint_jax.models.pooling import adaptive_average_pool, max_pool
 
 GRID = (7, 7)
@@ -63,7 +63,7 @@ class VGG(nnx.Module):
                     Conv(channels, width, 3, padding=1, use_bias=True, dtype=dtype, rngs=rngs)
                 )
                 if norm:
-                    layers.append(batch_norm(width, dtype=dtype, rngs=rngs))
+                    layers.append(BatchNorm(width, dtype=dtype, rngs=rngs))
                 layers.append(nnx.relu)
                 channels = width
             layers.append(functools.partial(max_pool, window=2, stride=2))
