@@ -75,7 +75,7 @@ def build(
             raise DscintError(f"config.model_options: {name} has no option '{option}'{hint}")
     if "dtype" in options:
         options["dtype"] = _dtype(options["dtype"])
-    model = network(num_classes=num_classes, rngs=rngs, **options)
+    model = _call(name, network, num_classes=num_classes, rngs=rngs, **options)
     if not isinstance(model, nnx.Module):
         raise DscintError(
             f"config.model: {name} returned a {type(model).__name__}; it must be a flax.nnx.Module"
@@ -108,6 +108,18 @@ def _find(name: str) -> Callable[..., nnx.Module]:
     if not callable(network):
         raise DscintError(f"config.model '{name}': {module_name} has no function '{attribute}'")
     return network
+
+
+def _call(name: str, network: Callable[..., nnx.Module], **arguments: Any) -> nnx.Module:
+    try:
+        return network(**arguments)
+    except DscintError:
+        raise
+    # A user's own function may raise anything, and so may ours on an option of the wrong type.
+    except Exception as error:
+        raise DscintError(
+            f"config.model: {name} failed with its model_options ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _options_of(network: Callable[..., nnx.Module]) -> list[str] | None:

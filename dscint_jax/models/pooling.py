@@ -48,28 +48,38 @@ def _max_pool(window: int, stride: int, pads: Padding, x: jax.Array) -> jax.Arra
 def _max_pool_forward(
     window: int, stride: int, pads: Padding, x: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Keeps where in its window each maximum stands, not the map.
+
+    Nor is a map compared with its maxima later: XLA may compute it twice, rounded in two ways, and
+    then no value would be equal to the maximum.
+    """
     y = _max_pool(window, stride, pads, x)
-    return y, (x, y)
+    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
+    rows, columns = ((size - 1) * stride + 1 for size in y.shape[1:3])
+    best, place = None, jnp.zeros(y.shape, jnp.uint8)
+    for k, (row, column) in enumerate(itertools.product(range(window), range(window))):
+        values = padded[:, row : row + rows : stride, column : column + columns : stride]
+        if best is None:
+            best = values
+            continue
+        place = jnp.where(values > best, jnp.uint8(k), place)
+        best = jnp.maximum(values, best)
+    # The empty array knows the size of the map.
+    return y, (place, jnp.zeros((*x.shape[:3], 0), x.dtype))
 
 
 def _max_pool_backward(
     window: int, stride: int, pads: Padding, saved: tuple, gradient: jax.Array
 ) -> tuple[jax.Array]:
-    x, y = saved
+    place, like = saved
     (top, bottom), (left, right) = pads
-    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
-    _, height, width, _ = padded.shape
-    rows, columns = ((size - 1) * stride + 1 for size in y.shape[1:3])
-    free = jnp.ones(y.shape, bool)
+    height, width = like.shape[1] + top + bottom, like.shape[2] + left + right
+    rows, columns = ((size - 1) * stride + 1 for size in place.shape[1:3])
     zero = jnp.zeros((), gradient.dtype)
-    total = jnp.zeros((), gradient.dtype)
-    for row, column in itertools.product(range(window), range(window)):
-        chosen = free & (
-            padded[:, row : row + rows : stride, column : column + columns : stride] == y
-        )
-        free = free & ~chosen
-        spread = jax.lax.pad(
-            jnp.where(chosen, gradient, zero),
+    total = jnp.zeros((place.shape[0], height, width, place.shape[3]), gradient.dtype)
+    for k, (row, column) in enumerate(itertools.product(range(window), range(window))):
+        total += jax.lax.pad(
+            jnp.where(place == k, gradient, zero),
             zero,
             (
                 (0, 0, 0),
@@ -78,7 +88,6 @@ def _max_pool_backward(
                 (0, 0, 0),
             ),
         )
-        total = spread if total.ndim == 0 else total + spread
     return (total[:, top : height - bottom, left : width - right],)
 
 

@@ -2,9 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from dscint_jax.errors import DscintError
-from dscint_jax.models import pooling
+from dscint_jax.models import layers, pooling
 
 WINDOWS = [(3, 2, 0), (3, 2, 1), (2, 2, 0), (3, 1, 1)]
 
@@ -122,3 +123,24 @@ def test_downsampling_takes_the_maximum_of_each_block():
 def test_map_that_cannot_be_halved_is_named():
     with pytest.raises(DscintError, match=r"pool_after: a map of 1x4 cannot be halved"):
         pooling.downsample_max(jnp.zeros((1, 1, 4, 3)))
+
+
+def test_no_window_loses_its_gradient_when_the_map_is_computed_twice():
+    # XLA fuses a normalised map into each of its users; every positive maximum still counts once.
+    images = jnp.array(_maps(9, (4, 160, 128, 3)))
+    rngs = nnx.Rngs(params=0)
+    conv = layers.Conv(3, 64, 7, stride=2, padding=3, dtype=jnp.float32, rngs=rngs)
+    stem = nnx.List([conv, layers.BatchNorm(64, dtype=jnp.float32, rngs=rngs), nnx.relu])
+    structure, params, statistics = nnx.split(stem, nnx.Param, ...)
+
+    @jax.jit
+    def gradient(params):
+        def total(params):
+            maps = layers.apply_layers(nnx.merge(structure, params, statistics, copy=True), images)
+            pooled = pooling.max_pool(maps, 3, 2, 1)
+            return pooled.sum(), (pooled > 0).sum((0, 1, 2))
+
+        return jax.grad(total, has_aux=True)(params)
+
+    found, windows = gradient(params)
+    np.testing.assert_array_equal(found[1].bias[...], windows)
