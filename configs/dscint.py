@@ -82,6 +82,9 @@ def get_config(network: str = "dscint") -> ConfigDict:
 def model_options(network: str) -> ConfigDict:
     """The arguments of a network that one may want to change; any other is set in a copy."""
     options = ConfigDict()
+    if ":" in network:
+        # One of your own; set its arguments in a copy of this file.
+        return options
     # Of the computation: 'float32' or 'bfloat16'; parameters are float32 either way.
     options.dtype = "float32"
     if network == "dscint":
@@ -96,6 +99,10 @@ def model_options(network: str) -> ConfigDict:
         options.pooling = "average_max"
         options.regions = (8, 2)
         options.hidden = 128
+        options.dropout = 0.2
+    if network == "alexnet" or network.startswith("vgg"):
+        options.dropout = 0.5
+    if network == "inception_v4":
         options.dropout = 0.2
     if network == "dual_view":
         options.encoder = "resnet18"

@@ -61,11 +61,15 @@ def learning_rate(network: str) -> float:
 def model_options(network: str) -> ConfigDict:
     """The arguments of a network; Dscint's layers are narrower than in dscint.py."""
     options = ConfigDict()
+    if ":" in network:
+        # One of your own; set its arguments in a copy of this file.
+        return options
     options.dtype = "float32"
     if network == "dscint":
         options.widths = (24, 32, 48, 64, 64, 64, 64, 64)
         options.strides = (2, 1, 1, 1, 1, 1, 1, 1)
         options.pool_after = (2, 3, 4)
+        options.norm = "batch"
         options.norm_layers = (0, -1)
         options.standardised = True
         options.attention = "hybrid"
@@ -75,6 +79,10 @@ def model_options(network: str) -> ConfigDict:
         options.regions = (8, 2)
         options.hidden = 64
         options.dropout = 0.1
+    if network == "alexnet" or network.startswith("vgg"):
+        options.dropout = 0.5
+    if network == "inception_v4":
+        options.dropout = 0.2
     if network == "dual_view":
         options.encoder = "resnet18"
         options.encoder_options = ConfigDict()

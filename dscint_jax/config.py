@@ -77,6 +77,8 @@ def check_config(config: ConfigDict) -> None:
       DscintError: names the first field that does not fit.
     """
     given = _flatten(config)
+    for field, value in given.items():
+        _check_json(field, value)
     for field in given:
         if field not in FIELDS:
             close = difflib.get_close_matches(field, FIELDS, n=1)
@@ -121,6 +123,9 @@ def add_later_fields(config: dict[str, Any]) -> dict[str, Any]:
         for group in groups:
             place = place.setdefault(group, {})
         place.setdefault(name, value)
+    if config.get("model") == "dscint":
+        config["model_options"].setdefault("dtype", "float32")
+        config["model_options"].setdefault("norm", "batch")
     return config
 
 
@@ -133,6 +138,21 @@ def _flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
         else:
             fields[field] = value
     return fields
+
+
+def _check_json(field: str, value: Any) -> None:
+    """A work directory keeps its config as JSON."""
+    if isinstance(value, ConfigDict):
+        for name, inner in value.items():
+            _check_json(f"{field}.{name}", inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _check_json(field, inner)
+    elif not isinstance(value, (str, int, float, bool, type(None))):
+        raise DscintError(
+            f"config.{field} is a {type(value).__name__}; it must be a number, a text, a truth "
+            "value, None, or a list of them"
+        )
 
 
 def _check_type(field: str, value: Any, kind: type) -> None:

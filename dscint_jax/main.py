@@ -5,6 +5,7 @@
 Any field of the config: --config.batch_size=16, --config.data.dir=data.
 """
 
+import ast
 import re
 import sys
 from collections.abc import Sequence
@@ -19,8 +20,9 @@ USAGE = """usage: python -m dscint_jax.main --config FILE --workdir DIR [--confi
 
 Train a network on whole-body bone scintigrams; started again, it resumes.
 
-  --config FILE           configs/dscint.py, configs/quickstart.py, or your own; FILE:ARGUMENT
-                          hands ARGUMENT to its get_config
+  --config FILE           configs/dscint.py, configs/quickstart.py, or your own; FILE:NETWORK
+                          is the same experiment with another network, such as
+                          configs/dscint.py:resnet50 or configs/dscint.py:my_module:build
   --workdir DIR           where checkpoints and metrics go
   --config.FIELD=VALUE    overrides a field, such as --config.steps=1000 or
                           --config.data.dir=data or --config.model_options.attention=none
@@ -38,7 +40,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         print(USAGE)
         sys.exit(0)
     try:
-        rest = flags.FLAGS(list(argv))
+        rest = flags.FLAGS(_with_network(argv))
         _check_flags(rest)
     except DscintError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -48,6 +50,35 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         print(f"error: {_reason(error)}; see --help", file=sys.stderr)
         sys.exit(2)
     return rest
+
+
+def _with_network(argv: Sequence[str]) -> list[str]:
+    """The arguments, with a network named by --config.model handed to the config file.
+
+    A config file that takes a network's name knows its options too; set as a field afterwards, the
+    name would stand beside the options of another network.
+    """
+    argv = list(argv)
+    named = [a.partition("=")[2] for a in argv if a.startswith("--config.model=")]
+    for i, argument in enumerate(argv):
+        flag, equals, path = argument.partition("=")
+        if flag != "--config" or not named:
+            continue
+        place = i if equals else i + 1
+        path = path if equals else (argv[place] if place < len(argv) else "")
+        if path.endswith(".py") and _takes_argument(Path(path)):
+            argv[place] = f"{flag}={path}:{named[-1]}" if equals else f"{path}:{named[-1]}"
+    return argv
+
+
+def _takes_argument(path: Path) -> bool:
+    """Whether the file's get_config has a parameter; what is wrong with the file is said later."""
+    try:
+        tree = ast.parse(path.read_text())
+    except (OSError, ValueError, SyntaxError):
+        return False
+    functions = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "get_config"]
+    return any(f.args.args or f.args.posonlyargs for f in functions)
 
 
 def _reason(error: Exception) -> str:

@@ -233,6 +233,15 @@ def _zero_note(result: dict[str, Any], noun: str) -> str:
     return " ".join(notes)
 
 
+def _initial_weights(attempts: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """The file that the run started from, if any; only its first attempts read it."""
+    files = [attempt["init_from"] for attempt in attempts if attempt.get("init_from")]
+    if not files:
+        return []
+    name, digest = html.escape(files[-1]["file"]), html.escape(files[-1]["sha256"][:16])
+    return [("initial weights", f"{name}, SHA-256 <code>{digest}</code>")]
+
+
 def _provenance(workdir: Path, network: TrainedNetwork) -> str:
     attempts = read_json(workdir / "provenance.json")
     last = attempts[-1]
@@ -241,6 +250,7 @@ def _provenance(workdir: Path, network: TrainedNetwork) -> str:
         ("commit", f"<code>{html.escape(last['git'][:12])}</code>"),
         ("devices", html.escape(", ".join(sorted(set(last["devices"]))))),
         ("attempts", str(len(attempts))),
+        *_initial_weights(attempts),
         ("seed", str(network.config.seed)),
         (
             "steps, batch",

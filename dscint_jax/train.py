@@ -90,7 +90,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
         train_images, batch_size=config.batch_size, seed=config.seed, start=start
     )
     example = next(evaluation_batches(validation_images, batch_size=config.batch_size))
-    _check_network(config, evaluate, state, device_fields(example))
+    _check_network(
+        config, len(train_images.classes), (take_step, evaluate), state, device_fields(example)
+    )
 
     # Checkpoints
     claim(workdir, config.to_dict())
@@ -169,15 +171,33 @@ def _load(config: ConfigDict, split: str) -> Scintigrams:
 
 
 def _check_network(
-    config: ConfigDict, evaluate: parallel.EvalStep, state: TrainState, batch: HostBatch
+    config: ConfigDict,
+    classes: int,
+    steps: tuple[parallel.TrainStep, parallel.EvalStep],
+    state: TrainState,
+    batch: HostBatch,
 ) -> None:
+    """Raises DscintError unless both steps can be traced and give logits of the right kind."""
+    take_step, evaluate = steps
+    examples = (
+        f"config.model {config.model} does not take examples of shape "
+        f"{batch['counts'].shape[1:]} (config.data.records is {config.data.records})"
+    )
     try:
-        jax.eval_shape(evaluate, state.params, state.statistics, batch)
-    except (TypeError, ValueError) as error:
-        raise DscintError(
-            f"config.model {config.model} does not take examples of shape "
-            f"{batch['counts'].shape[1:]} (config.data.records is {config.data.records}): {error}"
-        ) from error
+        found = jax.eval_shape(evaluate, state.params, state.statistics, batch).probabilities
+        wanted = (len(batch["label"]), classes)
+        if found.shape != wanted or found.dtype != np.float32:
+            raise DscintError(
+                f"config.model {config.model} gives logits of shape {found.shape} and type "
+                f"{found.dtype}; a batch of {wanted[0]} in {classes} classes needs {wanted} and "
+                f"float32"
+            )
+        jax.eval_shape(take_step, state, batch)
+    except DscintError:
+        raise
+    # A user's own network may raise anything.
+    except Exception as error:
+        raise DscintError(f"{examples}: {type(error).__name__}: {error}") from error
 
 
 def _check_finite(loss: float, step: int) -> None:

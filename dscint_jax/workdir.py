@@ -35,6 +35,10 @@ RECORDED_PACKAGES = (
 )
 
 
+MAY_MOVE = ("data.dir", "init_from")
+"""Fields that may name another place when a run is resumed."""
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a whole file or nothing: under a temporary name first, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +77,10 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
     config = json.loads(json.dumps(config))
     path = workdir / "config.json"
     old = add_later_fields(read_json(path)) if path.exists() else config
-    differences = [d for d in _differences(old, config) if d[0] != "data.dir"]
+    differences = [d for d in _differences(old, config) if d[0] not in MAY_MOVE]
+    # The same file may lie elsewhere; a resumed run does not read it.
+    if Path(old["init_from"]).name != Path(config["init_from"]).name:
+        differences.append(("init_from", old["init_from"], config["init_from"]))
     if differences:
         field, old, new = differences[0]
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""

@@ -8,7 +8,8 @@ height, width, channel), or (batch, view, height, width, channel) if its attribu
 
 A network of your own needs no entry here: 'my_package.my_module:build' names a class or a function
 with the keyword arguments `num_classes` and `rngs`, besides its own options, that returns such a
-module.
+module. Dropout must draw from the `rngs` of the call: `nnx.Dropout(rate)(x, rngs=rngs)`. One that
+reads studies has the attribute `RECORDS = "studies"`.
 """
 
 import difflib
@@ -20,6 +21,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from ml_collections import ConfigDict
 
 from dscint_jax.errors import DscintError
 from dscint_jax.models import densenet, resnet, vgg
@@ -28,6 +30,7 @@ from dscint_jax.models.attention import AttentionMaps
 from dscint_jax.models.dscint import Dscint
 from dscint_jax.models.dual_view import DualView
 from dscint_jax.models.inception_v4 import InceptionV4
+from dscint_jax.models.layers import check_sizes
 
 NETWORKS: dict[str, Callable[..., nnx.Module]] = {
     "dscint": Dscint,
@@ -66,25 +69,44 @@ def build(
     Raises:
       DscintError: no such network, no such option of it, or not a network.
     """
-    network, options = _find(name), dict(options or {})
+    network, options = _find(name), _plain(options or {})
     known = _options_of(network)
     for option in options:
         if known is not None and option not in known:
             close = difflib.get_close_matches(option, known, n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else f"; it has {', '.join(known)}"
+            has = f"; it has {', '.join(known)}" if known else "; it has none"
+            hint = f"; did you mean '{close[0]}'?" if close else has
             raise DscintError(f"config.model_options: {name} has no option '{option}'{hint}")
     if "dtype" in options:
         options["dtype"] = _dtype(options["dtype"])
+    if "in_channels" in options:
+        check_sizes("in_channels", [options["in_channels"]])
     model = _call(name, network, num_classes=num_classes, rngs=rngs, **options)
     if not isinstance(model, nnx.Module):
         raise DscintError(
             f"config.model: {name} returned a {type(model).__name__}; it must be a flax.nnx.Module"
         )
-    if "rngs" not in inspect.signature(model.__call__).parameters:
+    if not _takes_rngs(model):
         raise DscintError(
             f"config.model: the network of {name} must be callable as model(images, rngs=...)"
         )
     return model
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as a network is written for: dicts and tuples, also where JSON made lists of them."""
+    return {name: _plain_value(options[name]) for name in options}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, (Mapping, ConfigDict)):
+        return _plain(value)
+    return tuple(map(_plain_value, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _takes_rngs(model: nnx.Module) -> bool:
+    parameters = inspect.signature(type(model).__call__).parameters if callable(model) else {}
+    return "rngs" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def _find(name: str) -> Callable[..., nnx.Module]:
@@ -127,7 +149,11 @@ def _options_of(network: Callable[..., nnx.Module]) -> list[str] | None:
     bound = network.keywords if isinstance(network, functools.partial) else {}
     target = network.func if isinstance(network, functools.partial) else network
     # A module's class shows the signature of its metaclass; its options stand in __init__.
-    signature = inspect.signature(target.__init__ if inspect.isclass(target) else target)
+    try:
+        signature = inspect.signature(target.__init__ if inspect.isclass(target) else target)
+    except (TypeError, ValueError):
+        # Written in C, it does not tell.
+        return None
     parameters = signature.parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
@@ -135,7 +161,6 @@ def _options_of(network: Callable[..., nnx.Module]) -> list[str] | None:
 
 
 def _dtype(name: Any) -> jnp.dtype:
-    for known in DTYPES:
-        if name in (known, jnp.dtype(known)):
-            return jnp.dtype(known)
-    raise DscintError(f"config.model_options.dtype: '{name}' is not one of {', '.join(DTYPES)}")
+    if name not in DTYPES:
+        raise DscintError(f"config.model_options.dtype: '{name}' is not one of {', '.join(DTYPES)}")
+    return jnp.dtype(name)

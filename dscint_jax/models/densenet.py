@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dscint_jax.models.layers import BatchNorm, Conv
+from dscint_jax.models.layers import BatchNorm, Conv, he_normal
 from dscint_jax.models.pooling import average_pool, max_pool
 
 GROWTH = 32
@@ -30,9 +30,11 @@ class DenseLayer(nnx.Module):
 
     def __init__(self, in_features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.norm1 = BatchNorm(in_features, dtype=dtype, rngs=rngs)
-        self.conv1 = Conv(in_features, BOTTLENECK, 1, dtype=dtype, rngs=rngs)
+        self.conv1 = Conv(in_features, BOTTLENECK, 1, kernel_init=he_normal, dtype=dtype, rngs=rngs)
         self.norm2 = BatchNorm(BOTTLENECK, dtype=dtype, rngs=rngs)
-        self.conv2 = Conv(BOTTLENECK, GROWTH, 3, padding=1, dtype=dtype, rngs=rngs)
+        self.conv2 = Conv(
+            BOTTLENECK, GROWTH, 3, padding=1, kernel_init=he_normal, dtype=dtype, rngs=rngs
+        )
 
     def __call__(
         self, x: Float[Array, "batch height width in"]
@@ -48,7 +50,9 @@ class Transition(nnx.Module):
 
     def __init__(self, in_features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.norm = BatchNorm(in_features, dtype=dtype, rngs=rngs)
-        self.conv = Conv(in_features, in_features // 2, 1, dtype=dtype, rngs=rngs)
+        self.conv = Conv(
+            in_features, in_features // 2, 1, kernel_init=he_normal, dtype=dtype, rngs=rngs
+        )
 
     def __call__(
         self, x: Float[Array, "batch height width in"]
@@ -82,7 +86,9 @@ class DenseNet(nnx.Module):
         shared = {"dtype": dtype, "rngs": rngs}
         features = FIRST_FEATURES
         self.features = nnx.Dict(
-            conv0=Conv(in_channels, features, 7, stride=2, padding=3, **shared),
+            conv0=Conv(
+                in_channels, features, 7, stride=2, padding=3, kernel_init=he_normal, **shared
+            ),
             norm0=BatchNorm(features, **shared),
         )
         # The names of the parts that follow, in order.

@@ -118,8 +118,11 @@ class Dscint(nnx.Module):
             raise DscintError(f"model_options.width {width} must be more than 0")
         if widths is None:
             widths = [max(round(channels * width), 1) for channels in READINGS[reading].widths]
-        elif width != 1:
-            raise DscintError("model_options.width and model_options.widths exclude each other")
+        elif width != 1 or reading != "eight":
+            raise DscintError(
+                "model_options.widths takes the place of model_options.width and .reading; give "
+                "the former or the latter"
+            )
         layers = len(widths)
         if strides is None:
             strides = (2, *[1] * (layers - 1))

@@ -168,6 +168,8 @@ def read_state_dict(path: Path, data: bytes) -> StateDict:
     for name, values in tensors.items():
         if not np.isfinite(values).all():
             raise DscintError(f"{path}: tensor '{name}' holds values that are not finite")
+        if name.endswith("running_var") and (values < 0).any():
+            raise DscintError(f"{path}: tensor '{name}' holds negative variances")
     return tensors
 
 
@@ -261,7 +263,10 @@ def _unreadable_pickle(path: Path, reason: str) -> str:
 
 
 def _unnested(loaded: Any) -> Any:
-    while isinstance(loaded, Mapping):
+    # No deeper: a hostile file may nest without end.
+    for _ in NESTED_UNDER:
+        if not isinstance(loaded, Mapping):
+            break
         inner = [loaded[n] for n in NESTED_UNDER if isinstance(loaded.get(n), Mapping)]
         if not inner:
             break
@@ -389,6 +394,8 @@ def _fitted(tensors: StateDict, wanted: Mapping[str, Weight], stem: str) -> tupl
     folds = (
         name in fitted
         and name in wanted
+        # What is standardised after the sum is not the sum of what was standardised.
+        and f"{stem}.gain" not in wanted
         and fitted[name].ndim == 4
         and (fitted[name].shape[1], wanted[name].shape[1]) == (COLOURS, 1)
     )
@@ -423,7 +430,8 @@ def _check_fit(tensors: StateDict, wanted: Mapping[str, Weight], message: str) -
 
 def _first_few(names: list[str]) -> str:
     more = len(names) - NAMED_AT_MOST
-    return ", ".join(names[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
+    shown = (name if name.isprintable() else repr(name) for name in names[:NAMED_AT_MOST])
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
 
 def _layers(names: Iterable[str]) -> tuple[str, ...]:

@@ -140,6 +140,8 @@ class BatchNorm(nnx.BatchNorm):
     A step moves the running statistics by a tenth of the way to the batch's mean and to its
     unbiased variance, n / (n - 1) of the one that the batch itself is divided by. (Flax's moves by
     a hundredth, which takes longer to settle than short runs last, and to the plain variance.)
+    The variance is the mean of squares less the squared mean, in one pass over the features: good
+    where a channel's mean is not hundreds of times its spread.
 
     Args:
       features: channels.
@@ -254,9 +256,11 @@ def flatten(
 
 
 def check_sizes(option: str, given: Sequence[int]) -> None:
-    """Raises DscintError unless all the option's numbers are at least 1."""
-    if not given or min(given) < 1:
-        raise DscintError(f"model_options.{option} {tuple(given)} must be at least 1 each")
+    """Raises DscintError unless all of the option is whole numbers of at least 1."""
+    if not given or not all(isinstance(size, int) and size >= 1 for size in given):
+        raise DscintError(
+            f"model_options.{option} {tuple(given)} must be whole numbers, at least 1 each"
+        )
 
 
 def check_choice(option: str, given: str, choices: Iterable[str]) -> None:
@@ -267,5 +271,5 @@ def check_choice(option: str, given: str, choices: Iterable[str]) -> None:
 
 def check_dropout(rate: float) -> None:
     """Raises DscintError unless the rate is in [0, 1)."""
-    if not 0 <= rate < 1:
+    if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
         raise DscintError(f"model_options.dropout {rate} must be in [0, 1)")

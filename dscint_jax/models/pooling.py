@@ -114,7 +114,8 @@ def average_pool(
             ((0, 0), *pads, (0, 0)),
         )
 
-    return window_sum(x) / window_sum(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
+    counts = window_sum(jnp.ones((1, *x.shape[1:3], 1), jnp.float32))
+    return (window_sum(x.astype(jnp.float32)) / counts).astype(x.dtype)
 
 
 def adaptive_average_pool(

@@ -6,6 +6,7 @@ from flax import nnx
 
 from dscint_jax import models
 from dscint_jax.errors import DscintError
+from dscint_jax.models import pooling
 from dscint_jax.models.attention import HybridAttention
 
 TINY = {
@@ -103,4 +104,59 @@ def test_network_takes_any_image_size():
 )
 def test_options_that_do_not_fit_are_named(options, message):
     with pytest.raises(DscintError, match=message):
+        _build(**options)
+
+
+def _plain_forward(model, x):
+    """The network without a line about attention."""
+    for number, convolution in enumerate(model.convolutions, start=1):
+        x = convolution(x)
+        if number in model.pool_after:
+            x = pooling.downsample_max(x)
+    x = pooling.region_average_max(x, model.regions).reshape(len(x), -1)
+    return model.head(nnx.relu(model.hidden(x)))
+
+
+def test_attention_off_is_the_plain_network_bit_for_bit():
+    off, on = (_build(attention=kind) for kind in ("none", "hybrid"))
+    off.eval()
+    np.testing.assert_array_equal(off(_images()), _plain_forward(off, _images()))
+    # All else starts from the same weights, whatever the attention.
+    others = dict(nnx.to_flat_state(nnx.state(on)))
+    for path, leaf in nnx.to_flat_state(nnx.state(off)):
+        np.testing.assert_array_equal(leaf[...], others[path][...])
+    assert {path[0] for path in others} - {p[0] for p, _ in nnx.to_flat_state(nnx.state(off))} == {
+        "attention"
+    }
+
+
+@pytest.mark.parametrize(("reading", "convolutions"), [("eight", 8), ("six", 6)])
+def test_both_readings_of_eight_weight_layers(reading, convolutions):
+    model = nnx.eval_shape(
+        lambda: models.build(
+            "dscint",
+            num_classes=4,
+            rngs=nnx.Rngs(params=0),
+            options={"reading": reading, "width": 0.5},
+        )
+    )
+    assert len(model.convolutions) == convolutions
+    assert model.convolutions[0].conv.kernel.shape == (3, 3, 1, 16)
+    assert model.num_features == 64
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "layer", "instance"])
+@pytest.mark.parametrize("norm_layers", [(), (0, -1), (0, 1, 2)])
+def test_norms_are_of_the_kind_and_number_asked_for(norm, norm_layers):
+    model = _build(norm=norm, norm_layers=norm_layers)
+    kind = nnx.BatchNorm if norm == "batch" else nnx.GroupNorm
+    found = [module for _, module in nnx.iter_modules(model) if isinstance(module, kind)]
+    assert len(found) == len(norm_layers)
+    model.eval()
+    assert np.isfinite(model(_images())).all()
+
+
+@pytest.mark.parametrize("options", [{"width": 0.5}, {"reading": "six"}])
+def test_widths_and_what_they_replace_exclude_each_other(options):
+    with pytest.raises(DscintError, match=r"widths takes the place of model_options\.width"):
         _build(**options)

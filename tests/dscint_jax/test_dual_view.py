@@ -142,6 +142,19 @@ def test_dropout_is_drawn_in_training_only():
     assert not np.allclose(first, second)
 
 
+@pytest.mark.parametrize("encoder", [name for name in models.NETWORKS if name != "dual_view"])
+def test_any_network_is_an_encoder(encoder):
+    images = jax.ShapeDtypeStruct((3, 2, 256, 64, 1), jnp.float32)
+
+    def logits(images):
+        options = {"encoder": encoder}
+        model = models.build("dual_view", num_classes=4, rngs=nnx.Rngs(params=0), options=options)
+        model.eval()
+        return model(images)
+
+    assert jax.eval_shape(logits, images).shape == (3, 4)
+
+
 def test_stem_and_head_name_the_first_convolution_and_the_last_layer():
     model = nnx.eval_shape(
         lambda: models.build("dual_view", num_classes=3, rngs=nnx.Rngs(params=0))

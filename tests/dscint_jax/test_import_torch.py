@@ -18,7 +18,7 @@ from dscint_jax.errors import DscintError
 from dscint_jax.experiment import make_experiment
 from dscint_jax.models.export_torch import torch_state_dict, write_safetensors
 from dscint_jax.models.import_torch import import_weights
-from dscint_jax.models.layers import Conv, batch_norm
+from dscint_jax.models.layers import BatchNorm, Conv
 from dscint_jax.models.torch_layout import named_weights
 from dscint_jax.train import train
 from dscint_jax.trained import load_weights
@@ -41,7 +41,7 @@ class Small(nnx.Module):
     def __init__(self, *, num_classes=4, in_channels=1, seed=0):
         rngs = nnx.Rngs(params=seed)
         self.conv1 = Conv(in_channels, 5, (3, 2), dtype=jnp.float32, rngs=rngs)
-        self.bn1 = batch_norm(5, dtype=jnp.float32, rngs=rngs)
+        self.bn1 = BatchNorm(5, dtype=jnp.float32, rngs=rngs)
         self.fc = nnx.Linear(5, num_classes, rngs=rngs)
 
     def __call__(self, images, *, rngs=None):
@@ -128,6 +128,14 @@ def test_colour_stem_answers_as_to_a_grey_picture_in_all_three_channels(tmp_path
     np.testing.assert_allclose(grey(images), expected, rtol=1e-5)
 
 
+def test_standardised_stem_is_not_summed_over_colours(tmp_path):
+    options = {**DSCINT, "in_channels": 3}
+    colour = models.build("dscint", num_classes=4, rngs=nnx.Rngs(params=0), options=options)
+    path = _write(tmp_path / "colour.safetensors", _weights(colour))
+    with pytest.raises(DscintError, match=r"of another shape: convolutions\.0\.conv\.weight"):
+        import_weights(path, _dscint())
+
+
 def test_head_of_other_classes_stays_as_it_was(tmp_path):
     tensors, network = _small_file(num_classes=1000), Small(seed=3)
     before = _weights(network)
@@ -152,9 +160,9 @@ def test_prefix_of_a_wrapper_is_passed_over(tmp_path, wrapper):
 
 class DenseLayer(nnx.Module):
     def __init__(self):
-        self.norm1 = batch_norm(2, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        self.norm1 = BatchNorm(2, dtype=jnp.float32, rngs=nnx.Rngs(0))
         self.conv1 = Conv(2, 3, 1, dtype=jnp.float32, rngs=nnx.Rngs(0))
-        self.norm2 = batch_norm(3, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        self.norm2 = BatchNorm(3, dtype=jnp.float32, rngs=nnx.Rngs(0))
         self.conv2 = Conv(3, 2, 3, dtype=jnp.float32, rngs=nnx.Rngs(0))
 
 
@@ -272,6 +280,10 @@ UNFIT = {
         _with(bn1__running_var=np.array([1, 1, np.nan, 1, 1], "f4")),
         ["'bn1.running_var' holds values that are not finite"],
     ),
+    "negative variance": (
+        _with(bn1__running_var=np.array([1, 1, -1, 1, 1], "f4")),
+        ["'bn1.running_var' holds negative variances"],
+    ),
     "too large for float32": (
         _with(fc__bias=np.array([1, 1e300, 1, 1])),
         ["'fc.bias' holds values that are not finite"],
@@ -388,6 +400,11 @@ def _cut(path):
     path.write_bytes(data[: len(data) // 2])
 
 
+def _in_itself(tensors):
+    tensors["model"] = tensors
+    return tensors
+
+
 BAD_PICKLES = {
     "code": (_pickle_of_code, "holds more than tensors .*mkdir"),
     "code alone": (_plain_pickle_of_code, "w.pth"),
@@ -403,6 +420,7 @@ BAD_PICKLES = {
         "entry 0 is a Tensor",
     ),
     "a list": (lambda path: _torch_file(path, lambda tensors: [1, 2]), "holds a list"),
+    "itself": (lambda path: _torch_file(path, _in_itself), "entry 'model' is a dict"),
     "no tensors": (lambda path: _torch_file(path, lambda tensors: {}), "holds no tensors"),
 }
 

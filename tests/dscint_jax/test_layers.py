@@ -53,3 +53,33 @@ def test_groups_have_sixteen_channels_or_more(features, groups):
 def test_flattened_features_come_channel_by_channel():
     x = _features(4, (2, 3, 4, 5))
     np.testing.assert_array_equal(layers.flatten(x)[:, :12], x[..., 0].reshape(2, 12))
+
+
+def test_running_statistics_move_a_tenth_to_the_mean_and_the_unbiased_variance():
+    norm = layers.BatchNorm(3, dtype=jnp.float32, rngs=nnx.Rngs(params=0))
+    norm.train()
+    x = 2 * np.asarray(_features(5, (2, 3, 2, 3))) + 1
+    norm(jnp.array(x))
+    mean, variance = (np.asarray(statistic[...]) for statistic in (norm.mean, norm.var))
+    np.testing.assert_allclose(mean, 0.1 * x.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(variance, 0.9 + 0.1 * x.var((0, 1, 2), ddof=1), rtol=1e-5)
+    norm.eval()
+    expected = (x - mean) / np.sqrt(variance + 1e-5)
+    np.testing.assert_allclose(norm(jnp.array(x)), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(norm.mean[...], mean)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_norm_of_bfloat16_features_is_computed_in_float32(train):
+    exact, rounded = (
+        layers.BatchNorm(3, dtype=dtype, rngs=nnx.Rngs(params=0))
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
+    x = (_features(6, (4, 8, 8, 3)) + 20).astype(jnp.bfloat16)
+    for norm in (exact, rounded):
+        norm.mean[...] = jnp.full(3, 20.03)
+        (norm.train if train else norm.eval)()
+    result = rounded(x)
+    assert result.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(result, exact(x).astype(jnp.bfloat16))
+    np.testing.assert_array_equal(rounded.var[...], exact.var[...])

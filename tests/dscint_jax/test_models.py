@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from ml_collections import ConfigDict
 
 from dscint_jax import models
 from dscint_jax.augment import Augmentation
@@ -24,7 +25,7 @@ NETWORKS = [
     pytest.param(name, marks=[] if name in FAMILIES else pytest.mark.exhaustive)
     for name in models.NETWORKS
 ]
-SIZE = (128, 32)
+SIZE = (192, 96)
 EXAMPLES = 8
 CLASSES = 4
 
@@ -230,6 +231,18 @@ def own_module(tmp_path, monkeypatch):
     def broken(*, num_classes, rngs):
         return undefined
 
+    class Silent(nnx.Module):
+        def __init__(self, *, num_classes, rngs):
+            pass
+
+    class Sized(Linear):
+        def __init__(self, *, num_classes, sizes=(), table=None, rngs):
+            super().__init__(num_classes=num_classes, rngs=rngs)
+            self.kinds = type(sizes), type(table), type(table["inner"])
+
+        def __call__(self, images, **kwargs):
+            return super().__call__(images)
+
     LIMIT = 3
     """
     (tmp_path / "own_networks.py").write_text(textwrap.dedent(source))
@@ -262,11 +275,29 @@ def test_network_of_ones_own_is_built_by_its_path(own_module, function):
         ("own_networks:plain", r"must be callable as model\(images, rngs=\.\.\.\)"),
         ("own_networks:broken", "own_networks:broken failed"),
         (":build", "cannot be imported"),
+        ("own_networks:Silent", r"must be callable as model\(images, rngs=\.\.\.\)"),
+        ("builtins:max", r"builtins:max failed"),
     ],
 )
 def test_mistakes_in_a_network_of_ones_own_are_named(own_module, name, message):
     with pytest.raises(DscintError, match=message):
         models.build(name, num_classes=4, rngs=nnx.Rngs(params=0))
+
+
+def test_options_that_json_made_lists_of_are_tuples_again(own_module):
+    options = ConfigDict({"sizes": [1, 2], "table": {"inner": [3]}})
+    model = models.build(
+        f"{own_module}:Sized", num_classes=4, rngs=nnx.Rngs(params=0), options=options
+    )
+    assert model.kinds == (tuple, dict, tuple)
+
+
+@pytest.mark.parametrize("channels", [0, -1, 1.5, "1"])
+def test_number_of_channels_that_is_none_is_named(channels):
+    with pytest.raises(DscintError, match="in_channels"):
+        models.build(
+            "resnet18", num_classes=4, rngs=nnx.Rngs(params=0), options={"in_channels": channels}
+        )
 
 
 def test_network_without_attention_has_no_maps():

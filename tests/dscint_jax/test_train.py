@@ -38,9 +38,9 @@ def _start(command):
     )
 
 
-def _finish(command):
+def _finish(command, timeout=120):
     process = _start(command)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=timeout)
     assert process.returncode == 0, output
     return output
 
@@ -216,3 +216,93 @@ def test_misspelt_and_missing_fields_are_named(config, tmp_path):
     del config.data["pool"]
     with pytest.raises(DscintError, match=r"config\.data\.pool is missing"):
         train(config, tmp_path)
+
+
+OWN_NETWORKS = """
+from flax import nnx
+
+class Mean(nnx.Module):
+    def __init__(self, *, num_classes, rngs):
+        self.head = nnx.Linear(1, num_classes, rngs=rngs)
+
+    def __call__(self, images, *, rngs=None):
+        return self.head(images.mean((1, 2)))
+
+class TooMany(Mean):
+    def __init__(self, *, num_classes, rngs):
+        super().__init__(num_classes=num_classes + 3, rngs=rngs)
+
+class Half(Mean):
+    def __call__(self, images, *, rngs=None):
+        return super().__call__(images).astype("bfloat16")
+
+class Several(Mean):
+    def __call__(self, images, *, rngs=None):
+        return super().__call__(images), None
+
+class Misspelt(Mean):
+    def __call__(self, images, *, rngs=None):
+        return self.haed(images)
+
+class FailsInTraining(Mean):
+    def __init__(self, *, num_classes, rngs):
+        super().__init__(num_classes=num_classes, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5)
+
+    def __call__(self, images, *, rngs=None):
+        return self.dropout(super().__call__(images))
+"""
+
+
+def _own(tmp_path, monkeypatch, config, network):
+    (tmp_path / "own_nets.py").write_text(OWN_NETWORKS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_nets", raising=False)
+    config.model, config.model_options = f"own_nets:{network}", {}
+    return config
+
+
+def test_network_of_ones_own_trains_and_is_evaluated(config, tmp_path, monkeypatch):
+    config = _own(tmp_path, monkeypatch, config, "Mean")
+    config.steps, config.evaluate_every = 2, 2
+    train(config, tmp_path / "run")
+    result = evaluate(tmp_path / "run", split="test", checkpoint="last")
+    assert result["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ("TooMany", r"gives logits of shape \(8, 7\).*8 in 4 classes"),
+        ("Half", "type bfloat16.*float32"),
+        ("Several", "does not take examples of shape"),
+        ("Misspelt", "AttributeError.*haed"),
+        ("FailsInTraining", "does not take examples of shape"),
+    ],
+)
+def test_network_that_cannot_be_trained_is_named_before_anything_is_written(
+    config, tmp_path, monkeypatch, network, message
+):
+    with pytest.raises(DscintError, match=message):
+        train(_own(tmp_path, monkeypatch, config, network), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("network", ["inception_v4", "densenet201", "vgg19"])
+def test_large_networks_train_a_step_at_full_size_within_24_gib(data_dir, tmp_path, network):
+    measure = (
+        "import resource, subprocess, sys; "
+        "code = subprocess.call([sys.executable, '-m', 'dscint_jax.main', *sys.argv[1:]]); "
+        "print('KiB', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)"
+    )
+    output = _finish(
+        [
+            *(sys.executable, "-c", measure, "--config", f"configs/dscint.py:{network}"),
+            *("--workdir", str(tmp_path / "run"), f"--config.data.dir={data_dir}"),
+            *("--config.batch_size=4", "--config.steps=1"),
+        ],
+        timeout=1100,
+    )
+    assert int(output.rsplit("KiB", 1)[1]) < 24 * 2**20, output

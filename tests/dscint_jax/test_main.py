@@ -1,0 +1,53 @@
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from dscint_jax import models
+from dscint_jax.config import check_config
+from dscint_jax.main import _with_network
+
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
+
+
+def _config(file, network):
+    spec = importlib.util.spec_from_file_location(file, CONFIGS / f"{file}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(network)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--config", "{c}"], ["--config", "{c}"]),
+        (["--config={c}", "--config.model=vgg16"], ["--config={c}:vgg16", "--config.model=vgg16"]),
+        (
+            ["--config", "{c}", "--config.model=own:build"],
+            ["--config", "{c}:own:build", "--config.model=own:build"],
+        ),
+        (["--config", "{c}:vgg16"], ["--config", "{c}:vgg16"]),
+        (["--config", "{o}", "--config.model=vgg16"], ["--config", "{o}", "--config.model=vgg16"]),
+        (["--config", "none.py", "--config.model=a"], ["--config", "none.py", "--config.model=a"]),
+    ],
+)
+def test_network_named_as_a_field_is_handed_to_a_config_that_takes_one(given, expected, tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text("def get_config():\n    return None\n")
+    places = {"c": CONFIGS / "dscint.py", "o": own}
+    found = _with_network([text.format(**places) for text in given])
+    assert found == [text.format(**places) for text in expected]
+
+
+@pytest.mark.parametrize("file", ["dscint", "quickstart"])
+@pytest.mark.parametrize("network", [*models.NETWORKS, "own_module:build"])
+def test_every_config_fits_every_network(file, network):
+    config = _config(file, network)
+    check_config(config)
+    assert config.model == network
+    assert config.data.records == ("studies" if network == "dual_view" else "views")
+    if network in models.NETWORKS:
+        known = models._options_of(models.NETWORKS[network])
+        assert set(config.model_options) <= set(known)
+    else:
+        assert not config.model_options
