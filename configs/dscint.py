@@ -11,6 +11,7 @@ and no score are given because none was measured yet.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 # Without normalisation layers these diverge at the learning rate of the others.
 PLAIN_NETWORKS = ("alexnet", "vgg16", "vgg19")
@@ -90,12 +91,18 @@ def model_options(network: str) -> ConfigDict:
     if network == "dscint":
         options.reading = "eight"
         options.width = 1.0
+        # One number a convolution; None: as the reading has it, and the first stride 2.
+        options.widths = placeholder(tuple)
+        options.strides = placeholder(tuple)
+        options.pool_after = placeholder(tuple)
+        options.kernel = 3
         options.norm = "batch"
         options.norm_layers = (0, -1)
         options.standardised = True
         options.attention = "hybrid"
         options.attention_after = 4
         options.attention_kernel = 7
+        options.attention_reduction = 8
         options.pooling = "average_max"
         options.regions = (8, 2)
         options.hidden = 128

@@ -66,15 +66,20 @@ def model_options(network: str) -> ConfigDict:
         return options
     options.dtype = "float32"
     if network == "dscint":
+        # Not used beside widths, but that way every option is a field.
+        options.reading = "eight"
+        options.width = 1.0
         options.widths = (24, 32, 48, 64, 64, 64, 64, 64)
         options.strides = (2, 1, 1, 1, 1, 1, 1, 1)
         options.pool_after = (2, 3, 4)
+        options.kernel = 3
         options.norm = "batch"
         options.norm_layers = (0, -1)
         options.standardised = True
         options.attention = "hybrid"
         options.attention_after = 3
         options.attention_kernel = 7
+        options.attention_reduction = 8
         options.pooling = "average_max"
         options.regions = (8, 2)
         options.hidden = 64

@@ -45,6 +45,19 @@ FIELDS: dict[str, type] = {
 LATER_FIELDS: dict[str, Any] = {"data.fold": -1, "data.records": VIEWS, "init_from": ""}
 """Fields that earlier versions did not have, with the value that means what those did."""
 
+LATER_DSCINT_OPTIONS: dict[str, Any] = {
+    "dtype": "float32",
+    "norm": "batch",
+    "reading": "eight",
+    "width": 1.0,
+    "widths": None,
+    "strides": None,
+    "pool_after": None,
+    "kernel": 3,
+    "attention_reduction": 8,
+}
+"""The same of Dscint's own options."""
+
 AT_LEAST: dict[str, float] = {
     "seed": 0,
     "steps": 1,
@@ -108,7 +121,7 @@ def check_config(config: ConfigDict) -> None:
                 f"config.{field} is '{given[field]}'; it must be {' or '.join(choices)}"
             )
     translation = given["augmentation.translation"]
-    if len(translation) != 2 or not all(0 <= part < 1 for part in translation):
+    if len(translation) != 2 or not all(_is_fraction(part) for part in translation):
         raise DscintError(
             f"config.augmentation.translation is {translation}; it must be two fractions in [0, 1)"
         )
@@ -124,9 +137,12 @@ def add_later_fields(config: dict[str, Any]) -> dict[str, Any]:
             place = place.setdefault(group, {})
         place.setdefault(name, value)
     if config.get("model") == "dscint":
-        config["model_options"].setdefault("dtype", "float32")
-        config["model_options"].setdefault("norm", "batch")
+        config["model_options"] = LATER_DSCINT_OPTIONS | config["model_options"]
     return config
+
+
+def _is_fraction(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
 
 
 def _flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:

@@ -6,6 +6,11 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+OUT_OF_MEMORY = (
+    "the memory of this machine or its accelerator does not suffice; lower config.batch_size, "
+    "raise config.data.pool, or set config.model_options.dtype=bfloat16"
+)
+
 
 class DscintError(Exception):
     """A mendable failure. The message is one line: what is wrong, where, and what to do."""
@@ -27,6 +32,12 @@ def run_command(main: Callable[[], None]) -> None:
         main()
     except DscintError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        # JAX says so in an error of its own, which this module need not import to know.
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

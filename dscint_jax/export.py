@@ -18,7 +18,7 @@ from dscint_jax.input_pipeline import open_dataset
 from dscint_jax.models.export_torch import torch_state_dict, write_safetensors
 from dscint_jax.models.import_torch import SAFETENSORS
 from dscint_jax.trained import TrainedWeights, load_weights
-from dscint_jax.workdir import check_data, config_of, read_json
+from dscint_jax.workdir import attempts_of, check_data, config_of
 
 
 def export(workdir: Path, out: Path, *, checkpoint: str, overwrite: bool = False) -> str:
@@ -47,16 +47,23 @@ def export(workdir: Path, out: Path, *, checkpoint: str, overwrite: bool = False
 def _check_out(out: Path, overwrite: bool) -> None:
     if out.suffix != SAFETENSORS:
         raise DscintError(f"--out {out} must end in {SAFETENSORS}")
-    if out.is_dir():
+    try:
+        exists, is_folder = out.exists(), out.is_dir()
+    except OSError as error:
+        raise DscintError(f"--out {out} cannot be written: {error.strerror}") from error
+    if is_folder:
         raise DscintError(f"--out {out} is a folder; name a file")
-    if out.exists() and not overwrite:
+    if exists and not overwrite:
         raise DscintError(f"--out {out} exists; choose another name, or replace it by --overwrite")
 
 
 def _trained_on(workdir: Path) -> tuple[list[str], str]:
     """Names of the classes, in the order of the outputs, and the data set's fingerprint."""
     config = ConfigDict(config_of(workdir))
-    attempt = read_json(workdir / "provenance.json")[-1]
+    attempts = attempts_of(workdir)
+    if not attempts:
+        raise DscintError(f"{workdir / 'provenance.json'} is missing or empty; restore it")
+    attempt = attempts[-1]
     fingerprint = attempt["dataset_fingerprint"]
     if "classes" in attempt:
         return attempt["classes"], fingerprint

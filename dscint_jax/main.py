@@ -59,16 +59,34 @@ def _with_network(argv: Sequence[str]) -> list[str]:
     name would stand beside the options of another network.
     """
     argv = list(argv)
-    named = [a.partition("=")[2] for a in argv if a.startswith("--config.model=")]
-    for i, argument in enumerate(argv):
-        flag, equals, path = argument.partition("=")
-        if flag != "--config" or not named:
-            continue
-        place = i if equals else i + 1
-        path = path if equals else (argv[place] if place < len(argv) else "")
-        if path.endswith(".py") and _takes_argument(Path(path)):
-            argv[place] = f"{flag}={path}:{named[-1]}" if equals else f"{path}:{named[-1]}"
+    models, files = (_values(argv, flag) for flag in ("config.model", "config"))
+    if not models or not files:
+        return argv
+    model, place = models[-1][1], files[-1][0]
+    path, suffix, named = files[-1][1].partition(".py")
+    if not suffix or not _takes_argument(Path(path + suffix)):
+        return argv
+    if named not in ("", f":{model}"):
+        raise DscintError(
+            f"--config names the network {named[1:]} and --config.model {model}; name one"
+        )
+    if not named:
+        argv[place] += f":{model}"
     return argv
+
+
+def _values(argv: Sequence[str], flag: str) -> list[tuple[int, str]]:
+    """Where a flag's values stand and what they are: after '=' or as the next argument."""
+    found = []
+    for i, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
+        if name not in (f"--{flag}", f"-{flag}"):
+            continue
+        if equals:
+            found.append((i, value))
+        elif i + 1 < len(argv):
+            found.append((i + 1, argv[i + 1]))
+    return found
 
 
 def _takes_argument(path: Path) -> bool:

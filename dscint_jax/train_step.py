@@ -163,7 +163,10 @@ def classification_loss(
 def make_optimizer(
     schedule: Callable[[Any], Any], *, weight_decay: float, clip_norm: float
 ) -> optax.GradientTransformation:
-    """AdamW after clipping by the global norm; only kernels decay, not biases or norm scales."""
+    """AdamW after clipping by the global norm; what has one axis does not decay.
+
+    So biases and scales of normalisation stay as they are; kernels and embeddings decay.
+    """
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
         optax.adamw(

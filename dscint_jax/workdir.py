@@ -76,7 +76,7 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
     """
     config = json.loads(json.dumps(config))
     path = workdir / "config.json"
-    old = add_later_fields(read_json(path)) if path.exists() else config
+    old = _read_config(path) if path.exists() else config
     differences = [d for d in _differences(old, config) if d[0] not in MAY_MOVE]
     # The same file may lie elsewhere; a resumed run does not read it.
     if Path(old["init_from"]).name != Path(config["init_from"]).name:
@@ -106,7 +106,32 @@ def config_of(workdir: Path) -> dict[str, Any]:
             f"{workdir} holds no config.json, so no run; train first: python -m dscint_jax.main "
             f"--config ... --workdir {workdir}"
         )
-    return add_later_fields(read_json(workdir / "config.json"))
+    return _read_config(workdir / "config.json")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    config = read_json(path)
+    try:
+        return add_later_fields(config)
+    except (AttributeError, TypeError, KeyError):
+        raise DscintError(f"{path} is no config of a run; restore it") from None
+
+
+def attempts_of(workdir: Path) -> list[dict[str, Any]]:
+    """What provenance.json tells of every attempt, oldest first; nothing before the first.
+
+    Raises:
+      DscintError: the file is damaged.
+    """
+    path = workdir / "provenance.json"
+    attempts = read_json(path) if path.exists() else []
+    whole = isinstance(attempts, list) and all(
+        isinstance(attempt, dict) and isinstance(attempt.get("dataset_fingerprint"), str)
+        for attempt in attempts
+    )
+    if not whole:
+        raise DscintError(f"{path} does not list the attempts of a run; restore it")
+    return attempts
 
 
 def record_attempt(
@@ -126,8 +151,7 @@ def record_attempt(
       start_step: of the checkpoint that was resumed; 0 for none.
       imported: the weights that it started from instead of random ones.
     """
-    path = workdir / "provenance.json"
-    attempts = read_json(path) if path.exists() else []
+    attempts = attempts_of(workdir)
     attempts.append(
         {
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -145,7 +169,7 @@ def record_attempt(
             "xla_flags": os.environ.get("XLA_FLAGS", ""),
         }
     )
-    write_json(path, attempts)
+    write_json(workdir / "provenance.json", attempts)
 
 
 def check_data(workdir: Path, fingerprint: str) -> None:
@@ -154,8 +178,7 @@ def check_data(workdir: Path, fingerprint: str) -> None:
     Raises:
       DscintError: it has other images, labels or splits.
     """
-    path = workdir / "provenance.json"
-    attempts = read_json(path) if path.exists() else []
+    attempts = attempts_of(workdir)
     if attempts and attempts[-1]["dataset_fingerprint"] != fingerprint:
         raise DscintError(
             f"{workdir} was trained on another data set (fingerprint "

@@ -3,7 +3,7 @@
 Every network is an `nnx.Module`, called as `model(images, rngs=...)` on normalised images (batch,
 height, width, channel), or (batch, view, height, width, channel) if its attribute `RECORDS` is
 'studies'; it returns float32 logits (batch, classes). Those with attention also have
-`attention_maps(images)`. The networks that can be an encoder have `feature_maps(images, rngs=...)`,
+`attention_maps(images)`. The networks that can be an encoder have `feature_maps(images)`,
 `num_features`, and no head where `num_classes` is 0.
 
 A network of your own needs no entry here: 'my_package.my_module:build' names a class or a function
@@ -30,7 +30,7 @@ from dscint_jax.models.attention import AttentionMaps
 from dscint_jax.models.dscint import Dscint
 from dscint_jax.models.dual_view import DualView
 from dscint_jax.models.inception_v4 import InceptionV4
-from dscint_jax.models.layers import check_sizes
+from dscint_jax.models.options import OptionError, check_choice, check_size
 
 NETWORKS: dict[str, Callable[..., nnx.Module]] = {
     "dscint": Dscint,
@@ -52,11 +52,19 @@ NETWORKS: dict[str, Callable[..., nnx.Module]] = {
 
 DTYPES = ("float32", "bfloat16")
 
+GIVEN = ("num_classes", "rngs")
+"""Arguments that every network is given."""
+
 __all__ = ["NETWORKS", "AttentionMaps", "Dscint", "build"]
 
 
 def build(
-    name: str, *, num_classes: int, rngs: nnx.Rngs, options: Mapping[str, Any] | None = None
+    name: str,
+    *,
+    num_classes: int,
+    rngs: nnx.Rngs,
+    options: Mapping[str, Any] | None = None,
+    field: str = "config.model_options",
 ) -> nnx.Module:
     """Makes a network by name.
 
@@ -65,23 +73,22 @@ def build(
       num_classes: outputs.
       rngs: the `params` stream initialises the weights.
       options: the network's own keyword arguments; `dtype` by its name, one of DTYPES.
+      field: where the options stand, for messages.
 
     Raises:
       DscintError: no such network, no such option of it, or not a network.
     """
     network, options = _find(name), _plain(options or {})
-    known = _options_of(network)
-    for option in options:
-        if known is not None and option not in known:
-            close = difflib.get_close_matches(option, known, n=1)
-            has = f"; it has {', '.join(known)}" if known else "; it has none"
-            hint = f"; did you mean '{close[0]}'?" if close else has
-            raise DscintError(f"config.model_options: {name} has no option '{option}'{hint}")
-    if "dtype" in options:
-        options["dtype"] = _dtype(options["dtype"])
-    if "in_channels" in options:
-        check_sizes("in_channels", [options["in_channels"]])
-    model = _call(name, network, num_classes=num_classes, rngs=rngs, **options)
+    _check_names(name, network, options, field)
+    try:
+        if "dtype" in options:
+            check_choice("dtype", options["dtype"], DTYPES)
+            options["dtype"] = jnp.dtype(options["dtype"])
+        if "in_channels" in options:
+            check_size("in_channels", options["in_channels"])
+        model = _call(name, network, {"num_classes": num_classes, "rngs": rngs, **options})
+    except OptionError as error:
+        raise DscintError(f"{field}.{error}") from error
     if not isinstance(model, nnx.Module):
         raise DscintError(
             f"config.model: {name} returned a {type(model).__name__}; it must be a flax.nnx.Module"
@@ -91,6 +98,20 @@ def build(
             f"config.model: the network of {name} must be callable as model(images, rngs=...)"
         )
     return model
+
+
+def _check_names(
+    name: str, network: Callable[..., nnx.Module], options: Mapping[str, Any], field: str
+) -> None:
+    known = _options_of(network)
+    for option in options:
+        if option in GIVEN:
+            raise DscintError(f"{field}.{option} is no option: every network is given it")
+        if known is not None and option not in known:
+            close = difflib.get_close_matches(option, known, n=1)
+            has = f"; it has {', '.join(known)}" if known else "; it has none"
+            hint = f"; did you mean '{close[0]}'?" if close else has
+            raise DscintError(f"{field}: {name} has no option '{option}'{hint}")
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,7 +153,9 @@ def _find(name: str) -> Callable[..., nnx.Module]:
     return network
 
 
-def _call(name: str, network: Callable[..., nnx.Module], **arguments: Any) -> nnx.Module:
+def _call(
+    name: str, network: Callable[..., nnx.Module], arguments: Mapping[str, Any]
+) -> nnx.Module:
     try:
         return network(**arguments)
     except DscintError:
@@ -157,10 +180,4 @@ def _options_of(network: Callable[..., nnx.Module]) -> list[str] | None:
     parameters = signature.parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
-    return [p.name for p in parameters if p.name not in ("self", "num_classes", "rngs", *bound)]
-
-
-def _dtype(name: Any) -> jnp.dtype:
-    if name not in DTYPES:
-        raise DscintError(f"config.model_options.dtype: '{name}' is not one of {', '.join(DTYPES)}")
-    return jnp.dtype(name)
+    return [p.name for p in parameters if p.name not in ("self", *GIVEN, *bound)]

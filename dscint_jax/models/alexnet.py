@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dscint_jax.models.layers import Conv, apply_layers, check_dropout, flatten
+from dscint_jax.models.layers import Conv, apply_layers, flatten
+from dscint_jax.models.options import check_dropout
 from dscint_jax.models.pooling import adaptive_average_pool, max_pool
 
 GRID = (6, 6)
@@ -85,11 +86,9 @@ class AlexNet(nnx.Module):
     def feature_maps(
         self,
         images: Float[Array, "batch height width channel"],
-        *,
-        rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch rows columns features"]:
         """Returns the last maps, about a 32nd of the image's height and width."""
-        return apply_layers(self.features, images, rngs=rngs)
+        return apply_layers(self.features, images)
 
     def __call__(
         self,

@@ -114,11 +114,8 @@ class DenseNet(nnx.Module):
     def feature_maps(
         self,
         images: Float[Array, "batch height width channel"],
-        *,
-        rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch rows columns features"]:
         """Returns the last maps, a 32nd of the image's height and width."""
-        del rngs
         x = nnx.relu(self.features["norm0"](self.features["conv0"](images)))
         x = max_pool(x, 3, stride=2, padding=1)
         for path in self.parts:
@@ -132,7 +129,8 @@ class DenseNet(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch classes"]:
         """Returns float32 logits of normalised images; nothing in it is random."""
-        x = self.feature_maps(images, rngs=rngs)
+        del rngs
+        x = self.feature_maps(images)
         return self.classifier(x.mean((1, 2))).astype(jnp.float32)
 
 

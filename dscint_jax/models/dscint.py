@@ -26,13 +26,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dscint_jax.errors import DscintError
 from dscint_jax.models.attention import ATTENTION_KINDS, AttentionMaps, HybridAttention
-from dscint_jax.models.layers import (
-    NORMS,
-    ConvBlock,
+from dscint_jax.models.layers import NORMS, ConvBlock
+from dscint_jax.models.options import (
+    OptionError,
     check_choice,
     check_dropout,
+    check_factor,
+    check_flag,
+    check_layers,
+    check_size,
     check_sizes,
 )
 from dscint_jax.models.pooling import REGION_POOLINGS, downsample_max
@@ -76,6 +79,7 @@ class Dscint(nnx.Module):
       attention: 'hybrid', 'channel', 'spatial' or 'none'.
       attention_after: the number, from 1, of the convolution that attention follows.
       attention_kernel: side of the spatial gate's convolution.
+      attention_reduction: how many times narrower the channel gate's hidden layer is.
       pooling: 'average_max', 'average' or 'max' over each region of the last maps.
       regions: rows and columns of the grid of regions; (1, 1) pools over the whole body.
       hidden: units of the first fully connected layer.
@@ -106,6 +110,7 @@ class Dscint(nnx.Module):
         attention: str = "hybrid",
         attention_after: int = 4,
         attention_kernel: int = 7,
+        attention_reduction: int = 8,
         pooling: str = "average_max",
         regions: tuple[int, int] = (8, 2),
         hidden: int = 128,
@@ -114,40 +119,36 @@ class Dscint(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check_choice("reading", reading, READINGS)
-        if not 0 < width < math.inf:
-            raise DscintError(f"model_options.width {width} must be more than 0")
+        check_factor("width", width)
         if widths is None:
             widths = [max(round(channels * width), 1) for channels in READINGS[reading].widths]
         elif width != 1 or reading != "eight":
-            raise DscintError(
-                "model_options.widths takes the place of model_options.width and .reading; give "
-                "the former or the latter"
+            raise OptionError(
+                "widths", "takes the place of width and reading; give the one or the others"
             )
+        check_sizes("widths", widths)
         layers = len(widths)
         if strides is None:
             strides = (2, *[1] * (layers - 1))
         if pool_after is None:
             pool_after = READINGS[reading].pool_after
+        check_sizes("strides", strides)
         if len(strides) != layers:
-            raise DscintError(
-                f"model_options.strides has {len(strides)} entries and model_options.widths "
-                f"{layers}; give one of each a convolution"
+            raise OptionError(
+                "strides", f"has {len(strides)} entries and widths {layers}; give one a convolution"
             )
-        for option, sizes in (
-            ("widths", widths),
-            ("strides", strides),
-            ("regions", regions),
-            ("kernel", [kernel]),
-            ("attention_kernel", [attention_kernel]),
-            ("hidden", [hidden]),
-        ):
-            check_sizes(option, sizes)
+        check_sizes("regions", regions)
         if len(regions) != 2:
-            raise DscintError(f"model_options.regions {tuple(regions)} must be rows and columns")
+            raise OptionError("regions", f"{tuple(regions)} must be rows and columns")
+        check_size("kernel", kernel)
+        check_size("attention_kernel", attention_kernel)
+        check_size("attention_reduction", attention_reduction)
+        check_size("hidden", hidden)
+        check_flag("standardised", standardised)
         check_dropout(dropout)
-        _check_layers("norm_layers", norm_layers, -layers, layers - 1)
-        _check_layers("pool_after", pool_after, 1, layers)
-        _check_layers("attention_after", [attention_after], 1, layers)
+        check_layers("norm_layers", norm_layers, -layers, layers - 1)
+        check_layers("pool_after", pool_after, 1, layers)
+        check_layers("attention_after", [attention_after], 1, layers)
         check_choice("norm", norm, NORMS)
         check_choice("attention", attention, ATTENTION_KINDS)
         check_choice("pooling", pooling, REGION_POOLINGS)
@@ -172,6 +173,7 @@ class Dscint(nnx.Module):
             widths[attention_after - 1],
             kind=attention,
             kernel=attention_kernel,
+            reduction=attention_reduction,
             dtype=dtype,
             rngs=rngs,
         )
@@ -204,11 +206,8 @@ class Dscint(nnx.Module):
     def feature_maps(
         self,
         images: Float[Array, "batch height width channel"],
-        *,
-        rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch rows columns features"]:
         """Returns the last convolution's maps."""
-        del rngs
         return self._convolve(images)[0]
 
     def attention_maps(self, images: Float[Array, "batch height width channel"]) -> AttentionMaps:
@@ -226,11 +225,3 @@ class Dscint(nnx.Module):
             if number in self.pool_after:
                 x = downsample_max(x)
         return x, maps
-
-
-def _check_layers(option: str, given: Sequence[int], lowest: int, highest: int) -> None:
-    for layer in given:
-        if not lowest <= layer <= highest:
-            raise DscintError(
-                f"model_options.{option}: {layer} is no convolution; use {lowest} to {highest}"
-            )

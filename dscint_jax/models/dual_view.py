@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float
 
 from dscint_jax.errors import DscintError
 from dscint_jax.models.attention import GATE_SCOPE, AttentionMaps
-from dscint_jax.models.layers import check_choice, check_dropout, check_sizes
+from dscint_jax.models.options import OptionError, check_choice, check_dropout, check_size
 
 VIEWS = 2
 
@@ -96,7 +96,7 @@ class DualView(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_sizes("attention_hidden", [attention_hidden])
+        check_size("attention_hidden", attention_hidden)
         check_dropout(dropout)
         options = {"in_channels": in_channels, "dtype": jnp.dtype(dtype).name}
         self.encoder = _build_encoder(encoder, encoder_options or {}, options, rngs)
@@ -126,7 +126,7 @@ class DualView(nnx.Module):
         Raises:
           DscintError: the images are no pairs of views.
         """
-        maps, shares = self._weigh(images, rngs)
+        maps, shares = self._weigh(images)
         features = (maps * shares).sum((1, 2, 3))
         return self.head(self.dropout(features, rngs=rngs)).astype(jnp.float32)
 
@@ -134,17 +134,17 @@ class DualView(nnx.Module):
         self, images: Float[Array, "batch view height width channel"]
     ) -> AttentionMaps:
         """Returns the share that each position of both views has in a study's features."""
-        return AttentionMaps(spatial=self._weigh(images, None)[1])
+        return AttentionMaps(spatial=self._weigh(images)[1])
 
     def _weigh(
-        self, images: Float[Array, "batch view height width channel"], rngs: nnx.Rngs | None
+        self, images: Float[Array, "batch view height width channel"]
     ) -> tuple[
         Float[Array, "batch view rows columns features"], Float[Array, "batch view rows columns 1"]
     ]:
         """The encoder's maps, the views' embeddings added, and their shares."""
         if images.ndim != 5 or images.shape[1] != VIEWS:
             raise DscintError("dual_view reads studies; set --config.data.records=studies")
-        maps = self.encoder.feature_maps(images.reshape(-1, *images.shape[2:]), rngs=rngs)
+        maps = self.encoder.feature_maps(images.reshape(-1, *images.shape[2:]))
         maps = maps.reshape(len(images), VIEWS, *maps.shape[1:])
         maps = maps + self.view_embedding[...].astype(maps.dtype)[None, :, None, None]
         return maps, self.attention(maps, present=(images != 0).any((2, 3, 4)))
@@ -160,11 +160,14 @@ def _build_encoder(
     check_choice("encoder", name, sorted(n for n in NETWORKS if NETWORKS[n] is not DualView))
     for option in shared:
         if option in own:
-            raise DscintError(
-                f"model_options.encoder_options.{option}: the encoder has the network's own; set "
-                f"config.model_options.{option}"
+            raise OptionError(
+                f"encoder_options.{option}",
+                f"is the network's own; set config.model_options.{option}",
             )
-    encoder = build(name, num_classes=0, rngs=rngs, options={**own, **shared})
-    if not hasattr(encoder, "feature_maps"):
-        raise DscintError(f"model_options.encoder: '{name}' has no feature maps to weigh")
-    return encoder
+    return build(
+        name,
+        num_classes=0,
+        rngs=rngs,
+        options={**own, **shared},
+        field="config.model_options.encoder_options",
+    )

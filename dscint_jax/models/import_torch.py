@@ -167,9 +167,9 @@ def read_state_dict(path: Path, data: bytes) -> StateDict:
         tensors = {n: tensors[n].astype(np.float32, copy=False) for n in sorted(tensors)}
     for name, values in tensors.items():
         if not np.isfinite(values).all():
-            raise DscintError(f"{path}: tensor '{name}' holds values that are not finite")
+            raise DscintError(f"{path}: tensor {_shown(name)} holds values that are not finite")
         if name.endswith("running_var") and (values < 0).any():
-            raise DscintError(f"{path}: tensor '{name}' holds negative variances")
+            raise DscintError(f"{path}: tensor {_shown(name)} holds negative variances")
     return tensors
 
 
@@ -227,11 +227,28 @@ def _read_pickle(path: Path, data: bytes) -> StateDict:
             continue
         if not tensor.is_floating_point():
             raise DscintError(_not_floating(path, name, str(tensor.dtype)))
+        _check_storage(path, name, tensor)
         try:
             tensors[name] = tensor.detach().to(torch.float32).numpy()
         except (RuntimeError, TypeError) as error:
-            raise DscintError(f"{path}: tensor '{name}' is not a plain one ({error})") from error
+            raise DscintError(
+                f"{path}: tensor {_shown(name)} is not a plain one ({error})"
+            ) from error
     return tensors
+
+
+def _check_storage(path: Path, name: str, tensor: Any) -> None:
+    """Raises DscintError of a tensor that repeats few stored numbers, maybe beyond all memory."""
+    try:
+        stored = tensor.untyped_storage().nbytes()
+    except (NotImplementedError, RuntimeError):
+        # Sparse tensors and the like have none; they are refused as they are converted.
+        return
+    if tensor.numel() * tensor.element_size() > stored:
+        raise DscintError(
+            f"{path}: tensor {_shown(name)} of shape {tuple(tensor.shape)} repeats fewer stored "
+            f"numbers; save tensor.contiguous()"
+        )
 
 
 def _import_torch(path: Path) -> Any:
@@ -279,7 +296,10 @@ def _is_counter(name: str) -> bool:
 
 
 def _not_floating(path: Path, name: str, kind: str) -> str:
-    return f"{path}: tensor '{name}' is of type {kind}; weights must be floating-point numbers"
+    return (
+        f"{path}: tensor {_shown(name)} is of type {kind}; weights must be floating-point numbers "
+        f"of 16, 32 or 64 bits"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,24 +354,31 @@ def _target(network: nnx.Module, tensors: StateDict, name: str) -> _Target:
 
 def _renamed(tensors: StateDict, target: _Target, path: Path) -> StateDict:
     """The tensors by the names that the network has for them, as far as it has any."""
-    prefix = _wrapper(tensors, target.weights)
+    prefix = _wrapper(tensors, target)
     renamed: StateDict = {}
     for name, values in tensors.items():
         ours = _our_name(name.removeprefix(prefix), target)
         if ours in renamed:
-            raise DscintError(f"{path} holds '{ours}' twice, under two spellings")
+            raise DscintError(f"{path} holds {_shown(ours)} twice, under two spellings")
         renamed[ours] = values
     return renamed
 
 
-def _wrapper(tensors: StateDict, ours: Collection[str]) -> str:
-    """What stands before all names of a file, put there by what wrapped its network."""
-    prefix = ""
-    while longer := next((w for w in WRAPPERS if _all_under(prefix + w, tensors)), ""):
-        if any(name.startswith(prefix + longer) for name in ours):
-            break
-        prefix += longer
-    return prefix
+def _wrapper(tensors: StateDict, target: _Target) -> str:
+    """What stands before all names of a file, put there by what wrapped its network.
+
+    A network may itself have a submodule called 'model': what leaves most names that the network
+    knows is the wrapper; of equals, the longest.
+    """
+    prefixes = [""]
+    for _ in WRAPPERS:
+        longer = (prefixes[-1] + wrapper for wrapper in WRAPPERS)
+        prefixes += [p for p in longer if _all_under(p, tensors)][:1]
+
+    def known(prefix: str) -> int:
+        return sum(_our_name(n.removeprefix(prefix), target) in target.weights for n in tensors)
+
+    return max(reversed(prefixes), key=known)
 
 
 def _all_under(prefix: str, names: Collection[str]) -> bool:
@@ -436,6 +463,11 @@ def _first_few(names: list[str]) -> str:
 
 def _layers(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted({_first_part(name) for name in names}))
+
+
+def _shown(name: str) -> str:
+    """A name in quotes; what a terminal would obey is escaped."""
+    return f"'{name}'" if name.isprintable() else repr(name)
 
 
 def _first_part(name: str) -> str:

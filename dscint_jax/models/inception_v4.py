@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dscint_jax.models.layers import BatchNorm, Conv, Layer, apply_layers, check_dropout
+from dscint_jax.models.layers import BatchNorm, Conv, Layer, apply_layers
+from dscint_jax.models.options import check_dropout
 from dscint_jax.models.pooling import average_pool, max_pool
 
 EPSILON = 1e-3
@@ -232,11 +233,9 @@ class InceptionV4(nnx.Module):
     def feature_maps(
         self,
         images: Float[Array, "batch height width channel"],
-        *,
-        rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch rows columns features"]:
         """Returns the last maps, about a 32nd of the image's height and width."""
-        return apply_layers(self.features, images, rngs=rngs)
+        return apply_layers(self.features, images)
 
     def __call__(
         self,

@@ -4,7 +4,7 @@ Every block computes in its `dtype` and keeps parameters and running statistics 
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -253,23 +253,3 @@ def flatten(
 ) -> Float[Array, "batch channel_height_width"]:
     """One row an image, channel by channel: the order in which reference weights expect it."""
     return jnp.moveaxis(x, -1, 1).reshape(len(x), -1)
-
-
-def check_sizes(option: str, given: Sequence[int]) -> None:
-    """Raises DscintError unless all of the option is whole numbers of at least 1."""
-    if not given or not all(isinstance(size, int) and size >= 1 for size in given):
-        raise DscintError(
-            f"model_options.{option} {tuple(given)} must be whole numbers, at least 1 each"
-        )
-
-
-def check_choice(option: str, given: str, choices: Iterable[str]) -> None:
-    """Raises DscintError unless the option is one of its choices."""
-    if given not in choices:
-        raise DscintError(f"model_options.{option}: '{given}' is not one of {', '.join(choices)}")
-
-
-def check_dropout(rate: float) -> None:
-    """Raises DscintError unless the rate is in [0, 1)."""
-    if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
-        raise DscintError(f"model_options.dropout {rate} must be in [0, 1)")

@@ -151,8 +151,8 @@ def downsample_max(
     batch, height, width, channel = x.shape
     if height < 2 or width < 2:
         raise DscintError(
-            f"model_options.pool_after: a map of {height}x{width} cannot be halved; halve less "
-            f"often or use a smaller config.data.pool"
+            f"config.model_options.pool_after: a map of {height}x{width} cannot be halved; halve "
+            f"less often or use a smaller config.data.pool"
         )
     x = x[:, : height // 2 * 2, : width // 2 * 2]
     return x.reshape(batch, height // 2, 2, width // 2, 2, channel).max((2, 4))
@@ -185,7 +185,7 @@ def _by_region(
     """Cuts the map into a grid of nearly equal regions and reduces each over its positions."""
     if x.shape[1] < regions[0] or x.shape[2] < regions[1]:
         raise DscintError(
-            f"model_options.regions {regions[0]}x{regions[1]} do not fit the last map of "
+            f"config.model_options.regions {regions[0]}x{regions[1]} do not fit the last map of "
             f"{x.shape[1]}x{x.shape[2]}; use fewer regions, a smaller config.data.pool or less "
             f"downsampling"
         )

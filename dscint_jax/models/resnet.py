@@ -139,11 +139,8 @@ class ResNet(nnx.Module):
     def feature_maps(
         self,
         images: Float[Array, "batch height width channel"],
-        *,
-        rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch rows columns features"]:
         """Returns the last maps, a 32nd of the image's height and width."""
-        del rngs
         x = nnx.relu(self.bn1(self.conv1(images)))
         x = max_pool(x, 3, stride=2, padding=1)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
@@ -157,7 +154,8 @@ class ResNet(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch classes"]:
         """Returns float32 logits of normalised images; nothing in it is random."""
-        x = self.feature_maps(images, rngs=rngs)
+        del rngs
+        x = self.feature_maps(images)
         return self.fc(x.mean((1, 2))).astype(jnp.float32)
 
 

@@ -52,7 +52,8 @@ class Weight:
     def to_torch(self) -> Float[np.ndarray, "..."]:
         """Its values in PyTorch's order, float32."""
         values = np.asarray(self.variable[...], np.float32)
-        return np.ascontiguousarray(values.transpose(self._torch_axes))
+        # Not np.ascontiguousarray, which makes a row of a single number.
+        return np.array(values.transpose(self._torch_axes), order="C")
 
     def from_torch(self, values: Float[np.ndarray, "..."]) -> nnx.Variable:
         """A variable like its own that holds `values`, given in PyTorch's order."""

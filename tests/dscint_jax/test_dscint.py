@@ -90,11 +90,11 @@ def test_network_takes_any_image_size():
     ("options", "message"),
     [
         ({"strides": (1, 2)}, "strides has 2 entries"),
-        ({"norm_layers": (3,)}, "norm_layers: 3 is no convolution"),
-        ({"pool_after": (0,)}, "pool_after: 0 is no convolution"),
-        ({"attention": "self"}, "attention: 'self'"),
-        ({"attention_after": 4}, "attention_after: 4"),
-        ({"pooling": "sum"}, "pooling: 'sum'"),
+        ({"norm_layers": (3,)}, "norm_layers 3 is no convolution"),
+        ({"pool_after": (0,)}, "pool_after 0 is no convolution"),
+        ({"attention": "self"}, "attention 'self'"),
+        ({"attention_after": 4}, "attention_after 4"),
+        ({"pooling": "sum"}, "pooling 'sum'"),
         ({"widhts": (4,)}, "did you mean 'widths'"),
         ({"regions": (4,)}, "regions"),
         ({"regions": (0, 2)}, "regions"),
@@ -158,5 +158,40 @@ def test_norms_are_of_the_kind_and_number_asked_for(norm, norm_layers):
 
 @pytest.mark.parametrize("options", [{"width": 0.5}, {"reading": "six"}])
 def test_widths_and_what_they_replace_exclude_each_other(options):
-    with pytest.raises(DscintError, match=r"widths takes the place of model_options\.width"):
+    with pytest.raises(DscintError, match=r"config\.model_options\.widths takes the place of"):
         _build(**options)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("norm_layers", (0.5,)),
+        ("norm_layers", (True,)),
+        ("norm_layers", 5),
+        ("norm_layers", (3,)),
+        ("pool_after", (2.5,)),
+        ("pool_after", 2),
+        ("attention_after", 2.5),
+        ("attention_after", 0),
+        ("standardised", "no"),
+        ("regions", (True, 2)),
+        ("regions", 4),
+        ("regions", (4, 2, 1)),
+        ("widths", 5),
+        ("widths", ()),
+        ("strides", (1, "2", 1)),
+        ("kernel", 2.0),
+        ("attention_reduction", 0),
+        ("hidden", True),
+        ("dropout", True),
+    ],
+)
+def test_option_of_another_type_or_size_is_named(option, value):
+    with pytest.raises(DscintError, match=rf"config\.model_options\.{option} "):
+        _build(**{option: value})
+
+
+@pytest.mark.parametrize("width", [True, "a", 0, -1.0, float("inf")])
+def test_width_that_is_no_factor_is_named(width):
+    with pytest.raises(DscintError, match=r"config\.model_options\.width .* more than 0"):
+        models.build("dscint", num_classes=4, rngs=nnx.Rngs(params=0), options={"width": width})

@@ -167,11 +167,14 @@ def test_stem_and_head_name_the_first_convolution_and_the_last_layer():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"encoder": "dual_view"}, r"encoder: 'dual_view' is not one of .*resnet18"),
-        ({"encoder": "resnt18"}, r"encoder: 'resnt18' is not one of .*resnet18"),
+        ({"encoder": "dual_view"}, r"encoder 'dual_view' is not one of .*resnet18"),
+        ({"encoder": "resnt18"}, r"encoder 'resnt18' is not one of .*resnet18"),
         ({"encoder_options": {"widht": 2}}, r"dscint has no option 'widht'; did you mean 'width'"),
         ({"encoder_options": {"dtype": "float32"}}, r"set config\.model_options\.dtype"),
-        ({"encoder_options": {"attention": "self"}}, r"attention: 'self'"),
+        (
+            {"encoder_options": {"attention": "self"}},
+            r"config\.model_options\.encoder_options\.attention 'self'",
+        ),
         ({"attention_hidden": 0}, "attention_hidden"),
         ({"dropout": 1.0}, "dropout"),
         ({"encodr": "dscint"}, "did you mean 'encoder'"),

@@ -148,6 +148,7 @@ def test_file_that_exists_is_replaced_only_when_asked_to(alone, tmp_path):
         ("dscint.pth", r"must end in \.safetensors"),
         ("folder.safetensors", "is a folder"),
         ("file/dscint.safetensors", "cannot be written"),
+        (f"{'long' * 99}.safetensors", "cannot be written"),
     ],
 )
 def test_place_that_cannot_be_written_is_named(alone, tmp_path, out, expected):
@@ -155,6 +156,24 @@ def test_place_that_cannot_be_written_is_named(alone, tmp_path, out, expected):
     (tmp_path / "file").write_text("a file")
     with pytest.raises(DscintError, match=expected):
         export(alone, tmp_path / out, checkpoint="last")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "expected"),
+    [
+        ("provenance.json", "[]", "missing or empty"),
+        ("provenance.json", "{}", "does not list the attempts"),
+        ("provenance.json", "[{}]", "does not list the attempts"),
+        ("config.json", "[1]", "is no config of a run"),
+        ("config.json", '{"data": 3}', "is no config of a run"),
+        ("config.json", '{"model": "dscint", "model_options": 3}', "is no config of a run"),
+        ("config.json", "{}", r"config\.\w+ is missing"),
+    ],
+)
+def test_damaged_work_directory_is_named(alone, tmp_path, file, text, expected):
+    (alone / file).write_text(text)
+    with pytest.raises(DscintError, match=expected):
+        export(alone, tmp_path / "dscint.safetensors", checkpoint="last")
 
 
 def test_failed_write_leaves_nothing(tmp_path, monkeypatch):

@@ -158,6 +158,48 @@ def test_prefix_of_a_wrapper_is_passed_over(tmp_path, wrapper):
     _assert_same(_weights(network), dict(sorted(tensors.items())))
 
 
+class Inner(nnx.Module):
+    """A network whose own submodule has the name of a wrapper."""
+
+    def __init__(self):
+        self.model = Small()
+
+    def __call__(self, images, *, rngs=None):
+        return self.model(images)
+
+
+@pytest.mark.parametrize("wrapper", ["", "module.", "model.", "_orig_mod.module."])
+def test_submodule_with_a_wrappers_name_is_no_wrapper(tmp_path, wrapper):
+    tensors, network = _small_file(), Inner()
+    wrapped = {f"{wrapper}model.{name}": values for name, values in tensors.items()}
+    import_weights(_write(tmp_path / "inner.safetensors", wrapped), network)
+    _assert_same(_weights(network.model), dict(sorted(tensors.items())))
+
+
+class Tempered(Small):
+    """A network with a parameter that is a single number."""
+
+    def __init__(self, temperature):
+        super().__init__()
+        self.temperature = nnx.Param(jnp.float32(temperature))
+
+
+def test_single_number_is_exported_and_imported_as_one(tmp_path):
+    first, second = Tempered(3.0), Tempered(1.0)
+    tensors = _weights(first)
+    assert tensors["temperature"].shape == ()
+    write_safetensors(tmp_path / "tempered.safetensors", tensors, {})
+    import_weights(tmp_path / "tempered.safetensors", second)
+    assert second.temperature[...] == 3.0
+    _assert_same(_weights(second), tensors)
+
+
+def test_names_that_a_terminal_would_obey_are_escaped(tmp_path):
+    path = _write(tmp_path / "w.safetensors", {"a\x1b[2J": np.array([np.nan], np.float32)})
+    with pytest.raises(DscintError, match=r"'a\\x1b\[2J' holds values that are not finite"):
+        import_weights(path, Small())
+
+
 class DenseLayer(nnx.Module):
     def __init__(self):
         self.norm1 = BatchNorm(2, dtype=jnp.float32, rngs=nnx.Rngs(0))
@@ -421,6 +463,15 @@ BAD_PICKLES = {
     ),
     "a list": (lambda path: _torch_file(path, lambda tensors: [1, 2]), "holds a list"),
     "itself": (lambda path: _torch_file(path, _in_itself), "entry 'model' is a dict"),
+    "numbers repeated without end": (
+        lambda path: _torch_file(
+            path,
+            lambda tensors: (
+                tensors | {"fc.bias": tensors["fc.bias"][:1].as_strided((10**6, 10**7), (0, 0))}
+            ),
+        ),
+        "'fc.bias' .* repeats fewer stored numbers",
+    ),
     "no tensors": (lambda path: _torch_file(path, lambda tensors: {}), "holds no tensors"),
 }
 

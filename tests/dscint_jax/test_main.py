@@ -5,6 +5,7 @@ import pytest
 
 from dscint_jax import models
 from dscint_jax.config import check_config
+from dscint_jax.errors import DscintError
 from dscint_jax.main import _with_network
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
@@ -26,6 +27,14 @@ def _config(file, network):
             ["--config", "{c}", "--config.model=own:build"],
             ["--config", "{c}:own:build", "--config.model=own:build"],
         ),
+        (
+            ["--config", "{c}", "--config.model", "vgg16"],
+            ["--config", "{c}:vgg16", "--config.model", "vgg16"],
+        ),
+        (
+            ["--config={c}:vgg16", "--config.model=vgg16"],
+            ["--config={c}:vgg16", "--config.model=vgg16"],
+        ),
         (["--config", "{c}:vgg16"], ["--config", "{c}:vgg16"]),
         (["--config", "{o}", "--config.model=vgg16"], ["--config", "{o}", "--config.model=vgg16"]),
         (["--config", "none.py", "--config.model=a"], ["--config", "none.py", "--config.model=a"]),
@@ -37,6 +46,18 @@ def test_network_named_as_a_field_is_handed_to_a_config_that_takes_one(given, ex
     places = {"c": CONFIGS / "dscint.py", "o": own}
     found = _with_network([text.format(**places) for text in given])
     assert found == [text.format(**places) for text in expected]
+
+
+def test_two_names_for_the_network_are_told_apart():
+    path = CONFIGS / "dscint.py"
+    with pytest.raises(DscintError, match=r"the network dual_view and --config\.model vgg16"):
+        _with_network(["--config", f"{path}:dual_view", "--config.model", "vgg16"])
+
+
+@pytest.mark.parametrize("file", ["dscint", "quickstart"])
+def test_every_option_of_dscint_is_a_field(file):
+    known = models._options_of(models.NETWORKS["dscint"])
+    assert {*_config(file, "dscint").model_options, "in_channels"} == set(known)
 
 
 @pytest.mark.parametrize("file", ["dscint", "quickstart"])

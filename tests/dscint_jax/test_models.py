@@ -268,6 +268,11 @@ def own_module(tmp_path, monkeypatch):
         def __call__(self, images, **kwargs):
             return super().__call__(images)
 
+    class Loose(Linear):
+        def __init__(self, *, num_classes, rngs, **options):
+            super().__init__(num_classes=num_classes, rngs=rngs)
+            self.options = options
+
     LIMIT = 3
     """
     (tmp_path / "own_networks.py").write_text(textwrap.dedent(source))
@@ -317,7 +322,23 @@ def test_options_that_json_made_lists_of_are_tuples_again(own_module):
     assert model.kinds == (tuple, dict, tuple)
 
 
-@pytest.mark.parametrize("channels", [0, -1, 1.5, "1"])
+@pytest.mark.parametrize("option", ["name", "network", "scale"])
+def test_option_of_a_network_of_ones_own_may_have_any_name(own_module, option):
+    model = models.build(
+        f"{own_module}:Loose", num_classes=4, rngs=nnx.Rngs(params=0), options={option: "z"}
+    )
+    assert model.options == {option: "z"}
+
+
+@pytest.mark.parametrize("option", ["num_classes", "rngs"])
+def test_argument_that_every_network_is_given_is_no_option(own_module, option):
+    with pytest.raises(DscintError, match=rf"config\.model_options\.{option} is no option"):
+        models.build(
+            f"{own_module}:Loose", num_classes=4, rngs=nnx.Rngs(params=0), options={option: 3}
+        )
+
+
+@pytest.mark.parametrize("channels", [0, -1, 1.5, "1", True])
 def test_number_of_channels_that_is_none_is_named(channels):
     with pytest.raises(DscintError, match="in_channels"):
         models.build(

@@ -218,6 +218,15 @@ def test_misspelt_and_missing_fields_are_named(config, tmp_path):
         train(config, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "translation", [("a", "b"), (0.1, None), (0.1,), (True, 0.1), (0.1, 1.0), (-0.1, 0.1)]
+)
+def test_translation_that_is_no_two_fractions_is_named(config, tmp_path, translation):
+    config.augmentation.translation = translation
+    with pytest.raises(DscintError, match=r"config\.augmentation\.translation .* two fractions"):
+        train(config, tmp_path)
+
+
 OWN_NETWORKS = """
 from flax import nnx
 
