@@ -224,7 +224,7 @@ def test_what_makes_a_variant_is_no_option():
 
 
 def test_unknown_dtype_is_named():
-    with pytest.raises(DscintError, match=r"dtype: 'float16' is not one of float32, bfloat16"):
+    with pytest.raises(DscintError, match=r"dtype 'float16' is not one of float32, bfloat16"):
         models.build(
             "resnet18", num_classes=4, rngs=nnx.Rngs(params=0), options={"dtype": "float16"}
         )
