@@ -52,10 +52,21 @@ def get_config(network: str = "dscint") -> ConfigDict:
     config.augmentation.mirror = 0.5
     # Largest shift, as fractions of the image's height and width.
     config.augmentation.translation = (0.03, 0.05)
+    # Probability of a shift.
+    config.augmentation.translated = 1.0
     # Largest rotation, degrees.
     config.augmentation.rotation = 3.0
     # Probability of a rotation; the other images keep their noise as the camera gave it.
     config.augmentation.rotated = 0.25
+    # Largest change of size: 0.1 gives sizes from 1/1.1 to 1.1. Its probability.
+    config.augmentation.scaling = 0.1
+    config.augmentation.scaled = 0.0
+    # Largest change of brightness, in counts: 0.2 gives factors from 1/1.2 to 1.2. Its probability.
+    config.augmentation.intensity = 0.2
+    config.augmentation.intensified = 0.0
+    # Largest share of the counts that is lost at random, as in a shorter scan. Its probability.
+    config.augmentation.thinning = 0.5
+    config.augmentation.thinned = 0.0
 
     # A network of dscint_jax/models, or 'my_package.my_module:build' of your own.
     config.model = network or "dscint"

@@ -32,8 +32,15 @@ def get_config(network: str = "dscint") -> ConfigDict:
     config.augmentation = ConfigDict()
     config.augmentation.mirror = 0.5
     config.augmentation.translation = (0.03, 0.05)
+    config.augmentation.translated = 1.0
     config.augmentation.rotation = 3.0
     config.augmentation.rotated = 0.25
+    config.augmentation.scaling = 0.1
+    config.augmentation.scaled = 0.0
+    config.augmentation.intensity = 0.2
+    config.augmentation.intensified = 0.0
+    config.augmentation.thinning = 0.5
+    config.augmentation.thinned = 0.0
 
     config.model = network or "dscint"
     config.model_options = model_options(config.model)

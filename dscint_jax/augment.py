@@ -1,8 +1,10 @@
 """Normalisation and the parameter transformations, on the device and inside the train step.
 
-Counts go in, network inputs come out. Mirror, translation and rotation are the transformations
-that the authors' related work names; their ranges are ours. They are composed into one affine map,
-so that an image is interpolated once.
+Counts go in, network inputs come out: counts lost as in a shorter scan, brightness changed,
+normalised, moved. Mirror, translation and rotation are the transformations that the authors'
+related work names; their ranges, and all others, are ours. Mirror, scaling, rotation and
+translation are composed into one affine map, so that an image is interpolated once; a lesion mask
+goes the same way as its image.
 """
 
 import dataclasses
@@ -10,31 +12,85 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """Ranges of the random transformations; all zero changes nothing.
+    """Ranges and probabilities of the random transformations; all zero changes nothing.
 
     Attributes:
       mirror: probability of exchanging left and right.
       translation: largest shift, as a fraction of the image's height and of its width; a shift is
         a whole number of pixels, so that it leaves the noise as it is.
+      translated: probability of a translation.
       rotation: largest angle, degrees.
       rotated: probability of a rotation. Interpolation smooths the noise, and a network that sees
         smoothed images only is a stranger to the others.
+      scaling: largest change of size either way: of 0.1, sizes from 1/1.1 to 1.1 times the
+        image's, even in their logarithm. The counts a pixel stay: it is the patient who is larger.
+      scaled: probability of a scaling, which interpolates too.
+      intensity: largest change of brightness, in the same way; in counts, before the square root.
+      intensified: probability of it.
+      thinning: largest share of the counts that is lost, as by a shorter scan. Each count is kept
+        or lost by itself (binomial), so that Poisson counts stay Poisson counts.
+      thinned: probability of a thinning.
     """
 
     mirror: float = 0.0
     translation: tuple[float, float] = (0.0, 0.0)
+    translated: float = 1.0
     rotation: float = 0.0
     rotated: float = 0.0
+    scaling: float = 0.0
+    scaled: float = 0.0
+    intensity: float = 0.0
+    intensified: float = 0.0
+    thinning: float = 0.0
+    thinned: float = 0.0
 
     @property
-    def active(self) -> bool:
-        """Whether any image can change at all."""
-        return bool(self.mirror or any(self.translation) or (self.rotation and self.rotated))
+    def moves(self) -> bool:
+        """Whether any image can be moved at all."""
+        return bool(
+            self.mirror
+            or (any(self.translation) and self.translated)
+            or (self.rotation and self.rotated)
+            or (self.scaling and self.scaled)
+        )
+
+    @property
+    def changes_intensity(self) -> bool:
+        """Whether the brightness of any image can change."""
+        return bool(self.intensity and self.intensified)
+
+    @property
+    def thins(self) -> bool:
+        """Whether any image can lose counts."""
+        return bool(self.thinning and self.thinned)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pose:
+    """How a patient lies; of several, every attribute has a leading axis.
+
+    Attributes:
+      flip: -1 where left and right are exchanged, before all else; 1 elsewhere.
+      size: factor of the distances from the image's centre.
+      angle: radians about the centre; positive turns the image's top towards its right.
+      shift: rows down and columns to the right; pixels.
+    """
+
+    flip: Float[Array, "*batch"]
+    size: Float[Array, "*batch"]
+    angle: Float[Array, "*batch"]
+    shift: Float[Array, "*batch 2"]
+
+    @property
+    def from_behind(self) -> "Pose":
+        """The same patient as the camera behind sees him: shifted and turned the other way."""
+        return Pose(self.flip, self.size, -self.angle, self.shift * jnp.array([1.0, -1.0]))
 
 
 def normalise(
@@ -57,79 +113,122 @@ def normalise(
     return jnp.minimum(jnp.sqrt(ratio), clip)
 
 
-def augment(
-    key: Key[Array, ""],
+def augment_counts(
+    keys: Key[Array, "batch"],
+    counts: Int[Array, "batch *view height width 1"],
+    scale: Float[Array, "batch *view"],
+    ranges: Augmentation,
+) -> tuple[Int[Array, "batch *view height width 1"], Float[Array, "batch *view"]]:
+    """Thins the counts and changes the brightness of every image, or study, by its own key.
+
+    Returns:
+      Counts, and scales for `normalise`. A shorter scan's scale shrinks with its counts, as it does
+      where the scale is measured on the image: what is left to see is its noise.
+    """
+
+    def one(key: jax.Array, counts: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+        factor_key, intensified_key, share_key, thinned_key, counts_key = jax.random.split(key, 5)
+        if ranges.changes_intensity:
+            factor = _factor(factor_key, ranges.intensity)
+            scale = scale / _sometimes(intensified_key, ranges.intensified, factor, 1.0)
+        if ranges.thins:
+            share = 1.0 - jax.random.uniform(share_key) * ranges.thinning
+            share = _sometimes(thinned_key, ranges.thinned, share, 1.0)
+            kept = jax.random.binomial(counts_key, counts.astype(jnp.float32), share)
+            counts, scale = kept.astype(counts.dtype), scale * share
+        return counts, scale
+
+    if not (ranges.changes_intensity or ranges.thins):
+        return counts, scale
+    return jax.vmap(one)(keys, counts, scale)
+
+
+def augment_images(
+    keys: Key[Array, "batch"],
     images: Float[Array, "batch *view height width channel"],
     ranges: Augmentation,
 ) -> Float[Array, "batch *view height width channel"]:
-    """Transforms every image by its own random draw; what enters from outside is zero.
+    """Moves every image, or study, into a pose drawn from its own key."""
+    if not ranges.moves:
+        return images
+    return move(images, draw_poses(keys, images.shape[-3:-1], ranges))
 
-    Image i draws from the i-th key, so the result does not depend on how the batch is sharded. Of
-    studies, each is one draw, as if its patient lay otherwise: the camera behind sees the patient
-    shifted and turned the other way.
+
+def draw_poses(keys: Key[Array, "batch"], shape: tuple[int, int], ranges: Augmentation) -> Pose:
+    """A random pose for each key, in images of this height and width."""
+
+    def one(key: jax.Array) -> Pose:
+        mirror_key, shift_key, angle_key, rotated_key, *new_keys = jax.random.split(key, 7)
+        size_key, scaled_key, translated_key = new_keys
+        limit = jnp.array(ranges.translation) * jnp.array(shape)
+        shift = jnp.round(jax.random.uniform(shift_key, (2,), minval=-1.0, maxval=1.0) * limit)
+        degrees = jax.random.uniform(angle_key, minval=-1.0, maxval=1.0) * ranges.rotation
+        return Pose(
+            flip=_sometimes(mirror_key, ranges.mirror, -1.0, 1.0),
+            size=_sometimes(scaled_key, ranges.scaled, _factor(size_key, ranges.scaling), 1.0),
+            angle=_sometimes(rotated_key, ranges.rotated, jnp.deg2rad(degrees), 0.0),
+            shift=_sometimes(translated_key, ranges.translated, shift, 0.0),
+        )
+
+    return jax.vmap(one)(keys)
+
+
+def move(
+    images: Float[Array, "batch *view height width channel"], poses: Pose, *, order: int = 1
+) -> Float[Array, "batch *view height width channel"]:
+    """Moves every image into its pose; what enters from outside is zero.
+
+    Of studies, each has one pose, as if its patient lay otherwise.
 
     Args:
-      key: of this step.
       images: single views, or pairs of them, the anterior first.
-      ranges: of the draws.
+      poses: as many as images.
+      order: of the interpolation: 1 is bilinear, 0 takes the nearest pixel.
     """
-    if not ranges.active:
-        return images
-    keys = jax.random.split(key, images.shape[0])
-    augment_one = _augment_image if images.ndim == 4 else _augment_study
-    return jax.vmap(lambda k, image: augment_one(k, image, ranges))(keys, images)
+
+    def study(views: jax.Array, pose: Pose) -> jax.Array:
+        anterior, posterior = views
+        return jnp.stack(
+            [affine(anterior, pose, order), affine(posterior, pose.from_behind, order)]
+        )
+
+    def image(image: jax.Array, pose: Pose) -> jax.Array:
+        return affine(image, pose, order)
+
+    return jax.vmap(image if images.ndim == 4 else study)(images, poses)
 
 
-def _augment_image(key: jax.Array, image: jax.Array, ranges: Augmentation) -> jax.Array:
-    return affine(image, **_draw(key, image.shape[:2], ranges))
-
-
-def _augment_study(key: jax.Array, study: jax.Array, ranges: Augmentation) -> jax.Array:
-    drawn = _draw(key, study.shape[1:3], ranges)
-    from_behind = drawn | {
-        "angle": -drawn["angle"],
-        "shift": drawn["shift"] * jnp.array([1.0, -1.0]),
-    }
-    anterior, posterior = study
-    return jnp.stack([affine(anterior, **drawn), affine(posterior, **from_behind)])
-
-
-def _draw(key: jax.Array, shape: tuple[int, int], ranges: Augmentation) -> dict[str, jax.Array]:
-    """One random draw of `affine`'s arguments for an image of this height and width."""
-    mirror_key, shift_key, angle_key, rotated_key = jax.random.split(key, 4)
-    flip = jnp.where(jax.random.bernoulli(mirror_key, ranges.mirror), -1.0, 1.0)
-    limit = jnp.array(ranges.translation) * jnp.array(shape)
-    shift = jnp.round(jax.random.uniform(shift_key, (2,), minval=-1.0, maxval=1.0) * limit)
-    degrees = jax.random.uniform(angle_key, minval=-1.0, maxval=1.0) * ranges.rotation
-    rotated = jax.random.bernoulli(rotated_key, ranges.rotated)
-    angle = jnp.where(rotated, jnp.deg2rad(degrees), 0.0)
-    return {"angle": angle, "shift": shift, "flip": flip}
+def move_masks(
+    masks: Bool[Array, "batch *view height width 1"], poses: Pose
+) -> Bool[Array, "batch *view height width 1"]:
+    """Moves lesion masks as `move` moves their images; each pixel stays wholly in or out."""
+    return move(masks.astype(jnp.float32), poses, order=0) > 0
 
 
 def affine(
-    image: Float[Array, "height width channel"],
-    *,
-    angle: Float[Array, ""],
-    shift: Float[Array, "2"],
-    flip: Float[Array, ""],
+    image: Float[Array, "height width channel"], pose: Pose, order: int = 1
 ) -> Float[Array, "height width channel"]:
-    """Rotates about the centre, mirrors and shifts an image, by one bilinear interpolation.
-
-    Args:
-      image: any number of channels.
-      angle: radians, positive turns the image's top towards its right.
-      shift: rows down, columns to the right; pixels.
-      flip: -1 exchanges left and right before the rotation, 1 does not.
-    """
+    """Moves one image into its pose by one interpolation; `order` as for `move`."""
     height, width, channels = image.shape
     centre = jnp.array([(height - 1) / 2, (width - 1) / 2])
-    rows = jnp.arange(height)[:, None] - centre[0] - shift[0]
-    columns = jnp.arange(width)[None, :] - centre[1] - shift[1]
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    rows = jnp.arange(height)[:, None] - centre[0] - pose.shift[0]
+    columns = jnp.arange(width)[None, :] - centre[1] - pose.shift[1]
+    cos, sin = jnp.cos(pose.angle) / pose.size, jnp.sin(pose.angle) / pose.size
     source_rows = cos * rows - sin * columns + centre[0]
-    source_columns = flip * (sin * rows + cos * columns) + centre[1]
+    source_columns = pose.flip * (sin * rows + cos * columns) + centre[1]
     planes = [
-        map_coordinates(image[..., c], [source_rows, source_columns], order=1, mode="constant")
+        map_coordinates(image[..., c], [source_rows, source_columns], order=order, mode="constant")
         for c in range(channels)
     ]
     return jnp.stack(planes, -1)
+
+
+def _factor(key: jax.Array, change: float) -> jax.Array:
+    """A random factor between 1 / (1 + change) and 1 + change, even in its logarithm."""
+    return (1.0 + change) ** jax.random.uniform(key, minval=-1.0, maxval=1.0)
+
+
+def _sometimes(
+    key: jax.Array, probability: float, value: jax.Array | float, otherwise: float
+) -> jax.Array:
+    return jnp.where(jax.random.bernoulli(key, probability), value, otherwise)

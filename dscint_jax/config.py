@@ -28,8 +28,15 @@ FIELDS: dict[str, type] = {
     "data.cache_gib": float,
     "augmentation.mirror": float,
     "augmentation.translation": tuple,
+    "augmentation.translated": float,
     "augmentation.rotation": float,
     "augmentation.rotated": float,
+    "augmentation.scaling": float,
+    "augmentation.scaled": float,
+    "augmentation.intensity": float,
+    "augmentation.intensified": float,
+    "augmentation.thinning": float,
+    "augmentation.thinned": float,
     "model": str,
     "model_options": ConfigDict,
     "init_from": str,
@@ -42,7 +49,18 @@ FIELDS: dict[str, type] = {
     "keep_last": int,
 }
 
-LATER_FIELDS: dict[str, Any] = {"data.fold": -1, "data.records": VIEWS, "init_from": ""}
+LATER_FIELDS: dict[str, Any] = {
+    "data.fold": -1,
+    "data.records": VIEWS,
+    "init_from": "",
+    "augmentation.translated": 1.0,
+    "augmentation.scaling": 0.1,
+    "augmentation.scaled": 0.0,
+    "augmentation.intensity": 0.2,
+    "augmentation.intensified": 0.0,
+    "augmentation.thinning": 0.5,
+    "augmentation.thinned": 0.0,
+}
 """Fields that earlier versions did not have, with the value that means what those did."""
 
 LATER_DSCINT_OPTIONS: dict[str, Any] = {
@@ -58,6 +76,12 @@ LATER_DSCINT_OPTIONS: dict[str, Any] = {
 }
 """The same of Dscint's own options."""
 
+PROBABILITIES = tuple(
+    f"augmentation.{name}"
+    for name in ("mirror", "translated", "rotated", "scaled", "intensified", "thinned")
+)
+"""Fields that hold the probability of a random transformation."""
+
 AT_LEAST: dict[str, float] = {
     "seed": 0,
     "steps": 1,
@@ -66,9 +90,11 @@ AT_LEAST: dict[str, float] = {
     "data.fold": -1,
     "data.pool": 1,
     "data.cache_gib": 0,
-    "augmentation.mirror": 0,
+    **dict.fromkeys(PROBABILITIES, 0),
     "augmentation.rotation": 0,
-    "augmentation.rotated": 0,
+    "augmentation.scaling": 0,
+    "augmentation.intensity": 0,
+    "augmentation.thinning": 0,
     "optimizer.learning_rate": 0,
     "optimizer.warmup_steps": 0,
     "optimizer.weight_decay": 0,
@@ -80,7 +106,8 @@ AT_LEAST: dict[str, float] = {
 CHOICES: dict[str, tuple[str, ...]] = {"data.records": (VIEWS, STUDIES)}
 
 MORE_THAN_ZERO = ("data.clip", "optimizer.clip_norm")
-AT_MOST_ONE = ("label_smoothing", "augmentation.mirror", "augmentation.rotated")
+AT_MOST_ONE = ("label_smoothing", *PROBABILITIES)
+LESS_THAN_ONE = ("augmentation.thinning",)
 
 
 def check_config(config: ConfigDict) -> None:
@@ -115,6 +142,9 @@ def check_config(config: ConfigDict) -> None:
     for field in AT_MOST_ONE:
         if given[field] > 1:
             raise DscintError(f"config.{field} is {given[field]}; it must be at most 1")
+    for field in LESS_THAN_ONE:
+        if given[field] >= 1:
+            raise DscintError(f"config.{field} is {given[field]}; it must be less than 1")
     for field, choices in CHOICES.items():
         if given[field] not in choices:
             raise DscintError(

@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from dscint_jax.augment import Augmentation, augment, normalise
+from dscint_jax.augment import Augmentation, augment_counts, augment_images, normalise
 from dscint_jax.metrics import ConfusionMatrix
 from dscint_jax.models import AttentionMaps
 from dscint_jax.random_streams import stream_key
@@ -96,8 +96,14 @@ def train_step(
     state: TrainState, batch: Batch, *, recipe: Recipe
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One optimiser step; returns the next state and the batch's loss, accuracy, gradient norm."""
-    images = normalise(batch["counts"], batch["scale"], clip=recipe.clip)
-    images = augment(stream_key(recipe.seed, "augment", state.step), images, recipe.augmentation)
+    # Image i draws from the i-th key, so the result does not depend on how the batch is sharded.
+    moves, counts = (
+        jax.random.split(stream_key(recipe.seed, stream, state.step), len(batch["label"]))
+        for stream in ("augment", "counts")
+    )
+    counts, scale = augment_counts(counts, batch["counts"], batch["scale"], recipe.augmentation)
+    images = normalise(counts, scale, clip=recipe.clip)
+    images = augment_images(moves, images, recipe.augmentation)
     dropout_key = stream_key(recipe.seed, "dropout", state.step)
 
     def loss_fn(params: nnx.State) -> tuple[jax.Array, tuple[nnx.State, jax.Array]]:
