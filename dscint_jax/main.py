@@ -63,14 +63,16 @@ def _with_network(argv: Sequence[str]) -> list[str]:
     if not models or not files:
         return argv
     model, place = models[-1][1], files[-1][0]
-    path, suffix, named = files[-1][1].partition(".py")
-    if not suffix or not _takes_argument(Path(path + suffix)):
+    # A folder may have ".py" in its name too.
+    parts = re.fullmatch(r"(.+?\.py)(?::(.*))?", files[-1][1])
+    if not parts or not _takes_argument(Path(parts[1])):
         return argv
-    if named not in ("", f":{model}"):
+    named = parts[2]
+    if named not in (None, model):
         raise DscintError(
-            f"--config names the network {named[1:]} and --config.model {model}; name one"
+            f"--config names the network {named} and --config.model {model}; name one"
         )
-    if not named:
+    if named is None:
         argv[place] += f":{model}"
     return argv
 

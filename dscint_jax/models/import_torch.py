@@ -241,7 +241,7 @@ def _check_storage(path: Path, name: str, tensor: Any) -> None:
     """Raises DscintError of a tensor that repeats few stored numbers, maybe beyond all memory."""
     try:
         stored = tensor.untyped_storage().nbytes()
-    except (NotImplementedError, RuntimeError):
+    except RuntimeError:
         # Sparse tensors and the like have none; they are refused as they are converted.
         return
     if tensor.numel() * tensor.element_size() > stored:

@@ -472,6 +472,12 @@ BAD_PICKLES = {
         ),
         "'fc.bias' .* repeats fewer stored numbers",
     ),
+    "a sparse tensor": (
+        lambda path: _torch_file(
+            path, lambda tensors: tensors | {"fc.bias": tensors["fc.bias"].to_sparse()}
+        ),
+        "'fc.bias' is not a plain one",
+    ),
     "no tensors": (lambda path: _torch_file(path, lambda tensors: {}), "holds no tensors"),
 }
 

@@ -37,13 +37,17 @@ def _config(file, network):
         ),
         (["--config", "{c}:vgg16"], ["--config", "{c}:vgg16"]),
         (["--config", "{o}", "--config.model=vgg16"], ["--config", "{o}", "--config.model=vgg16"]),
+        (["--config={p}", "--config.model=vgg16"], ["--config={p}:vgg16", "--config.model=vgg16"]),
         (["--config", "none.py", "--config.model=a"], ["--config", "none.py", "--config.model=a"]),
     ],
 )
 def test_network_named_as_a_field_is_handed_to_a_config_that_takes_one(given, expected, tmp_path):
     own = tmp_path / "own.py"
     own.write_text("def get_config():\n    return None\n")
-    places = {"c": CONFIGS / "dscint.py", "o": own}
+    folder = tmp_path / "dscint.pytorch"
+    folder.mkdir()
+    (folder / "own.py").write_text("def get_config(network):\n    return None\n")
+    places = {"c": CONFIGS / "dscint.py", "o": own, "p": folder / "own.py"}
     found = _with_network([text.format(**places) for text in given])
     assert found == [text.format(**places) for text in expected]
 
