@@ -1,0 +1,88 @@
+"""From the TFDS data set to batches: which images, in which order, as which arrays.
+
+dataset     where the data set lies, and which of its splits make up one split of a run
+records     its records as arrays, read from the disk or held in memory
+protocol    which images a split has, copies among them; who is on both sides
+placement   whether images stay on the accelerators, in memory or on the disk
+scintigrams one split of a run, at random access
+order       which images a step has: a pure function of (seed, step)
+feeds       batches in that order, on the host or on the devices
+device_cache  a copy of the images on the devices, and batches gathered from it
+"""
+
+from dscint_jax.input_pipeline.dataset import (
+    NO_FOLD,
+    fingerprint_of,
+    folds_of,
+    open_dataset,
+    parts_of,
+)
+from dscint_jax.input_pipeline.device_cache import DeviceCache
+from dscint_jax.input_pipeline.feeds import (
+    TrainingFeed,
+    device_fields,
+    evaluation_batches,
+    training_batches,
+    training_feed,
+)
+from dscint_jax.input_pipeline.order import check_batches, index_batches, training_order
+from dscint_jax.input_pipeline.placement import Accelerators, Placement, accelerators_of, place
+from dscint_jax.input_pipeline.protocol import (
+    Copies,
+    Leakage,
+    copies_of,
+    leakage_in_words,
+    leakage_of,
+)
+from dscint_jax.input_pipeline.records import (
+    COPY,
+    DEVICE_FIELDS,
+    IDENTITY_FIELDS,
+    HeldImages,
+    HostBatch,
+    sum_pool,
+)
+from dscint_jax.input_pipeline.scintigrams import (
+    NOUNS,
+    Scintigrams,
+    check_patients,
+    load_split,
+    split_size,
+)
+
+__all__ = [
+    "COPY",
+    "DEVICE_FIELDS",
+    "IDENTITY_FIELDS",
+    "NOUNS",
+    "NO_FOLD",
+    "Accelerators",
+    "Copies",
+    "DeviceCache",
+    "HeldImages",
+    "HostBatch",
+    "Leakage",
+    "Placement",
+    "Scintigrams",
+    "TrainingFeed",
+    "accelerators_of",
+    "check_batches",
+    "check_patients",
+    "copies_of",
+    "device_fields",
+    "evaluation_batches",
+    "fingerprint_of",
+    "folds_of",
+    "index_batches",
+    "leakage_in_words",
+    "leakage_of",
+    "load_split",
+    "open_dataset",
+    "parts_of",
+    "place",
+    "split_size",
+    "sum_pool",
+    "training_batches",
+    "training_feed",
+    "training_order",
+]

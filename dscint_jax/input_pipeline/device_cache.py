@@ -1,0 +1,168 @@
+"""A copy of the training images on the devices, and batches gathered from it.
+
+In: a split and a mesh. Every device holds an equal part of the images, in the smallest type that
+holds their counts. Out: batches by their global indices, with the shapes, types and sharding of
+host batches that `parallel.shard_batch` put on the devices, and the same bits.
+"""
+
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
+
+from dscint_jax import parallel
+from dscint_jax.input_pipeline.records import (
+    COPY,
+    DEVICE_FIELDS,
+    HostBatch,
+    Images,
+    Progress,
+    count_type,
+    no_progress,
+    read_columns,
+)
+from dscint_jax.input_pipeline.scintigrams import Scintigrams
+
+Columns = Mapping[str, jax.Array]
+
+
+class DeviceCache:
+    """The images of a split on the devices; each process reads those of its own devices.
+
+    Args:
+      images: the split. Of copies, the images that they are copies of are held once.
+      mesh: of the devices.
+      progress: told how many of how many images this process has read.
+    """
+
+    def __init__(self, images: Scintigrams, mesh: Mesh, progress: Progress = no_progress):
+        self._images, self._mesh = images, mesh
+        self._columns = _on_devices(images.images, mesh, progress)
+        self._gather = jax.jit(
+            functools.partial(_gather, mesh=mesh),
+            out_shardings=NamedSharding(mesh, PartitionSpec(parallel.AXIS)),
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes on all devices together."""
+        return sum(column.nbytes for column in self._columns.values())
+
+    def batch(self, indices: Int[np.ndarray, "batch"]) -> parallel.DeviceBatch:
+        """The images of a batch, sharded over the devices in the order of their indices."""
+        everywhere = NamedSharding(self._mesh, PartitionSpec())
+        sources = self._images.sources(indices).astype(np.int32)
+        sources = jax.make_array_from_process_local_data(everywhere, sources)
+        batch = self._gather(self._columns, sources)
+        if self._images.numbers is None:
+            return batch
+        rows = indices[parallel.local_rows(len(indices), self._mesh)]
+        copies = {COPY: self._images.copy_field(rows)}
+        return batch | parallel.shard_batch(copies, self._mesh)
+
+
+def _on_devices(images: Images, mesh: Mesh, progress: Progress) -> dict[str, jax.Array]:
+    """All images, as many on each device; what is missing at the end is zero."""
+    each = -(-len(images) // mesh.size)
+    sharding = NamedSharding(mesh, PartitionSpec(parallel.AXIS))
+    places = sharding.addressable_devices_indices_map((each * mesh.size,))
+    devices = {
+        device: np.arange(rows.start or 0, rows.stop or each * mesh.size)
+        for device, (rows,) in places.items()
+    }
+    parts = _read_parts(images, devices, progress)
+    kind = _agreed_type(max(int(part["counts"].max(initial=0)) for part in parts.values()))
+    shards: dict[str, list[jax.Array]] = {name: [] for name in DEVICE_FIELDS}
+    for device in devices:
+        part = parts.pop(device)
+        part["counts"] = part["counts"].astype(kind, copy=False)
+        for name in DEVICE_FIELDS:
+            shards[name].append(jax.device_put(_filled(part[name], each), device))
+    return {
+        name: jax.make_array_from_single_device_arrays(
+            (each * mesh.size, *arrays[0].shape[1:]), sharding, arrays
+        )
+        for name, arrays in shards.items()
+    }
+
+
+def _read_parts(
+    images: Images, devices: Mapping[jax.Device, Int[np.ndarray, "image"]], progress: Progress
+) -> dict[jax.Device, HostBatch]:
+    """The images of each device; of one that has none, arrays without rows."""
+    wanted = {device: rows[rows < len(images)] for device, rows in devices.items()}
+    total, done, parts = sum(map(len, wanted.values())), 0, {}
+    for device, rows in wanted.items():
+        before = done
+        # One image is read for a device without any, for its shape.
+        columns = read_columns(
+            images,
+            rows if len(rows) else np.arange(1),
+            lambda n, _, before=before: progress(min(before + n, total), total),
+        )
+        parts[device] = {name: columns[name][: len(rows)] for name in DEVICE_FIELDS}
+        done += len(rows)
+    return parts
+
+
+def _agreed_type(most: int) -> type[np.integer]:
+    """The type of counts that suits all processes."""
+    if jax.process_count() > 1:
+        most = int(multihost_utils.process_allgather(np.int32(most)).max())
+    return count_type(most)
+
+
+def _filled(values: np.ndarray, rows: int) -> np.ndarray:
+    if len(values) == rows:
+        return values
+    return np.concatenate([values, np.zeros((rows - len(values), *values.shape[1:]), values.dtype)])
+
+
+def _gather(columns: Columns, indices: Int[Array, "batch"], *, mesh: Mesh) -> dict[str, jax.Array]:
+    """Rows of sharded columns by their global indices, sharded alike."""
+    if mesh.size == 1:
+        return {name: _widened(column[indices]) for name, column in columns.items()}
+    sharded = PartitionSpec(parallel.AXIS)
+    gather = jax.shard_map(
+        _gather_local, mesh=mesh, in_specs=(sharded, PartitionSpec()), out_specs=sharded
+    )
+    return gather(columns, indices)
+
+
+def _gather_local(columns: Columns, indices: Int[Array, "batch"]) -> dict[str, jax.Array]:
+    """Of every device: adds up what each of them has of the batch; gives each its rows."""
+    here = len(columns["label"])
+    local = indices - jax.lax.axis_index(parallel.AXIS) * here
+    mine = (local >= 0) & (local < here)
+
+    def gather(column: jax.Array) -> jax.Array:
+        # All but one device add zero, and sums of integers are exact.
+        rows = _as_integers(column[jnp.clip(local, 0, here - 1)])
+        rows = jnp.where(mine.reshape(-1, *(1,) * (rows.ndim - 1)), rows, 0)
+        rows = jax.lax.psum_scatter(rows, parallel.AXIS, tiled=True)
+        return _from_integers(rows, _widened(column).dtype)
+
+    return {name: gather(column) for name, column in columns.items()}
+
+
+def _widened(values: jax.Array) -> jax.Array:
+    """Counts as the steps take them."""
+    return values.astype(jnp.int32) if jnp.issubdtype(values.dtype, jnp.integer) else values
+
+
+def _as_integers(values: jax.Array) -> Int[Array, "..."]:
+    """The same bits as 32-bit integers, of integers and truth values the same numbers."""
+    if values.dtype == jnp.float32:
+        return jax.lax.bitcast_convert_type(values, jnp.int32)
+    return values.astype(jnp.int32)
+
+
+def _from_integers(values: Int[Array, "..."], kind: jnp.dtype) -> jax.Array:
+    if kind == jnp.float32:
+        return jax.lax.bitcast_convert_type(values, jnp.float32)
+    return values.astype(kind)

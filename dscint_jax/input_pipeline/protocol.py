@@ -1,0 +1,143 @@
+"""The two protocols: split by patient, or augmented first and split by image, copy by copy.
+
+Under 'patient', images are what the data set has, and no patient is on both sides. Under
+'augmented', the published system's, all images of the data set are pooled, of every image there are
+several copies, and the copies are split: to measure what that leaks. Which images leak is found by
+looking at the records, under either protocol.
+"""
+
+import dataclasses
+import zlib
+
+import numpy as np
+from jaxtyping import Int
+from ml_collections import ConfigDict
+
+from dscint_jax.config import AUGMENTED, STUDIES
+from dscint_jax.input_pipeline.dataset import SPLITS
+from dscint_jax.input_pipeline.records import HostBatch
+
+HELD_OUT = 0.15
+"""Share of the copies that validates, and that tests; the rest trains. None is published."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Copies:
+    """How a data set is augmented before it is split.
+
+    Copy k of image i has the running number i * number + k. Copy 0 is the image itself; any other
+    is moved once and for all by `augment.apply_copies`.
+
+    Attributes:
+      number: copies of every image, itself among them.
+      seed: of the split and of the poses.
+    """
+
+    number: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Leakage:
+    """How many images of a split are known from training.
+
+    Attributes:
+      images: of the split, copies counted each.
+      images_with_a_copy_in_training: those of which training has a copy, or which it has itself.
+      images_of_a_patient_in_training: those whose patient training has any image of.
+    """
+
+    images: int
+    images_with_a_copy_in_training: int
+    images_of_a_patient_in_training: int
+
+
+def copies_of(config: ConfigDict) -> Copies | None:
+    """The copies that a config asks for; None where images are split by patient."""
+    if config.protocol != AUGMENTED:
+        return None
+    return Copies(config.data.copies, config.seed)
+
+
+def share_out(count: int) -> dict[str, int]:
+    """How many of `count` copies of one class each split gets."""
+    held_out = round(HELD_OUT * count)
+    return {"train": count - 2 * held_out, "validation": held_out, "test": held_out}
+
+
+def split_copies(
+    labels: Int[np.ndarray, "image"], copies: Copies
+) -> dict[str, Int[np.ndarray, "copy"]]:
+    """Which copies each split has, as running numbers in ascending order.
+
+    Class by class the copies are shuffled and shared out, whichever image and patient they are of.
+
+    Args:
+      labels: of all images of the data set.
+      copies: how many there are of each, and the seed.
+    """
+    parts: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+    for label in np.unique(labels):
+        images = np.flatnonzero(labels == label)
+        numbers = (images[:, None] * copies.number + np.arange(copies.number)).ravel()
+        shuffled = numbers[_order(len(numbers), copies.seed, int(label))]
+        start = 0
+        for split, size in share_out(len(numbers)).items():
+            parts[split].append(shuffled[start : start + size])
+            start += size
+    empty = np.zeros(0, np.int64)
+    return {split: np.sort(np.concatenate([empty, *chosen])) for split, chosen in parts.items()}
+
+
+def leakage_of(training: HostBatch, evaluated: HostBatch) -> Leakage:
+    """Counts the images of a split that training knows, or whose patients it knows.
+
+    Args:
+      training: `image_id` and `patient_key` of the training images, as their records say; of a
+        copy, those of the image that it is a copy of.
+      evaluated: the same of the split.
+    """
+    known = {
+        name: int(np.isin(evaluated[name], training[name]).sum())
+        for name in ("image_id", "patient_key")
+    }
+    return Leakage(len(evaluated["image_id"]), known["image_id"], known["patient_key"])
+
+
+def leakage_in_words(leakage: Leakage | None, *, split: str, protocol: str, records: str) -> str:
+    """What a reader of a split's score has to know of it.
+
+    Args:
+      leakage: of the split; None where it is of another data set than training.
+      split: its name.
+      protocol: 'patient' or 'augmented'.
+      records: 'views' or 'studies'.
+    """
+    one, many = ("study", "studies") if records == STUDIES else ("image", "images")
+    if leakage is None:
+        return (
+            f"These {many} are of another data set than the one trained on; its records do not "
+            f"tell whether their patients were in training."
+        )
+    if split == "train":
+        return (
+            f"The network was trained on these very {many}: the score is not one for new patients."
+        )
+    if protocol == AUGMENTED:
+        return (
+            f"Copies of {split} {many} are in the training set: the data set was augmented before "
+            f"it was split. Of the {leakage.images} copies in this split, "
+            f"{leakage.images_with_a_copy_in_training} have a copy of the same {one} in training, "
+            f"and {leakage.images_of_a_patient_in_training} are of a patient who is in training. "
+            f"The score is not one for new patients."
+        )
+    return (
+        f"No patient of this split was in training: the patient keys in the records of its "
+        f"{leakage.images} {many} were compared with those of all training records."
+    )
+
+
+def _order(count: int, seed: int, label: int) -> Int[np.ndarray, "count"]:
+    """A random order; from raw bits, whose stream NumPy promises to keep."""
+    stream = np.random.PCG64([seed, zlib.crc32(b"copies"), label])
+    return np.argsort(stream.random_raw(count), kind="stable")

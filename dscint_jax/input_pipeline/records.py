@@ -1,0 +1,216 @@
+"""The records of a data set as arrays: read from the disk, or held in memory.
+
+In: a TFDS builder and names of its splits. Out: images by their indices, as dicts of arrays, and
+the keys of all. Counts stay integers: a smaller image is a sum over blocks of pixels.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Int
+
+DEVICE_FIELDS = ("counts", "scale", "label", "mask")
+COPY = "copy"
+"""What the steps need besides where images are copies: see `protocol`."""
+
+IDENTITY_FIELDS = ("image_id", "patient_key", "view")
+KEY_FIELDS = ("label", *IDENTITY_FIELDS)
+
+STUDY_VIEWS = ("neither", "anterior", "posterior", "both")
+"""What the field `view` says of a study; its index is a bit for each view that is there."""
+
+COUNT_TYPES = (np.uint8, np.uint16, np.int32)
+"""Types that counts are kept in, the smallest first."""
+
+CHUNK = 64
+"""Images that are read at once where a whole split is."""
+
+HostBatch = dict[str, np.ndarray]
+Progress = Callable[[int, int], None]
+
+
+def no_progress(done: int, total: int) -> None:
+    """Tells nobody."""
+
+
+class Images(Protocol):
+    """Images at random access, as `DiskImages` and `HeldImages` have them."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def read(self, indices: Int[np.ndarray, "batch"]) -> HostBatch:
+        """Images by their indices, with DEVICE_FIELDS and IDENTITY_FIELDS."""
+
+    def identity(self, indices: Int[np.ndarray, "batch"]) -> HostBatch:
+        """Their IDENTITY_FIELDS alone."""
+
+    def keys(self, progress: Progress = no_progress) -> HostBatch:
+        """The KEY_FIELDS of all images."""
+
+
+class DiskImages:
+    """Images that stay on the disk.
+
+    Args:
+      builder: of the data set.
+      parts: its splits that the images are in, one after the other.
+      pool: side of the blocks of pixels that are summed.
+    """
+
+    def __init__(self, builder: Any, parts: Sequence[str], *, pool: int):
+        import tensorflow_datasets as tfds
+
+        self._features, self._pool = builder.info.features, pool
+        skip = tfds.decode.SkipDecoding()
+        split = "+".join(parts)
+        self._images = builder.as_data_source(split=split, decoders={"lesion_mask": skip})
+        # What a decoder passes over is not taken apart, and all but the keys is passed over.
+        keys = (*KEY_FIELDS, "has_view")
+        others = {name: skip for name in self._features if name not in keys}
+        self._records = builder.as_data_source(split=split, decoders=others)
+        self._keys: HostBatch | None = None
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._images)
+
+    def read(self, indices: Int[np.ndarray, "batch"]) -> HostBatch:
+        """Images by their indices, with DEVICE_FIELDS and IDENTITY_FIELDS."""
+        records = _records(self._images, indices)
+        return {
+            "counts": np.stack([sum_pool(r["image"], self._pool) for r in records]),
+            # The scale is in counts of an original pixel; a block holds pool^2 of them.
+            "scale": np.array([r["scale"] * self._pool**2 for r in records], np.float32),
+            "mask": np.ones(len(records), bool),
+            **self._keys_of(records),
+        }
+
+    def identity(self, indices: Int[np.ndarray, "batch"]) -> HostBatch:
+        """Their IDENTITY_FIELDS alone."""
+        keys = self._keys_of(_records(self._records, indices))
+        return {name: keys[name] for name in IDENTITY_FIELDS}
+
+    def keys(self, progress: Progress = no_progress) -> HostBatch:
+        """The KEY_FIELDS of all images; read from the disk once."""
+        if self._keys is None:
+            chunks = []
+            for indices in _chunks(np.arange(len(self))):
+                chunks.append(self._keys_of(_records(self._records, indices)))
+                progress(indices[-1] + 1, len(self))
+            self._keys = _joined(chunks)
+        return self._keys
+
+    def _keys_of(self, records: Sequence[dict[str, Any]]) -> HostBatch:
+        has_view = "view" in self._features
+        names = np.array(self._features["view"].names if has_view else STUDY_VIEWS)
+        return {
+            "label": np.array([r["label"] for r in records], np.int32),
+            "image_id": np.array([_text(r["image_id"]) for r in records]),
+            "patient_key": np.array([_text(r["patient_key"]) for r in records]),
+            "view": names[[_view_index(r) for r in records]],
+        }
+
+
+class HeldImages:
+    """Images in memory.
+
+    Args:
+      columns: DEVICE_FIELDS and IDENTITY_FIELDS of all of them; counts of any type.
+    """
+
+    def __init__(self, columns: HostBatch):
+        self._columns = columns
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._columns["label"])
+
+    def read(self, indices: Int[np.ndarray, "batch"]) -> HostBatch:
+        """Images by their indices, with DEVICE_FIELDS and IDENTITY_FIELDS."""
+        batch = {name: values[indices] for name, values in self._columns.items()}
+        if np.issubdtype(batch["counts"].dtype, np.integer):
+            batch["counts"] = batch["counts"].astype(np.int32)
+        return batch
+
+    def identity(self, indices: Int[np.ndarray, "batch"]) -> HostBatch:
+        """Their IDENTITY_FIELDS alone."""
+        return {name: self._columns[name][indices] for name in IDENTITY_FIELDS}
+
+    def keys(self, progress: Progress = no_progress) -> HostBatch:
+        """The KEY_FIELDS of all images."""
+        return {name: self._columns[name] for name in KEY_FIELDS}
+
+
+def read_columns(
+    images: Images, indices: Int[np.ndarray, "image"], progress: Progress = no_progress
+) -> HostBatch:
+    """Reads images into arrays, their counts in the smallest of COUNT_TYPES that holds them.
+
+    No more than the result and a few images are in memory meanwhile; where counts outgrow their
+    type, for a moment what was read so far is there twice.
+
+    Args:
+      images: to read from.
+      indices: of the images, in the order that they are to have; at least one.
+      progress: told how many of how many were read.
+    """
+    counts, rest, done = None, [], 0
+    for chunk in _chunks(indices):
+        batch = images.read(chunk)
+        counts = _put(counts, batch.pop("counts"), done, len(indices))
+        rest.append(batch)
+        done += len(chunk)
+        progress(done, len(indices))
+    return {"counts": counts, **_joined(rest)}
+
+
+def count_type(most: int) -> type[np.integer]:
+    """The smallest of COUNT_TYPES that holds a count."""
+    return next(kind for kind in COUNT_TYPES if most <= np.iinfo(kind).max)
+
+
+def sum_pool(
+    counts: Int[np.ndarray, "*view height width 1"], side: int
+) -> Int[np.ndarray, "*view small_height small_width 1"]:
+    """Sums blocks of side x side pixels: no count is lost, and Poisson stays Poisson."""
+    *views, height, width, _ = counts.shape
+    blocks = counts.reshape(*views, height // side, side, width // side, side, 1)
+    return blocks.sum((-4, -2), dtype=np.int32)
+
+
+def _put(held: np.ndarray | None, counts: np.ndarray, start: int, total: int) -> np.ndarray:
+    """Puts counts behind those that are held, in a wider type if they need one."""
+    kind = np.dtype(count_type(counts.max(initial=0)))
+    if held is None:
+        held = np.zeros((total, *counts.shape[1:]), kind)
+    if kind.itemsize > held.dtype.itemsize:
+        wider = np.zeros(held.shape, kind)
+        wider[:start] = held[:start]
+        held = wider
+    held[start : start + len(counts)] = counts
+    return held
+
+
+def _chunks(indices: Int[np.ndarray, "image"]) -> list[Int[np.ndarray, "chunk"]]:
+    return [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
+
+
+def _joined(chunks: Sequence[HostBatch]) -> HostBatch:
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def _records(source: Any, indices: Int[np.ndarray, "batch"]) -> list[dict[str, Any]]:
+    return source.__getitems__([int(i) for i in indices])
+
+
+def _view_index(record: dict[str, Any]) -> int:
+    if "view" in record:
+        return int(record["view"])
+    anterior, posterior = record["has_view"]
+    return int(anterior) + 2 * int(posterior)
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,24 @@
+import pytest
+
+from dscint_jax.errors import DscintError
+from dscint_jax.input_pipeline import open_dataset, parts_of
+
+
+def test_folds_are_counted_by_number_whatever_order_they_are_listed_in():
+    names = sorted(f"fold_{n}" for n in range(12))
+    assert parts_of("test", names, 9) == ("fold_9",)
+    assert parts_of("validation", names, 9) == ("fold_10",)
+    assert parts_of("validation", names, 11) == ("fold_0",)
+    assert parts_of("train", names, 11) == tuple(f"fold_{n}" for n in range(1, 11))
+
+
+def test_views_and_studies_are_data_sets_of_their_own(data_dir, studies_dir):
+    with pytest.raises(DscintError, match=r"scintigraphy/studies; .* --config studies$"):
+        open_dataset(data_dir, "studies")
+    with pytest.raises(DscintError, match=rf"scintigraphy/views; .* --data_dir {studies_dir}$"):
+        open_dataset(studies_dir)
+
+
+def test_missing_data_set_is_named_with_the_command_that_builds_it(tmp_path):
+    with pytest.raises(DscintError, match=rf"{tmp_path}.*tfds_builder\.build"):
+        open_dataset(tmp_path)
