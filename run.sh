@@ -17,9 +17,34 @@ usage: ./run.sh [COMMAND]
            Run again, it keeps what is complete and resumes what is not.
   setup    only make .venv and install
   test     set up, then run the tests; further arguments go to pytest
+  slurm    set up, then submit a training to SLURM; ./run.sh slurm --help
   help     this text
 
 PYTHON=/path/to/python3 chooses the interpreter (3.11 to 3.13) that .venv is made from.
+ACCELERATOR=cuda12, cuda13, tpu or none is what JAX is installed for; without it, what this machine
+has. Set it where .venv is made on a machine without a GPU for machines that have one.
+EOF
+}
+
+slurm_usage() {
+  cat <<EOF
+usage: ./run.sh slurm [--nodes N] [--gpus G] [--time T] [--partition P] [--dry-run]
+                      [options of sbatch] -- [arguments of python -m dscint_jax.main]
+
+Submit launch/train.sbatch, which trains on N machines as one and resumes after its time is over.
+
+  --nodes N       machines (1)
+  --gpus G        GPUs on each machine (0: train on CPUs); a kind is named as in --gpus a100:4
+  --time T        the longest one attempt may take, such as 12:00:00 or 2-00:00:00 (24:00:00)
+  --partition P   the queue, by your cluster's name for it
+  --dry-run       print the command and the script, submit nothing
+  --help          this text
+
+Any other option is handed to sbatch; write it as one word, such as --account=nuclear-medicine,
+--cpus-per-task=16, --ntasks-per-node=4. The folder, the data set and --workdir must lie where all
+nodes see them.
+
+  ./run.sh slurm --nodes 2 --gpus 4 -- --config configs/dscint.py --workdir runs/dscint
 EOF
 }
 
@@ -52,6 +77,12 @@ find_python() {
 # The extra of pyproject.toml that fits this machine's accelerator, if it has one.
 accelerator_extra() {
   local driver
+  case "${ACCELERATOR:-}" in
+    "") ;;
+    cuda12 | cuda13 | tpu) echo "$ACCELERATOR" && return ;;
+    none) return ;;
+    *) fail "ACCELERATOR=$ACCELERATOR is none of cuda12, cuda13, tpu, none" ;;
+  esac
   driver=$(nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p' | head -n 1) || true
   if [[ -n "$driver" ]]; then
     if ((driver >= 13)); then echo cuda13; else echo cuda12; fi
@@ -120,6 +151,52 @@ quickstart() {
     "$QUICKSTART/dscint/report/index.html"
 }
 
+# slurm ARGUMENT...: checks them, sets up, and submits launch/train.sbatch.
+slurm() {
+  local script=launch/train.sbatch dry_run='' gpus=0 separated='' options=() job log
+  while (($#)); do
+    case "$1" in
+      --help | -h) slurm_usage && return ;;
+      --dry-run) dry_run=1 ;;
+      --nodes | --time | --partition | --gpus)
+        (($# > 1)) && [[ "$2" != -* ]] || fail "$1 needs a value; see ./run.sh slurm --help"
+        if [[ "$1" == --gpus ]]; then gpus=$2; else options+=("$1=$2"); fi
+        shift
+        ;;
+      --gpus=*) gpus=${1#*=} ;;
+      --) separated=1 && shift && break ;;
+      -*) options+=("$1") ;;
+      *) fail "unexpected argument '$1'; the training's arguments stand after --" ;;
+    esac
+    shift
+  done
+  [[ -n "$separated" ]] || fail "-- and the training's arguments are missing; see ./run.sh slurm --help"
+  [[ "$gpus" =~ ^([A-Za-z0-9_.-]+:)?[0-9]+$ ]] || fail "--gpus $gpus is not a number, such as 4 or a100:4"
+  [[ "$gpus" == 0 ]] || options+=("--gres=gpu:$gpus")
+  if [[ -n "$dry_run" ]]; then
+    echo "sbatch$(printf ' %q' ${options[@]+"${options[@]}"} "$script" "$@")"
+    echo
+    cat "$script"
+    return
+  fi
+  command -v sbatch >/dev/null || fail "sbatch not found; submit from a machine of the cluster"
+  setup
+  if [[ "$gpus" != 0 ]] && ! .venv/bin/python -c \
+    'import importlib.util as u, sys; sys.exit(not any(map(u.find_spec, sys.argv[1:])))' \
+    jax_cuda12_plugin jax_cuda13_plugin; then
+    fail "JAX is installed without CUDA, as this machine has no GPU; for the nodes' GPUs run" \
+      "ACCELERATOR=cuda13 ./run.sh setup (driver 580 or newer) or ACCELERATOR=cuda12 ./run.sh setup"
+  fi
+  # A mistyped flag or config is said now, not when the job's turn has come.
+  .venv/bin/python -c 'import sys; from dscint_jax.main import parse_flags; parse_flags(sys.argv)' \
+    "$@" || exit 2
+  job=$(sbatch --parsable ${options[@]+"${options[@]}"} "$script" "$@") || exit 2
+  job=${job%%;*}
+  log=$(scontrol show job "$job" | sed -n 's/^ *StdOut=//p')
+  echo "submitted job $job; its log: ${log:-slurm-$job.log}"
+  echo "squeue --job $job shows where it stands; scancel $job ends it, after it has saved"
+}
+
 case "${1:-quickstart}" in
   quickstart)
     (($# == 0)) || fail "quickstart is what ./run.sh does without a command"
@@ -135,6 +212,10 @@ case "${1:-quickstart}" in
     setup dev
     # Two at a time; the tests of one file share what they set up.
     .venv/bin/python -m pytest -n 2 --dist loadfile "$@"
+    ;;
+  slurm)
+    shift
+    slurm "$@"
     ;;
   help | -h | --help) usage ;;
   *) fail "unknown command '$1'; ./run.sh help lists them" ;;

@@ -1,0 +1,324 @@
+"""What the processes of a run say to each other: barriers, facts to compare, texts, failures.
+
+They speak through the key-value store that JAX's coordinator keeps in process 0; no device takes
+part. Every wait has an end, and an error names the processes that did not come or differ.
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from dscint_jax.cluster.launch import visible_gpus
+from dscint_jax.cluster.rendezvous import (
+    addresses_of,
+    are_loopback,
+    machine_identity,
+    numbers,
+)
+from dscint_jax.errors import DscintError
+
+PREFIX = "dscint"
+TIMEOUT_S = 120.0
+LOOK_EVERY_S = 1.0
+LINGER_S = 5.0
+LOST_CONNECTION = re.compile(r"\bgloo\b|\bnccl|connection (closed|reset) by peer", re.IGNORECASE)
+
+
+class FailureWatch:
+    """While active, ends this process with a line on stderr soon after another has failed.
+
+    Args:
+      process_index: of this process.
+      who: this process's name in messages.
+    """
+
+    def __init__(self, process_index: int, who: str) -> None:
+        self._process_index = process_index
+        self._who = who
+        self._client = store()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="failure watch", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops looking; a failure of another process no longer ends this one."""
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(LOOK_EVERY_S):
+            try:
+                failures = self._client.key_value_dir_get(f"{PREFIX}/failures")
+            except jax.errors.JaxRuntimeError:
+                continue
+            if failures and not self._over.is_set():
+                self._end(failures[0][1])
+
+    def _end(self, failure: str) -> None:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            self._client.key_value_set(f"{PREFIX}/gone/{self._process_index}", "")
+        sys.stdout.flush()
+        print(f"error: {self._who} ends because of {failure}", file=sys.stderr, flush=True)
+        # The main thread may be inside a collective that nobody else will ever join.
+        os._exit(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """The processes of a run, as one of them sees them.
+
+    Attributes:
+      process_index: of this process, from 0.
+      process_count: of all.
+      kind: how they were started: 'alone', 'flags', 'environment', 'Open MPI', 'SLURM', 'TPU'.
+      coordinator: HOST:PORT of process 0; empty for a process alone.
+      host: what this process's machine is called.
+      watch: ends this process when another fails; None for a process alone.
+    """
+
+    process_index: int
+    process_count: int
+    kind: str
+    coordinator: str
+    host: str = ""
+    watch: FailureWatch | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is process 0, which alone writes and prints what is the whole run's."""
+        return self.process_index == 0
+
+    @property
+    def who(self) -> str:
+        """Its name in messages."""
+        return f"process {self.process_index} on {self.host}"
+
+
+ALONE = Cluster(0, 1, "alone", "")
+
+
+def barrier(cluster: Cluster, name: str, timeout_s: float = TIMEOUT_S) -> None:
+    """Returns when all processes have come to the barrier of this name.
+
+    Raises:
+      DscintError: some have not, in time.
+    """
+    if cluster.process_count == 1:
+        return
+    try:
+        store().wait_at_barrier(f"{PREFIX}/{name}", int(timeout_s * 1000))
+    except jax.errors.JaxRuntimeError as error:
+        missing = _missing(str(error))
+        absent = f"; missing: {missing}" if missing else ""
+        raise DscintError(
+            f"the processes did not all reach '{name}' within {timeout_s:g} s{absent}; see their "
+            f"logs"
+        ) from error
+
+
+def gather(cluster: Cluster, name: str, value: str, timeout_s: float = TIMEOUT_S) -> list[str]:
+    """Every process's value, in the processes' order; all must call it.
+
+    Raises:
+      DscintError: some have not, in time.
+    """
+    if cluster.process_count == 1:
+        return [value]
+    client, folder = store(), f"{PREFIX}/{name}/values"
+    client.key_value_set(f"{folder}/{cluster.process_index}", value, allow_overwrite=True)
+    barrier(cluster, name, timeout_s)
+    found = {int(key.rpartition("/")[2]): text for key, text in client.key_value_dir_get(folder)}
+    # None overwrites its value before all have read it.
+    barrier(cluster, f"{name} (read)", timeout_s)
+    return [found[index] for index in range(cluster.process_count)]
+
+
+def broadcast(cluster: Cluster, name: str, text: str = "", timeout_s: float = TIMEOUT_S) -> str:
+    """Process 0's text, in every process; what the others give is not looked at.
+
+    Raises:
+      DscintError: some process has not called it in time.
+    """
+    return gather(cluster, name, text if cluster.is_first else "", timeout_s)[0]
+
+
+def agree(cluster: Cluster, name: str, value: str, timeout_s: float = TIMEOUT_S) -> None:
+    """Checks that every process has the same value.
+
+    Raises:
+      DscintError: two differ; it names both values and processes. Or some did not come in time.
+    """
+    agree_all(cluster, name, {name: value}, timeout_s)
+
+
+def agree_all(
+    cluster: Cluster, name: str, facts: Mapping[str, str], timeout_s: float = TIMEOUT_S
+) -> None:
+    """Checks that every process has the same facts, all in one round.
+
+    Raises:
+      DscintError: naming the first fact that differs, in the order of process 0. Or some did not
+        come in time.
+    """
+    if cluster.process_count == 1:
+        return
+    text = json.dumps([cluster.who, dict(facts)])
+    (first, expected), *others = map(json.loads, gather(cluster, name, text, timeout_s))
+    for who, found in others:
+        for fact in {**expected, **found}:
+            here, there = expected.get(fact, "absent"), found.get(fact, "absent")
+            if here != there:
+                raise DscintError(
+                    f"{fact} is {here} in {first} and {there} in {who}; start all processes with "
+                    f"the same command, files and software"
+                )
+
+
+def preflight(cluster: Cluster, facts: Mapping[str, str], timeout_s: float = TIMEOUT_S) -> None:
+    """Checks before the first step that all processes are about to do the same.
+
+    Args:
+      cluster: the processes.
+      facts: what must be equal, by the names that an error is to use: `config_facts(config)`, the
+        data set's fingerprint, the work directory.
+      timeout_s: how long to wait for the others, of which each may still be reading its data.
+
+    Raises:
+      DscintError: a fact differs.
+    """
+    agree_all(cluster, "preflight", facts, timeout_s)
+
+
+def config_facts(config: ConfigDict) -> dict[str, str]:
+    """A resolved config as facts, one a field: {'config.batch_size': '32', ...}."""
+
+    def flatten(value: Any, field: str) -> dict[str, str]:
+        if not isinstance(value, Mapping):
+            return {field: json.dumps(value)}
+        return {k: v for n in value for k, v in flatten(value[n], f"{field}.{n}").items()}
+
+    return flatten(config.to_dict(), "config")
+
+
+def check_software(cluster: Cluster) -> None:
+    """Checks what has to be equal before devices are touched; touches none.
+
+    Where one process had no GPU or another plugin, JAX would wait in vain for its devices.
+
+    Raises:
+      DscintError: versions, visible GPUs or platforms differ.
+    """
+    packages = ("dscint-jax", "jax", "jaxlib", *_plugins())
+    facts = {f"the version of {package}": _version(package) for package in packages}
+    facts["JAX_PLATFORMS"] = jax.config.jax_platforms or "not set"
+    facts["the number of visible GPUs"] = str(visible_gpus(os.environ))
+    agree_all(cluster, "software", facts)
+
+
+def check_devices(cluster: Cluster) -> None:
+    """Touches the devices for the first time and checks that every process has as many.
+
+    Raises:
+      DscintError: JAX finds no device; they differ; CPU processes cannot reach each other.
+    """
+    try:
+        backend, count = jax.default_backend(), jax.local_device_count()
+    except RuntimeError as error:
+        raise DscintError(f"JAX cannot use the devices of {cluster.host}: {error}") from error
+    facts = {"JAX's backend": backend, "the number of devices": str(count)}
+    agree_all(cluster, "devices", facts)
+    if backend == "cpu":
+        _check_own_names(cluster)
+
+
+def _check_own_names(cluster: Cluster) -> None:
+    """Raises DscintError if a machine would tell the others a loopback address as its own.
+
+    Gloo, which connects CPU processes, takes the address of the machine's own name. With one such
+    machine it may connect by luck, as the side with the lower address waits; with two it cannot.
+    """
+    own = addresses_of(os.uname().nodename)
+    address = own[0] if are_loopback(own) else ""
+    told = json.dumps([os.uname().nodename, machine_identity(), address])
+    machines = [json.loads(text) for text in gather(cluster, "machines", told)]
+    if len({identity for _, identity, _ in machines}) == 1:
+        return
+    for host, _, address in machines:
+        if address:
+            raise DscintError(
+                f"on {host} its own name resolves to {address}, under which no other machine "
+                f"finds it; in its /etc/hosts remove {host} from the line of {address}"
+            )
+
+
+def cause_elsewhere(cluster: Cluster, error: BaseException) -> BaseException:
+    """An error that only says that another process is gone, as one line; any other as it is."""
+    # JAX raises them as ValueError or RuntimeError, in the words of the library that connects.
+    if isinstance(error, DscintError) or not LOST_CONNECTION.search(str(error)):
+        return error
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        if failures := store().key_value_dir_get(f"{PREFIX}/failures"):
+            return DscintError(f"{cluster.who} ends because of {failures[0][1]}")
+    # A process that was killed says nothing itself.
+    return DscintError(
+        f"{cluster.who} has lost its connection to another process; see the others' logs for why "
+        f"that one ended"
+    )
+
+
+def publish_failure(cluster: Cluster, reason: str) -> None:
+    """Tells the other processes that this one ends in an error, so that they end too.
+
+    Process 0 waits a moment: with it the store would be gone before they could read.
+    """
+    client, folder = store(), f"{PREFIX}/failures"
+    try:
+        client.key_value_set(f"{folder}/{cluster.process_index}", f"{cluster.who}: {reason}")
+        deadline = time.monotonic() + LINGER_S
+        while cluster.is_first and time.monotonic() < deadline:
+            gone = client.key_value_dir_get(f"{PREFIX}/gone") + client.key_value_dir_get(folder)
+            if len({key.rpartition("/")[2] for key, _ in gone}) == cluster.process_count:
+                break
+            time.sleep(LOOK_EVERY_S / 10)
+    except jax.errors.JaxRuntimeError:
+        # The coordinator is gone; with it, JAX ends the others.
+        return
+
+
+def store() -> Any:
+    """JAX's client of the key-value store; there is one once `start` has joined a cluster."""
+    # JAX offers the store to libraries under this private name alone; Orbax uses it too.
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+def _missing(message: str) -> str:
+    """The processes that JAX says did not come to a barrier; empty if it names none."""
+    listed = message.partition("timed out task names:")[2].partition("RPC:")[0]
+    found = [re.findall(r"\d+", line) for line in listed.split("\n")]
+    return numbers([int(words[-1]) for words in found if words]) if any(found) else ""
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _plugins() -> list[str]:
+    """The installed packages that bring an accelerator to JAX."""
+    names = ("jax-cuda12-plugin", "jax-cuda13-plugin", "libtpu", "jax-rocm7-plugin")
+    return [name for name in names if _version(name) != "not installed"]

@@ -1,0 +1,119 @@
+"""The training on a real SLURM: two nodes of two devices each, one killed, the job requeued."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from dscint_jax.trackers import read_metrics
+
+from ..dscint_jax.conftest import cohort, data_dir  # noqa: F401 - fixtures
+
+PROJECT = Path(__file__).parent.parent.parent
+STEPS = 400
+KILLED_AT = 150
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def _command(data, workdir):
+    return [
+        *(sys.executable, "-m", "dscint_jax.main", "--config", str(PROJECT / "tests" / "tiny.py")),
+        *("--workdir", str(workdir), f"--config.data.dir={data}", f"--config.steps={STEPS}"),
+        "--config.evaluate_every=20",
+    ]
+
+
+def _environment(devices):
+    return {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(PROJECT),
+    }
+
+
+def _final_arrays(workdir):
+    folder = workdir / "checkpoints" / str(STEPS)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    items = []
+    with ocp.StandardCheckpointer() as checkpointer:
+        for item in ("model", "optimizer"):
+            # The four devices that it was saved from are not here.
+            like = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+                checkpointer.metadata(folder / item).item_metadata.tree,
+            )
+            items.append(checkpointer.restore(folder / item, like))
+    return jax.tree.leaves(items)
+
+
+def _process(job, number):
+    """The process id of one task of a job."""
+    wanted = {f"SLURM_JOB_ID={job.id}".encode(), f"SLURM_PROCID={number}".encode()}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = set((folder / "environ").read_bytes().split(b"\0"))
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if wanted <= variables and words[1:3] == [b"-m", b"dscint_jax.main"]:
+            return int(folder.name)
+    raise AssertionError(f"task {number} of job {job.id} does not run")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(slurm, data_dir, tmp_path_factory):  # noqa: F811 - the fixture
+    workdir = tmp_path_factory.mktemp("two_nodes")
+    job = slurm.submit(_command(data_dir, workdir), environment=_environment(2))
+    state, code, log = slurm.wait(job, timeout=400)
+    assert (state, code) == ("COMPLETED", 0), log
+    return workdir
+
+
+def test_two_nodes_with_two_devices_each_train_as_one_process_with_four(
+    undisturbed,
+    data_dir,  # noqa: F811 - the fixture
+    tmp_path,
+):
+    environment = {**os.environ, **_environment(4)}
+    command = [*_command(data_dir, tmp_path), "--distributed=off"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    one, two = (
+        [line["loss"] for line in read_metrics(w) if "loss" in line and line["step"] <= 20]
+        for w in (tmp_path, undisturbed)
+    )
+    assert len(one) == 20
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+
+
+def test_killed_process_ends_the_job_within_a_minute_and_requeued_it_ends_in_the_same_bits(
+    slurm,
+    undisturbed,
+    data_dir,  # noqa: F811 - the fixture
+    tmp_path,
+):
+    job = slurm.submit(_command(data_dir, tmp_path), environment=_environment(2))
+    deadline = time.monotonic() + 300
+    while not any(line["step"] >= KILLED_AT for line in read_metrics(tmp_path)):
+        assert time.monotonic() < deadline, job.log
+        time.sleep(0.02)
+    os.kill(_process(job, 1), signal.SIGKILL)
+    state, code, log = slurm.wait(job, timeout=60)
+    assert state == "FAILED", log
+    assert code != 0
+    assert "training is complete" not in log
+    slurm.requeue(job)
+    slurm.wait_for_log(job, "resuming after step", timeout=200)
+    state, code, log = slurm.wait(job, timeout=400)
+    assert (state, code) == ("COMPLETED", 0), log
+    for a, b in zip(*map(_final_arrays, (undisturbed, tmp_path)), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    assert read_metrics(tmp_path) == read_metrics(undisturbed)
