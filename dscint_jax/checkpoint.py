@@ -1,22 +1,70 @@
 """Checkpoints: the one module that knows Orbax.
 
-A checkpoint is two items: `model` (step, parameters, statistics), all that an evaluator restores,
-and `optimizer`. Orbax writes into a temporary folder and renames it, so an interrupted save leaves
-nothing under a step's name. The newest checkpoints and the best one by validation F-1 are kept.
+A checkpoint is up to four items: `model` (step, parameters, statistics); `average`, the running
+means of these two, where they are kept; `optimizer`; and `record`, the validation scores and a
+checksum of every array. An evaluator restores the averages if there are any, else the model. Orbax
+writes into a temporary folder and renames it, so an interrupted save leaves nothing under a step's
+name. What a disk or a copy damages later, Orbax may restore without a word (a flipped bit,
+measured): so what is restored is compared with its checksums, and a damaged checkpoint gives way to
+the one before.
+
+The newest checkpoints and the best by validation F-1 are kept.
 """
 
+import contextlib
+import dataclasses
+import json
+import shutil
+import time
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
-from orbax.checkpoint import checkpoint_managers
+from jax.experimental import multihost_utils
 
+from dscint_jax.atomic import write_text
+from dscint_jax.disk import WriteError, is_passing, reason, write_error
 from dscint_jax.errors import DscintError
 from dscint_jax.train_step import TrainState
 
 SELECTION_METRIC = "f1"
+
+DAMAGED = "damaged"
+"""Folder of a work directory that damaged checkpoints are moved to when training goes on."""
+
+
+UNFINISHED = "*.orbax-checkpoint-tmp*"
+"""Folders that Orbax writes checkpoints in before it renames them."""
+
+RECORD_FILE = Path("record", "metadata")
+"""Where in a checkpoint Orbax writes the record."""
+
+
+class _DamagedError(Exception):
+    """A checkpoint cannot be read, or does not hold what was saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """What is known of a checkpoint besides its arrays.
+
+    Attributes:
+      scores: of the validation; None if there was none at this step.
+      arrays: 'shape type checksum' of every array, by item and path.
+    """
+
+    scores: Mapping[str, float] | None
+    arrays: Mapping[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        """Both, with a checksum."""
+        held = dataclasses.asdict(self)
+        return held | {"checksum": _checksum_of_record(held)}
 
 
 class Checkpointer:
@@ -25,52 +73,94 @@ class Checkpointer:
     Args:
       workdir: the run's directory; checkpoints lie under `checkpoints/STEP`.
       keep_last: how many of the newest are kept beside the best.
+      keep_best: how many of the best by validation F-1 are kept.
       read_only: for a process that only restores.
+
+    Raises:
+      DscintError: there are none to read.
     """
 
-    def __init__(self, workdir: Path, *, keep_last: int = 1, read_only: bool = False):
+    def __init__(
+        self, workdir: Path, *, keep_last: int = 1, keep_best: int = 1, read_only: bool = False
+    ):
+        self._workdir = workdir
         self._directory = workdir.absolute() / "checkpoints"
         if read_only and not self._directory.is_dir():
             raise DscintError(
                 f"{workdir} holds no checkpoints; train first: python -m dscint_jax.main "
                 f"--config ... --workdir {workdir}"
             )
+        self._keep_last, self._keep_best, self._read_only = keep_last, keep_best, read_only
+        self._pending = False
+        # Which are kept is decided here: Orbax would read every checkpoint's scores as it starts,
+        # and fail on one that is damaged.
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 read_only=read_only,
                 create=not read_only,
                 cleanup_tmp_directories=not read_only,
-                # Without it Orbax would not write the metrics, which the policy below needs.
-                best_fn=_selection,
-                preservation_policy=None
-                if read_only
-                else checkpoint_managers.AnyPreservationPolicy(
-                    [
-                        checkpoint_managers.LatestN(keep_last),
-                        checkpoint_managers.BestN(
-                            n=1, get_metric_fn=_selection, keep_checkpoints_without_metrics=False
-                        ),
-                    ]
-                ),
             ),
         )
 
-    def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
-        """Starts saving in the background; `metrics` (validation) decide which one is the best."""
+    def save(self, state: TrainState, scores: Mapping[str, float] | None = None) -> None:
+        """Starts saving in the background; `scores` (validation) decide which one is the best.
+
+        Of a step that is saved already, as one is whose evaluation was interrupted, only the
+        scores are added.
+
+        Raises:
+          WriteError: this or the checkpoint before could not be written; no part of it is left.
+        """
         step = int(state.step)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardSave(_model_items(state)),
-                optimizer=ocp.args.StandardSave(state.optimizer),
-            ),
-            metrics=metrics,
-            force=True,
-        )
+        if step < 0:
+            raise ValueError("a halted state is not to be saved; see `finite.rewound`")
+        # The one before is complete when the next begins, and only then may others go.
+        self._wait()
+        self._delete_others()
+        if step in self.steps():
+            self._add_scores(step, scores)
+            return
+        items = _items(state)
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **{name: ocp.args.StandardSave(item) for name, item in items.items()},
+                    record=ocp.args.JsonSave(_Record(scores, _summary(items)).as_json()),
+                ),
+                force=True,
+            )
+        # A full disk surfaces as whatever the library in between makes of it.
+        except Exception as error:
+            raise self._given_up(error) from error
+        self._pending = True
+
+    def raise_if_failed(self) -> None:
+        """Notices at once, not only at the next save, that saving has failed; waits for nothing.
+
+        Raises:
+          WriteError: a checkpoint could not be written; no part of it is left.
+        """
+        if self._pending and not self._manager.is_saving_in_progress():
+            self._wait()
+
+    def has_scores(self, step: int) -> bool:
+        """Whether a checkpoint was evaluated; not so if its evaluation was interrupted."""
+        try:
+            return self._record(step).scores is not None
+        except _DamagedError:
+            return False
 
     def close(self) -> None:
-        """Waits and frees the manager's threads."""
+        """Waits until all is saved, deletes what is not kept and frees the manager's threads.
+
+        Raises:
+          WriteError: a checkpoint could not be written; no part of it is left.
+        """
+        self._wait()
+        if not self._read_only:
+            self._delete_others()
         self._manager.close()
 
     def steps(self) -> list[int]:
@@ -83,82 +173,291 @@ class Checkpointer:
 
     def best_step(self) -> int | None:
         """Step of the checkpoint with the highest validation F-1; the later one of equals."""
-        metrics = {step: self._manager.metrics(step) for step in self.steps()}
-        scores = {step: _selection(m) for step, m in metrics.items() if m}
-        return max(scores, key=lambda step: (scores[step], step), default=None)
+        return next(iter(self._best_first()), None)
 
-    def choose_step(self, which: str) -> int:
-        """Turns 'best', 'last' or a step number into the step of a checkpoint that exists.
+    def check(self, which: str) -> None:
+        """Raises DscintError unless there is a checkpoint of that name; see `restore_model`."""
+        self._candidates(which)
+
+    def is_whole(self, step: int) -> bool:
+        """Whether every array of a checkpoint is as it was saved."""
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        folder = self._directory / str(step)
+        try:
+            items = {_item(name) for name in self._record(step).arrays}
+            with ocp.StandardCheckpointer() as reader:
+                trees = {item: reader.metadata(folder / item).item_metadata.tree for item in items}
+            like = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), trees
+            )
+            self._restore(step, like)
+        # Damaged metadata may fail in any way.
+        except Exception:
+            return False
+        return True
+
+    def restore_newest(self, like: TrainState) -> TrainState | None:
+        """Restores the newest checkpoint that is whole; None if there is none.
+
+        Damaged ones are moved to the folder `damaged` of the work directory, with a warning.
+
+        Args:
+          like: shapes, types and shardings, as arrays or `jax.ShapeDtypeStruct`.
 
         Raises:
-          DscintError: there is none.
+          DscintError: a checkpoint is of another network or optimizer.
         """
-        steps = self.steps()
-        if not steps:
-            raise DscintError(f"{self._directory} holds no complete checkpoint; train first")
-        if which == "last":
-            return steps[-1]
-        if which == "best":
-            best = self.best_step()
-            return steps[-1] if best is None else best
-        if which.isdecimal() and int(which) in steps:
-            return int(which)
-        raise DscintError(
-            f"--checkpoint {which}: {self._directory} holds 'best', 'last' and "
-            f"{', '.join(map(str, steps))}"
-        )
-
-    def restore_state(self, step: int, like: TrainState) -> TrainState:
-        """Restores everything, onto the devices and in the shapes of `like` (arrays or shapes)."""
-        restored = self._restore(
-            step,
-            model=ocp.args.StandardRestore(_model_items(like)),
-            optimizer=ocp.args.StandardRestore(like.optimizer),
-        )
-        model = restored["model"]
-        return TrainState(
-            model["step"], model["params"], model["statistics"], restored["optimizer"]
-        )
+        for step in reversed(self.steps()):
+            try:
+                items = self._restore(step, _items(like))
+            except _DamagedError as error:
+                self._warn(step, error, f"moved to {self._set_aside(step)}")
+                continue
+            model, average = items["model"], items.get("average")
+            return TrainState(
+                model["step"],
+                model["params"],
+                model["statistics"],
+                items["optimizer"],
+                average and (average["params"], average["statistics"]),
+            )
+        return None
 
     def restore_model(
-        self, step: int, params: nnx.State, statistics: nnx.State
-    ) -> tuple[nnx.State, nnx.State]:
-        """Restores parameters and statistics only, in the shapes and shardings given."""
+        self, which: str, params: nnx.State, statistics: nnx.State
+    ) -> tuple[int, nnx.State, nnx.State]:
+        """Restores a checkpoint's step, parameters and statistics.
+
+        Of 'best' and 'last', a damaged one gives way to the next best or the one before, with a
+        warning.
+
+        Args:
+          which: 'best', 'last' or a step.
+          params, statistics: shapes, types and shardings.
+
+        Raises:
+          DscintError: there is no such checkpoint, all are damaged, or it is of another network.
+        """
         sharding = jax.tree.leaves(params)[0].sharding
         like = {
             "step": jax.ShapeDtypeStruct((), "int32", sharding=sharding),
             "params": params,
             "statistics": statistics,
         }
-        model = self._restore(step, model=ocp.args.StandardRestore(like))["model"]
-        return model["params"], model["statistics"]
+        candidates = self._candidates(which)
+        for step in candidates:
+            try:
+                model = self._restore_evaluated(step, like)
+            except _DamagedError as error:
+                self._warn(step, error, "left as it is")
+                continue
+            return step, model["params"], model["statistics"]
+        raise DscintError(
+            f"{self._directory}: checkpoint {', '.join(map(str, candidates))} is damaged; choose "
+            "another by --checkpoint, or train again"
+        )
 
-    def _restore(self, step: int, **items: ocp.args.StandardRestore) -> Any:
+    def _restore_evaluated(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
+        averaged = any(_item(name) == "average" for name in self._record(step).arrays)
+        if not averaged:
+            return self._restore(step, {"model": like})["model"]
+        means = {name: like[name] for name in ("params", "statistics")}
+        return self._restore(step, {"average": means})["average"]
+
+    def _candidates(self, which: str) -> list[int]:
+        steps = self.steps()
+        if not steps:
+            raise DscintError(f"{self._directory} holds no complete checkpoint; train first")
+        newest_first = steps[::-1]
+        if which == "last":
+            return newest_first
+        if which == "best":
+            best = self._best_first()
+            return best + [step for step in newest_first if step not in best]
+        if which.isdecimal() and int(which) in steps:
+            return [int(which)]
+        raise DscintError(
+            f"--checkpoint {which}: {self._directory} holds 'best', 'last' and "
+            f"{', '.join(map(str, steps))}"
+        )
+
+    def _best_first(self) -> list[int]:
+        scores = {}
+        for step in self.steps():
+            try:
+                record = self._record(step)
+            except _DamagedError:
+                continue
+            if record.scores:
+                scores[step] = record.scores[SELECTION_METRIC]
+        return sorted(scores, key=lambda step: (scores[step], step), reverse=True)
+
+    def _wait(self) -> None:
+        self._pending = False
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._given_up(error) from error
+
+    def _given_up(self, error: Exception) -> WriteError:
+        """Frees the room of a checkpoint that could not be written; says why it could not."""
+        failure = write_error(self._directory, error)
+        # Threads that write other arrays of it may not have noticed yet.
+        for pause in (0.0, 0.1, 0.5):
+            time.sleep(pause)
+            for folder in self._directory.glob(UNFINISHED):
+                shutil.rmtree(folder, ignore_errors=True)
+        return failure
+
+    def _add_scores(self, step: int, scores: Mapping[str, float] | None) -> None:
+        try:
+            record = self._record(step)
+        except _DamagedError as error:
+            raise DscintError(
+                f"checkpoint {self._directory / str(step)} was damaged while this process ran "
+                f"({error}); start again"
+            ) from error
+        if scores is None or record.scores is not None:
+            return
+        text = json.dumps(_Record(scores, record.arrays).as_json())
+        if jax.process_index() == 0:
+            write_text(self._directory / str(step) / RECORD_FILE, text)
+        _together("scores")
+
+    def _delete_others(self) -> None:
+        kept = {*self.steps()[-self._keep_last :], *self._best_first()[: self._keep_best]}
+        for step in self.steps():
+            if step not in kept:
+                self._manager.delete(step)
+
+    def _record(self, step: int) -> _Record:
+        record = self._read(step, record=ocp.args.JsonRestore())["record"]
+        if not isinstance(record, dict) or record.get("checksum") != _checksum_of_record(record):
+            raise _DamagedError("its record is not as it was written")
+        return _Record(record["scores"], record["arrays"])
+
+    def _restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
+        """Items in the shapes and shardings of `like`, each array compared with its checksum."""
+        recorded = self._record(step).arrays
+        wanted = _summary(like)
+        self._check_fit(step, {n: a for n, a in recorded.items() if _item(n) in like}, wanted)
+        items = self._read(
+            step, **{name: ocp.args.StandardRestore(item) for name, item in like.items()}
+        )
+        found = _summary({name: items[name] for name in like})
+        for name, summary in found.items():
+            if summary != recorded[name]:
+                raise _DamagedError(f"the values of {name} are not those that were saved")
+        return items
+
+    def _check_fit(self, step: int, recorded: dict[str, str], wanted: dict[str, str]) -> None:
+        """Raises DscintError unless arrays have the same names, shapes and types."""
+        names = sorted({*recorded, *wanted})
+        for name in names:
+            there, here = (_shape_and_type(s.get(name, "nothing")) for s in (recorded, wanted))
+            if there != here:
+                raise DscintError(
+                    f"checkpoint {self._directory / str(step)} does not fit this config's network "
+                    f"or optimizer: {name} is {there} there and {here} here"
+                )
+
+    def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except OSError as error:
-            raise DscintError(
-                f"checkpoint {self._directory / str(step)} cannot be read ({error}); delete it "
-                f"or choose another"
-            ) from error
-        except (ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise DscintError(
-                f"checkpoint {self._directory / str(step)} does not fit this config's network or "
-                f"optimizer: {reason}"
-            ) from error
+        # What is damaged may fail anywhere within Orbax, and does so in many ways.
+        except Exception as error:
+            if is_passing(error):
+                raise DscintError(
+                    f"checkpoint {self._directory / str(step)} cannot be read: {reason(error)}; "
+                    "it may be whole: mend that, and the same command goes on from it"
+                ) from error
+            raise _DamagedError(reason(error)) from error
+
+    def _warn(self, step: int, error: Exception, what: str) -> None:
+        print(
+            f"warning: checkpoint {self._directory / str(step)} is damaged ({error}); {what}, "
+            "going on from the one before",
+            flush=True,
+        )
+
+    def _set_aside(self, step: int) -> Path:
+        folder = self._workdir / DAMAGED
+        folder.mkdir(exist_ok=True)
+        place, copies = folder / str(step), 0
+        while place.exists():
+            copies += 1
+            place = folder / f"{step}.{copies}"
+        (self._directory / str(step)).rename(place)
+        self._manager.reload()
+        return place
 
 
 def completed_step(workdir: Path) -> int | None:
-    """Step of the newest complete checkpoint of a run, without opening any of them."""
+    """Step of the newest checkpoint of a run, whole or damaged, without opening any of them."""
     folder = workdir / "checkpoints"
     steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
     return max(steps, default=None)
 
 
-def _selection(metrics: dict[str, float]) -> float:
-    return metrics[SELECTION_METRIC]
+@contextlib.contextmanager
+def resumable(workdir: Path) -> Iterator[None]:
+    """Adds to a `WriteError` from which step the same command goes on.
+
+    Raises:
+      WriteError: the same, with the newest complete checkpoint.
+    """
+    try:
+        yield
+    except WriteError as error:
+        step = completed_step(workdir)
+        kept = (
+            "no checkpoint was complete yet: make room, and the same command starts anew"
+            if step is None
+            else f"the checkpoint of step {step} is intact: make room, and the same command goes "
+            "on from it"
+        )
+        raise WriteError(f"{error}; {kept}") from error
 
 
-def _model_items(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "params": state.params, "statistics": state.statistics}
+def _items(state: TrainState) -> dict[str, Any]:
+    """A state as the items of a checkpoint."""
+    model = {"step": state.step, "params": state.params, "statistics": state.statistics}
+    items = {"model": model, "optimizer": state.optimizer}
+    if state.average:
+        items["average"] = dict(zip(("params", "statistics"), state.average, strict=True))
+    return items
+
+
+def _summary(items: dict[str, Any]) -> dict[str, str]:
+    """'shape type checksum' of every array, by item and path; of mere shapes without checksum."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): _summary_of(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(items)
+    }
+
+
+def _summary_of(leaf: jax.Array | jax.ShapeDtypeStruct) -> str:
+    kind = f"{'x'.join(map(str, leaf.shape)) or 'scalar'} {leaf.dtype}"
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return kind
+    values = np.ascontiguousarray(leaf)
+    return f"{kind} {zlib.crc32(values.view(np.uint8).data):08x}"
+
+
+def _shape_and_type(summary: str) -> str:
+    return " ".join(summary.split()[:2])
+
+
+def _item(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def _together(name: str) -> None:
+    """Lets no process of several go on before all have come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _checksum_of_record(record: Mapping[str, Any]) -> int:
+    held = {name: value for name, value in record.items() if name != "checksum"}
+    return zlib.crc32(json.dumps(held, sort_keys=True).encode())

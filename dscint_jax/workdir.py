@@ -1,9 +1,7 @@
-"""The files of a run: the config it belongs to, how each attempt was made, what it measured.
+"""The files of a run: the config it belongs to, and how each attempt was made and ended.
 
 config.json            the resolved config; another config is refused
 provenance.json        one entry an attempt
-train_metrics.jsonl    one object a logging step, and one an evaluation
-tensorboard/           the same for TensorBoard
 """
 
 import datetime
@@ -12,11 +10,15 @@ import json
 import os
 import platform
 import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
 
+from dscint_jax.atomic import write_text
 from dscint_jax.config import add_later_fields
 from dscint_jax.errors import DscintError
 from dscint_jax.models.import_torch import ImportReport
@@ -34,21 +36,33 @@ RECORDED_PACKAGES = (
     "numpy",
 )
 
+RECORDED_SETTINGS = ("enable_x64", "default_matmul_precision", "threefry_partitionable")
+"""JAX's settings that change the numbers."""
 
-MAY_MOVE = ("data.dir", "init_from")
-"""Fields that may name another place when a run is resumed."""
+ERROR_LENGTH = 500
+"""Characters of an error that are kept."""
 
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a whole file or nothing: under a temporary name first, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+MAY_CHANGE = (
+    "data.dir",
+    "init_from",
+    "spmd",
+    "data.cache",
+    "data.cache_gib",
+    "data.threads",
+    "keep_last",
+    "keep_best",
+    "trackers",
+    "project",
+)
+"""Fields that may be others when a run is resumed: places, and what leaves the numbers alone."""
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON with sorted keys, whole or not at all."""
+    """Writes JSON with sorted keys, whole or not at all.
+
+    Raises:
+      WriteError: it cannot be written.
+    """
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
@@ -72,12 +86,13 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
     The data set may have moved: its fingerprint counts (`check_data`), not its path.
 
     Raises:
-      DscintError: the directory belongs to another config, or cannot be written.
+      DscintError: the directory belongs to another config.
+      WriteError: it cannot be written.
     """
     config = json.loads(json.dumps(config))
     path = workdir / "config.json"
     old = _read_config(path) if path.exists() else config
-    differences = [d for d in _differences(old, config) if d[0] not in MAY_MOVE]
+    differences = [d for d in _differences(old, config) if d[0] not in MAY_CHANGE]
     # The same file may lie elsewhere; a resumed run does not read it.
     if Path(old["init_from"]).name != Path(config["init_from"]).name:
         differences.append(("init_from", old["init_from"], config["init_from"]))
@@ -88,11 +103,8 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
             f"{workdir} holds another config: config.{field} is {old} there and {new} here{more}; "
             f"use another --workdir, or the same config to resume"
         )
-    try:
-        if not path.exists() or old != config:
-            write_json(path, config)
-    except OSError as error:
-        raise DscintError(f"--workdir {workdir} cannot be written: {error.strerror}") from error
+    if not path.exists() or old != config:
+        write_json(path, config)
 
 
 def config_of(workdir: Path) -> dict[str, Any]:
@@ -141,8 +153,13 @@ def record_attempt(
     classes: tuple[str, ...],
     start_step: int,
     imported: ImportReport | None = None,
+    spmd: str = "jit",
+    compilation_cache: bool = False,
+    arguments: Sequence[str] | None = None,
 ) -> None:
     """Appends to provenance.json what this attempt ran with and where it started.
+
+    Of several processes, the first writes. The machine's name is nobody's business and left out.
 
     Args:
       workdir: the run's directory.
@@ -150,12 +167,19 @@ def record_attempt(
       classes: of the data set, in the order of the network's outputs.
       start_step: of the checkpoint that was resumed; 0 for none.
       imported: the weights that it started from instead of random ones.
+      spmd: how the step is spread over the devices: 'jit' or 'pmap'.
+      compilation_cache: whether programs were loaded from a cache.
+      arguments: of the command line; None takes this process's.
     """
+    if jax.process_index() != 0:
+        return
     attempts = attempts_of(workdir)
     attempts.append(
         {
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "started": _now(),
+            "ended": None,
             "start_step": start_step,
+            "arguments": list(sys.argv[1:] if arguments is None else arguments),
             "init_from": imported and {"file": imported.file, "sha256": imported.sha256},
             "dataset_fingerprint": fingerprint,
             "classes": classes,
@@ -165,11 +189,110 @@ def record_attempt(
             "git": _git_commit(),
             "backend": jax.default_backend(),
             "devices": [str(device.device_kind) for device in jax.devices()],
+            "device_count": jax.device_count(),
+            "local_device_count": jax.local_device_count(),
             "processes": jax.process_count(),
             "xla_flags": os.environ.get("XLA_FLAGS", ""),
+            "jax_config": {
+                "spmd": spmd,
+                "compilation_cache": compilation_cache,
+                **{name: getattr(jax.config, f"jax_{name}") for name in RECORDED_SETTINGS},
+            },
         }
     )
     write_json(workdir / "provenance.json", attempts)
+
+
+def record_end(
+    workdir: Path,
+    *,
+    why: str,
+    step: int,
+    seconds: Mapping[str, float] | None = None,
+    memory: Mapping[str, float] | None = None,
+    summary: str = "",
+) -> None:
+    """Adds to the newest attempt of provenance.json how it ended; the first process writes.
+
+    Args:
+      workdir: the run's directory, in which this attempt is recorded.
+      why: 'completed', the name of a signal, or 'error: ...'.
+      step: the last one taken.
+      seconds: of every phase.
+      memory: in bytes.
+      summary: of the time, in a line.
+    """
+    if jax.process_index() != 0:
+        return
+    attempts = attempts_of(workdir)
+    attempts[-1]["ended"] = {
+        "why": why,
+        "step": step,
+        "when": _now(),
+        "seconds": {name: round(value, 3) for name, value in (seconds or {}).items()},
+        "memory": dict(memory or {}),
+        "summary": summary,
+    }
+    write_json(workdir / "provenance.json", attempts)
+
+
+def how_it_ended(attempt: Mapping[str, Any]) -> str:
+    """Why an attempt ended: 'killed' if it could not say, 'unknown' of one by an early version."""
+    if "ended" not in attempt:
+        return "unknown"
+    ended = attempt["ended"]
+    if ended is None:
+        return "killed"
+    return str(ended.get("why", "unknown")) if isinstance(ended, dict) else "unknown"
+
+
+class Ending:
+    """A context manager around the loop that records how the attempt ended, whichever way.
+
+    A kill leaves no time for it; `how_it_ended` tells.
+
+    Args:
+      workdir: the run's directory, in which this attempt is recorded.
+      step: the one that it starts after.
+      details: gives `seconds`, `memory` and `summary` of `record_end`, at the end.
+
+    Attributes:
+      step: the last one taken; the loop keeps it up to date.
+      why: to be set where the reason is known, such as a signal's name.
+    """
+
+    def __init__(
+        self, workdir: Path, step: int, details: Callable[[int], Mapping[str, Any]] | None = None
+    ):
+        self._workdir, self._details = workdir, details
+        self.step, self.why = step, ""
+
+    def __enter__(self) -> "Ending":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        why = self.why or _reason(error)
+        details = self._details(self.step) if self._details else {}
+        try:
+            record_end(self._workdir, why=why, step=self.step, **details)
+        except (OSError, DscintError):
+            # What ended the attempt, such as a full disk, says more.
+            if error is None:
+                raise
+
+
+def _reason(error: BaseException | None) -> str:
+    if error is None:
+        return "completed"
+    if isinstance(error, KeyboardInterrupt):
+        return "SIGINT"
+    text = " ".join(str(error).split())
+    return f"error: {type(error).__name__}: {text}"[:ERROR_LENGTH].removesuffix(": ")
 
 
 def check_data(workdir: Path, fingerprint: str) -> None:
@@ -187,49 +310,6 @@ def check_data(workdir: Path, fingerprint: str) -> None:
         )
 
 
-class MetricsLog:
-    """Appends to train_metrics.jsonl and mirrors the values to TensorBoard.
-
-    Args:
-      workdir: the run's directory.
-      start_step: lines of later steps are dropped: a resumed run writes them again.
-    """
-
-    def __init__(self, workdir: Path, *, start_step: int):
-        # Imported late: it is slow, and only training writes event files.
-        from tensorboardX import SummaryWriter
-
-        path = workdir / "train_metrics.jsonl"
-        kept = [line for line in read_metrics(workdir) if line["step"] <= start_step]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._lines = path.open("a")
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Writes one step's values."""
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
-        self._lines.flush()
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Flushes and closes both."""
-        self._lines.close()
-        self._events.close()
-
-
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of train_metrics.jsonl; a line cut short by a kill is left out."""
-    path = workdir / "train_metrics.jsonl"
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
-
-
 def _differences(old: Any, new: Any, field: str = "") -> list[tuple[str, str, str]]:
     if isinstance(old, dict) and isinstance(new, dict):
         return [
@@ -240,6 +320,10 @@ def _differences(old: Any, new: Any, field: str = "") -> list[tuple[str, str, st
             )
         ]
     return [] if old == new else [(field, json.dumps(old), json.dumps(new))]
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _version(package: str) -> str:

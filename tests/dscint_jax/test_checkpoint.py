@@ -1,0 +1,211 @@
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dscint_jax.checkpoint import Checkpointer
+from dscint_jax.errors import DscintError
+from dscint_jax.train_step import TrainState
+
+OPTIMIZER = optax.adam(1e-3)
+
+
+def _state(step):
+    random = np.random.default_rng(step)
+    params = {"kernel": jnp.array(random.normal(size=(40, 50)), jnp.float32), "bias": jnp.ones(3)}
+    statistics = {"mean": jnp.array(random.normal(size=7), jnp.bfloat16), "count": jnp.int32(step)}
+    return TrainState(jnp.int32(step), params, statistics, OPTIMIZER.init(params))
+
+
+def _save(workdir, scores, **kept):
+    checkpointer = Checkpointer(workdir, **kept)
+    for step, f1 in scores.items():
+        checkpointer.save(_state(step), None if f1 is None else {"f1": f1, "loss": 1.0})
+    checkpointer.close()
+
+
+def _like(state):
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+
+
+def _assert_same(first, second):
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def _names(workdir, folder="checkpoints"):
+    return sorted(path.name for path in (workdir / folder).iterdir())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    _save(workdir, {1: 0.5, 2: 0.9, 3: 0.7}, keep_last=3)
+    return workdir
+
+
+@pytest.fixture
+def workdir(whole, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def test_state_comes_back_bit_for_bit(workdir):
+    _assert_same(Checkpointer(workdir).restore_newest(_like(_state(0))), _state(3))
+
+
+def test_averages_come_back_and_are_what_an_evaluator_restores(tmp_path):
+    state = dataclasses.replace(_state(4), average=(_state(5).params, _state(5).statistics))
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(state, {"f1": 0.5})
+    checkpointer.close()
+    reader = Checkpointer(tmp_path, read_only=True)
+    assert reader.is_whole(4)
+    like = _like(state)
+    _assert_same(reader.restore_newest(like), state)
+    step, *evaluated = reader.restore_model("best", like.params, like.statistics)
+    assert step == 4
+    _assert_same(tuple(evaluated), state.average)
+
+
+@pytest.mark.parametrize(
+    ("kept", "expected"),
+    [
+        ({"keep_last": 1}, ["2", "5"]),
+        ({"keep_last": 2}, ["2", "4", "5"]),
+        ({"keep_last": 1, "keep_best": 2}, ["2", "3", "5"]),
+        ({"keep_last": 3, "keep_best": 1}, ["2", "3", "4", "5"]),
+    ],
+)
+def test_the_newest_and_the_best_are_kept(tmp_path, kept, expected):
+    _save(tmp_path, {1: 0.1, 2: 0.9, 3: 0.8, 4: None, 5: 0.2}, **kept)
+    assert _names(tmp_path) == expected
+
+
+def test_best_is_the_highest_score_and_the_later_of_equals(tmp_path):
+    _save(tmp_path, {1: 0.9, 2: 0.9, 3: 0.2, 4: None}, keep_last=4)
+    checkpointer = Checkpointer(tmp_path, read_only=True)
+    assert (checkpointer.best_step(), checkpointer.last_step()) == (2, 4)
+
+
+def _largest(folder):
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def _flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(bytes(data))
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGE = {
+    "a bit of the weights flipped": lambda folder: _flip(_largest(folder / "model")),
+    "the weights truncated": lambda folder: _cut(_largest(folder / "model")),
+    "the weights' file gone": lambda folder: _largest(folder / "model").unlink(),
+    "the manifest truncated": lambda folder: _cut(folder / "model" / "manifest.ocdbt"),
+    "the tree truncated": lambda folder: _cut(folder / "model" / "_METADATA"),
+    "model gone": lambda folder: shutil.rmtree(folder / "model"),
+    "record gone": lambda folder: shutil.rmtree(folder / "record"),
+    "record truncated": lambda folder: _cut(_largest(folder / "record")),
+    "a bit of the record flipped": lambda folder: _flip(_largest(folder / "record")),
+    "all gone but the folder": lambda folder: [shutil.rmtree(p) for p in folder.glob("*/")],
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damaged_checkpoint_gives_way_to_the_one_before(workdir, capsys, case):
+    DAMAGE[case](workdir / "checkpoints" / "3")
+    assert not Checkpointer(workdir, read_only=True).is_whole(3)
+    assert Checkpointer(workdir, read_only=True).is_whole(2)
+    checkpointer = Checkpointer(workdir, keep_last=2)
+    restored = checkpointer.restore_newest(_like(_state(0)))
+    _assert_same(restored, _state(2))
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    assert "warning: checkpoint" in printed
+    assert "/3 is damaged" in printed
+    assert _names(workdir, "damaged") == ["3"]
+    # Its place is free again.
+    checkpointer.save(_state(3), {"f1": 0.3})
+    checkpointer.close()
+    assert Checkpointer(workdir, read_only=True).is_whole(3)
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damaged_best_checkpoint_gives_way_to_the_next_best(workdir, capsys, case):
+    DAMAGE[case](workdir / "checkpoints" / "2")
+    like = _like(_state(0))
+    checkpointer = Checkpointer(workdir, read_only=True)
+    step, params, statistics = checkpointer.restore_model("best", like.params, like.statistics)
+    assert step == 3
+    _assert_same((params, statistics), (_state(3).params, _state(3).statistics))
+    # Of one whose record cannot be read the score is not known, so nobody asks for it.
+    if "record" not in case and "all" not in case:
+        assert "/2 is damaged" in capsys.readouterr().out
+    assert _names(workdir) == ["1", "2", "3"]
+
+
+def test_damaged_optimizer_does_not_keep_an_evaluator_from_the_network(workdir):
+    shutil.rmtree(workdir / "checkpoints" / "3" / "optimizer")
+    like = _like(_state(0))
+    checkpointer = Checkpointer(workdir, read_only=True)
+    assert checkpointer.restore_model("last", like.params, like.statistics)[0] == 3
+    assert not checkpointer.is_whole(3)
+
+
+def test_damaged_checkpoint_that_was_asked_for_by_its_step_is_an_error(workdir):
+    _flip(_largest(workdir / "checkpoints" / "3" / "model"))
+    like = _like(_state(0))
+    with pytest.raises(DscintError, match="checkpoint 3 is damaged; choose another"):
+        Checkpointer(workdir, read_only=True).restore_model("3", like.params, like.statistics)
+
+
+def test_where_all_are_damaged_nothing_is_restored_and_all_are_set_aside(workdir):
+    for step in ("1", "2", "3"):
+        _cut(_largest(workdir / "checkpoints" / step / "model"))
+    assert Checkpointer(workdir).restore_newest(_like(_state(0))) is None
+    assert _names(workdir, "damaged") == ["1", "2", "3"]
+
+
+def test_damaged_twice_at_the_same_step_neither_is_lost(workdir):
+    for _ in range(2):
+        _cut(_largest(workdir / "checkpoints" / "3" / "model"))
+        checkpointer = Checkpointer(workdir, keep_last=2)
+        checkpointer.restore_newest(_like(_state(0)))
+        checkpointer.save(_state(3))
+        checkpointer.close()
+    assert _names(workdir, "damaged") == ["3", "3.1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda p: {**p, "kernel": p["kernel"][:, :9]}, "kernel is 40x50 float32 there and 40x9"),
+        (lambda p: {**p, "kernel": p["kernel"].astype(jnp.bfloat16)}, "kernel is .* bfloat16 here"),
+        (lambda p: {**p, "scale": jnp.ones(3)}, "scale is nothing there"),
+        (lambda p: {"kernel": p["kernel"]}, "bias is 3 float32 there and nothing here"),
+    ],
+)
+def test_checkpoint_of_another_network_is_no_damage(workdir, change, expected):
+    state = _state(0)
+    other = TrainState(state.step, change(state.params), state.statistics, state.optimizer)
+    with pytest.raises(DscintError, match=f"does not fit .*{expected}"):
+        Checkpointer(workdir).restore_newest(_like(other))
+    assert _names(workdir) == ["1", "2", "3"]
+
+
+def test_record_tells_the_scores(workdir):
+    record = json.loads((workdir / "checkpoints" / "2" / "record" / "metadata").read_text())
+    assert record["scores"] == {"f1": 0.9, "loss": 1.0}
