@@ -11,7 +11,7 @@ and no score are given because none was measured yet.
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference, placeholder
 
 # Without normalisation layers these diverge at the learning rate of the others.
 PLAIN_NETWORKS = ("alexnet", "vgg16", "vgg19")
@@ -23,14 +23,34 @@ def get_config(network: str = "dscint") -> ConfigDict:
 
     # Everything random follows from this number.
     config.seed = 0
-    # Optimiser steps; the learning rate's schedule ends with them.
-    config.steps = 20_000
+    # Optimiser steps, or '30 epochs', '600_000 examples'; the learning rate's schedule ends with
+    # them.
+    config.steps = duration(20_000)
     # Images a step, over all devices together.
     config.batch_size = 32
+    # Parts that a batch is computed in, one after the other, where memory does not hold it at once.
+    # BatchNorm then normalises by each part.
+    config.accumulation = 1
+    # How steps run on many devices: 'jit' (the compiler divides the batch) or 'pmap' (each device
+    # its own part); both end in the same numbers, up to rounding.
+    config.spmd = "jit"
+    # 'patient': no patient on both sides of a split. 'augmented': as the published system, every
+    # image is copied with random transformations first, and the copies are split: to measure what
+    # that leaks, not to report.
+    config.protocol = "patient"
+    # 'cross_entropy', or 'focal' (Lin et al. 2017), which turns to what is hard by focal_gamma.
+    config.loss = "cross_entropy"
+    config.focal_gamma = 2.0
     # Weights of the classes in the loss: 'balanced' (by inverse frequency) or 'none'.
     config.class_weights = "none"
     # Share of the target that is spread over all classes.
     config.label_smoothing = 0.0
+    # Mixes pairs of images and their labels (Zhang et al. 2018), in shares drawn from
+    # Beta(mixup, mixup); 0 does not.
+    config.mixup = 0.0
+    # Decay of the running mean of the parameters that is validated and tested, such as 0.999; 0
+    # tests the parameters themselves.
+    config.ema = 0.0
 
     config.data = ConfigDict()
     # The --data_dir that tfds_builder.build filled.
@@ -44,8 +64,17 @@ def get_config(network: str = "dscint") -> ConfigDict:
     config.data.pool = 1
     # Upper limit of a normalised pixel, sqrt(counts / scale).
     config.data.clip = 3.0
-    # A split stays in memory if it needs at most this, GiB; else batches are read from disk.
+    # Where training images stay: on the accelerator ('device'), in this machine's memory ('host')
+    # or on the disk ('none'); 'auto' takes the first that has room. The batches are the same.
+    config.data.cache = "auto"
+    # What 'auto' may take of the machine's memory for a split, GiB.
     config.data.cache_gib = 8.0
+    # Threads that read images.
+    config.data.threads = 2
+    # 'shuffled': every image once an epoch. 'balanced': every class equally often.
+    config.data.sampling = "shuffled"
+    # Copies of every image under protocol 'augmented', itself among them.
+    config.data.copies = 8
 
     config.augmentation = ConfigDict()
     # Probability of exchanging left and right.
@@ -76,19 +105,36 @@ def get_config(network: str = "dscint") -> ConfigDict:
     config.init_from = ""
 
     config.optimizer = ConfigDict()
-    # Peak of the schedule: linear warm-up, then half a cosine to zero.
+    # 'adamw', or 'sgd' with momentum; in both what has one axis does not decay.
+    config.optimizer.name = "adamw"
+    # Of 'sgd' (Nesterov's).
+    config.optimizer.momentum = 0.9
+    # Peak of the schedule, after a linear warm-up.
     config.optimizer.learning_rate = 1e-4 if config.model in PLAIN_NETWORKS else 1e-3
-    config.optimizer.warmup_steps = 500
+    # What follows: half a 'cosine' to zero, a 'linear' way there, or 'constant'.
+    config.optimizer.schedule = "cosine"
+    # Steps, or '5 %', '2 epochs', as all durations here.
+    config.optimizer.warmup_steps = duration(500)
     config.optimizer.weight_decay = 1e-2
     config.optimizer.clip_norm = 1.0
 
     # Steps between two lines of train_metrics.jsonl.
-    config.log_every = 50
+    config.log_every = duration(50)
     # Steps between two validations, each of which saves a checkpoint.
-    config.evaluate_every = 500
-    # How many of the newest checkpoints are kept beside the best one.
+    config.evaluate_every = duration(500)
+    # How many of the newest checkpoints are kept, and how many of the best by validation F-1.
     config.keep_last = 2
+    config.keep_best = 1
+    # Where metrics go beside train_metrics.jsonl: 'tensorboard', 'wandb', 'mlflow'.
+    config.trackers = ("tensorboard",)
+    # What wandb and mlflow call the project.
+    config.project = "dscint"
     return config
+
+
+def duration(steps: int) -> FieldReference:
+    """A number of steps in whose place a text such as '30 epochs' may be set."""
+    return FieldReference(steps, field_type=object)
 
 
 def model_options(network: str) -> ConfigDict:

@@ -4,10 +4,11 @@
     python -m dscint_jax.main --config configs/quickstart.py:resnet18 --workdir runs/resnet18
 
 Images are summed over blocks of 4x4 pixels, and the layers are narrower than in dscint.py. Eight
-minutes on two cores; test accuracy 0.910, F-1 0.908 on the 1000 patients that `./run.sh` makes.
+minutes on two cores; test accuracy 0.925, F-1 0.922 on the 1000 patients that `./run.sh` makes.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import FieldReference
 
 PLAIN_NETWORKS = ("alexnet", "vgg16", "vgg19")
 
@@ -16,10 +17,17 @@ def get_config(network: str = "dscint") -> ConfigDict:
     """The experiment, with any of the networks; every field is explained in dscint.py."""
     config = ConfigDict()
     config.seed = 0
-    config.steps = 1200
+    config.steps = duration(1200)
     config.batch_size = 48
+    config.accumulation = 1
+    config.spmd = "jit"
+    config.protocol = "patient"
+    config.loss = "cross_entropy"
+    config.focal_gamma = 2.0
     config.class_weights = "none"
     config.label_smoothing = 0.0
+    config.mixup = 0.0
+    config.ema = 0.0
 
     config.data = ConfigDict()
     config.data.dir = "runs/quickstart/data"
@@ -27,7 +35,11 @@ def get_config(network: str = "dscint") -> ConfigDict:
     config.data.fold = -1
     config.data.pool = 4
     config.data.clip = 3.0
+    config.data.cache = "auto"
     config.data.cache_gib = 4.0
+    config.data.threads = 2
+    config.data.sampling = "shuffled"
+    config.data.copies = 8
 
     config.augmentation = ConfigDict()
     config.augmentation.mirror = 0.5
@@ -47,15 +59,26 @@ def get_config(network: str = "dscint") -> ConfigDict:
     config.init_from = ""
 
     config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"
+    config.optimizer.momentum = 0.9
     config.optimizer.learning_rate = learning_rate(config.model)
-    config.optimizer.warmup_steps = 40
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = duration(40)
     config.optimizer.weight_decay = 1e-2
     config.optimizer.clip_norm = 1.0
 
-    config.log_every = 20
-    config.evaluate_every = 100
+    config.log_every = duration(20)
+    config.evaluate_every = duration(100)
     config.keep_last = 1
+    config.keep_best = 1
+    config.trackers = ("tensorboard",)
+    config.project = "dscint"
     return config
+
+
+def duration(steps: int) -> FieldReference:
+    """A number of steps in whose place a text such as '30 epochs' may be set."""
+    return FieldReference(steps, field_type=object)
 
 
 def learning_rate(network: str) -> float:

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from dscint_jax.random_streams import stream_key
+
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
@@ -152,6 +154,31 @@ def augment_images(
     if not ranges.moves:
         return images
     return move(images, draw_poses(keys, images.shape[-3:-1], ranges))
+
+
+def apply_copies(
+    images: Float[Array, "batch *view height width channel"],
+    copy: Int[Array, "batch"],
+    ranges: Augmentation,
+    *,
+    seed: int,
+) -> Float[Array, "batch *view height width channel"]:
+    """Moves every copy of an image, or study, into the one pose that it always has.
+
+    The pose follows from the seed and the copy's running number, by mirror, translation, rotation
+    and scaling, each within its range and with its probability. Brightness and counts stay.
+
+    Args:
+      images: normalised.
+      copy: running numbers; -1 for what is not to be moved.
+      ranges: of the poses.
+      seed: of the run.
+    """
+    if not ranges.moves:
+        return images
+    keys = jax.vmap(lambda number: stream_key(seed, "copies", number))(copy)
+    moved = move(images, draw_poses(keys, images.shape[-3:-1], ranges))
+    return jnp.where(copy.reshape(-1, *(1,) * (images.ndim - 1)) < 0, images, moved)
 
 
 def draw_poses(keys: Key[Array, "batch"], shape: tuple[int, int], ranges: Augmentation) -> Pose:

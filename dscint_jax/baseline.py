@@ -5,8 +5,9 @@ A data set on which it does well needs no network; it is printed beside every ne
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -15,8 +16,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from dscint_jax.augment import Augmentation, apply_copies
 from dscint_jax.config import VIEWS
-from dscint_jax.input_pipeline import NO_FOLD, HostBatch, load_split
+from dscint_jax.input_pipeline import COPY, NO_FOLD, Copies, HostBatch, load_split
 from dscint_jax.metrics import five_metrics
 from dscint_jax.statistics import bootstrap_intervals, patient_confusions
 
@@ -45,29 +47,49 @@ class Baseline:
 
 
 def linear_baseline(
-    data_dir: Path, split: str = "test", *, fold: int = NO_FOLD, records: str = VIEWS
+    data_dir: Path,
+    split: str = "test",
+    *,
+    fold: int = NO_FOLD,
+    records: str = VIEWS,
+    copies: Copies | None = None,
+    ranges: Augmentation = Augmentation(),  # noqa: B008 - it is frozen
 ) -> Baseline:
     """Fits on the training images, chooses its strength by validation, scores one split.
 
     Args:
       data_dir: where the data set lies.
       split: the one to score.
-      fold, records: as for `load_split`.
+      fold, records, copies: as for `load_split`.
+      ranges: of the poses of copies, which are moved at the size of the tiny images.
 
     Raises:
       DscintError: there is no data set, or `fold` does not fit it.
     """
-    batches = {}
-    for name in {"train", "validation", split}:
+    batches, images = {}, None
+    for name in ("train", *sorted({"validation", split} - {"train"})):
         images = load_split(
-            data_dir, name, pool=POOL, cache_gib=math.inf, fold=fold, records=records
+            data_dir,
+            name,
+            pool=POOL,
+            cache_gib=math.inf,
+            fold=fold,
+            records=records,
+            copies=copies,
+            beside=images,
         )
         batches[name] = images.read(np.arange(len(images)))
-        classes = len(images.classes)
-    return baseline_of(batches, split, classes)
+    move = lambda pixels, copy: apply_copies(pixels, copy, ranges, seed=copies.seed)  # noqa: E731
+    return baseline_of(batches, split, len(images.classes), move_copies=move)
 
 
-def baseline_of(batches: Mapping[str, HostBatch], split: str, num_classes: int) -> Baseline:
+def baseline_of(
+    batches: Mapping[str, HostBatch],
+    split: str,
+    num_classes: int,
+    *,
+    move_copies: Callable[[np.ndarray, np.ndarray], Any] | None = None,
+) -> Baseline:
     """The linear baseline on images in memory.
 
     Args:
@@ -75,8 +97,10 @@ def baseline_of(batches: Mapping[str, HostBatch], split: str, num_classes: int) 
         counts summed over blocks of POOL.
       split: the one to score.
       num_classes: of the labels.
+      move_copies: makes copies of images, given normalised images and the field `copy` of their
+        batch; needed by batches that have it.
     """
-    features = {name: _features(batch) for name, batch in batches.items()}
+    features = {name: _features(batch, move_copies) for name, batch in batches.items()}
     labels = {name: batch["label"] for name, batch in batches.items()}
     fit, strength = fit_logistic(StandardScaler(), features, labels, STRENGTHS)
     predicted = fit.predict(features[split])
@@ -127,7 +151,12 @@ def score_by_patient(
     return {name: float(v) for name, v in values.items()}, bootstrap_intervals(confusions)
 
 
-def _features(batch: dict[str, np.ndarray]) -> Float[np.ndarray, "image feature"]:
+def _features(
+    batch: HostBatch, move_copies: Callable[[np.ndarray, np.ndarray], Any] | None
+) -> Float[np.ndarray, "image feature"]:
     """Pixels as the networks see them: the square root of counts over the image's scale."""
     ratio = batch["counts"] / batch["scale"][..., None, None, None]
-    return np.sqrt(ratio).reshape(len(ratio), -1)
+    images = np.sqrt(ratio)
+    if COPY in batch:
+        images = np.asarray(move_copies(images.astype(np.float32), batch[COPY]))
+    return images.reshape(len(images), -1)

@@ -13,19 +13,31 @@ from ml_collections import ConfigDict
 from dscint_jax.errors import DscintError
 
 VIEWS, STUDIES = "views", "studies"
+PATIENT, AUGMENTED = "patient", "augmented"
 
 FIELDS: dict[str, type] = {
     "seed": int,
-    "steps": int,
+    "steps": object,
     "batch_size": int,
+    "accumulation": int,
+    "spmd": str,
+    "protocol": str,
+    "loss": str,
+    "focal_gamma": float,
     "class_weights": str,
     "label_smoothing": float,
+    "mixup": float,
+    "ema": float,
     "data.dir": str,
     "data.records": str,
     "data.fold": int,
     "data.pool": int,
     "data.clip": float,
+    "data.cache": str,
     "data.cache_gib": float,
+    "data.threads": int,
+    "data.sampling": str,
+    "data.copies": int,
     "augmentation.mirror": float,
     "augmentation.translation": tuple,
     "augmentation.translated": float,
@@ -40,19 +52,45 @@ FIELDS: dict[str, type] = {
     "model": str,
     "model_options": ConfigDict,
     "init_from": str,
+    "optimizer.name": str,
+    "optimizer.momentum": float,
     "optimizer.learning_rate": float,
-    "optimizer.warmup_steps": int,
+    "optimizer.schedule": str,
+    "optimizer.warmup_steps": object,
     "optimizer.weight_decay": float,
     "optimizer.clip_norm": float,
-    "log_every": int,
-    "evaluate_every": int,
+    "log_every": object,
+    "evaluate_every": object,
     "keep_last": int,
+    "keep_best": int,
+    "trackers": tuple,
+    "project": str,
 }
+
+DURATIONS = ("steps", "optimizer.warmup_steps", "log_every", "evaluate_every")
+"""Fields that hold a number of steps, or a text such as '30 epochs': see `durations`."""
 
 LATER_FIELDS: dict[str, Any] = {
     "data.fold": -1,
     "data.records": VIEWS,
     "init_from": "",
+    "keep_best": 1,
+    "accumulation": 1,
+    "spmd": "jit",
+    "protocol": PATIENT,
+    "loss": "cross_entropy",
+    "focal_gamma": 2.0,
+    "mixup": 0.0,
+    "ema": 0.0,
+    "data.cache": "auto",
+    "data.threads": 2,
+    "data.sampling": "shuffled",
+    "data.copies": 8,
+    "optimizer.name": "adamw",
+    "optimizer.momentum": 0.9,
+    "optimizer.schedule": "cosine",
+    "trackers": ["tensorboard"],
+    "project": "dscint",
     "augmentation.translated": 1.0,
     "augmentation.scaling": 0.1,
     "augmentation.scaled": 0.0,
@@ -84,30 +122,44 @@ PROBABILITIES = tuple(
 
 AT_LEAST: dict[str, float] = {
     "seed": 0,
-    "steps": 1,
     "batch_size": 1,
+    "accumulation": 1,
+    "focal_gamma": 0,
     "label_smoothing": 0,
+    "mixup": 0,
+    "ema": 0,
     "data.fold": -1,
     "data.pool": 1,
     "data.cache_gib": 0,
+    "data.threads": 1,
+    "data.copies": 2,
     **dict.fromkeys(PROBABILITIES, 0),
     "augmentation.rotation": 0,
     "augmentation.scaling": 0,
     "augmentation.intensity": 0,
     "augmentation.thinning": 0,
     "optimizer.learning_rate": 0,
-    "optimizer.warmup_steps": 0,
+    "optimizer.momentum": 0,
     "optimizer.weight_decay": 0,
-    "log_every": 1,
-    "evaluate_every": 1,
     "keep_last": 1,
+    "keep_best": 1,
 }
 
-CHOICES: dict[str, tuple[str, ...]] = {"data.records": (VIEWS, STUDIES)}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "data.records": (VIEWS, STUDIES),
+    "data.cache": ("auto", "device", "host", "none"),
+    "data.sampling": ("shuffled", "balanced"),
+    "spmd": ("jit", "pmap"),
+    "protocol": (PATIENT, AUGMENTED),
+    "loss": ("cross_entropy", "focal"),
+    "class_weights": ("none", "balanced"),
+    "optimizer.name": ("adamw", "sgd"),
+    "optimizer.schedule": ("cosine", "linear", "constant"),
+}
 
 MORE_THAN_ZERO = ("data.clip", "optimizer.clip_norm")
 AT_MOST_ONE = ("label_smoothing", *PROBABILITIES)
-LESS_THAN_ONE = ("augmentation.thinning",)
+LESS_THAN_ONE = ("augmentation.thinning", "ema", "optimizer.momentum")
 
 
 def check_config(config: ConfigDict) -> None:
@@ -203,6 +255,9 @@ def _check_json(field: str, value: Any) -> None:
 
 def _check_type(field: str, value: Any, kind: type) -> None:
     accepted = {float: (float, int), tuple: (tuple, list)}.get(kind, kind)
+    if kind is object:
+        # What a duration may be, `durations` knows.
+        return
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise DscintError(
             f"config.{field} is {value!r}; it must be of type {kind.__name__.lower()}"

@@ -20,17 +20,20 @@ from rich.console import Console
 from rich.table import Table
 
 from dscint_jax import metrics, statistics
+from dscint_jax.atomic import write_text
 from dscint_jax.errors import CommandParser, run_command
 from dscint_jax.input_pipeline import (
     IDENTITY_FIELDS,
     NOUNS,
     HostBatch,
+    Leakage,
     Scintigrams,
     evaluation_batches,
+    leakage_in_words,
 )
 from dscint_jax.train_step import Evaluation
 from dscint_jax.trained import load_trained
-from dscint_jax.workdir import write_json, write_text
+from dscint_jax.workdir import write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +83,30 @@ def predict_split(
     )
 
 
+def score_split(
+    eval_batch: Callable[[HostBatch], Evaluation],
+    images: Scintigrams,
+    *,
+    batch_size: int,
+    rows: slice = slice(None),
+) -> dict[str, float]:
+    """The mean cross-entropy ('loss', nats) and the five metrics of a split; no image is kept.
+
+    Args:
+      eval_batch: evaluates this process's rows of a batch, together with the other processes.
+      images: the split.
+      batch_size: over all processes.
+      rows: this process's of every batch.
+    """
+    confusion, loss = metrics.ConfusionMatrix.zeros(len(images.classes)), 0.0
+    for batch in evaluation_batches(images, batch_size=batch_size, rows=rows):
+        result = eval_batch(batch)
+        confusion = confusion.merge(result.confusion)
+        loss += float(result.loss)
+    scores = metrics.five_metrics(np.asarray(confusion.compute()))
+    return {"loss": loss / len(images), **{name: float(v) for name, v in scores.items()}}
+
+
 def evaluate(
     workdir: Path, *, split: str, checkpoint: str, data_dir: Path | None = None
 ) -> dict[str, Any]:
@@ -96,6 +123,8 @@ def evaluate(
             f"note: training is not complete; {workdir} holds step {network.last_step} of "
             f"{network.config.steps}"
         )
+    # Before the network's work, which a data set that leaks is not worth.
+    leakage = network.leakage()
     classes = network.images.classes
     predictions = predict_split(network.evaluate, network.images, batch_size=network.batch_size)
     result = {
@@ -104,6 +133,8 @@ def evaluate(
         "loss": predictions.loss,
         "records": network.images.records,
         "dataset_fingerprint": network.images.fingerprint,
+        "protocol": network.config.protocol,
+        "leakage": leakage and dataclasses.asdict(leakage),
         "split": split,
         "step": network.step,
     }
@@ -142,6 +173,18 @@ def print_table(result: dict[str, Any]) -> None:
     ):
         if result[field]:
             print(f"counted as 0: {', '.join(result[field])} ({meaning})")
+    print(leakage_line(result))
+
+
+def leakage_line(result: dict[str, Any]) -> str:
+    """What the reader of a metrics.json has to know of its score, in words."""
+    leakage = result["leakage"]
+    return leakage_in_words(
+        leakage and Leakage(**leakage),
+        split=result["split"],
+        protocol=result["protocol"],
+        records=result["records"],
+    )
 
 
 def _intervals(predictions: Predictions, num_classes: int) -> dict[str, Any]:

@@ -16,16 +16,12 @@ from ml_collections import ConfigDict
 from dscint_jax import models
 from dscint_jax.augment import Augmentation
 from dscint_jax.errors import DscintError
-from dscint_jax.input_pipeline import Scintigrams, load_split
+from dscint_jax.input_pipeline import Accelerators, Scintigrams, copies_of, load_split
+from dscint_jax.losses import make_loss
 from dscint_jax.models.import_torch import ImportReport, import_weights
+from dscint_jax.optimizers import make_optimizer, make_schedule
 from dscint_jax.random_streams import stream_key
-from dscint_jax.train_step import (
-    Recipe,
-    TrainState,
-    make_optimizer,
-    split_network,
-    warmup_cosine,
-)
+from dscint_jax.train_step import Recipe, TrainState, split_network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +51,17 @@ class Experiment:
         return parameter_overview.get_parameter_overview(tree, include_stats=False)
 
 
-def make_experiment(config: ConfigDict, class_counts: tuple[int, ...]) -> Experiment:
+def make_experiment(
+    config: ConfigDict, class_counts: tuple[int, ...], axis: str | None = None
+) -> Experiment:
     """Builds the network and the recipe.
 
     Args:
       config: as `configs/dscint.py` documents.
       class_counts: images of each class; as many as the network has outputs, and in training the
         ground of balanced class weights.
+      axis: name of the axis that training batches are divided over, as `parallel.AXIS`; None where
+        one device has all of it.
 
     Raises:
       DscintError: a field's value does not fit.
@@ -75,8 +75,9 @@ def make_experiment(config: ConfigDict, class_counts: tuple[int, ...]) -> Experi
             options=config.model_options,
         )
 
-    training, inference, params, statistics = split_network(nnx.eval_shape(build))
-    schedule = warmup_cosine(
+    training, inference, params, statistics = split_network(nnx.eval_shape(build), axis)
+    schedule = make_schedule(
+        config.optimizer.schedule,
         config.optimizer.learning_rate,
         steps=config.steps,
         warmup_steps=config.optimizer.warmup_steps,
@@ -86,20 +87,31 @@ def make_experiment(config: ConfigDict, class_counts: tuple[int, ...]) -> Experi
         inference=inference,
         optimizer=make_optimizer(
             schedule,
+            name=config.optimizer.name,
             weight_decay=config.optimizer.weight_decay,
             clip_norm=config.optimizer.clip_norm,
+            momentum=config.optimizer.momentum,
         ),
         augmentation=Augmentation(**config.augmentation),
-        class_weights=class_weights(config.class_weights, class_counts),
-        label_smoothing=config.label_smoothing,
+        loss=make_loss(
+            class_weights=class_weights(config.class_weights, class_counts),
+            label_smoothing=config.label_smoothing,
+            focal_gamma=config.focal_gamma if config.loss == "focal" else 0.0,
+        ),
         clip=config.data.clip,
         seed=config.seed,
+        mixup=config.mixup,
+        average=config.ema,
+        accumulation=config.accumulation,
+        axis=axis,
     )
 
     def state_of(network: nnx.Module) -> TrainState:
         _, _, params, statistics = split_network(network)
+        # A copy, because the step is given both and may write over either.
+        average = jax.tree.map(jnp.copy, (params, statistics)) if config.ema else None
         step = jnp.zeros((), jnp.int32)
-        return TrainState(step, params, statistics, recipe.optimizer.init(params))
+        return TrainState(step, params, statistics, recipe.optimizer.init(params), average)
 
     def imported_state(path: Path) -> tuple[TrainState, ImportReport]:
         network = build()
@@ -129,16 +141,34 @@ def class_weights(kind: str, counts: tuple[int, ...]) -> tuple[float, ...]:
 
 
 def load_images(
-    config: ConfigDict, split: str, progress: Callable[[int, int], None] = lambda done, total: None
+    config: ConfigDict,
+    split: str,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    cache: str | None = None,
+    accelerators: Accelerators | None = None,
+    beside: Scintigrams | None = None,
 ) -> Scintigrams:
-    """Opens a split as the config describes."""
+    """Opens a split as the config describes.
+
+    Args:
+      config: as `configs/dscint.py` documents.
+      split: 'train', 'validation' or 'test'.
+      progress: told how many of how many images were read.
+      cache: where the images stay; None: where the config says.
+      accelerators, beside: as for `load_split`.
+    """
     return load_split(
         Path(config.data.dir),
         split,
         pool=config.data.pool,
         cache_gib=config.data.cache_gib,
+        cache=cache or config.data.cache,
         fold=config.data.fold,
         records=config.data.records,
+        copies=copies_of(config),
+        accelerators=accelerators,
+        beside=beside,
         progress=progress,
     )
 

@@ -42,7 +42,8 @@ def explain(network: TrainedNetwork, indices: np.ndarray) -> list[Explained]:
         filled = np.concatenate([chosen, np.repeat(chosen[:1], size - len(chosen))])
         batch = network.images.read(filled)
         result, attention = network.evaluate(batch), network.attention(batch)
-        explained += [_explained(batch, result, attention, i) for i in range(len(chosen))]
+        pixels = network.as_seen(batch)[..., 0]
+        explained += [_explained(batch, pixels, result, attention, i) for i in range(len(chosen))]
     return explained
 
 
@@ -54,10 +55,15 @@ def resize(
     return np.asarray(image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
 
 
-def _explained(batch: HostBatch, result: Evaluation, attention: AttentionMaps, i: int) -> Explained:
-    views = np.sqrt(batch["counts"][i, ..., 0] / batch["scale"][i][..., None, None])
-    height, width = views.shape[-2:]
-    views = views.reshape(-1, height, width)
+def _explained(
+    batch: HostBatch,
+    pixels: Float[np.ndarray, "batch *view height width"],
+    result: Evaluation,
+    attention: AttentionMaps,
+    i: int,
+) -> Explained:
+    height, width = pixels.shape[-2:]
+    views = pixels[i].reshape(-1, height, width)
     maps = attention.spatial
     if maps is not None:
         planes = np.asarray(maps)[i, ..., 0]

@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dscint_jax.errors import DscintError, run_command
+from dscint_jax.errors import DscintError
 
 USAGE = """usage: python -m dscint_jax.main --config FILE --workdir DIR [--config.FIELD=VALUE ...]
 
@@ -26,12 +26,39 @@ Train a network on whole-body bone scintigrams; started again, it resumes.
   --workdir DIR           where checkpoints and metrics go
   --config.FIELD=VALUE    overrides a field, such as --config.steps=1000 or
                           --config.data.dir=data or --config.model_options.attention=none
+  --profile FIRST:COUNT   traces COUNT steps from the FIRST on, for xprof, such as 20:10
   --help                  this text
 
-Exit status: 0 trained (or stopped by SIGTERM, checkpoint saved), 2 bad input, 130 Ctrl-C."""
+Several processes, on one machine or many, train as one. SLURM's srun, Open MPI's mpirun and TPU
+slices are recognised; elsewhere every process is told its place (see launch/README.md):
+
+  --coordinator_address HOST:PORT   where process 0 runs, and a free port there
+  --num_processes N                 how many there are, on all machines
+  --process_id I                    which of them this is, from 0
+  --initialization_timeout SECONDS  how long to wait for the others (60)
+  --distributed auto|off            off: this process trains alone, wherever it was started
+
+  --status_when_stopped STATUS      exit status after a stop by SIGTERM, for a scheduler that
+                                    starts again what has failed (0)
+
+Exit status: 0 trained (or stopped by SIGTERM, checkpoint saved), 1 ended because another process
+did, 2 bad input, 130 Ctrl-C."""
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="The experiment's config file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go.")
+_PROFILE = flags.DEFINE_string("profile", None, "FIRST:COUNT, the steps to trace.")
+_COORDINATOR_ADDRESS = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes train.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_INITIALIZATION_TIMEOUT = flags.DEFINE_float(
+    "initialization_timeout", 60, "Seconds to wait for the other processes.", lower_bound=1
+)
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed", "auto", ["auto", "off"], "Whether to look for other processes."
+)
+_STATUS_WHEN_STOPPED = flags.DEFINE_integer(
+    "status_when_stopped", 0, "Exit status after a stop by SIGTERM.", 0, 255
+)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -141,9 +168,35 @@ def main(argv: Sequence[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     # Only now, so that --help and a mistyped flag do not wait for JAX.
-    from dscint_jax.train import train
+    from dscint_jax.cluster import Cluster, run_together
 
-    run_command(lambda: train(_CONFIG.value, Path(_WORKDIR.value)))
+    def train_until_stopped(cluster: Cluster) -> None:
+        # And these after the processes have met: it takes seconds, and they may not fit.
+        from dscint_jax.profiling import parse_window
+        from dscint_jax.train import train
+
+        window = parse_window(_PROFILE.value) if _PROFILE.value is not None else None
+        status = _STATUS_WHEN_STOPPED.value
+        try:
+            train(
+                *(_CONFIG.value, Path(_WORKDIR.value)),
+                cluster=cluster,
+                window=window,
+                status_when_stopped=status,
+            )
+        except SystemExit as stop:
+            if stop.code == 0:
+                sys.exit(status)
+            raise
+
+    run_together(
+        train_until_stopped,
+        coordinator_address=_COORDINATOR_ADDRESS.value,
+        num_processes=_NUM_PROCESSES.value,
+        process_id=_PROCESS_ID.value,
+        distributed=_DISTRIBUTED.value,
+        initialization_timeout_s=_INITIALIZATION_TIMEOUT.value,
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Where arrays live: a mesh of all devices, the batch split over it, the state on each of them.
 
-One compiled step serves one device and many: XLA adds the gradient sum over the mesh axis `data`.
+One step serves one device and many: each takes it on its own rows of the batch, and the means over
+the mesh axis `data` are in the step. Evaluation needs none, and is divided by the compiler.
 """
 
 import functools
@@ -36,13 +37,47 @@ def data_mesh() -> Mesh:
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises DscintError unless every device gets the same number of images."""
-    if batch_size % mesh.size:
+def check_batch_size(
+    batch_size: int, mesh: Mesh, *, accumulation: int = 1, pairs: bool = False
+) -> None:
+    """Raises DscintError unless every device gets the same number of images.
+
+    Args:
+      batch_size: images a step, over all devices.
+      mesh: the devices.
+      accumulation: parts that each device computes its images in.
+      pairs: whether images are mixed in pairs.
+    """
+    if batch_size % (mesh.size * accumulation):
+        parts = f" in config.accumulation {accumulation} parts each" if accumulation > 1 else ""
         raise DscintError(
             f"config.batch_size {batch_size} cannot be shared out evenly over {mesh.size} "
-            f"device(s); choose a multiple of {mesh.size}"
+            f"device(s){parts}; choose a multiple of {mesh.size * accumulation}"
         )
+    if pairs and batch_size // mesh.size % 2:
+        raise DscintError(
+            f"config.mixup mixes pairs of images, and config.batch_size {batch_size} gives each of "
+            f"{mesh.size} device(s) an odd number; choose a multiple of {2 * mesh.size}"
+        )
+
+
+def local_rows(batch_size: int, mesh: Mesh) -> slice:
+    """The rows of a batch, shared out over the mesh, that go to this process's devices.
+
+    Raises:
+      DscintError: the devices do not get the same number of rows, or this process has none of
+        them, or its own do not lie side by side.
+    """
+    check_batch_size(batch_size, mesh)
+    process = jax.process_index()
+    own = [n for n, device in enumerate(mesh.devices.flat) if device.process_index == process]
+    if not own or own != list(range(own[0], own[0] + len(own))):
+        raise DscintError(
+            f"process {process} has devices {own} of {mesh.size}, which do not lie side by side; "
+            f"start as many processes on each machine, with as many devices each"
+        )
+    each = batch_size // mesh.size
+    return slice(own[0] * each, (own[-1] + 1) * each)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
@@ -67,15 +102,57 @@ def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> DeviceBatch:
     }
 
 
-def compile_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
-    """The jitted train step; the state it is given is donated and must not be used again."""
+def compile_train_step(recipe: Recipe, mesh: Mesh, spmd: str = "jit") -> TrainStep:
+    """The compiled train step; the state it is given is donated and must not be used again.
+
+    Args:
+      recipe: whose `axis` is `AXIS`.
+      mesh: the devices.
+      spmd: 'jit', or 'pmap': the same step mapped over the devices by the other of JAX's two means.
+    """
+    step = functools.partial(train_step, recipe=recipe)
+    return _pmapped(step, mesh) if spmd == "pmap" else _jitted(step, mesh)
+
+
+def _jitted(step: TrainStep, mesh: Mesh) -> TrainStep:
     everywhere = NamedSharding(mesh, PartitionSpec())
+    # What comes out is the same on every device because the step takes means over the axis; that
+    # is not checked again, so that gradients are summed where the step says, and only there.
+    on_each_device = jax.shard_map(
+        step,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )
     return jax.jit(
-        functools.partial(train_step, recipe=recipe),
+        on_each_device,
         in_shardings=(everywhere, NamedSharding(mesh, PartitionSpec(AXIS))),
         out_shardings=everywhere,
         donate_argnums=0,
     )
+
+
+def _pmapped(step: TrainStep, mesh: Mesh) -> TrainStep:
+    here = None if mesh.size == jax.device_count() else list(mesh.devices.flat)
+    mapped = jax.pmap(step, AXIS, in_axes=(None, 0), out_axes=None, devices=here, donate_argnums=0)
+    by_device = jax.jit(
+        lambda batch: jax.tree.map(lambda x: x.reshape(mesh.size, -1, *x.shape[1:]), batch),
+        out_shardings=NamedSharding(mesh, PartitionSpec(AXIS)),
+    )
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def whole(array: jax.Array) -> jax.Array:
+        # Of several processes each is given an array on its own devices.
+        if array.sharding.device_set == everywhere.device_set:
+            return array
+        copies = [shard.data for shard in array.addressable_shards]
+        return jax.make_array_from_single_device_arrays(array.shape, everywhere, copies)
+
+    def take_step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, dict[str, jax.Array]]:
+        return jax.tree.map(whole, mapped(state, by_device(batch)))
+
+    return take_step
 
 
 def compile_eval_step(recipe: Recipe, mesh: Mesh) -> EvalStep:

@@ -1,16 +1,27 @@
 """Progress of long work: a bar on a terminal, a plain line now and then anywhere else."""
 
+import collections
+import math
+import os
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 PLAIN_LINE_EVERY_S = 15.0
+
+RECENT_S = 60.0
+"""The speed shown is that of so many seconds; the time left is reckoned from the whole."""
 
 
 class ProgressBar:
     """A context manager that shows how much of `total` is done.
+
+    A terminal that cannot move its cursor (TERM=dumb) gets plain lines too; with NO_COLOR the bar
+    has no colours.
 
     Args:
       title: what is being done.
@@ -18,6 +29,9 @@ class ProgressBar:
       done: where it starts.
       rate_factor: how many of what `noun` names one of progress stands for.
       noun: what the rate counts.
+      unit: what one of progress is called, such as 'step', to show the time of one; may be empty.
+      shown: False prints nothing: of several processes, one speaks.
+      clock: seconds, from any start.
     """
 
     def __init__(
@@ -28,17 +42,22 @@ class ProgressBar:
         done: int = 0,
         rate_factor: float = 1,
         noun: str = "images",
+        unit: str = "",
+        shown: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ):
         self._title, self._total, self._factor, self._noun = title, total, rate_factor, noun
-        self._first, self._started, self._spoke = done, time.monotonic(), time.monotonic()
+        self._unit, self._shown, self._clock = unit, shown, clock
+        self._first, self._started, self._spoke = done, clock(), clock()
+        self._recent = collections.deque([(clock(), done)])
         self._bar: Progress | None = None
-        if sys.stdout.isatty():
+        if shown and _has_cursor():
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
+                console=Console(),
             )
             self._task = self._bar.add_task(title, total=total, completed=done, note="")
 
@@ -56,22 +75,73 @@ class ProgressBar:
         if self._bar:
             self._bar.stop()
 
-    def update(self, done: int, note: str = "", total: int | None = None) -> None:
-        """Shows that `done` of the total is reached."""
+    def update(
+        self,
+        done: int,
+        note: str = "",
+        total: int | None = None,
+        seconds_each: float | None = None,
+    ) -> None:
+        """Shows that `done` of the total is reached.
+
+        Args:
+          done: of the total, from the beginning.
+          note: shown behind the speed.
+          total: if it was not known before.
+          seconds_each: measured time of one, if better known than by the time between updates.
+        """
         self._total = total or self._total
-        elapsed = time.monotonic() - self._started
-        rate = (done - self._first) * self._factor / max(elapsed, 1e-9)
-        text = f"{rate:.0f} {self._noun}/s {note}".rstrip()
+        now = self._clock()
+        self._recent.append((now, done))
+        while len(self._recent) > 2 and now - self._recent[1][0] > RECENT_S:
+            self._recent.popleft()
+        if not self._shown:
+            return
+        text = ", ".join(
+            part for part in (self._speed(seconds_each), note, self._left(done)) if part
+        )
         if self._bar:
             self._bar.update(self._task, completed=done, total=self._total, note=text)
-        elif time.monotonic() - self._spoke >= PLAIN_LINE_EVERY_S:
-            self._spoke = time.monotonic()
-            left = (self._total - done) * self._factor / max(rate, 1e-9)
-            print(f"{self._title}: {done}/{self._total}, {text}, {left:.0f} s left", flush=True)
+        elif now - self._spoke >= PLAIN_LINE_EVERY_S:
+            self._spoke = now
+            reached = f"{done}/{self._total}" if self._total else f"{done}"
+            print(f"{self._title}: {reached}, {text}", flush=True)
 
     def say(self, line: str) -> None:
         """Prints a line without breaking the bar."""
+        if not self._shown:
+            return
         if self._bar:
-            self._bar.console.print(line, highlight=False)
+            # What stands in brackets is no style of rich's.
+            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
         else:
             print(line, flush=True)
+
+    def _speed(self, seconds_each: float | None) -> str:
+        (then, before), (now, done) = self._recent[0], self._recent[-1]
+        if seconds_each is None:
+            if done <= before:
+                return ""
+            seconds_each = (now - then) / (done - before)
+        rate = self._factor / max(seconds_each, 1e-9)
+        digits = 0 if rate >= 10 else 1
+        speed = f"{rate:.{digits}f} {self._noun}/s"
+        return f"{speed}, {seconds_each:.3g} s a {self._unit}" if self._unit else speed
+
+    def _left(self, done: int) -> str:
+        if not self._total or done <= self._first:
+            return ""
+        elapsed = self._clock() - self._started
+        return f"{_duration((self._total - done) * elapsed / (done - self._first))} left"
+
+
+def _has_cursor() -> bool:
+    return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
+
+
+def _duration(seconds: float) -> str:
+    """Such as '45 s', '12 min' or '3 h 20 min'."""
+    if seconds < 100:
+        return f"{math.ceil(seconds)} s"
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

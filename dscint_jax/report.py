@@ -14,13 +14,18 @@ from typing import Any
 import numpy as np
 
 from dscint_jax import figures
+from dscint_jax.atomic import write_text
+from dscint_jax.augment import Augmentation
 from dscint_jax.baseline import Baseline, linear_baseline
 from dscint_jax.config import STUDIES
 from dscint_jax.errors import CommandParser, DscintError, run_command
+from dscint_jax.evaluate import leakage_line
 from dscint_jax.explain import Explained, explain
+from dscint_jax.input_pipeline import copies_of
 from dscint_jax.metrics import METRIC_NAMES, PUBLISHED_DSCINT
+from dscint_jax.trackers import read_metrics
 from dscint_jax.trained import TrainedNetwork, load_trained
-from dscint_jax.workdir import read_json, read_metrics, write_text
+from dscint_jax.workdir import read_json
 
 TITLES = {
     "accuracy": "Accuracy",
@@ -73,13 +78,25 @@ def write_report(
             f"--workdir {workdir} --split {split}"
         )
     result = read_json(folder / "metrics.json")
+    if "leakage" not in result:
+        raise DscintError(
+            f"{folder / 'metrics.json'} was written by an earlier version, which did not look for "
+            f"patients in training; evaluate again"
+        )
     network = load_trained(workdir, split=split, checkpoint=str(result["step"]), data_dir=data_dir)
     if network.images.fingerprint != result["dataset_fingerprint"]:
         raise DscintError(
             f"{folder / 'metrics.json'} was measured on another data set; evaluate again"
         )
     data = network.config.data
-    baseline = linear_baseline(Path(data.dir), split, fold=data.fold, records=data.records)
+    baseline = linear_baseline(
+        Path(data.dir),
+        split,
+        fold=data.fold,
+        records=data.records,
+        copies=copies_of(network.config),
+        ranges=Augmentation(**network.config.augmentation),
+    )
     page = _page(workdir, result, network, baseline, _read_rows(folder / "predictions.csv"))
     path = workdir / "report" / "index.html"
     write_text(path, page)
@@ -125,6 +142,7 @@ def _page(
 <title>{name} on whole-body bone scintigrams</title><style>{CSS}</style></head><body>
 <h1>{name} on whole-body bone scintigrams</h1>
 <p class="lead">{_lead(result, network)}</p>
+<p>{html.escape(leakage_line(result), quote=False)}</p>
 
 <h2>The five metrics</h2>
 {_metrics_table(result, baseline)}
@@ -161,6 +179,7 @@ def _lead(result: dict[str, Any], network: TrainedNetwork) -> str:
     patients = result["intervals"]["patients"]
     height, width = _image_side(network)
     noun = network.images.noun
+    noun = f"copies of {noun}" if network.images.copies else noun
     each = "views" if network.images.records == STUDIES else noun
     return (
         f"{result['support']} {noun} of {patients} patients, the {html.escape(result['split'])} "

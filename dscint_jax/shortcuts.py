@@ -25,12 +25,14 @@ from scipy import ndimage
 from sklearn.preprocessing import OneHotEncoder
 
 from dscint_jax.baseline import POOL, baseline_of, fit_logistic, score_by_patient
+from dscint_jax.config import add_later_fields
 from dscint_jax.errors import CommandParser, DscintError, run_command
 from dscint_jax.evaluate import Predictions, predict_split
 from dscint_jax.experiment import make_experiment
 from dscint_jax.input_pipeline import (
     IDENTITY_FIELDS,
     NO_FOLD,
+    HeldImages,
     HostBatch,
     Scintigrams,
     device_fields,
@@ -217,7 +219,7 @@ def read_sights(
     necks = shared | {"counts": columns["neck"], "scale": columns["neck_scale"]}
     return Sights(
         thumbnails,
-        dataclasses.replace(images, read=lambda i: {name: v[i] for name, v in necks.items()}),
+        dataclasses.replace(images, images=HeldImages(necks)),
         _facts(columns, _recorded_facts(data_dir, split, fold)),
     )
 
@@ -306,33 +308,35 @@ def _categories(train: np.ndarray, values: np.ndarray) -> Int[np.ndarray, "image
 def neck_config(*, steps: int, seed: int) -> ConfigDict:
     """The neck's network and its training: Dscint with four convolutions and no attention."""
     return ConfigDict(
-        {
-            "seed": seed,
-            "steps": steps,
-            "class_weights": "none",
-            "label_smoothing": 0.0,
-            "data": {"clip": 3.0},
-            "augmentation": {"mirror": 0.5, "translation": (0.06, 0.06)},
-            "model": "dscint",
-            "model_options": {
-                "widths": (16, 32, 48, 48),
-                "strides": (2, 1, 1, 1),
-                "pool_after": (2, 3),
-                "norm_layers": (0, 1, 2, 3),
-                "standardised": False,
-                "attention": "none",
-                "attention_after": 1,
-                "regions": (3, 3),
-                "hidden": 32,
-                "dropout": 0.2,
-            },
-            "optimizer": {
-                "learning_rate": 3e-3,
-                "warmup_steps": 30,
-                "weight_decay": 1e-2,
-                "clip_norm": 1.0,
-            },
-        }
+        add_later_fields(
+            {
+                "seed": seed,
+                "steps": steps,
+                "class_weights": "none",
+                "label_smoothing": 0.0,
+                "data": {"clip": 3.0},
+                "augmentation": {"mirror": 0.5, "translation": (0.06, 0.06)},
+                "model": "dscint",
+                "model_options": {
+                    "widths": (16, 32, 48, 48),
+                    "strides": (2, 1, 1, 1),
+                    "pool_after": (2, 3),
+                    "norm_layers": (0, 1, 2, 3),
+                    "standardised": False,
+                    "attention": "none",
+                    "attention_after": 1,
+                    "regions": (3, 3),
+                    "hidden": 32,
+                    "dropout": 0.2,
+                },
+                "optimizer": {
+                    "learning_rate": 3e-3,
+                    "warmup_steps": 30,
+                    "weight_decay": 1e-2,
+                    "clip_norm": 1.0,
+                },
+            }
+        )
     )
 
 
@@ -569,10 +573,7 @@ def main() -> None:
     )
     print_table(report)
     if arguments.out:
-        try:
-            write_json(arguments.out, report)
-        except OSError as error:
-            raise DscintError(f"--out {arguments.out}: {error.strerror}") from error
+        write_json(arguments.out, report)
     if arguments.limit is not None and (names := reaching(report, arguments.limit)):
         print(f"limit {arguments.limit} reached by: {', '.join(names)}")
         sys.exit(1)

@@ -4,154 +4,350 @@ In: a config and a work directory. Out: checkpoints and metrics in that director
 any moment and started again, it ends in the same parameters, bit for bit.
 """
 
-import functools
+import contextlib
+import dataclasses
+import itertools
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dscint_jax import parallel
-from dscint_jax.checkpoint import Checkpointer, completed_step
+from dscint_jax.atomic import remove_parts
+from dscint_jax.checkpoint import Checkpointer, completed_step, resumable
+from dscint_jax.cluster import (
+    ALONE,
+    AgreedStop,
+    Cluster,
+    barrier,
+    config_facts,
+    gather,
+    preflight,
+)
+from dscint_jax.compilation_cache import CompilationCache
 from dscint_jax.config import check_config
+from dscint_jax.durations import resolve_durations
 from dscint_jax.errors import DscintError
-from dscint_jax.evaluate import predict_split
-from dscint_jax.experiment import load_images, make_experiment
+from dscint_jax.evaluate import score_split
+from dscint_jax.experiment import Experiment, load_images, make_experiment
+from dscint_jax.finite import STEPS_TAKEN, bad_step, rewound
 from dscint_jax.input_pipeline import (
     NOUNS,
+    Accelerators,
     HostBatch,
     Scintigrams,
+    accelerators_of,
+    check_patients,
+    copies_of,
     device_fields,
     evaluation_batches,
     fingerprint_of,
-    training_batches,
+    split_size,
+    training_feed,
+    training_order,
 )
-from dscint_jax.interruption import Interruption
-from dscint_jax.metrics import five_metrics
+from dscint_jax.interruption import Interrupted, Interruption
+from dscint_jax.lock import WorkdirLock
+from dscint_jax.models.import_torch import ImportReport
+from dscint_jax.profiling import Profiler, Window
 from dscint_jax.progress import ProgressBar
+from dscint_jax.replay import failure, write_dump
+from dscint_jax.timing import LateMetrics, StepTimer, memory_in_use
+from dscint_jax.trackers import check_trackers, open_trackers, require_packages
 from dscint_jax.train_step import Evaluation, TrainState
-from dscint_jax.workdir import MetricsLog, check_data, claim, record_attempt
+from dscint_jax.workdir import Ending, check_data, claim, record_attempt
+
+LOADING_TIMEOUT_S = 3600.0
+"""How long a process waits for the others to read their data."""
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    cluster: Cluster = ALONE,
+    window: Window | None = None,
+    status_when_stopped: int = 0,
+) -> None:
     """Trains until `config.steps`, resuming from the newest checkpoint in `workdir`.
 
-    On SIGTERM or Ctrl-C a checkpoint is saved before the process ends.
+    On SIGTERM or Ctrl-C a checkpoint is saved before the process ends; on a SIGTERM before the
+    first step there is nothing to save, and it ends at once.
+
+    Args:
+      config: as `configs/dscint.py` documents.
+      workdir: where checkpoints and metrics go; the same folder in all processes.
+      cluster: the processes that train together.
+      window: steps to trace for a profile.
+      status_when_stopped: exit status after a SIGTERM.
 
     Raises:
-      DscintError: a config value, the data set or the work directory does not fit, or the loss
-        stopped being finite.
+      DscintError: a config value, the data set or the work directory does not fit, another
+        process trains there, a disk is full, or the loss stopped being finite.
     """
     check_config(config)
+    check_trackers(config.trackers)
+    require_packages(config.trackers if cluster.is_first else ())
+    config = resolve_durations(config, examples=_training_size(config))
+    preflight(cluster, config_facts(_that_must_agree(config)))
+    lock = WorkdirLock(workdir)
+    if cluster.is_first:
+        lock.check()
     if _is_complete(config, workdir):
-        print(f"training is complete: {workdir} holds step {config.steps}")
+        _say(cluster, f"training is complete: {workdir} holds step {config.steps}")
         return
+    with (
+        CompilationCache() as cache,
+        Interruption(status_when_stopped) as interruption,
+        resumable(workdir),
+        contextlib.ExitStack() as held,
+    ):
 
+        def begin_to_write() -> None:
+            interruption.nothing_to_save = False
+            if cluster.is_first:
+                held.enter_context(lock)
+                remove_parts(workdir)
+
+        interruption.nothing_to_save = cluster.process_count == 1
+        _train(config, workdir, cluster, window, cache, interruption, begin_to_write)
+
+
+def _train(
+    config: ConfigDict,
+    workdir: Path,
+    cluster: Cluster,
+    window: Window | None,
+    cache: CompilationCache,
+    interruption: Interruption,
+    begin_to_write: Callable[[], None],
+) -> None:
     # Devices
     mesh = parallel.data_mesh()
-    parallel.check_batch_size(config.batch_size, mesh)
+    parallel.check_batch_size(
+        config.batch_size, mesh, accumulation=config.accumulation, pairs=config.mixup > 0
+    )
+    rows = parallel.local_rows(config.batch_size, mesh)
 
     # Data
-    train_images = _load(config, "train")
-    validation_images = _load(config, "validation")
+    training = _load(cluster, config, "train", accelerators=_room(cluster, mesh))
+    validation = _load(cluster, config, "validation", beside=training)
+    preflight(cluster, {"the data set's fingerprint": training.fingerprint}, LOADING_TIMEOUT_S)
+    if training.copies is None:
+        check_patients(training, validation)
+    order = training_order(
+        training, batch_size=config.batch_size, seed=config.seed, sampling=config.data.sampling
+    )
 
     # Network
-    experiment = make_experiment(config, train_images.class_counts)
-    recipe = experiment.recipe
-    start = completed_step(workdir) or 0
-    if config.init_from and not start:
-        state, imported = experiment.imported_state(Path(config.init_from))
-    else:
-        state, imported = experiment.initial_state(), None
+    experiment = make_experiment(config, training.class_counts, parallel.AXIS)
+    new = completed_step(workdir) is None
+    state, imported = (
+        _first_state(config, experiment) if new else (experiment.initial_state(), None)
+    )
     state = parallel.replicate(state, mesh)
-    take_step = parallel.compile_train_step(recipe, mesh)
-    evaluate = parallel.compile_eval_step(recipe, mesh)
-    print(experiment.overview)
-    print(
-        f"{mesh.size} x {jax.devices()[0].device_kind}; {len(train_images)} training and "
-        f"{len(validation_images)} validation {train_images.noun}; classes "
-        + ", ".join(
-            f"{name} {count}"
-            for name, count in zip(train_images.classes, train_images.class_counts, strict=True)
-        ),
-        flush=True,
-    )
+    take_step = parallel.compile_train_step(experiment.recipe, mesh, config.spmd)
+    evaluate = parallel.compile_eval_step(experiment.recipe, mesh)
+    _say(cluster, experiment.overview)
+    _say(cluster, _in_words(mesh, cluster, training, validation))
     if imported:
-        print(imported, flush=True)
+        _say(cluster, str(imported))
 
-    def predict(state: TrainState, batch: HostBatch) -> Evaluation:
-        batch = parallel.shard_batch(device_fields(batch), mesh)
-        return evaluate(state.params, state.statistics, batch)
-
-    # A network or a batch that does not fit the images fails here, before anything is written.
-    batches = training_batches(
-        train_images, batch_size=config.batch_size, seed=config.seed, start=start
-    )
-    example = next(evaluation_batches(validation_images, batch_size=config.batch_size))
-    _check_network(
-        config, len(train_images.classes), (take_step, evaluate), state, device_fields(example)
-    )
+    # A network that does not fit the images fails here, before anything is written.
+    example = next(evaluation_batches(validation, batch_size=config.batch_size))
+    # Traced under jit: pmap takes arrays that are on the devices.
+    steps = parallel.compile_train_step(experiment.recipe, mesh), evaluate
+    _check_network(config, len(training.classes), steps, state, device_fields(example))
 
     # Checkpoints
-    claim(workdir, config.to_dict())
-    check_data(workdir, train_images.fingerprint)
-    checkpointer = Checkpointer(workdir, keep_last=config.keep_last)
+    begin_to_write()
+    if cluster.is_first:
+        claim(workdir, config.to_dict())
+        check_data(workdir, training.fingerprint)
+    barrier(cluster, "work directory")
+    checkpointer = Checkpointer(workdir, keep_last=config.keep_last, keep_best=config.keep_best)
+    restored = checkpointer.restore_newest(like=state)
+    if restored is not None:
+        state = restored
+    elif not new:
+        # All that were there are damaged.
+        state, imported = _first_state(config, experiment)
+        state = parallel.replicate(state, mesh)
+    start = int(state.step)
     if start:
-        state = checkpointer.restore_state(start, like=state)
-        print(f"resuming after step {start}")
-    record_attempt(
-        workdir,
-        fingerprint=train_images.fingerprint,
-        classes=train_images.classes,
-        start_step=start,
-        imported=imported,
-    )
+        _say(cluster, f"resuming after step {start}")
+    if cluster.is_first:
+        record_attempt(
+            workdir,
+            fingerprint=training.fingerprint,
+            classes=training.classes,
+            start_step=start,
+            imported=imported,
+            spmd=config.spmd,
+            compilation_cache=cache.folder is not None,
+        )
 
     # Steps
-    log = MetricsLog(workdir, start_step=start)
+    timer, late = StepTimer(config.batch_size), LateMetrics()
+    trackers = open_trackers(
+        config.trackers if cluster.is_first else (),
+        workdir,
+        start,
+        config.to_dict(),
+        config.project,
+        writes=cluster.is_first,
+    )
+    feed = training_feed(
+        training,
+        order=order,
+        mesh=mesh,
+        cache=training.placement.place,
+        start=start,
+        threads=config.data.threads,
+    )
+
+    def details(step: int) -> dict[str, Any]:
+        summary = timer.summary(step - start)
+        return {"seconds": timer.totals(), "memory": memory_in_use(), "summary": summary}
+
     with (
-        Interruption() as interruption,
+        Ending(workdir, start, details) as ending,
+        contextlib.closing(trackers) as log,
+        AgreedStop(cluster) as stop,
+        Profiler(workdir, window, shown=cluster.is_first) as profiler,
+        feed as batches,
         ProgressBar(
             "training",
             total=config.steps,
             done=start,
             rate_factor=config.batch_size,
-            noun=train_images.noun,
+            noun=training.noun,
+            unit="step",
+            shown=cluster.is_first,
         ) as progress,
     ):
+        # Steps and evaluated batches, so that all processes can stop after the same one.
+        moments = itertools.count(1)
+
+        def asked_to_stop() -> bool:
+            if interruption.signal:
+                stop.request(interruption.signal.name)
+            return stop.should_stop_after(next(moments))
+
+        def check(steps_taken: float) -> None:
+            step = bad_step(steps_taken)
+            if step is None:
+                return
+            batch = training.read(order[step - 1])
+            if cluster.is_first:
+                write_dump(
+                    workdir,
+                    step=step,
+                    state=rewound(state),
+                    batch=batch,
+                    class_counts=training.class_counts,
+                    seed=config.seed,
+                )
+            raise failure(workdir, step, batch)
+
+        def log_step(step: int, values: dict[str, float]) -> None:
+            check(values.pop(STEPS_TAKEN))
+            values["learning_rate"] = float(experiment.schedule(step - 1))
+            log.write(step, values)
+            speed = timer.report(step - start)
+            log.write_speed(step, {**speed, **memory_in_use()})
+            checkpointer.raise_if_failed()
+            progress.update(
+                step, f"loss {values['loss']:.3f}", seconds_each=speed.get("seconds_per_step")
+            )
+
+        def evaluated(batch: HostBatch) -> Evaluation:
+            if asked_to_stop():
+                raise Interrupted
+            return evaluate(*state.evaluated, parallel.shard_batch(device_fields(batch), mesh))
+
+        def validate_and_save(step: int) -> None:
+            with timer.measure("evaluation"):
+                scores = score_split(evaluated, validation, batch_size=config.batch_size, rows=rows)
+            _check_finite(scores["loss"], step)
+            log.write(step, {f"validation_{name}": value for name, value in scores.items()})
+            with timer.measure("checkpoint"):
+                checkpointer.save(state, scores)
+            # All has been compiled that will be.
+            cache.keep()
+            progress.say(
+                f"step {step}: validation loss {scores['loss']:.3f}, "
+                f"accuracy {scores['accuracy']:.3f}, F-1 {scores['f1']:.3f}"
+            )
+
+        def save_and_stop(step: int) -> NoReturn:
+            ending.why = str(stop.reason)
+            _save_and_stop(cluster, checkpointer, state, step, ending.why)
+
+        def is_due(step: int) -> bool:
+            return step % config.evaluate_every == 0 or step == config.steps
+
+        if start and is_due(start) and not checkpointer.has_scores(start):
+            # The evaluation was interrupted.
+            try:
+                validate_and_save(start)
+            except Interrupted:
+                save_and_stop(start)
         for step in range(start + 1, config.steps + 1):
-            batch = parallel.shard_batch(device_fields(next(batches)), mesh)
-            state, metrics = take_step(state, batch)
+            profiler.before(step)
+            with timer.measure("input_wait"):
+                batch = next(batches)
+            # The first step is compiled, which may take minutes.
+            interruption.nothing_to_save = cluster.process_count == 1 and step == start + 1
+            with timer.measure("step"):
+                state, metrics = take_step(state, batch)
+                logged = step % config.log_every == 0 or step == config.steps
+                ready = late.push(step, metrics if logged else None)
+            interruption.nothing_to_save = False
+            profiler.after(step, metrics)
+            ending.step = step
+            for late_step, values in ready:
+                log_step(late_step, values)
 
-            if step % config.log_every == 0 or step == config.steps:
-                values = {name: float(value) for name, value in metrics.items()}
-                values["learning_rate"] = float(experiment.schedule(step - 1))
-                log.write(step, values)
-                _check_finite(values["loss"], step)
-                progress.update(step, f"loss {values['loss']:.3f}")
+            stopping = asked_to_stop()
+            if stopping or is_due(step):
+                with timer.measure("step"):
+                    ready = late.flush()
+                for late_step, values in ready:
+                    log_step(late_step, values)
+                check(float(metrics[STEPS_TAKEN]))
+            if is_due(step) and not stopping:
+                try:
+                    validate_and_save(step)
+                except Interrupted:
+                    stopping = True
+            if stopping:
+                save_and_stop(step)
+        with timer.measure("checkpoint"):
+            checkpointer.close()
+    _say(cluster, timer.summary(config.steps - start))
 
-            if step % config.evaluate_every == 0 or step == config.steps:
-                predictions = predict_split(
-                    functools.partial(predict, state),
-                    validation_images,
-                    batch_size=config.batch_size,
-                )
-                _check_finite(predictions.loss, step)
-                scores = {n: float(v) for n, v in five_metrics(predictions.confusion).items()}
-                values = {"loss": predictions.loss, **scores}
-                log.write(step, {f"validation_{name}": value for name, value in values.items()})
-                checkpointer.save(state, values)
-                progress.say(
-                    f"step {step}: validation loss {predictions.loss:.3f}, "
-                    f"accuracy {scores['accuracy']:.3f}, F-1 {scores['f1']:.3f}"
-                )
 
-            if interruption.signal and step < config.steps:
-                _save_and_stop(checkpointer, state, step, interruption.signal)
-    checkpointer.close()
-    log.close()
+def _first_state(
+    config: ConfigDict, experiment: Experiment
+) -> tuple[TrainState, ImportReport | None]:
+    """The state before the first step, and what of it came from a file."""
+    if config.init_from:
+        return experiment.imported_state(Path(config.init_from))
+    return experiment.initial_state(), None
+
+
+def _training_size(config: ConfigDict) -> int:
+    data = config.data
+    return split_size(
+        Path(data.dir), "train", fold=data.fold, records=data.records, copies=copies_of(config)
+    )
 
 
 def _is_complete(config: ConfigDict, workdir: Path) -> bool:
@@ -161,13 +357,46 @@ def _is_complete(config: ConfigDict, workdir: Path) -> bool:
     if completed_step(workdir) != config.steps:
         return False
     check_data(workdir, fingerprint_of(Path(config.data.dir), config.data.records))
-    return True
+    checkpointer = Checkpointer(workdir, read_only=True)
+    return checkpointer.is_whole(config.steps) and checkpointer.has_scores(config.steps)
 
 
-def _load(config: ConfigDict, split: str) -> Scintigrams:
+def _that_must_agree(config: ConfigDict) -> ConfigDict:
+    """The config without what each machine may have a place of its own for."""
+    shared = ConfigDict(config.to_dict())
+    del shared.data["dir"], shared["init_from"]
+    return shared
+
+
+def _room(cluster: Cluster, mesh: Mesh) -> Accelerators:
+    """The accelerators, with the least memory that is free in any process."""
+    here = accelerators_of(mesh)
+    free = [int(text) for text in gather(cluster, "free memory", str(here.free or -1))]
+    return dataclasses.replace(here, free=min(free) if min(free) >= 0 else None)
+
+
+def _load(cluster: Cluster, config: ConfigDict, split: str, **options: Any) -> Scintigrams:
     noun = NOUNS[config.data.records]
-    with ProgressBar(f"reading {split} {noun}", noun=noun) as bar:
-        return load_images(config, split, lambda done, total: bar.update(done, total=total))
+    with ProgressBar(f"reading {split} {noun}", noun=noun, shown=cluster.is_first) as bar:
+        return load_images(
+            config, split, lambda done, total: bar.update(done, total=total), **options
+        )
+
+
+def _in_words(mesh: Mesh, cluster: Cluster, training: Scintigrams, validation: Scintigrams) -> str:
+    processes = f" in {cluster.process_count} processes" if cluster.process_count > 1 else ""
+    classes = zip(training.classes, training.class_counts, strict=True)
+    return (
+        f"{mesh.size} x {jax.devices()[0].device_kind}{processes}; {len(training)} training and "
+        f"{len(validation)} validation {training.noun}; classes "
+        + ", ".join(f"{name} {count}" for name, count in classes)
+        + f"\n{training.placement.reason}"
+    )
+
+
+def _say(cluster: Cluster, text: str) -> None:
+    if cluster.is_first:
+        print(text, flush=True)
 
 
 def _check_network(
@@ -184,7 +413,7 @@ def _check_network(
         f"{batch['counts'].shape[1:]} (config.data.records is {config.data.records})"
     )
     try:
-        found = jax.eval_shape(evaluate, state.params, state.statistics, batch).probabilities
+        found = jax.eval_shape(evaluate, *state.evaluated, batch).probabilities
         wanted = (len(batch["label"]), classes)
         if found.shape != wanted or found.dtype != np.float32:
             raise DscintError(
@@ -203,17 +432,17 @@ def _check_network(
 def _check_finite(loss: float, step: int) -> None:
     if not np.isfinite(loss):
         raise DscintError(
-            f"the loss is {loss} at step {step}; lower config.optimizer.learning_rate and use a "
-            f"new --workdir"
+            f"the validation loss is {loss} at step {step}; lower config.optimizer.learning_rate "
+            f"and use a new --workdir"
         )
 
 
 def _save_and_stop(
-    checkpointer: Checkpointer, state: TrainState, step: int, number: signal.Signals
-) -> None:
+    cluster: Cluster, checkpointer: Checkpointer, state: TrainState, step: int, reason: str
+) -> NoReturn:
     if checkpointer.last_step() != step:
         checkpointer.save(state)
     checkpointer.close()
-    print(f"stopped by {number.name} after step {step}, saved; the same command resumes it")
+    _say(cluster, f"stopped by {reason} after step {step}, saved; the same command resumes it")
     # A scheduler's SIGTERM was obeyed, which is success; a person's Ctrl-C is told apart.
-    sys.exit(0 if number is signal.SIGTERM else 130)
+    sys.exit(130 if reason == signal.SIGINT.name else 0)

@@ -2,22 +2,36 @@
 
 A batch is a dict of arrays: `counts` (batch, height, width, 1) int32, `scale` (batch,) float32 in
 counts a pixel, `label` (batch,) int32 and, for evaluation, `mask` (batch,) bool: False where the
-batch was padded. Of studies, `counts` (batch, view, height, width, 1) and `scale` (batch, view).
+batch was padded; of copies of images (protocol 'augmented') also `copy` (batch,) int32, see
+`augment.apply_copies`. Of studies, `counts` is (batch, view, height, width, 1) and `scale` (batch,
+view).
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from dscint_jax.augment import Augmentation, augment_counts, augment_images, normalise
+from dscint_jax.augment import (
+    Augmentation,
+    apply_copies,
+    augment_counts,
+    augment_images,
+    normalise,
+)
+from dscint_jax.finite import guarded
+from dscint_jax.losses import Loss, mix_pairs, partners
 from dscint_jax.metrics import ConfusionMatrix
 from dscint_jax.models import AttentionMaps
+from dscint_jax.models.layers import DROPOUT_BY_EXAMPLE, Dropout
+from dscint_jax.optimizers import update_average
 from dscint_jax.random_streams import stream_key
 
 Batch = Mapping[str, jax.Array]
@@ -33,12 +47,19 @@ class TrainState:
       params: trained parameters.
       statistics: what the network gathers besides (BatchNorm's running mean and variance).
       optimizer: state of the optax transformation.
+      average: running means of params and of statistics; None where none are kept.
     """
 
     step: Int[Array, ""]
     params: nnx.State
     statistics: nnx.State
     optimizer: optax.OptState
+    average: tuple[nnx.State, nnx.State] | None = None
+
+    @property
+    def evaluated(self) -> tuple[nnx.State, nnx.State]:
+        """The parameters and statistics that are validated and tested."""
+        return self.average or (self.params, self.statistics)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,20 +70,27 @@ class Recipe:
       training, inference: the network's structure, in the two modes it differs in.
       optimizer: gradient transformation.
       augmentation: ranges of the random transformations.
-      class_weights: factor of each class in the loss.
-      label_smoothing: share of the target spread over all classes.
+      loss: of logits and labels, per example.
       clip: upper limit of a normalised pixel.
       seed: of the random streams.
+      mixup: parameter of the Beta distribution that shares of mixed pairs are drawn from; 0 mixes
+        nothing.
+      average: decay of the running mean of the parameters; 0 keeps none.
+      accumulation: parts that a batch is computed in, one after the other.
+      axis: name of the axis that the batch is divided over; None where one device has all of it.
     """
 
     training: nnx.GraphDef
     inference: nnx.GraphDef
     optimizer: optax.GradientTransformation
     augmentation: Augmentation
-    class_weights: tuple[float, ...]
-    label_smoothing: float
+    loss: Loss
     clip: float
     seed: int
+    mixup: float = 0.0
+    average: float = 0.0
+    accumulation: int = 1
+    axis: str | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -83,11 +111,22 @@ class Evaluation:
     probabilities: Float[Array, "batch classes"]
 
 
-def split_network(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.GraphDef, nnx.State, nnx.State]:
-    """Takes a network apart: training structure, inference structure, parameters, statistics."""
+def split_network(
+    model: nnx.Module, axis: str | None = None
+) -> tuple[nnx.GraphDef, nnx.GraphDef, nnx.State, nnx.State]:
+    """Takes a network apart: training structure, inference structure, parameters, statistics.
+
+    Args:
+      model: the network.
+      axis: name of the axis that batches are divided over in training. BatchNorm then takes its
+        statistics over all of them; GroupNorm and LayerNorm look at one example and stay.
+    """
     model.eval()
     inference, _, _ = nnx.split(model, nnx.Param, ...)
     model.train()
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, (nnx.BatchNorm, Dropout)):
+            module.axis_name = axis
     training, params, statistics = nnx.split(model, nnx.Param, ...)
     return training, inference, params, statistics
 
@@ -95,38 +134,132 @@ def split_network(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.GraphDef, nnx.St
 def train_step(
     state: TrainState, batch: Batch, *, recipe: Recipe
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """One optimiser step; returns the next state and the batch's loss, accuracy, gradient norm."""
-    # Image i draws from the i-th key, so the result does not depend on how the batch is sharded.
-    moves, counts = (
-        jax.random.split(stream_key(recipe.seed, stream, state.step), len(batch["label"]))
-        for stream in ("augment", "counts")
-    )
-    counts, scale = augment_counts(counts, batch["counts"], batch["scale"], recipe.augmentation)
-    images = normalise(counts, scale, clip=recipe.clip)
-    images = augment_images(moves, images, recipe.augmentation)
-    dropout_key = stream_key(recipe.seed, "dropout", state.step)
+    """One optimiser step; returns the next state and the batch's loss, accuracy, gradient norm.
 
-    def loss_fn(params: nnx.State) -> tuple[jax.Array, tuple[nnx.State, jax.Array]]:
-        # A copy, because BatchNorm may not write into variables of the outer trace.
-        model = nnx.merge(recipe.training, params, state.statistics, copy=True)
-        logits = model(images, rngs=nnx.Rngs(dropout=dropout_key))
-        _, _, statistics = nnx.split(model, nnx.Param, ...)
-        loss = classification_loss(
-            logits, batch["label"], jnp.array(recipe.class_weights), recipe.label_smoothing
-        )
-        return loss.mean(), (statistics, logits)
+    Under `recipe.axis` it runs on every device, on that device's rows of the batch; gradients are
+    summed over all devices at once, and every device takes the same step, or none: see `finite`.
+    """
+    images = _augmented(batch, state.step, recipe)
+    share = _shares(len(images), state.step, recipe)
+    if share is not None:
+        images = mix_pairs(images, share)
+    examples = {"images": images, "label": batch["label"]}
+    if share is not None:
+        examples |= {"share": share, "other": partners(batch["label"])}
 
-    (loss, (statistics, logits)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-        state.params
-    )
+    gradients, statistics, metrics = _gradients(state, examples, recipe)
     updates, optimizer = recipe.optimizer.update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = {
-        "loss": loss,
-        "accuracy": (logits.argmax(-1) == batch["label"]).mean(),
-        "gradient_norm": optax.tree.norm(gradients),
-    }
-    return TrainState(state.step + 1, params, statistics, optimizer), metrics
+    average = state.average and jax.tree.map(
+        lambda old, new: update_average(old, new, state.step, recipe.average),
+        state.average,
+        (params, statistics),
+        is_leaf=lambda node: isinstance(node, nnx.State),
+    )
+    metrics["gradient_norm"] = optax.tree.norm(gradients)
+    new = TrainState(state.step + 1, params, statistics, optimizer, average)
+    return guarded(state, new, metrics)
+
+
+def _augmented(
+    batch: Batch, step: jax.Array, recipe: Recipe
+) -> Float[Array, "batch *view height width 1"]:
+    # Row i of the whole batch draws from the i-th key, however the batch is divided.
+    rows = _rows(len(batch["label"]), recipe.axis)
+    moves, losses = (
+        jax.vmap(functools.partial(jax.random.fold_in, stream_key(recipe.seed, stream, step)))(rows)
+        for stream in ("augment", "counts")
+    )
+    counts, scale = augment_counts(losses, batch["counts"], batch["scale"], recipe.augmentation)
+    images = _prepared({**batch, "counts": counts, "scale": scale}, recipe)
+    return augment_images(moves, images, recipe.augmentation)
+
+
+def _shares(size: int, step: jax.Array, recipe: Recipe) -> Float[Array, "batch"] | None:
+    """What every example keeps when it is mixed with its neighbour; None if none is."""
+    if not recipe.mixup:
+        return None
+    key = stream_key(recipe.seed, "mixup", step)
+    # One share a pair, so that the two mixtures of a pair are each other's reverse.
+    pairs = _rows(size, recipe.axis)[::2] // 2
+    draw = lambda pair: jax.random.beta(  # noqa: E731
+        jax.random.fold_in(key, pair), recipe.mixup, recipe.mixup
+    )
+    return jnp.repeat(jax.vmap(draw)(pairs), 2)
+
+
+def _gradients(
+    state: TrainState, examples: Batch, recipe: Recipe
+) -> tuple[nnx.State, nnx.State, dict[str, jax.Array]]:
+    """Mean gradients over the whole batch, the new statistics, and the batch's metrics."""
+    key = stream_key(recipe.seed, "dropout", state.step)
+
+    def loss_fn(
+        params: nnx.State, statistics: nnx.State, part: Batch, key: jax.Array
+    ) -> tuple[jax.Array, tuple[nnx.State, jax.Array]]:
+        # A copy, because BatchNorm may not write into variables of the outer trace.
+        model = nnx.merge(recipe.training, params, statistics, copy=True)
+        logits = model(part["images"], rngs=_dropout_streams(key, recipe.axis))
+        _, _, statistics = nnx.split(model, nnx.Param, ...)
+        loss = recipe.loss(logits, part["label"])
+        if "share" in part:
+            other = recipe.loss(logits, part["other"])
+            loss = part["share"] * loss + (1 - part["share"]) * other
+        return loss.mean(), (statistics, (logits.argmax(-1) == part["label"]).mean())
+
+    def add(sums: Any, part: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+        total, statistics = sums
+        (loss, (statistics, accuracy)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params, statistics, part[1], jax.random.fold_in(key, part[0])
+        )
+        new = (gradients, {"loss": loss, "accuracy": accuracy})
+        return (jax.tree.map(jnp.add, total, new), statistics), None
+
+    parts = recipe.accumulation
+    if parts == 1:
+        (total, statistics), _ = add(
+            (_zeros(state.params), state.statistics), (jnp.int32(0), examples)
+        )
+    else:
+        # Part m is every row i with i % parts == m: the same rows on any number of devices.
+        divided = {
+            name: jnp.moveaxis(values.reshape(-1, parts, *values.shape[1:]), 1, 0)
+            for name, values in examples.items()
+        }
+        (total, statistics), _ = jax.lax.scan(
+            add, (_zeros(state.params), state.statistics), (jnp.arange(parts), divided)
+        )
+        total = jax.tree.map(lambda value: value / parts, total)
+    if recipe.axis:
+        total = _mean_over(total, recipe.axis)
+    return total[0], statistics, total[1]
+
+
+def _zeros(params: nnx.State) -> Any:
+    zero = jnp.zeros(())
+    return jax.tree.map(jnp.zeros_like, params), {"loss": zero, "accuracy": zero}
+
+
+def _rows(size: int, axis: str | None) -> Int[Array, "batch"]:
+    """Which rows of the whole batch this device has."""
+    first = jax.lax.axis_index(axis) * size if axis else 0
+    return first + jnp.arange(size)
+
+
+def _dropout_streams(key: jax.Array, axis: str | None) -> nnx.Rngs:
+    """Keys for layers.Dropout, which draws by example, and for others, which draw by device."""
+    if not axis:
+        return nnx.Rngs(dropout=key)
+    here = jax.random.fold_in(key, jax.lax.axis_index(axis))
+    return nnx.Rngs(dropout=here, **{DROPOUT_BY_EXAMPLE: key})
+
+
+def _mean_over(tree: Any, axis: str) -> Any:
+    """The mean over all devices, in one message however many arrays there are."""
+    if jax.lax.axis_size(axis) == 1:
+        return tree
+    values, restore = jax.flatten_util.ravel_pytree(tree)
+    return restore(jax.lax.pmean(values, axis))
 
 
 def eval_step(
@@ -134,8 +267,7 @@ def eval_step(
 ) -> Evaluation:
     """Evaluates one batch, without augmentation and with the running statistics."""
     model = nnx.merge(recipe.inference, params, statistics, copy=True)
-    images = normalise(batch["counts"], batch["scale"], clip=recipe.clip)
-    logits = model(images)
+    logits = model(_prepared(batch, recipe))
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
     return Evaluation(
         ConfusionMatrix.from_model_output(logits, batch["label"], batch["mask"]),
@@ -152,37 +284,12 @@ def attention_step(
     model = nnx.merge(recipe.inference, params, statistics, copy=True)
     if not hasattr(model, "attention_maps"):
         return AttentionMaps()
-    return model.attention_maps(normalise(batch["counts"], batch["scale"], clip=recipe.clip))
+    return model.attention_maps(_prepared(batch, recipe))
 
 
-def classification_loss(
-    logits: Float[Array, "batch classes"],
-    labels: Int[Array, "batch"],
-    class_weights: Float[Array, "classes"],
-    label_smoothing: float,
-) -> Float[Array, "batch"]:
-    """Cross-entropy with smoothed targets, times the weight of the true class; nats."""
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
-    return optax.softmax_cross_entropy(logits, targets) * class_weights[labels]
-
-
-def make_optimizer(
-    schedule: Callable[[Any], Any], *, weight_decay: float, clip_norm: float
-) -> optax.GradientTransformation:
-    """AdamW after clipping by the global norm; what has one axis does not decay.
-
-    So biases and scales of normalisation stay as they are; kernels and embeddings decay.
-    """
-    return optax.chain(
-        optax.clip_by_global_norm(clip_norm),
-        optax.adamw(
-            schedule,
-            weight_decay=weight_decay,
-            mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
-        ),
-    )
-
-
-def warmup_cosine(peak: float, *, steps: int, warmup_steps: int) -> optax.Schedule:
-    """Learning rate: linear from 0 to `peak` over the warm-up, then a half cosine to 0."""
-    return optax.warmup_cosine_decay_schedule(0.0, peak, min(warmup_steps, steps - 1), steps)
+def _prepared(batch: Batch, recipe: Recipe) -> Float[Array, "batch *view height width 1"]:
+    """What a network sees of a batch before any augmentation of this step."""
+    images = normalise(batch["counts"], batch["scale"], clip=recipe.clip)
+    if "copy" not in batch:
+        return images
+    return apply_copies(images, batch["copy"], recipe.augmentation, seed=recipe.seed)

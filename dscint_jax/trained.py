@@ -4,27 +4,34 @@ import dataclasses
 from pathlib import Path
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dscint_jax import parallel
+from dscint_jax.augment import Augmentation, apply_copies
 from dscint_jax.checkpoint import Checkpointer
-from dscint_jax.config import check_config
+from dscint_jax.config import PATIENT, check_config
 from dscint_jax.experiment import load_images, make_experiment
 from dscint_jax.input_pipeline import (
+    COPY,
     NO_FOLD,
     NOUNS,
     HostBatch,
+    Leakage,
     Scintigrams,
+    check_patients,
     device_fields,
+    fingerprint_of,
     folds_of,
+    leakage_of,
     open_dataset,
 )
 from dscint_jax.models import AttentionMaps
 from dscint_jax.progress import ProgressBar
 from dscint_jax.train_step import Evaluation
-from dscint_jax.workdir import check_data, config_of
+from dscint_jax.workdir import attempts_of, check_data, config_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +44,7 @@ class TrainedNetwork:
       last_step: of the newest checkpoint.
       images: the split.
       parameters: how many numbers were trained.
+      trained_on: whether it was trained on the data set that the split is of.
     """
 
     config: ConfigDict
@@ -44,6 +52,7 @@ class TrainedNetwork:
     last_step: int
     images: Scintigrams
     parameters: int
+    trained_on: bool
     _mesh: Mesh
     _state: tuple[nnx.State, nnx.State]
     _eval_step: parallel.EvalStep
@@ -61,6 +70,32 @@ class TrainedNetwork:
     def attention(self, batch: HostBatch) -> AttentionMaps:
         """What the network's attention weighs in a batch of `batch_size` images."""
         return self._attention_step(*self._state, self._on_devices(batch))
+
+    def as_seen(self, batch: HostBatch) -> np.ndarray:
+        """What the network sees of a batch: sqrt(counts / scale), copies moved, not clipped."""
+        ratio = batch["counts"] / batch["scale"][..., None, None, None]
+        if COPY not in batch:
+            return np.sqrt(ratio)
+        ranges, seed = Augmentation(**self.config.augmentation), self.config.seed
+        images = np.sqrt(ratio).astype(np.float32)
+        return np.asarray(apply_copies(images, batch[COPY], ranges, seed=seed))
+
+    def leakage(self) -> Leakage | None:
+        """How much of the split training knows, record by record; None of another data set.
+
+        Raises:
+          DscintError: the data set is split by patient, and one is on both sides.
+        """
+        if not self.trained_on:
+            return None
+        if self.images.split == "train":
+            return leakage_of(self.images.keys(), self.images.keys())
+        training = load_images(self.config, "train", cache="none", beside=self.images)
+        with ProgressBar("looking for patients in training", noun=training.noun) as bar:
+            progress = lambda done, total: bar.update(done, total=total)  # noqa: E731
+            if training.copies is None:
+                check_patients(training, self.images, progress)
+            return leakage_of(training.keys(progress), self.images.keys(progress))
 
     def _on_devices(self, batch: HostBatch) -> parallel.DeviceBatch:
         return parallel.shard_batch(device_fields(batch), self._mesh)
@@ -96,14 +131,13 @@ def load_weights(workdir: Path, *, checkpoint: str, num_classes: int) -> Trained
     config = ConfigDict(config_of(workdir))
     check_config(config)
     checkpointer = Checkpointer(workdir, read_only=True)
-    step = checkpointer.choose_step(checkpoint)
     experiment = make_experiment(config, (1,) * num_classes)
     shapes = (experiment.params, experiment.statistics)
-    states = checkpointer.restore_model(
-        step, *parallel.replicated_shapes(shapes, parallel.data_mesh())
+    step, params, statistics = checkpointer.restore_model(
+        checkpoint, *parallel.replicated_shapes(shapes, parallel.data_mesh())
     )
     checkpointer.close()
-    return TrainedWeights(config, step, *states)
+    return TrainedWeights(config, step, params, statistics)
 
 
 def load_trained(
@@ -122,23 +156,30 @@ def load_trained(
     """
     config = ConfigDict(config_of(workdir))
     check_config(config)
+    trained_on = True
     if data_dir is not None:
         config.data.dir = str(data_dir)
+        trained_on = _is_trained_on(workdir, fingerprint_of(data_dir, config.data.records))
+        # Copies are a way of training on a data set; of another one, the images are tested.
+        config.protocol = config.protocol if trained_on else PATIENT
         # A data set from elsewhere need not be in folds because the one trained on was.
         if not folds_of(open_dataset(data_dir, config.data.records).info.splits):
             config.data.fold = NO_FOLD
     checkpointer = Checkpointer(workdir, read_only=True)
-    step, last_step = checkpointer.choose_step(checkpoint), checkpointer.steps()[-1]
+    checkpointer.check(checkpoint)
     noun = NOUNS[config.data.records]
     with ProgressBar(f"reading {split} {noun}", noun=noun) as bar:
-        images = load_images(config, split, lambda done, total: bar.update(done, total=total))
+        # Where training kept its images is of no concern here.
+        progress = lambda done, total: bar.update(done, total=total)  # noqa: E731
+        images = load_images(config, split, progress, cache="auto")
     if data_dir is None:
         check_data(workdir, images.fingerprint)
     experiment = make_experiment(config, images.class_counts)
     mesh = parallel.data_mesh()
-    state = checkpointer.restore_model(
-        step, *parallel.replicated_shapes((experiment.params, experiment.statistics), mesh)
+    step, *state = checkpointer.restore_model(
+        checkpoint, *parallel.replicated_shapes((experiment.params, experiment.statistics), mesh)
     )
+    last_step = checkpointer.steps()[-1]
     checkpointer.close()
     return TrainedNetwork(
         config=config,
@@ -146,8 +187,14 @@ def load_trained(
         last_step=last_step,
         images=images,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(experiment.params)),
+        trained_on=trained_on,
         _mesh=mesh,
-        _state=state,
+        _state=tuple(state),
         _eval_step=parallel.compile_eval_step(experiment.recipe, mesh),
         _attention_step=parallel.compile_attention_step(experiment.recipe, mesh),
     )
+
+
+def _is_trained_on(workdir: Path, fingerprint: str) -> bool:
+    attempts = attempts_of(workdir)
+    return bool(attempts) and attempts[-1]["dataset_fingerprint"] == fingerprint

@@ -1,16 +1,22 @@
 """What every test shares: eight fake devices, strict JAX, and the markers slow and exhaustive."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Before JAX is imported: devices are counted once.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Tests leave the user's cache folder alone, and share one of their own while they run.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-for-tests-")
 
 import jax
 import pytest
 
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Eight devices on few cores: with steps queued up, their collectives can wait for each other
 # forever.

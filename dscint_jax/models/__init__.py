@@ -8,8 +8,11 @@ height, width, channel), or (batch, view, height, width, channel) if its attribu
 
 A network of your own needs no entry here: 'my_package.my_module:build' names a class or a function
 with the keyword arguments `num_classes` and `rngs`, besides its own options, that returns such a
-module. Dropout must draw from the `rngs` of the call: `nnx.Dropout(rate)(x, rngs=rngs)`. One that
-reads studies has the attribute `RECORDS = "studies"`.
+module. Dropout must draw from the `rngs` of the call: `layers.Dropout(rate)(x, rngs=rngs)`, which
+draws the same on any number of devices, or `nnx.Dropout`, which draws on each device by itself. On
+several devices each sees its own part of the batch; of what looks at other examples, only BatchNorm
+(ours or `nnx.BatchNorm`) is told to look at all of them. One that reads studies has the attribute
+`RECORDS = "studies"`.
 """
 
 import difflib

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dscint_jax.models.layers import Conv, apply_layers, flatten
+from dscint_jax.models.layers import Conv, Dropout, apply_layers, flatten
 from dscint_jax.models.options import check_dropout
 from dscint_jax.models.pooling import adaptive_average_pool, max_pool
 
@@ -70,10 +70,10 @@ class AlexNet(nnx.Module):
         self.classifier = (
             nnx.List(
                 [
-                    nnx.Dropout(dropout),
+                    Dropout(dropout),
                     linear(256 * GRID[0] * GRID[1], 4096),
                     nnx.relu,
-                    nnx.Dropout(dropout),
+                    Dropout(dropout),
                     linear(4096, 4096),
                     nnx.relu,
                     linear(4096, num_classes),

@@ -27,7 +27,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from dscint_jax.models.attention import ATTENTION_KINDS, AttentionMaps, HybridAttention
-from dscint_jax.models.layers import NORMS, ConvBlock
+from dscint_jax.models.layers import NORMS, ConvBlock, Dropout
 from dscint_jax.models.options import (
     OptionError,
     check_choice,
@@ -183,7 +183,7 @@ class Dscint(nnx.Module):
         pooled = widths[-1] * REGION_POOLINGS[pooling][1] * math.prod(regions)
         linear = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
         self.hidden = linear(pooled, hidden) if num_classes else None
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.head = linear(hidden, num_classes) if num_classes else None
 
     def __call__(

@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float
 
 from dscint_jax.errors import DscintError
 from dscint_jax.models.attention import GATE_SCOPE, AttentionMaps
+from dscint_jax.models.layers import Dropout
 from dscint_jax.models.options import OptionError, check_choice, check_dropout, check_size
 
 VIEWS = 2
@@ -103,7 +104,7 @@ class DualView(nnx.Module):
         features = self.encoder.num_features
         self.view_embedding = nnx.Param(jnp.zeros((VIEWS, features)))
         self.attention = StudyAttention(features, hidden=attention_hidden, dtype=dtype, rngs=rngs)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.head = nnx.Linear(features, num_classes, dtype=dtype, rngs=rngs)
 
     @property

@@ -8,9 +8,7 @@ In: a network's parameters and statistics. Out: arrays with PyTorch's names and 
     model.load_state_dict(safetensors.torch.load_file("resnet18.safetensors"))
 """
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,7 +16,7 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
-from dscint_jax.errors import DscintError
+from dscint_jax.atomic import write_bytes
 from dscint_jax.models.torch_layout import named_weights
 
 LENGTH_BYTES = 8
@@ -41,17 +39,9 @@ def write_safetensors(
     """Writes a whole file or nothing; the same tensors and metadata give the same bytes.
 
     Raises:
-      DscintError: the place cannot be written to.
+      DscintError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(_serialised(tensors, metadata))
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise DscintError(f"{path} cannot be written: {error.strerror}") from error
+    write_bytes(path, _serialised(tensors, metadata))
 
 
 def _serialised(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dscint_jax.models.layers import BatchNorm, Conv, Layer, apply_layers
+from dscint_jax.models.layers import BatchNorm, Conv, Dropout, Layer, apply_layers
 from dscint_jax.models.options import check_dropout
 from dscint_jax.models.pooling import average_pool, max_pool
 
@@ -223,7 +223,7 @@ class InceptionV4(nnx.Module):
             ]
         )
         self.num_features = 1536
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.last_linear = (
             nnx.Linear(self.num_features, num_classes, dtype=dtype, rngs=rngs)
             if num_classes

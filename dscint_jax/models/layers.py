@@ -140,6 +140,7 @@ class BatchNorm(nnx.BatchNorm):
     A step moves the running statistics by a tenth of the way to the batch's mean and to its
     unbiased variance, n / (n - 1) of the one that the batch itself is divided by. (Flax's moves by
     a hundredth, which takes longer to settle than short runs last, and to the plain variance.)
+    Under an axis name (`axis_name`, set for training on many devices) the batch is that of all.
     The variance is the mean of squares less the squared mean, in one pass over the features: good
     where a channel's mean is not hundreds of times its spread.
 
@@ -162,6 +163,10 @@ class BatchNorm(nnx.BatchNorm):
         if not self.use_running_average:
             count = x.size // x.shape[-1]
             mean, square = x.mean((0, 1, 2)), jnp.square(x).mean((0, 1, 2))
+            if self.axis_name:
+                # As one array, which is one message.
+                mean, square = jax.lax.pmean(jnp.stack([mean, square]), self.axis_name)
+                count *= jax.lax.axis_size(self.axis_name)
             # Rounding may take it below zero.
             variance = jnp.maximum(square - jnp.square(mean), 0.0)
             unbiased = variance * (count / max(count - 1, 1))
@@ -171,6 +176,44 @@ class BatchNorm(nnx.BatchNorm):
         factor = jax.lax.rsqrt(variance + self.epsilon) * self.scale[...]
         mean, factor, bias = (v[None, None, None] for v in (mean, factor, self.bias[...]))
         return ((x - mean) * factor + bias).astype(self.dtype)
+
+
+DROPOUT_BY_EXAMPLE = "dropout_by_example"
+"""The stream of keys that are the same on every device."""
+
+
+class Dropout(nnx.Dropout):
+    """Dropout that draws for every example of the batch from a key of its own.
+
+    So an example loses the same features however the batch is divided over devices. Under an axis
+    name (`axis_name`, set for training on many devices) the key is `rngs.dropout_by_example()`,
+    which all devices share, elsewhere `rngs.dropout()`.
+
+    Args:
+      rate: probability that a feature is set to zero.
+    """
+
+    def __init__(self, rate: float):
+        super().__init__(rate)
+        self.axis_name: str | None = None
+
+    def __call__(
+        self, x: Float[Array, "batch *shape"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "batch *shape"]:
+        """Returns the features, in training without some of them and the others scaled up."""
+        if self.deterministic or not self.rate:
+            return x
+        first, stream = 0, "dropout"
+        if self.axis_name:
+            first = jax.lax.axis_index(self.axis_name) * len(x)
+            stream = DROPOUT_BY_EXAMPLE
+        key = rngs[stream]()
+        keep = 1.0 - self.rate
+
+        def drawn(example: jax.Array) -> jax.Array:
+            return jax.random.bernoulli(jax.random.fold_in(key, example), keep, x.shape[1:])
+
+        return jnp.where(jax.vmap(drawn)(first + jnp.arange(len(x))), x / keep, 0)
 
 
 def group_norm(

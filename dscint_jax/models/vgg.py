@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dscint_jax.models.layers import BatchNorm, Conv, apply_layers, flatten
+from dscint_jax.models.layers import BatchNorm, Conv, Dropout, apply_layers, flatten
 from dscint_jax.models.options import check_dropout
 from dscint_jax.models.pooling import adaptive_average_pool, max_pool
 
@@ -76,10 +76,10 @@ class VGG(nnx.Module):
                 [
                     linear(channels * GRID[0] * GRID[1], 4096),
                     nnx.relu,
-                    nnx.Dropout(dropout),
+                    Dropout(dropout),
                     linear(4096, 4096),
                     nnx.relu,
-                    nnx.Dropout(dropout),
+                    Dropout(dropout),
                     linear(4096, num_classes),
                 ]
             )

@@ -80,9 +80,9 @@ class _Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="views")]  # noqa: RUF012
 
-    def __init__(self, sizes, **kwargs):
+    def __init__(self, sizes, shared=0, scales=None, **kwargs):
+        self._sizes, self._shared, self._scales = sizes, shared, scales or {}
         super().__init__(**kwargs)
-        self._sizes = sizes
 
     def _info(self):
         features = {
@@ -97,7 +97,7 @@ class _Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(features),
             disable_shuffling=True,
-            metadata=tfds.core.MetadataDict(fingerprint="made", class_counts={}),
+            metadata=tfds.core.MetadataDict(fingerprint=f"made of {self._sizes}", class_counts={}),
         )
 
     def _split_generators(self, dl_manager):
@@ -115,9 +115,9 @@ class _Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                     "image": random.poisson(9, (64, 16, 1)).astype(np.uint16),
                     "label": CLASSES[label],
                     "image_id": f"{name}-{n}",
-                    "patient_key": f"patient-{name}-{n}",
+                    "patient_key": f"patient-{n}" if n < self._shared else f"patient-{name}-{n}",
                     "view": "anterior",
-                    "scale": 9.0,
+                    "scale": self._scales.get(f"{name}-{n}", 9.0),
                     "lesion_mask": np.zeros((64, 16, 1), np.uint8),
                 },
             )
@@ -125,12 +125,17 @@ class _Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 @pytest.fixture(scope="session")
 def make_data_set(tmp_path_factory):
-    """Makes a data set of random images with the given splits and numbers of images."""
+    """Makes a data set of random images with the given splits and numbers of images.
 
-    def make(**sizes: int) -> Path:
+    The first `shared` images of every split are of the same patients; `scales` are those of some
+    images, by their ids.
+    """
+
+    def make(*, shared: int = 0, scales: dict[str, float] | None = None, **sizes: int) -> Path:
         folder = tmp_path_factory.mktemp("made")
         tfds.disable_progress_bar()
-        _Made(sizes, data_dir=folder, file_format="array_record").download_and_prepare()
+        made = _Made(sizes, shared, scales, data_dir=folder, file_format="array_record")
+        made.download_and_prepare()
         return folder
 
     return make

@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ from dscint_jax import metrics
 from dscint_jax.baseline import linear_baseline
 from dscint_jax.checkpoint import Checkpointer
 from dscint_jax.errors import DscintError
-from dscint_jax.evaluate import evaluate
-from dscint_jax.input_pipeline import fingerprint_of, load_split
+from dscint_jax.evaluate import evaluate, print_table
+from dscint_jax.input_pipeline import Copies, fingerprint_of, load_split
 from dscint_jax.report import write_report
 from dscint_jax.train import train
 
@@ -86,6 +87,17 @@ def test_best_is_the_highest_validation_f1_and_any_kept_step_can_be_named(evalua
     assert evaluate(workdir, split="validation", checkpoint="last")["step"] == step
 
 
+def test_damaged_checkpoint_gives_way_to_the_next_with_a_warning(config, tmp_path, capsys):
+    config.keep_last = 3
+    train(config, tmp_path)
+    best = Checkpointer(tmp_path, read_only=True).best_step()
+    shutil.rmtree(tmp_path / "checkpoints" / str(best) / "model")
+    assert evaluate(tmp_path, split="test", checkpoint="best")["step"] != best
+    assert f"/{best} is damaged" in capsys.readouterr().out
+    with pytest.raises(DscintError, match=f"checkpoint {best} is damaged"):
+        evaluate(tmp_path, split="test", checkpoint=str(best))
+
+
 def test_run_of_a_version_before_folds_is_evaluated_and_left_alone(evaluated, config, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(evaluated[0], workdir)
@@ -96,7 +108,9 @@ def test_run_of_a_version_before_folds_is_evaluated_and_left_alone(evaluated, co
     train(config, workdir)
     assert json.loads((workdir / "config.json").read_text()) == old
     config.data.fold = 0
-    with pytest.raises(DscintError, match=r"config\.data\.fold is -1 there and 0 here"):
+    with pytest.raises(
+        DscintError, match=r"config\.data\.fold is 0, but the data set is divided into"
+    ):
         train(config, workdir)
 
 
@@ -163,3 +177,91 @@ def test_checkpoint_of_another_network_is_refused(evaluated, tmp_path):
     (workdir / "config.json").write_text(json.dumps(config))
     with pytest.raises(DscintError, match=r"does not fit this config's network"):
         evaluate(workdir, split="test", checkpoint="best")
+
+
+def _changed(trained, workdir, **fields):
+    """A trained network's work directory as if its config had had these fields."""
+    shutil.copytree(trained, workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"] |= fields.pop("data", {})
+    (workdir / "config.json").write_text(json.dumps(config | fields))
+    attempts = json.loads((workdir / "provenance.json").read_text())
+    attempts[-1]["dataset_fingerprint"] = fingerprint_of(Path(config["data"]["dir"]))
+    (workdir / "provenance.json").write_text(json.dumps(attempts))
+    return workdir
+
+
+def test_split_by_patient_is_evaluated_with_the_proof_that_none_was_in_training(evaluated):
+    _, result = evaluated
+    assert result["protocol"] == "patient"
+    assert result["leakage"] == {
+        "images": result["support"],
+        "images_with_a_copy_in_training": 0,
+        "images_of_a_patient_in_training": 0,
+    }
+
+
+def test_training_split_is_evaluated_and_known_to_be_it(evaluated):
+    result = evaluate(evaluated[0], split="train", checkpoint="best")
+    assert set(result["leakage"].values()) == {result["support"]}
+
+
+def test_patient_on_both_sides_is_refused(evaluated, make_data_set, tmp_path):
+    folder = make_data_set(shared=3, train=12, validation=6, test=6)
+    workdir = _changed(evaluated[0], tmp_path / "run", data={"dir": str(folder), "pool": 1})
+    (workdir / "eval" / "test" / "metrics.json").unlink()
+    with pytest.raises(DscintError, match=r"patient patient-0 and 2 more .* test split .*training"):
+        evaluate(workdir, split="test", checkpoint="best")
+    assert not (workdir / "eval" / "test" / "metrics.json").exists()
+
+
+def test_run_on_copies_is_evaluated_on_copies_of_which_training_has_others(
+    evaluated, make_data_set, tmp_path, capsys
+):
+    folder = make_data_set(train=20, validation=8, test=8)
+    fields = {"data": {"dir": str(folder), "pool": 1, "copies": 4}, "protocol": "augmented"}
+    workdir = _changed(evaluated[0], tmp_path / "run", **fields)
+    result = evaluate(workdir, split="test", checkpoint="best")
+    rows = _rows(workdir)
+    copies = Copies(4, seed=0)
+    images = load_split(folder, "test", pool=1, cache_gib=1.0, copies=copies)
+    expected = images.identity(np.arange(len(images)))["image_id"].tolist()
+    assert [row["image_id"] for row in rows] == expected
+    train = load_split(folder, "train", pool=1, cache_gib=0.0, copies=copies)
+    known = {name.rpartition("#")[0] for name in train.identity(np.arange(len(train)))["image_id"]}
+    with_copy = sum(name.rpartition("#")[0] in known for name in expected)
+    assert result["protocol"] == "augmented"
+    assert result["leakage"] == {
+        "images": len(rows),
+        "images_with_a_copy_in_training": with_copy,
+        "images_of_a_patient_in_training": with_copy,
+    }
+    assert with_copy > 10
+    print_table(result)
+    assert "Copies of test images are in the training set" in capsys.readouterr().out
+
+
+def test_network_that_was_trained_on_copies_is_tested_on_images_from_elsewhere(
+    evaluated, make_data_set, tmp_path
+):
+    fields = {"protocol": "augmented", "data": {"pool": 1}}
+    workdir = _changed(evaluated[0], tmp_path / "run", **fields)
+    elsewhere = make_data_set(test=6)
+    result = evaluate(workdir, split="test", checkpoint="best", data_dir=elsewhere)
+    assert result["support"] == 6
+    assert result["leakage"] is None
+    assert result["protocol"] == "patient"
+
+
+def test_data_set_that_was_moved_is_still_the_one_trained_on(evaluated, data_dir, tmp_path):
+    workdir, result = tmp_path / "run", evaluated[1]
+    shutil.copytree(evaluated[0], workdir)
+    shutil.copytree(data_dir, tmp_path / "moved")
+    moved = evaluate(workdir, split="test", checkpoint="best", data_dir=tmp_path / "moved")
+    assert moved == result
+
+
+def test_where_training_kept_its_images_does_not_matter_to_evaluation(evaluated, tmp_path):
+    fields = {"cache": "host", "cache_gib": 1e-6}
+    workdir = _changed(evaluated[0], tmp_path / "run", data=fields)
+    assert evaluate(workdir, split="test", checkpoint="best") == evaluated[1]

@@ -1,4 +1,6 @@
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,77 @@ def test_every_config_fits_every_network(file, network):
         assert set(config.model_options) <= set(known)
     else:
         assert not config.model_options
+
+
+# main with a training that ends as the first argument says.
+PROGRAM = """
+import sys
+from absl import app
+from dscint_jax import main, train
+
+status = int(sys.argv.pop(1))
+
+
+def end(config, workdir, *, cluster):
+    print(cluster.kind)
+    if status >= 0:
+        sys.exit(status)
+
+
+train.train = end
+app.run(main.main, flags_parser=main.parse_flags)
+"""
+
+
+def _main(status, *arguments):
+    config = CONFIGS / "quickstart.py"
+    return subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            PROGRAM,
+            str(status),
+            f"--config={config}",
+            "--workdir=w",
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "arguments", "expected"),
+    [
+        (-1, ["--status_when_stopped=75"], 0),
+        (0, ["--status_when_stopped=75"], 75),
+        (130, ["--status_when_stopped=75"], 130),
+    ],
+)
+def test_only_a_run_stopped_by_sigterm_ends_with_the_given_status(status, arguments, expected):
+    done = _main(status, *arguments)
+    assert done.returncode == expected, done.stderr
+    assert done.stdout == "alone\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--num_processes=2", "--process_id=1"], "--coordinator_address is missing"),
+        (["--distributed=maybe"], "--distributed=maybe"),
+    ],
+)
+def test_flags_of_several_processes_that_do_not_fit_are_one_line(arguments, word):
+    config = CONFIGS / "quickstart.py"
+    done = subprocess.run(
+        [sys.executable, "-m", "dscint_jax.main", f"--config={config}", "--workdir=w", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert word in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""

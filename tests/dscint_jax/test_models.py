@@ -16,13 +16,13 @@ from dscint_jax import models
 from dscint_jax.augment import Augmentation
 from dscint_jax.errors import DscintError
 from dscint_jax.models.attention import AttentionMaps
+from dscint_jax.optimizers import make_schedule
 from dscint_jax.train_step import (
     Recipe,
     TrainState,
     eval_step,
     split_network,
     train_step,
-    warmup_cosine,
 )
 
 FAMILIES = ("alexnet", "vgg16_bn", "resnet18", "densenet121", "inception_v4", "dscint", "dual_view")
@@ -95,10 +95,9 @@ def _trainer(name, learning_rate, **options):
     recipe = Recipe(
         training=training,
         inference=inference,
-        optimizer=optax.adam(warmup_cosine(learning_rate, steps=steps, warmup_steps=5)),
+        optimizer=optax.adam(make_schedule("cosine", learning_rate, steps=steps, warmup_steps=5)),
         augmentation=Augmentation(),
-        class_weights=(1.0,) * CLASSES,
-        label_smoothing=0.0,
+        loss=make_loss(class_weights=(1.0,) * CLASSES),
         clip=3.0,
         seed=0,
     )

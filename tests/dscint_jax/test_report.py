@@ -1,14 +1,17 @@
+import json
 import re
 import shutil
 
 import numpy as np
 import pytest
 
+from dscint_jax.augment import Augmentation
 from dscint_jax.baseline import baseline_of, linear_baseline
 from dscint_jax.errors import DscintError
 from dscint_jax.evaluate import evaluate
 from dscint_jax.explain import Explained, explain
 from dscint_jax.figures import scintigram_figure
+from dscint_jax.input_pipeline import Copies
 from dscint_jax.report import choose_examples, write_report
 from dscint_jax.trained import load_trained
 
@@ -153,3 +156,66 @@ def test_linear_baseline_is_fitted_on_other_patients_and_repeats(data_dir, monke
     # Hardly held back, it knows the patients that it was fitted on.
     monkeypatch.setattr("dscint_jax.baseline.STRENGTHS", (1.0,))
     assert linear_baseline(data_dir, "train").scores["accuracy"] > 0.9
+
+
+def _text(page):
+    return re.sub(r"\s+", " ", page)
+
+
+def test_page_says_that_no_patient_was_in_training_and_how_that_is_known(reported):
+    _, result, page, _ = reported
+    said = f"the patient keys in the records of its {result['support']} images were compared"
+    assert "No patient of this split was in training" in _text(page)
+    assert said in _text(page).split("<h2>")[0]
+
+
+def test_page_on_copies_says_first_that_training_has_copies_of_the_same_images(
+    reported, data_dir, tmp_path
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(reported[0], workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    config["protocol"] = "augmented"
+    config["data"]["copies"] = 2
+    (workdir / "config.json").write_text(json.dumps(config))
+    leakage = evaluate(workdir, split="test", checkpoint="best")["leakage"]
+    path, baseline = write_report(workdir)
+    top = _text(path.read_text()).split("<h2>")[0]
+    assert f"{leakage['images']} copies of images of" in top
+    assert (
+        f"Of the {leakage['images']} copies in this split, "
+        f"{leakage['images_with_a_copy_in_training']} have a copy of the same image in training, "
+        f"and {leakage['images_of_a_patient_in_training']} are of a patient who is in training. "
+        f"The score is not one for new patients."
+    ) in top
+    copies = Copies(2, seed=config["seed"])
+    ranges = Augmentation(**config["augmentation"])
+    assert baseline == linear_baseline(data_dir, copies=copies, ranges=ranges)
+    assert baseline != linear_baseline(data_dir, copies=copies)
+
+
+def test_explained_copy_is_shown_as_the_network_sees_it(trained, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    (workdir / "config.json").write_text(json.dumps(config | {"protocol": "augmented"}))
+    network = load_trained(workdir, split="test", checkpoint="last")
+    batch = network.images.read(np.arange(8))
+    seen = network.as_seen(batch)
+    plain = np.sqrt(batch["counts"] / batch["scale"][:, None, None, None])
+    moved = [not np.allclose(a, b, atol=1e-4) for a, b in zip(seen, plain, strict=True)]
+    assert any(moved)
+    assert not any(np.array(moved)[batch["copy"] < 0])
+    views = [explained.views for explained in explain(network, np.arange(8))]
+    np.testing.assert_allclose(np.stack(views)[..., None].squeeze(1), seen, rtol=1e-6)
+
+
+def test_evaluation_of_an_earlier_version_is_to_be_made_again(reported, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(reported[0], workdir)
+    path = workdir / "eval" / "test" / "metrics.json"
+    old = json.loads(path.read_text())
+    del old["leakage"]
+    path.write_text(json.dumps(old))
+    with pytest.raises(DscintError, match=r"earlier version.*evaluate again"):
+        write_report(workdir)

@@ -11,7 +11,7 @@ from scipy import ndimage
 from dscint_jax import shortcuts
 from dscint_jax.baseline import linear_baseline
 from dscint_jax.errors import DscintError
-from dscint_jax.input_pipeline import Scintigrams, load_split
+from dscint_jax.input_pipeline import HeldImages, Scintigrams, load_split
 from dscint_jax.shortcuts import (
     NECK_SHAPE,
     Body,
@@ -129,7 +129,7 @@ def _necks(random, images, *, signal):
         classes=CLASSES,
         class_counts=tuple(np.bincount(labels, minlength=4).tolist()),
         fingerprint="made",
-        read=lambda indices: {name: values[indices] for name, values in fields.items()},
+        images=HeldImages(fields),
     )
 
 

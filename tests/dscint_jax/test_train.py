@@ -14,8 +14,9 @@ import pytest
 
 from dscint_jax.errors import DscintError
 from dscint_jax.evaluate import evaluate
+from dscint_jax.profiling import Window
+from dscint_jax.trackers import read_lines, read_metrics
 from dscint_jax.train import train
-from dscint_jax.workdir import read_metrics
 
 from .conftest import TESTS
 
@@ -119,6 +120,34 @@ def test_finished_run_is_left_alone_and_another_config_refused(trained, config):
         train(config, trained)
 
 
+def _truncate(workdir, step):
+    # Of the files of small arrays some are not read again; the manifest is.
+    manifest = workdir / "checkpoints" / str(step) / "model" / "manifest.ocdbt"
+    manifest.write_bytes(manifest.read_bytes()[:50])
+
+
+@pytest.mark.parametrize("damaged", [(12,), (8, 12), (4, 8, 12)])
+def test_run_with_damaged_checkpoints_goes_on_from_a_whole_one_to_the_same_bits(
+    config, tmp_path, capsys, damaged
+):
+    config.keep_last = 3
+    train(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "damaged")
+    for step in damaged:
+        _truncate(tmp_path / "damaged", step)
+    capsys.readouterr()
+    train(config, tmp_path / "damaged")
+    printed = capsys.readouterr().out
+    assert printed.count("is damaged") == len(damaged)
+    start = min(damaged) - 4
+    assert ("resuming after step" in printed) == (start > 0)
+    for step in (4, 8, 12):
+        arrays = (_final_arrays(tmp_path / name, step) for name in ("whole", "damaged"))
+        for a, b in zip(*arrays, strict=True):
+            np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "damaged")
+
+
 def test_best_and_last_checkpoints_are_kept(trained):
     lines = [line for line in read_metrics(trained) if "validation_f1" in line]
     best = max(lines, key=lambda line: (line["validation_f1"], line["step"]))["step"]
@@ -194,6 +223,24 @@ def test_run_on_studies_resumes_to_the_same_bits(trained_on_studies, dual_view_c
     for a, b in zip(*(_final_arrays(w, 12) for w in (trained_on_studies, workdir)), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
     assert read_metrics(workdir) == read_metrics(trained_on_studies)
+
+
+@pytest.mark.parametrize("spmd", ["jit", "pmap"])
+def test_wherever_the_images_are_kept_a_run_ends_in_the_same_bits(config, trained, tmp_path, spmd):
+    config.spmd = spmd
+    for cache in ("device", "host", "none"):
+        config.data.cache = cache
+        train(config, tmp_path / cache)
+    for cache in ("host", "none"):
+        arrays = (_final_arrays(tmp_path / name, 12) for name in ("device", cache))
+        for a, b in zip(*arrays, strict=True):
+            np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+        assert read_metrics(tmp_path / cache) == read_metrics(tmp_path / "device")
+    losses = (
+        [line["loss"] for line in read_metrics(w) if "loss" in line]
+        for w in (trained, tmp_path / "host")
+    )
+    np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 def test_other_data_than_trained_on_is_refused(trained, config, tmp_path):
@@ -315,3 +362,22 @@ def test_large_networks_train_a_step_at_full_size_within_24_gib(data_dir, tmp_pa
         timeout=1100,
     )
     assert int(output.rsplit("KiB", 1)[1]) < 24 * 2**20, output
+
+
+def test_run_tells_how_it_ended_and_where_its_time_went(trained):
+    ended = json.loads((trained / "provenance.json").read_text())[-1]["ended"]
+    assert (ended["why"], ended["step"]) == ("completed", 12)
+    assert {"step", "input_wait", "evaluation", "checkpoint", "compilation"} <= set(
+        ended["seconds"]
+    )
+    assert ended["summary"].startswith("12 steps in ")
+    speeds = read_lines(trained / "train_speed.jsonl")
+    assert [line["step"] for line in speeds] == list(range(1, 13))
+    assert any(line.get("images_per_second", 0) > 0 for line in speeds)
+
+
+def test_traced_run_ends_in_the_same_bits(trained, config, tmp_path):
+    train(config, tmp_path, window=Window(5, 3))
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    for a, b in zip(*(_final_arrays(w, 12) for w in (trained, tmp_path)), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))

@@ -1,8 +1,8 @@
-import dataclasses
 import functools
+import math
+import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 from dscint_jax import parallel
 from dscint_jax.errors import DscintError
 from dscint_jax.experiment import class_weights, make_experiment
-from dscint_jax.train_step import classification_loss, train_step, warmup_cosine
+from dscint_jax.train_step import train_step
 
 
 def _batch(seed, size=16):
@@ -29,11 +29,11 @@ def _mesh(devices):
     )
 
 
-def _run(config, devices, steps=5):
+def _run(config, devices, steps=5, spmd="jit"):
     mesh = _mesh(devices)
-    experiment = make_experiment(config, (4, 3, 2, 1))
+    experiment = make_experiment(config, (4, 3, 2, 1), parallel.AXIS)
     state = parallel.replicate(experiment.initial_state(), mesh)
-    step = parallel.compile_train_step(experiment.recipe, mesh)
+    step = parallel.compile_train_step(experiment.recipe, mesh, spmd)
     losses = []
     for seed in range(steps):
         state, metrics = step(state, parallel.shard_batch(_batch(seed), mesh))
@@ -41,10 +41,101 @@ def _run(config, devices, steps=5):
     return losses, state, step
 
 
+@pytest.fixture
+def everything(config):
+    """All that is random, and BatchNorm."""
+    config.steps = 20
+    config.model_options.dropout = 0.3
+    for name in ("rotated", "scaled", "intensified", "thinned"):
+        config.augmentation[name] = 0.5
+    return config
+
+
+@pytest.fixture(scope="module")
+def losses_of_one_device():
+    return {}
+
+
+@pytest.mark.parametrize("spmd", ["jit", "pmap"])
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+def test_any_number_of_devices_trains_as_one_does_over_20_steps(
+    everything, losses_of_one_device, devices, spmd
+):
+    if not losses_of_one_device:
+        losses_of_one_device["jit"] = _run(everything, 1, 20)[0]
+    losses = _run(everything, devices, 20, spmd)[0]
+    np.testing.assert_allclose(losses, losses_of_one_device["jit"], rtol=1e-5)
+
+
 @pytest.mark.parametrize("devices", [2, 8])
-def test_many_devices_train_as_one_does(config, devices):
-    one, many = (_run(config, n)[0] for n in (1, devices))
-    np.testing.assert_allclose(many, one, rtol=1e-5)
+def test_devices_agree_with_accumulation_mixup_and_average_on(everything, devices):
+    everything.update(accumulation=2, mixup=0.4, ema=0.9, loss="focal")
+    one, many = (_run(everything, n, 10) for n in (1, devices))
+    np.testing.assert_allclose(many[0], one[0], rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(one[1].average), jax.tree.leaves(many[1].average), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("spmd", ["jit", "pmap"])
+def test_same_devices_twice_give_the_same_bits(everything, spmd):
+    first, second = (_run(everything, 4, 5, spmd)[1] for _ in range(2))
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def _all_reduces(config, devices, batch_size):
+    """Sizes of what the devices send each other in a step, in numbers; nothing else is sent."""
+    mesh = _mesh(devices)
+    experiment = make_experiment(config, (4, 3, 2, 1), parallel.AXIS)
+    step = parallel.compile_train_step(experiment.recipe, mesh)
+    state = parallel.replicate(experiment.initial_state(), mesh)
+    batch = parallel.shard_batch(_batch(0, batch_size), mesh)
+    program = step.lower(state, batch).compile().as_text()
+    found = re.findall(
+        r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-\w+)(?:-start)?\(",
+        program,
+    )
+    assert {kind for _, kind in found} == {"all-reduce"}
+    shapes = [re.fullmatch(r"f32\[([\d,]*)\]\S*", shape)[1] for shape, _ in found]
+    return sorted(math.prod(int(n) for n in shape.split(",")) for shape in shapes), state.params
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_devices_send_each_other_the_gradients_once_and_norm_statistics(config, accumulation):
+    config.accumulation = accumulation
+    sizes, params = _all_reduces(config, 4, 16)
+    loss_and_accuracy = 2
+    assert sizes[-1] == sum(leaf.size for leaf in jax.tree.leaves(params)) + loss_and_accuracy
+    # Mean and mean square of 8 and of 16 channels, forwards and backwards.
+    assert sizes[:-1] == [16, 16, 32, 32]
+
+
+def test_what_devices_send_grows_neither_with_the_batch_nor_with_their_number(config):
+    sizes = _all_reduces(config, 2, 16)[0]
+    assert _all_reduces(config, 2, 64)[0] == sizes
+    assert _all_reduces(config, 8, 64)[0] == sizes
+
+
+def test_accumulation_gives_the_gradients_of_the_whole_batch(config):
+    config.model_options.norm, config.model_options.dropout = "group", 0.0
+    whole = _run(config, 2)
+    config.accumulation = 4
+    parts = _run(config, 2)
+    np.testing.assert_allclose(parts[0], whole[0], rtol=1e-5)
+
+
+def test_mixup_trains_on_mixtures_and_average_lags_behind(config):
+    plain = _run(config, 1)
+    config.mixup = 1.0
+    assert abs(_run(config, 1)[0][0] - plain[0][0]) > 1e-3
+    config.mixup, config.ema = 0.0, 0.99
+    losses, state, _ = _run(config, 1)
+    assert losses == plain[0]
+    assert state.evaluated is state.average
+    for average, now in zip(
+        jax.tree.leaves(state.average[0]), jax.tree.leaves(state.params), strict=True
+    ):
+        assert not np.array_equal(average, now)
 
 
 @pytest.mark.parametrize("devices", [2, 8])
@@ -55,12 +146,6 @@ def test_batch_statistics_are_those_of_the_whole_batch(config, devices):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
-def test_same_devices_twice_give_the_same_bits(config):
-    first, second = (_run(config, 4)[1] for _ in range(2))
-    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 def test_train_step_compiles_once(config):
     _, _, step = _run(config, 8)
     assert step._cache_size() == 1
@@ -69,11 +154,10 @@ def test_train_step_compiles_once(config):
 def test_network_learns_one_batch_by_heart(config):
     config.steps, config.augmentation.rotation, config.augmentation.mirror = 150, 0.0, 0.0
     config.augmentation.translation, config.model_options.dropout = (0.0, 0.0), 0.0
-    config.optimizer.learning_rate = 1e-2
-    experiment = make_experiment(config, (1, 1, 1, 1))
-    recipe = dataclasses.replace(experiment.recipe, label_smoothing=0.0)
+    config.optimizer.learning_rate, config.label_smoothing = 1e-2, 0.0
+    experiment = make_experiment(config, (1, 1, 1, 1), parallel.AXIS)
     state = parallel.replicate(experiment.initial_state(), _mesh(1))
-    step = parallel.compile_train_step(recipe, _mesh(1))
+    step = parallel.compile_train_step(experiment.recipe, _mesh(1))
     batch = parallel.shard_batch(_batch(0, 8), _mesh(1))
     for _ in range(150):
         state, metrics = step(state, batch)
@@ -96,13 +180,6 @@ def test_every_parameter_has_a_gradient_and_moves(config):
     assert int(after.step) == 3
 
 
-def test_loss_is_weighted_cross_entropy():
-    logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 0.5, 0.5]])
-    loss = classification_loss(logits, jnp.array([0, 2]), jnp.array([1.0, 1.0, 3.0]), 0.0)
-    expected = [-jax.nn.log_softmax(logits)[0, 0], 3 * np.log(3)]
-    np.testing.assert_allclose(loss, expected, rtol=1e-6)
-
-
 def test_balanced_class_weights_give_every_class_the_same_total():
     counts = (10, 30, 40, 20)
     weights = class_weights("balanced", counts)
@@ -113,15 +190,10 @@ def test_balanced_class_weights_give_every_class_the_same_total():
         class_weights("even", counts)
 
 
-def test_learning_rate_warms_up_then_falls_to_zero():
-    schedule = warmup_cosine(0.1, steps=100, warmup_steps=10)
-    values = np.array([float(schedule(step)) for step in range(101)])
-    assert values[0] == 0
-    assert abs(values.max() - 0.1) < 1e-7
-    assert values.argmax() == 10
-    assert values[-1] < 1e-7
-
-
 def test_batch_that_does_not_fit_the_devices_is_named():
+    with pytest.raises(DscintError, match=r"batch_size 16.*in config\.accumulation 4 parts.*of 32"):
+        parallel.check_batch_size(16, parallel.data_mesh(), accumulation=4)
+    with pytest.raises(DscintError, match=r"config\.mixup.*multiple of 16"):
+        parallel.check_batch_size(24, parallel.data_mesh(), pairs=True)
     with pytest.raises(DscintError, match=r"batch_size 12.*multiple of 8"):
         parallel.check_batch_size(12, parallel.data_mesh())
