@@ -97,7 +97,7 @@ class Pose:
 
 def normalise(
     counts: Int[Array, "batch *view height width 1"],
-    scale: Float[Array, "batch *view"],
+    scale: Float[Array, " batch *view"],
     *,
     clip: float,
 ) -> Float[Array, "batch *view height width 1"]:
@@ -116,11 +116,11 @@ def normalise(
 
 
 def augment_counts(
-    keys: Key[Array, "batch"],
+    keys: Key[Array, " batch"],
     counts: Int[Array, "batch *view height width 1"],
-    scale: Float[Array, "batch *view"],
+    scale: Float[Array, " batch *view"],
     ranges: Augmentation,
-) -> tuple[Int[Array, "batch *view height width 1"], Float[Array, "batch *view"]]:
+) -> tuple[Int[Array, "batch *view height width 1"], Float[Array, " batch *view"]]:
     """Thins the counts and changes the brightness of every image, or study, by its own key.
 
     Returns:
@@ -146,7 +146,7 @@ def augment_counts(
 
 
 def augment_images(
-    keys: Key[Array, "batch"],
+    keys: Key[Array, " batch"],
     images: Float[Array, "batch *view height width channel"],
     ranges: Augmentation,
 ) -> Float[Array, "batch *view height width channel"]:
@@ -158,7 +158,7 @@ def augment_images(
 
 def apply_copies(
     images: Float[Array, "batch *view height width channel"],
-    copy: Int[Array, "batch"],
+    copy: Int[Array, " batch"],
     ranges: Augmentation,
     *,
     seed: int,
@@ -181,7 +181,7 @@ def apply_copies(
     return jnp.where(copy.reshape(-1, *(1,) * (images.ndim - 1)) < 0, images, moved)
 
 
-def draw_poses(keys: Key[Array, "batch"], shape: tuple[int, int], ranges: Augmentation) -> Pose:
+def draw_poses(keys: Key[Array, " batch"], shape: tuple[int, int], ranges: Augmentation) -> Pose:
     """A random pose for each key, in images of this height and width."""
 
     def one(key: jax.Array) -> Pose:

@@ -115,7 +115,7 @@ def baseline_of(
 def fit_logistic(
     preprocess: TransformerMixin,
     features: Mapping[str, np.ndarray],
-    labels: Mapping[str, Int[np.ndarray, "image"]],
+    labels: Mapping[str, Int[np.ndarray, " image"]],
     strengths: Sequence[float],
 ) -> tuple[Pipeline, float]:
     """Multinomial logistic regression, as strong as suits the validation images best.
@@ -140,8 +140,8 @@ def fit_logistic(
 
 
 def score_by_patient(
-    labels: Int[np.ndarray, "image"],
-    predicted: Int[np.ndarray, "image"],
+    labels: Int[np.ndarray, " image"],
+    predicted: Int[np.ndarray, " image"],
     patients: Sequence[str],
     num_classes: int,
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:

@@ -51,9 +51,9 @@ class Predictions:
 
     confusion: Int[np.ndarray, "true predicted"]
     loss: float
-    predicted: Int[np.ndarray, "image"]
+    predicted: Int[np.ndarray, " image"]
     probabilities: Float[np.ndarray, "image classes"]
-    labels: Int[np.ndarray, "image"]
+    labels: Int[np.ndarray, " image"]
     identity: dict[str, np.ndarray]
 
 

@@ -27,7 +27,7 @@ class Explained:
 
     views: Float[np.ndarray, "view height width"]
     attention: Float[np.ndarray, "view height width"] | None
-    probabilities: Float[np.ndarray, "classes"]
+    probabilities: Float[np.ndarray, " classes"]
     label: int
     view: str
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-Loss = Callable[[Float[Array, "batch classes"], Int[Array, "batch"]], Float[Array, "batch"]]
+Loss = Callable[[Float[Array, "batch classes"], Int[Array, " batch"]], Float[Array, " batch"]]
 
 
 def make_loss(
@@ -24,8 +24,8 @@ def make_loss(
     """
 
     def loss(
-        logits: Float[Array, "batch classes"], labels: Int[Array, "batch"]
-    ) -> Float[Array, "batch"]:
+        logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]
+    ) -> Float[Array, " batch"]:
         targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
         weights = jnp.array(class_weights)[labels]
         if not focal_gamma:
@@ -39,8 +39,8 @@ def make_loss(
 
 
 def mix_pairs(
-    values: Float[Array, "batch *shape"], share: Float[Array, "batch"]
-) -> Float[Array, "batch *shape"]:
+    values: Float[Array, " batch *shape"], share: Float[Array, " batch"]
+) -> Float[Array, " batch *shape"]:
     """Mixes every example with its neighbour (0 with 1, 2 with 3, ...), keeping its share."""
     share = share.reshape(-1, *[1] * (values.ndim - 1))
     return share * values + (1 - share) * partners(values)

@@ -43,8 +43,8 @@ class ConfusionMatrix(clu_metrics.Metric):
     def from_model_output(
         cls,
         logits: Float[Array, "batch classes"],
-        labels: Int[Array, "batch"],
-        mask: Bool[Array, "batch"] | None = None,
+        labels: Int[Array, " batch"],
+        mask: Bool[Array, " batch"] | None = None,
         **_,
     ) -> "ConfusionMatrix":
         """Counts one batch; images whose `mask` is False are not counted."""

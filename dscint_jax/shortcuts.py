@@ -178,7 +178,9 @@ def neck_crop(
     return crop.astype(np.float32)
 
 
-def _resum(counts: Float[np.ndarray, "row column"], edges: Float[np.ndarray, "edge"]) -> np.ndarray:
+def _resum(
+    counts: Float[np.ndarray, "row column"], edges: Float[np.ndarray, " edge"]
+) -> np.ndarray:
     """Sums rows between fractional edges; a row that an edge cuts is shared out by its parts."""
     summed = np.concatenate([np.zeros((1, counts.shape[1])), counts.cumsum(0)])
     edges = edges.clip(0, len(counts))
@@ -265,7 +267,7 @@ def _facts(columns: HostBatch, recorded: dict[str, np.ndarray]) -> dict[str, np.
     }
 
 
-def fact_predictions(sights: dict[str, Sights], split: str) -> Int[np.ndarray, "image"]:
+def fact_predictions(sights: dict[str, Sights], split: str) -> Int[np.ndarray, " image"]:
     """What logistic regression on the facts alone says of one split.
 
     Args:
@@ -295,7 +297,7 @@ def fact_table(
     return np.stack([_categories(train[name], values) for name, values in facts.items()], 1)
 
 
-def _categories(train: np.ndarray, values: np.ndarray) -> Int[np.ndarray, "image"]:
+def _categories(train: np.ndarray, values: np.ndarray) -> Int[np.ndarray, " image"]:
     if np.issubdtype(train.dtype, np.number):
         known = train[np.isfinite(train)]
         edges = np.unique(np.quantile(known, DECILES)) if len(known) else np.zeros(0)
@@ -413,7 +415,7 @@ def measure(
     if len(np.unique(sights["train"].thumbnails["label"])) < 2:
         raise DscintError("all training images are of one class; there is nothing to tell apart")
 
-    def shortcut(name: str, sees: str, predicted: Int[np.ndarray, "image"]) -> Shortcut:
+    def shortcut(name: str, sees: str, predicted: Int[np.ndarray, " image"]) -> Shortcut:
         scores = score_by_patient(labels, predicted, patients, len(classes))
         return Shortcut(name, sees, *scores)
 

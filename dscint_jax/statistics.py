@@ -13,8 +13,8 @@ from dscint_jax.metrics import five_metrics
 
 
 def patient_confusions(
-    labels: Int[np.ndarray, "image"],
-    predicted: Int[np.ndarray, "image"],
+    labels: Int[np.ndarray, " image"],
+    predicted: Int[np.ndarray, " image"],
     patients: Sequence[str],
     num_classes: int,
 ) -> Int[np.ndarray, "patient true predicted"]:

@@ -107,7 +107,7 @@ class Evaluation:
 
     confusion: ConfusionMatrix
     loss: Float[Array, ""]
-    predicted: Int[Array, "batch"]
+    predicted: Int[Array, " batch"]
     probabilities: Float[Array, "batch classes"]
 
 
@@ -175,7 +175,7 @@ def _augmented(
     return augment_images(moves, images, recipe.augmentation)
 
 
-def _shares(size: int, step: jax.Array, recipe: Recipe) -> Float[Array, "batch"] | None:
+def _shares(size: int, step: jax.Array, recipe: Recipe) -> Float[Array, " batch"] | None:
     """What every example keeps when it is mixed with its neighbour; None if none is."""
     if not recipe.mixup:
         return None
@@ -240,7 +240,7 @@ def _zeros(params: nnx.State) -> Any:
     return jax.tree.map(jnp.zeros_like, params), {"loss": zero, "accuracy": zero}
 
 
-def _rows(size: int, axis: str | None) -> Int[Array, "batch"]:
+def _rows(size: int, axis: str | None) -> Int[Array, " batch"]:
     """Which rows of the whole batch this device has."""
     first = jax.lax.axis_index(axis) * size if axis else 0
     return first + jnp.arange(size)

@@ -337,10 +337,10 @@ class Matrix:
             if len(done) >= kills and not of_run:
                 break
             training = self.training(f"run_{number:02d}")
-            if len(of_run) < KILLS_A_RUN and len(done) < kills:
-                if self._kill(training, number, len(done), durations):
-                    continue
-                # It was complete before it could be killed.
+            more = len(of_run) < KILLS_A_RUN and len(done) < kills
+            # A run may be complete before it can be killed.
+            if more and self._kill(training, number, len(done), durations):
+                continue
             finish(training)
             found = difference(training, undisturbed)
             self._append(RESULTS, {"run": number, "kills": len(of_run), "difference": found})

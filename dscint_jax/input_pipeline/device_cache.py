@@ -92,7 +92,7 @@ def _on_devices(images: Images, mesh: Mesh, progress: Progress) -> dict[str, jax
 
 
 def _read_parts(
-    images: Images, devices: Mapping[jax.Device, Int[np.ndarray, "image"]], progress: Progress
+    images: Images, devices: Mapping[jax.Device, Int[np.ndarray, " image"]], progress: Progress
 ) -> dict[jax.Device, HostBatch]:
     """The images of each device; of one that has none, arrays without rows."""
     wanted = {device: rows[rows < len(images)] for device, rows in devices.items()}
@@ -123,7 +123,7 @@ def _filled(values: np.ndarray, rows: int) -> np.ndarray:
     return np.concatenate([values, np.zeros((rows - len(values), *values.shape[1:]), values.dtype)])
 
 
-def _gather(columns: Columns, indices: Int[Array, "batch"], *, mesh: Mesh) -> dict[str, jax.Array]:
+def _gather(columns: Columns, indices: Int[Array, " batch"], *, mesh: Mesh) -> dict[str, jax.Array]:
     """Rows of sharded columns by their global indices, sharded alike."""
     if mesh.size == 1:
         return {name: _widened(column[indices]) for name, column in columns.items()}
@@ -134,7 +134,7 @@ def _gather(columns: Columns, indices: Int[Array, "batch"], *, mesh: Mesh) -> di
     return gather(columns, indices)
 
 
-def _gather_local(columns: Columns, indices: Int[Array, "batch"]) -> dict[str, jax.Array]:
+def _gather_local(columns: Columns, indices: Int[Array, " batch"]) -> dict[str, jax.Array]:
     """Of every device: adds up what each of them has of the batch; gives each its rows."""
     here = len(columns["label"])
     local = indices - jax.lax.axis_index(parallel.AXIS) * here

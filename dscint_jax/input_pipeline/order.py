@@ -62,7 +62,7 @@ def index_batches(
     batch_size: int,
     seed: int,
     sampling: str = SHUFFLED,
-    labels: Int[np.ndarray, "image"] | None = None,
+    labels: Int[np.ndarray, " image"] | None = None,
 ) -> grain.MapDataset:
     """The indices of every training batch; element i is the batch of step i.
 
@@ -85,13 +85,13 @@ def index_batches(
 
 
 def _balanced(
-    labels: Int[np.ndarray, "image"], *, batch_size: int, seed: int
-) -> Callable[[int], Int[np.ndarray, "batch"]]:
+    labels: Int[np.ndarray, " image"], *, batch_size: int, seed: int
+) -> Callable[[int], Int[np.ndarray, " batch"]]:
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
 
     # A batch takes from one round of a class, or from two.
     @functools.lru_cache(maxsize=2 * len(members))
-    def shuffled(turn: int, again: int) -> Int[np.ndarray, "image"]:
+    def shuffled(turn: int, again: int) -> Int[np.ndarray, " image"]:
         return members[turn][_order("images", len(members[turn]), seed, turn, again)]
 
     def batch(step: int) -> Int[np.ndarray, "batch"]:
@@ -107,7 +107,7 @@ def _balanced(
     return batch
 
 
-def _order(stream: str, count: int, *seeds: int) -> Int[np.ndarray, "count"]:
+def _order(stream: str, count: int, *seeds: int) -> Int[np.ndarray, " count"]:
     """A random order; from raw bits, whose stream NumPy promises to keep."""
     bits = np.random.PCG64([zlib.crc32(stream.encode()), *seeds])
     return np.argsort(bits.random_raw(count), kind="stable")

@@ -66,8 +66,8 @@ def share_out(count: int) -> dict[str, int]:
 
 
 def split_copies(
-    labels: Int[np.ndarray, "image"], copies: Copies
-) -> dict[str, Int[np.ndarray, "copy"]]:
+    labels: Int[np.ndarray, " image"], copies: Copies
+) -> dict[str, Int[np.ndarray, " copy"]]:
     """Which copies each split has, as running numbers in ascending order.
 
     Class by class the copies are shuffled and shared out, whichever image and patient they are of.
@@ -137,7 +137,7 @@ def leakage_in_words(leakage: Leakage | None, *, split: str, protocol: str, reco
     )
 
 
-def _order(count: int, seed: int, label: int) -> Int[np.ndarray, "count"]:
+def _order(count: int, seed: int, label: int) -> Int[np.ndarray, " count"]:
     """A random order; from raw bits, whose stream NumPy promises to keep."""
     stream = np.random.PCG64([seed, zlib.crc32(b"copies"), label])
     return np.argsort(stream.random_raw(count), kind="stable")

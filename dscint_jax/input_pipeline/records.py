@@ -40,10 +40,10 @@ class Images(Protocol):
     def __len__(self) -> int:
         """How many there are."""
 
-    def read(self, indices: Int[np.ndarray, "batch"]) -> HostBatch:
+    def read(self, indices: Int[np.ndarray, " batch"]) -> HostBatch:
         """Images by their indices, with DEVICE_FIELDS and IDENTITY_FIELDS."""
 
-    def identity(self, indices: Int[np.ndarray, "batch"]) -> HostBatch:
+    def identity(self, indices: Int[np.ndarray, " batch"]) -> HostBatch:
         """Their IDENTITY_FIELDS alone."""
 
     def keys(self, progress: Progress = no_progress) -> HostBatch:
@@ -76,7 +76,7 @@ class DiskImages:
         """How many there are."""
         return len(self._images)
 
-    def read(self, indices: Int[np.ndarray, "batch"]) -> HostBatch:
+    def read(self, indices: Int[np.ndarray, " batch"]) -> HostBatch:
         """Images by their indices, with DEVICE_FIELDS and IDENTITY_FIELDS."""
         records = _records(self._images, indices)
         return {
@@ -87,7 +87,7 @@ class DiskImages:
             **self._keys_of(records),
         }
 
-    def identity(self, indices: Int[np.ndarray, "batch"]) -> HostBatch:
+    def identity(self, indices: Int[np.ndarray, " batch"]) -> HostBatch:
         """Their IDENTITY_FIELDS alone."""
         keys = self._keys_of(_records(self._records, indices))
         return {name: keys[name] for name in IDENTITY_FIELDS}
@@ -127,14 +127,14 @@ class HeldImages:
         """How many there are."""
         return len(self._columns["label"])
 
-    def read(self, indices: Int[np.ndarray, "batch"]) -> HostBatch:
+    def read(self, indices: Int[np.ndarray, " batch"]) -> HostBatch:
         """Images by their indices, with DEVICE_FIELDS and IDENTITY_FIELDS."""
         batch = {name: values[indices] for name, values in self._columns.items()}
         if np.issubdtype(batch["counts"].dtype, np.integer):
             batch["counts"] = batch["counts"].astype(np.int32)
         return batch
 
-    def identity(self, indices: Int[np.ndarray, "batch"]) -> HostBatch:
+    def identity(self, indices: Int[np.ndarray, " batch"]) -> HostBatch:
         """Their IDENTITY_FIELDS alone."""
         return {name: self._columns[name][indices] for name in IDENTITY_FIELDS}
 
@@ -144,7 +144,7 @@ class HeldImages:
 
 
 def read_columns(
-    images: Images, indices: Int[np.ndarray, "image"], progress: Progress = no_progress
+    images: Images, indices: Int[np.ndarray, " image"], progress: Progress = no_progress
 ) -> HostBatch:
     """Reads images into arrays, their counts in the smallest of COUNT_TYPES that holds them.
 
@@ -193,7 +193,7 @@ def _put(held: np.ndarray | None, counts: np.ndarray, start: int, total: int) ->
     return held
 
 
-def _chunks(indices: Int[np.ndarray, "image"]) -> list[Int[np.ndarray, "chunk"]]:
+def _chunks(indices: Int[np.ndarray, " image"]) -> list[Int[np.ndarray, " chunk"]]:
     return [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
 
 
@@ -201,7 +201,7 @@ def _joined(chunks: Sequence[HostBatch]) -> HostBatch:
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def _records(source: Any, indices: Int[np.ndarray, "batch"]) -> list[dict[str, Any]]:
+def _records(source: Any, indices: Int[np.ndarray, " batch"]) -> list[dict[str, Any]]:
     return source.__getitems__([int(i) for i in indices])
 
 

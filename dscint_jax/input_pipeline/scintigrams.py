@@ -67,7 +67,7 @@ class Scintigrams:
     images: Images
     records: str = VIEWS
     copies: Copies | None = None
-    numbers: Int[np.ndarray, "copy"] | None = None
+    numbers: Int[np.ndarray, " copy"] | None = None
     placement: Placement | None = None
 
     @property
@@ -78,7 +78,7 @@ class Scintigrams:
     def __len__(self) -> int:
         return sum(self.class_counts)
 
-    def read(self, indices: Int[np.ndarray, "batch"]) -> HostBatch:
+    def read(self, indices: Int[np.ndarray, " batch"]) -> HostBatch:
         """Images by their indices, as a host batch with DEVICE_FIELDS and IDENTITY_FIELDS.
 
         Copies come unmoved, with the field `copy` that `augment.apply_copies` needs, and with
@@ -89,7 +89,7 @@ class Scintigrams:
             return batch
         return self._named(batch, indices) | {COPY: self.copy_field(indices)}
 
-    def identity(self, indices: Int[np.ndarray, "batch"]) -> HostBatch:
+    def identity(self, indices: Int[np.ndarray, " batch"]) -> HostBatch:
         """The IDENTITY_FIELDS of images by their indices, without reading any pixels."""
         return self._named(self.images.identity(self.sources(indices)), indices)
 
@@ -105,16 +105,16 @@ class Scintigrams:
         sources = self.sources(np.arange(len(self)))
         return {name: values[sources] for name, values in keys.items()}
 
-    def sources(self, indices: Int[np.ndarray, "batch"]) -> Int[np.ndarray, "batch"]:
+    def sources(self, indices: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " batch"]:
         """Where in `images` the split's images are, or those that its copies are of."""
         return indices if self.numbers is None else self.numbers[indices] // self.copies.number
 
-    def copy_field(self, indices: Int[np.ndarray, "batch"]) -> Int[np.ndarray, "batch"]:
+    def copy_field(self, indices: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " batch"]:
         """Running numbers of copies, and -1 where a copy is the image itself."""
         numbers = self.numbers[indices]
         return np.where(numbers % self.copies.number, numbers, ITSELF).astype(np.int32)
 
-    def _named(self, batch: HostBatch, indices: Int[np.ndarray, "batch"]) -> HostBatch:
+    def _named(self, batch: HostBatch, indices: Int[np.ndarray, " batch"]) -> HostBatch:
         if self.numbers is None:
             return batch
         names = [

@@ -198,8 +198,8 @@ class Dropout(nnx.Dropout):
         self.axis_name: str | None = None
 
     def __call__(
-        self, x: Float[Array, "batch *shape"], *, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "batch *shape"]:
+        self, x: Float[Array, " batch *shape"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, " batch *shape"]:
         """Returns the features, in training without some of them and the others scaled up."""
         if self.deterministic or not self.rate:
             return x

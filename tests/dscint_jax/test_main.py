@@ -89,7 +89,7 @@ from dscint_jax import main, train
 status = int(sys.argv.pop(1))
 
 
-def end(config, workdir, *, cluster):
+def end(config, workdir, *, cluster, **options):
     print(cluster.kind)
     if status >= 0:
         sys.exit(status)

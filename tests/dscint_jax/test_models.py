@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from dscint_jax import models
 from dscint_jax.augment import Augmentation
 from dscint_jax.errors import DscintError
+from dscint_jax.losses import make_loss
 from dscint_jax.models.attention import AttentionMaps
 from dscint_jax.optimizers import make_schedule
 from dscint_jax.train_step import (
