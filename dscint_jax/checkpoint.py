@@ -13,9 +13,13 @@ The newest checkpoints and the best by validation F-1 are kept.
 
 import contextlib
 import dataclasses
+import gc
 import json
+import logging
 import shutil
+import threading
 import time
+import traceback
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -36,7 +40,6 @@ SELECTION_METRIC = "f1"
 
 DAMAGED = "damaged"
 """Folder of a work directory that damaged checkpoints are moved to when training goes on."""
-
 
 UNFINISHED = "*.orbax-checkpoint-tmp*"
 """Folders that Orbax writes checkpoints in before it renames them."""
@@ -362,32 +365,41 @@ class Checkpointer:
                 )
 
     def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
-        try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
-        # What is damaged may fail anywhere within Orbax, and does so in many ways.
-        except Exception as error:
-            if is_passing(error):
-                raise DscintError(
-                    f"checkpoint {self._directory / str(step)} cannot be read: {reason(error)}; "
-                    "it may be whole: mend that, and the same command goes on from it"
-                ) from error
-            raise _DamagedError(reason(error)) from error
+        with _other_reads_unheard():
+            try:
+                return self._manager.restore(step, args=ocp.args.Composite(**items))
+            # What is damaged may fail anywhere within Orbax, and does so in many ways.
+            except Exception as error:
+                if is_passing(error):
+                    raise DscintError(
+                        f"checkpoint {self._directory / str(step)} cannot be read: "
+                        f"{reason(error)}; it may be whole: mend that, and the same command goes "
+                        "on from it"
+                    ) from error
+                damage = _DamagedError(reason(error))
+                traceback.clear_frames(error.__traceback__)
+        raise damage
 
     def _warn(self, step: int, error: Exception, what: str) -> None:
-        print(
-            f"warning: checkpoint {self._directory / str(step)} is damaged ({error}); {what}, "
-            "going on from the one before",
-            flush=True,
-        )
+        if jax.process_index() == 0:
+            print(
+                f"warning: checkpoint {self._directory / str(step)} is damaged ({error}); {what}, "
+                "going on from the one before",
+                flush=True,
+            )
 
     def _set_aside(self, step: int) -> Path:
+        # All processes read the same files, and have found the same damage when they come here.
+        _together("damage")
         folder = self._workdir / DAMAGED
-        folder.mkdir(exist_ok=True)
         place, copies = folder / str(step), 0
         while place.exists():
             copies += 1
             place = folder / f"{step}.{copies}"
-        (self._directory / str(step)).rename(place)
+        if jax.process_index() == 0:
+            folder.mkdir(exist_ok=True)
+            (self._directory / str(step)).rename(place)
+        _together("damage set aside")
         self._manager.reload()
         return place
 
@@ -400,12 +412,36 @@ def completed_step(workdir: Path) -> int | None:
 
 
 @contextlib.contextmanager
+def _other_reads_unheard() -> Iterator[None]:
+    """Keeps asyncio from logging, one traceback each, the reads that failed after the first.
+
+    Orbax leaves them unawaited; they are logged when they are collected.
+    """
+    log = logging.getLogger("asyncio")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+        gc.collect()
+    finally:
+        log.disabled = before
+
+
+@contextlib.contextmanager
 def resumable(workdir: Path) -> Iterator[None]:
     """Adds to a `WriteError` from which step the same command goes on.
+
+    Orbax's threads print a traceback of the failure that is raised here; they are kept from it.
 
     Raises:
       WriteError: the same, with the newest complete checkpoint.
     """
+    before = threading.excepthook
+
+    def unless_of_orbax(failed: threading.ExceptHookArgs) -> None:
+        if not type(failed.thread).__module__.startswith("orbax."):
+            before(failed)
+
+    threading.excepthook = unless_of_orbax
     try:
         yield
     except WriteError as error:
@@ -417,6 +453,8 @@ def resumable(workdir: Path) -> Iterator[None]:
             "on from it"
         )
         raise WriteError(f"{error}; {kept}") from error
+    finally:
+        threading.excepthook = before
 
 
 def _items(state: TrainState) -> dict[str, Any]:

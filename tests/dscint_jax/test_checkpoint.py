@@ -157,6 +157,23 @@ def test_damaged_best_checkpoint_gives_way_to_the_next_best(workdir, capsys, cas
     assert _names(workdir) == ["1", "2", "3"]
 
 
+@pytest.mark.parametrize("damage", [_flip, _cut, lambda path: path.unlink()])
+def test_whatever_file_is_damaged_what_is_restored_is_one_that_was_saved(whole, tmp_path, damage):
+    folder = whole / "checkpoints" / "3"
+    names = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+    given_way = set()
+    for n, name in enumerate(names):
+        workdir = tmp_path / str(n)
+        shutil.copytree(whole, workdir)
+        damage(workdir / "checkpoints" / "3" / name)
+        restored = Checkpointer(workdir).restore_newest(_like(_state(0)))
+        # Some files are not needed to read the arrays.
+        _assert_same(restored, _state(int(restored.step)))
+        given_way.add(int(restored.step))
+        assert (workdir / "damaged" / "3").exists() == (int(restored.step) == 2)
+    assert given_way == {2, 3}
+
+
 def test_damaged_optimizer_does_not_keep_an_evaluator_from_the_network(workdir):
     shutil.rmtree(workdir / "checkpoints" / "3" / "optimizer")
     like = _like(_state(0))

@@ -1,0 +1,81 @@
+"""The command that trains the tiny network, started, interrupted and finished by tests."""
+
+import os
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from dscint_jax.trackers import read_metrics
+
+from .conftest import TESTS
+
+STEPS = 60
+
+
+def command(data_dir, workdir, *extra):
+    return [
+        *(sys.executable, "-m", "dscint_jax.main", "--config", str(TESTS / "tiny.py")),
+        *("--workdir", str(workdir), f"--config.data.dir={data_dir}", f"--config.steps={STEPS}"),
+        *("--config.evaluate_every=5", *extra),
+    ]
+
+
+def start(words):
+    # One device, as on a laptop; the steps on eight are compared in test_train_step.
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    return subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+
+
+def finish(words, timeout=120):
+    process = start(words)
+    output, _ = process.communicate(timeout=timeout)
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_for_step(process, workdir, step):
+    """Returns once `step` is logged, or the process has ended."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        lines = read_metrics(workdir)
+        if lines and lines[-1]["step"] >= step:
+            break
+        time.sleep(0.002)
+
+
+def interrupt(words, workdir, step, number, delay=0.0):
+    """Sends a signal once `step` is logged; the exit status and what was printed."""
+    process = start(words)
+    wait_for_step(process, workdir, step)
+    time.sleep(delay)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    return process.returncode, output
+
+
+def final_arrays(workdir, step=STEPS):
+    """Parameters, statistics and the optimizer's state, whatever devices they were saved from."""
+    folder = workdir.absolute() / "checkpoints" / str(step)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    items = []
+    with ocp.StandardCheckpointer() as checkpointer:
+        for item in ("model", "optimizer"):
+            like = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+                checkpointer.metadata(folder / item).item_metadata.tree,
+            )
+            items.append(checkpointer.restore(folder / item, like))
+    return jax.tree.leaves(items)
+
+
+def assert_same_bits(first, second, step=STEPS):
+    arrays = list(zip(final_arrays(first, step), final_arrays(second, step), strict=True))
+    assert len(arrays) > 20
+    for a, b in arrays:
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
