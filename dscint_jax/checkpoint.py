@@ -13,13 +13,11 @@ The newest checkpoints and the best by validation F-1 are kept.
 
 import contextlib
 import dataclasses
-import gc
 import json
 import logging
 import shutil
 import threading
 import time
-import traceback
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -95,6 +93,8 @@ class Checkpointer:
             )
         self._keep_last, self._keep_best, self._read_only = keep_last, keep_best, read_only
         self._pending = False
+        for name in ("asyncio", "absl"):
+            logging.getLogger(name).addFilter(_is_news)
         # Which are kept is decided here: Orbax would read every checkpoint's scores as it starts,
         # and fail on one that is damaged.
         self._manager = ocp.CheckpointManager(
@@ -365,20 +365,16 @@ class Checkpointer:
                 )
 
     def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
-        with _other_reads_unheard():
-            try:
-                return self._manager.restore(step, args=ocp.args.Composite(**items))
-            # What is damaged may fail anywhere within Orbax, and does so in many ways.
-            except Exception as error:
-                if is_passing(error):
-                    raise DscintError(
-                        f"checkpoint {self._directory / str(step)} cannot be read: "
-                        f"{reason(error)}; it may be whole: mend that, and the same command goes "
-                        "on from it"
-                    ) from error
-                damage = _DamagedError(reason(error))
-                traceback.clear_frames(error.__traceback__)
-        raise damage
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        # What is damaged may fail anywhere within Orbax, and does so in many ways.
+        except Exception as error:
+            if is_passing(error):
+                raise DscintError(
+                    f"checkpoint {self._directory / str(step)} cannot be read: {reason(error)}; "
+                    "it may be whole: mend that, and the same command goes on from it"
+                ) from error
+            raise _DamagedError(reason(error)) from error
 
     def _warn(self, step: int, error: Exception, what: str) -> None:
         if jax.process_index() == 0:
@@ -411,19 +407,17 @@ def completed_step(workdir: Path) -> int | None:
     return max(steps, default=None)
 
 
-@contextlib.contextmanager
-def _other_reads_unheard() -> Iterator[None]:
-    """Keeps asyncio from logging, one traceback each, the reads that failed after the first.
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of asyncio's or absl's log tells what is not raised here as well.
 
-    Orbax leaves them unawaited; they are logged when they are collected.
+    Of the reads of a damaged checkpoint Orbax awaits only the first that fails; asyncio would log
+    each of the others with its traceback, at any time later. And the threads of Orbax log what
+    fails in them before they hand it on.
     """
-    log = logging.getLogger("asyncio")
-    before, log.disabled = log.disabled, True
-    try:
-        yield
-        gc.collect()
-    finally:
-        log.disabled = before
+    if record.name == "asyncio":
+        text = record.getMessage()
+        return not (text.startswith("Task exception was never retrieved") and "tensorstore" in text)
+    return not (record.exc_info and "orbax" in Path(record.pathname).parts)
 
 
 @contextlib.contextmanager

@@ -143,7 +143,7 @@ def test_full_disk_is_one_line_and_with_room_again_the_run_ends_in_the_same_bits
     assert "Traceback" not in output
     error = output.splitlines()[-1]
     assert error.startswith("error: ")
-    assert "No space left on device" in error
+    assert "the disk is full (0 bytes free in " in error
     assert "is intact: make room, and the same command goes on from it" in error
     saved = Checkpointer(workdir, read_only=True)
     assert saved.is_whole(saved.last_step())

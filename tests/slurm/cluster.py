@@ -51,6 +51,7 @@ JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
 ReturnToService=2
 KillWait=15
+MessageTimeout=60
 MinJobAge=3600
 SchedulerParameters=sched_interval=2,sched_min_interval=0
 {nodes}
