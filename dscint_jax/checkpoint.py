@@ -16,7 +16,6 @@ import dataclasses
 import json
 import logging
 import shutil
-import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping
@@ -424,18 +423,9 @@ def _is_news(record: logging.LogRecord) -> bool:
 def resumable(workdir: Path) -> Iterator[None]:
     """Adds to a `WriteError` from which step the same command goes on.
 
-    Orbax's threads print a traceback of the failure that is raised here; they are kept from it.
-
     Raises:
       WriteError: the same, with the newest complete checkpoint.
     """
-    before = threading.excepthook
-
-    def unless_of_orbax(failed: threading.ExceptHookArgs) -> None:
-        if not type(failed.thread).__module__.startswith("orbax."):
-            before(failed)
-
-    threading.excepthook = unless_of_orbax
     try:
         yield
     except WriteError as error:
@@ -447,8 +437,6 @@ def resumable(workdir: Path) -> Iterator[None]:
             "on from it"
         )
         raise WriteError(f"{error}; {kept}") from error
-    finally:
-        threading.excepthook = before
 
 
 def _items(state: TrainState) -> dict[str, Any]:
