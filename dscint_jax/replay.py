@@ -159,7 +159,11 @@ def read_dump(workdir: Path, step: int | None = None) -> Dump:
     Raises:
       DscintError: there is none, or it is damaged or of another network.
     """
-    kept = sorted(int(p.parent.name) for p in (workdir / FOLDER).glob(f"*/{STEP_FILE}"))
+    kept = sorted(
+        int(path.parent.name)
+        for path in (workdir / FOLDER).glob(f"*/{STEP_FILE}")
+        if path.parent.name.isdecimal()
+    )
     if not kept:
         raise DscintError(f"{workdir} holds no step whose loss was not finite: no {FOLDER}/STEP")
     if step is not None and step not in kept:

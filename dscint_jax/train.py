@@ -170,7 +170,8 @@ def _train(
     if cluster.is_first:
         claim(workdir, config.to_dict())
         check_data(workdir, training.fingerprint)
-    barrier(cluster, "work directory")
+    # Reading, tracing and importing may take one machine much longer than another.
+    barrier(cluster, "work directory", LOADING_TIMEOUT_S)
     checkpointer = Checkpointer(workdir, keep_last=config.keep_last, keep_best=config.keep_best)
     restored = checkpointer.restore_newest(like=state)
     if restored is not None:
@@ -254,6 +255,8 @@ def _train(
                     class_counts=training.class_counts,
                     seed=config.seed,
                 )
+            # A process that ends in an error ends the others, whatever they are writing.
+            barrier(cluster, "non-finite step", LOADING_TIMEOUT_S)
             raise failure(workdir, step, batch)
 
         def log_step(step: int, values: dict[str, float]) -> None:

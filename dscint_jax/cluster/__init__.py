@@ -268,7 +268,9 @@ def _fail(cluster: Cluster, error: BaseException, failure: str) -> NoReturn:
     if not isinstance(error, SystemExit):
         traceback.print_exception(error)
     publish_failure(cluster, failure)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        # A stream that could not be written is None, or fails again.
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.flush()
     # A normal exit would wait for the others, which wait for this process.
     os._exit(status if isinstance(status, int) and status else 1)
