@@ -52,11 +52,6 @@ class Interruption:
         if value and self.signal is signal.SIGINT:
             raise KeyboardInterrupt
 
-    def raise_if_asked(self) -> None:
-        """Raises Interrupted if a signal has come; for what can be abandoned and repeated."""
-        if self.signal:
-            raise Interrupted
-
     def __enter__(self) -> "Interruption":
         # A handler runs when the interpreter is free, a thread that waits for this at once.
         self._told, told = socket.socketpair()

@@ -78,7 +78,8 @@ def train(
     """Trains until `config.steps`, resuming from the newest checkpoint in `workdir`.
 
     On SIGTERM or Ctrl-C a checkpoint is saved before the process ends; on a SIGTERM before the
-    first step there is nothing to save, and it ends at once.
+    first step there is nothing to save, and a process that trains alone ends at once; of several,
+    each goes on to its first step, so that all end together.
 
     Args:
       config: as `configs/dscint.py` documents.
