@@ -26,6 +26,7 @@ from rich.table import Table
 
 from tfds_builder import deidentify, splits
 from tfds_builder.beam import run_on_beam
+from tfds_builder.classes import read_classes
 from tfds_builder.command import CommandParser, available_cores
 from tfds_builder.errors import DataError, run_command
 from tfds_builder.findings import (
@@ -35,7 +36,7 @@ from tfds_builder.findings import (
     remove_stale,
 )
 from tfds_builder.ingest import Ingested, ingest
-from tfds_builder.manifest import LABELS, read_manifest
+from tfds_builder.manifest import read_manifest
 from tfds_builder.plan import Options, Plan, plan_data_set
 from tfds_builder.progress import make_console, progress, say
 from tfds_builder.records import CONFIGS, STUDIES_CONFIG, VIEWS_CONFIG
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     settings = _parser().parse_args(argv)
     options = _options(settings)
-    rows = read_manifest(settings.manifest)
+    rows = read_manifest(settings.manifest, options.classes)
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     console = make_console()
     try:
@@ -86,8 +87,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Builds the TFDS data set scintigraphy from images (DICOM, PNG, TIFF, JPEG) "
         "and a manifest on disk. A file that cannot be used is left out, and listed in "
         "quarantine.csv.",
-        epilog="The manifest's columns: path, patient_id, label (normal, metastasis, arthritis, "
-        "thyroid_carcinoma); optional study_id, view, frame, split, site, sex, age, lesion_mask, "
+        epilog="The manifest's columns: path, patient_id, label (the name of a class); optional "
+        "study_id, view, frame, split, site, sex, age, lesion_mask, "
         "comment. `python -m tfds_builder.scan` proposes one. "
         "Exit status: 0 the data set is there, 2 something is to be mended.",
         allow_abbrev=False,
@@ -105,6 +106,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=CONFIGS,
         default=VIEWS_CONFIG,
         help="views: one record an image (default); studies: one record a study, both views",
+    )
+    add(
+        "--classes",
+        metavar="A,B,...",
+        help="the classes, in the order of severity of a study whose views have several labels, "
+        "least severe first; any other label is an error (default: the labels of the manifest)",
     )
     add(
         "--one_view_studies",
@@ -202,6 +209,7 @@ def _options(settings: argparse.Namespace) -> Options:
         seed=settings.seed,
         max_rejected=settings.max_rejected,
         strict=settings.strict,
+        classes=read_classes(settings.classes),
     )
 
 
@@ -377,12 +385,13 @@ def _report(
 ) -> None:
     table = Table(title="images (patients)")
     table.add_column("split")
-    for label in (*LABELS, "all"):
+    names = ingested.plan.classes.names
+    for label in (*names, "all"):
         table.add_column(label, justify="right")
     for split, found in ingested.proof["splits"].items():
         cells = [
             f"{found['images_by_class'][label]} ({found['patients_by_class'][label]})"
-            for label in LABELS
+            for label in names
         ]
         table.add_row(split, *cells, f"{found['images']} ({found['patients']})")
     console.print(table)
@@ -410,9 +419,8 @@ def _report_splits(console: Console, ingested: Ingested) -> None:
     for split in plan.options.fractions:
         if plan.options.fractions[split] and not ingested.shards[split]:
             say(console, f"note: split {split} is empty")
-    there = set(plan.labels.values())
     for split, found in ingested.proof["splits"].items():
-        missing = [n for n in LABELS if n in there and not found["images_by_class"][n]]
+        missing = [n for n, images in found["images_by_class"].items() if not images]
         if missing and found["images"]:
             say(console, f"note: split {split} holds no {', no '.join(missing)}")
 

@@ -138,7 +138,7 @@ def ingest(
         duplicates=tuple(duplicates),
         crowded=frozenset(images[n].image_id for n in copies.crowded),
         rejected=tuple(sorted(rejected.items())),
-        proof=splits.prove_disjoint(_memberships(used), tuple(layout)),
+        proof=splits.prove_disjoint(_memberships(used), plan.classes.names, tuple(layout)),
         fingerprint=plan.fingerprint(assigned, digests, version),
     )
 
@@ -160,6 +160,7 @@ def _write_missing(
             studies=studies,
             path=str(folder / f"{len(written) + n}.array_record"),
             config=plan.options.config,
+            classes=plan.classes,
             keep_one_view=plan.options.keep_one_view,
         )
         for n, studies in enumerate(missing)

@@ -25,7 +25,6 @@ from tfds_builder.atomic import write_whole
 from tfds_builder.command import CommandParser
 from tfds_builder.errors import DataError, run_command
 from tfds_builder.findings import QUALITY
-from tfds_builder.manifest import LABELS
 from tfds_builder.progress import make_console, say
 from tfds_builder.records import CONFIGS, VIEWS_CONFIG
 
@@ -108,7 +107,8 @@ def _print_summary(console: Console, builder: Any) -> None:
     metadata = builder.info.metadata
     say(console, f"scintigraphy/{builder.builder_config.name} {builder.version}")
     say(console, f"fingerprint {metadata.get('fingerprint', 'unknown')}")
-    headings = (*(label.replace("_", " ") for label in LABELS), "records", *_KINDS, "MiB")
+    names = builder.info.features["label"].names
+    headings = (*(label.replace("_", " ") for label in names), "records", *_KINDS, "MiB")
     table = Table("split", *headings, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -117,7 +117,7 @@ def _print_summary(console: Console, builder: Any) -> None:
         size = _size_on_disk(builder, split) / 2**20
         table.add_row(
             split,
-            *(str(counts[label]) for label in LABELS),
+            *(str(counts[label]) for label in names),
             str(sum(counts.values())),
             *(str(proof[kind]) for kind in _KINDS),
             f"{size:.0f}",
@@ -211,7 +211,7 @@ def _pictures(builder: Any, split: str, per_class: int) -> dict[str, list[tuple[
         if all(len(pictures[label]) == count for label, count in wanted.items()):
             break
         record = source[n]
-        label = LABELS[record["label"]]
+        label = builder.info.features["label"].int2str(record["label"])
         if len(pictures[label]) < wanted[label]:
             image_id = record["image_id"]
             name = image_id.decode() if isinstance(image_id, bytes) else image_id

@@ -1,23 +1,29 @@
 """Reads manifest.csv, the table that says which files belong to which patient and label.
 
-In: the path of a CSV file. Out: typed rows, checked as far as the table alone allows; the first
-fault is raised with its row, and how many more there are. Messages name rows and columns, never a
-path or a patient: they end up in logs.
+In: the path of a CSV file or a workbook. Out: typed rows, checked as far as the table alone allows;
+the first fault is raised with its row, and how many more there are. Messages name rows and columns,
+never a path or a patient: they end up in logs.
 """
 
-import csv
 import difflib
-import io
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from tfds_builder.classes import (
+    MOST_CLASSES,
+    classes_of,
+    fault_of,
+    means_unknown,
+    misspelt,
+    normalise,
+)
 from tfds_builder.errors import DataError
+from tfds_builder.tables import read_rows
 
-LABELS = ("normal", "metastasis", "arthritis", "thyroid_carcinoma")
 VIEWS = ("anterior", "posterior")
 SPLITS = ("train", "validation", "test")
 REQUIRED_COLUMNS = ("path", "patient_id", "label")
@@ -43,9 +49,10 @@ _SEXES = {
     "o": "O",
     "other": "O",
     "u": "unknown",
-    "unknown": "unknown",
 }
-_AGE = re.compile(r"(\d{1,3})Y?", re.ASCII)
+# A column with gaps becomes one of decimals in many programs: 57.0.
+_AGE = re.compile(r"(\d{1,3})(?:Y|\.0)?", re.ASCII)
+_SHORTENED = re.compile(r"\d([.,]\d+)?E\+\d+", re.ASCII | re.I)
 _FOLD = re.compile(r"fold_\d{1,3}", re.ASCII)
 
 
@@ -58,13 +65,13 @@ class Row:
       path: the image file, absolute; it may not be there, but it lies in the manifest's folder.
       relative_path: the same as a POSIX path from the manifest's folder.
       patient_id: as written; it never leaves the builder.
-      label: one of `LABELS`.
+      label: the name of a class, normalised.
       study_id: as written, or None.
       view: 'anterior' or 'posterior' where the table says so, or None.
       frame: DICOM frame number, from 1, or None for all of the file's views.
       split: one of `SPLITS` or 'fold_N', or None where the builder decides.
       site: the hospital or camera, as written, or None.
-      sex: 'F', 'M', 'O', 'unknown', or None where the table is silent.
+      sex: 'F', 'M', 'O', or None where the table is silent or says that it is unknown.
       age: whole years, or None.
       lesion_mask: a multi-page TIFF, absolute, or None.
     """
@@ -88,12 +95,12 @@ class _Fault(Exception):
     """What is wrong with one cell or row, without its place."""
 
 
-def read_manifest(path: Path) -> tuple[Row, ...]:
+def read_manifest(path: Path, classes: tuple[str, ...] | None = None) -> tuple[Row, ...]:
     """Reads and checks a manifest.
 
     Args:
-      path: a CSV file in UTF-8, comma, semicolon or tab separated; paths in it are relative to its
-        folder.
+      path: a table, as `tables.read_rows` reads it; paths in it are relative to its folder.
+      classes: what the labels may be; None where they are what the table says.
 
     Returns:
       The rows in the file's order, at least one.
@@ -102,14 +109,18 @@ def read_manifest(path: Path) -> tuple[Row, ...]:
       DataError: naming the file, the row and the field of the first fault, what to do, and how many
         more faults there are.
     """
-    table = _records(path, _text(path))
-    _, header = next(table, (1, []))
-    columns = _columns(path, header)
-    folder = path.resolve().parent
+    table = read_rows(path)
+    if not table:
+        raise DataError(
+            f"{path}: the manifest is empty; its first row names the columns "
+            f"{', '.join(REQUIRED_COLUMNS)}"
+        )
+    columns = _columns(path, table[0][1])
+    files = _Files(path.resolve().parent)
     rows, faults = [], []
-    for number, cells in table:
+    for number, cells in table[1:]:
         try:
-            rows.append(_row(number, _named_cells(columns, cells), folder))
+            rows.append(_row(number, _named_cells(columns, cells), files, classes))
         except _Fault as fault:
             faults.append((number, str(fault)))
     if not rows and not faults:
@@ -118,44 +129,9 @@ def read_manifest(path: Path) -> tuple[Row, ...]:
         )
     faults += _duplicates(rows) + _torn_patients(rows)
     _raise_first(path, faults)
+    if not classes:
+        _question_labels(path, rows)
     return tuple(rows)
-
-
-def _text(path: Path) -> str:
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder; give the manifest file inside it")
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such manifest; give the path of a manifest.csv") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the manifest ({error.strerror})") from None
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not UTF-8 text; save it as 'CSV UTF-8' and try again") from None
-    if not text.strip():
-        raise DataError(
-            f"{path}: the manifest is empty; its first row names the columns "
-            f"{', '.join(REQUIRED_COLUMNS)}"
-        )
-    return text
-
-
-def _records(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yields (row number, stripped cells) of every row that is not blank."""
-    first_line = text.splitlines()[0]
-    separator = max(",;\t", key=first_line.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    number = 0
-    try:
-        for number, cells in enumerate(reader, start=1):
-            # One name in two spellings of Unicode would be two patients.
-            stripped = [unicodedata.normalize("NFC", cell.strip()) for cell in cells]
-            if any(stripped):
-                yield number, stripped
-    except csv.Error as error:
-        raise DataError(f"{path}: row {number + 1}: not valid CSV ({error})") from None
 
 
 def _columns(path: Path, header: list[str]) -> list[str]:
@@ -188,14 +164,22 @@ def _named_cells(columns: list[str], cells: list[str]) -> dict[str, str]:
             f"has {len(cells)} cells, not {len(columns)}; quote a cell that holds a separator"
         )
     padded = cells + [""] * (len(columns) - len(cells))
-    return dict(zip(columns, padded, strict=False))
+    named = dict(zip(columns, padded, strict=False))
+    for name in OPTIONAL_COLUMNS:
+        if name in named and means_unknown(named[name]):
+            named[name] = ""
+    return named
 
 
-def _row(number: int, cells: dict[str, str], folder: Path) -> Row:
+def _row(
+    number: int, cells: dict[str, str], files: "_Files", classes: tuple[str, ...] | None
+) -> Row:
     for name in REQUIRED_COLUMNS:
         if not cells[name]:
             raise _Fault(f"{name} is empty; fill it in")
-    path = _inside(folder, "path", cells["path"])
+    path = files.inside("path", cells["path"])
+    # One name in two spellings of Unicode would be two patients.
+    cells = {name: unicodedata.normalize("NFC", cell) for name, cell in cells.items()}
     mask = cells.get("lesion_mask")
     split = cells.get("split")
     if split and not _FOLD.fullmatch(split):
@@ -203,9 +187,9 @@ def _row(number: int, cells: dict[str, str], folder: Path) -> Row:
     return Row(
         number=number,
         path=path,
-        relative_path=path.relative_to(folder).as_posix(),
-        patient_id=cells["patient_id"],
-        label=_one_of("label", cells["label"], LABELS),
+        relative_path=unicodedata.normalize("NFC", path.relative_to(files.folder).as_posix()),
+        patient_id=_patient_id(cells["patient_id"]),
+        label=_label(cells["label"], classes),
         study_id=cells.get("study_id") or None,
         view=_optional_one_of("view", cells, VIEWS),
         frame=_frame(cells.get("frame")),
@@ -213,7 +197,7 @@ def _row(number: int, cells: dict[str, str], folder: Path) -> Row:
         site=cells.get("site") or None,
         sex=_sex(cells.get("sex")),
         age=_age(cells.get("age")),
-        lesion_mask=_inside(folder, "lesion_mask", mask) if mask else None,
+        lesion_mask=files.inside("lesion_mask", mask) if mask else None,
     )
 
 
@@ -227,6 +211,31 @@ def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
+def _patient_id(value: str) -> str:
+    if means_unknown(value):
+        raise _Fault(
+            "patient_id says that it is unknown; fill it in, so that patients are told apart"
+        )
+    if _SHORTENED.fullmatch(value):
+        raise _Fault(
+            "patient_id is a number that a spreadsheet has shortened (1.2E+11); write it out, with "
+            "the column as text"
+        )
+    return value
+
+
+def _label(value: str, classes: tuple[str, ...] | None) -> str:
+    label = normalise(value)
+    if means_unknown(label):
+        raise _Fault("label says that it is unknown; fill it in, or take the row out")
+    if classes:
+        return _one_of("label", label, classes)
+    fault = fault_of(label)
+    if fault:
+        raise _Fault(f"label {fault}; write the name of the class")
+    return label
+
+
 def _optional_one_of(field: str, cells: dict[str, str], allowed: tuple[str, ...]) -> str | None:
     value = cells.get(field)
     return _one_of(field, value, allowed) if value else None
@@ -235,9 +244,10 @@ def _optional_one_of(field: str, cells: dict[str, str], allowed: tuple[str, ...]
 def _frame(value: str | None) -> int | None:
     if not value:
         return None
-    if not (value.isascii() and value.isdigit()) or int(value[:9]) < 1:
+    number = value.removesuffix(".0")
+    if not (number.isascii() and number.isdigit()) or int(number[:9]) < 1:
         raise _Fault("frame is not a whole number from 1 up")
-    return int(value[:9])
+    return int(number[:9])
 
 
 def _sex(value: str | None) -> str | None:
@@ -257,23 +267,49 @@ def _age(value: str | None) -> int | None:
     return int(match[1])
 
 
-def _inside(folder: Path, field: str, value: str) -> Path:
-    """The file that a cell names. It must lie in the manifest's folder, also behind its links.
+class _Files:
+    """The files of the manifest's folder, by their names in any spelling of Unicode."""
 
-    Whether it is there is found when it is read: one file that was moved must not stop the rest.
-    """
-    try:
-        named = Path(os.path.normpath(folder / value))
-        resolved = named.resolve()
-    except (OSError, ValueError, RuntimeError):
-        raise _Fault(f"{field} is not a usable path") from None
-    if not resolved.is_relative_to(folder):
-        raise _Fault(
-            f"{field} leaves the manifest's folder; move the file inside it "
-            "(links that lead out are not followed)"
-        )
-    # Links inside the folder keep their names, so that each is a row of its own.
-    return named if named.is_relative_to(folder) else resolved
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._listed: dict[Path, dict[str, str]] = {}
+
+    def inside(self, field: str, value: str) -> Path:
+        """The file that a cell names. It must lie in the manifest's folder, also behind its links.
+
+        Whether it is there is found when it is read: one file that was moved must not stop the
+        rest.
+        """
+        try:
+            named = self._spelled(Path(os.path.normpath(self.folder / value)))
+            resolved = named.resolve()
+        except (OSError, ValueError, RuntimeError):
+            raise _Fault(f"{field} is not a usable path") from None
+        if not resolved.is_relative_to(self.folder):
+            raise _Fault(
+                f"{field} leaves the manifest's folder; move the file inside it "
+                "(links that lead out are not followed)"
+            )
+        # Links inside the folder keep their names, so that each is a row of its own.
+        return named if named.is_relative_to(self.folder) else resolved
+
+    def _spelled(self, named: Path) -> Path:
+        """The path as the file system spells it, where it has it in another form of Unicode."""
+        if str(named).isascii() or not named.is_relative_to(self.folder) or named.exists():
+            return named
+        found = self.folder
+        for part in named.relative_to(self.folder).parts:
+            composed = unicodedata.normalize("NFC", part)
+            there = (found / part).exists()
+            found /= part if there else self._names(found).get(composed, part)
+        return found
+
+    def _names(self, folder: Path) -> dict[str, str]:
+        """Composed name -> name, of what is in a folder."""
+        if folder not in self._listed:
+            names = sorted(os.listdir(folder)) if folder.is_dir() else []
+            self._listed[folder] = {unicodedata.normalize("NFC", name): name for name in names}
+        return self._listed[folder]
 
 
 def _duplicates(rows: list[Row]) -> list[tuple[int, str]]:
@@ -309,6 +345,25 @@ def _torn_patients(rows: list[Row]) -> list[tuple[int, str]]:
                 )
             )
     return faults
+
+
+def _question_labels(path: Path, rows: list[Row]) -> None:
+    """Asks about labels that are classes only because nothing says what the classes are."""
+    labels = Counter(row.label for row in rows)
+    if len(labels) > MOST_CLASSES:
+        raise DataError(
+            f"{path}: column 'label' holds {len(labels)} different labels; if all are classes, "
+            "list them: --classes A,B,..."
+        )
+    found = misspelt(labels)
+    if found:
+        label, other = found
+        number = next(row.number for row in rows if row.label == label)
+        raise DataError(
+            f"{path}: row {number}: label '{label}' looks like '{other}' misspelt "
+            f"({labels[label]}x); correct it, or list the classes: --classes "
+            f"{','.join(classes_of(labels).names)}"
+        )
 
 
 def _raise_first(path: Path, faults: list[tuple[int, str]]) -> None:

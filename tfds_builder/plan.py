@@ -13,8 +13,10 @@ from itertools import groupby
 from pathlib import Path
 
 from tfds_builder import deidentify, splits
+from tfds_builder.classes import Classes, classes_of
 from tfds_builder.errors import DataError
 from tfds_builder.manifest import Row
+from tfds_builder.records import STUDIES_CONFIG, VIEWS_CONFIG
 from tfds_builder.study import Study
 
 ROWS_PER_SHARD = 64
@@ -33,14 +35,16 @@ class Options:
       seed: another seed, another division.
       max_rejected: the largest share of rows that may be unusable.
       strict: whether findings of the quality checks are errors.
+      classes: the classes, least severe first; None where they are what the manifest uses.
     """
 
-    config: str = "views"
+    config: str = VIEWS_CONFIG
     keep_one_view: bool = False
     fractions: Mapping[str, float] = field(default_factory=splits.shares_of)
     seed: int = 0
     max_rejected: float = 0.05
     strict: bool = False
+    classes: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Plan:
       manifest: path of manifest.csv, for messages.
       rows: what it says.
       studies: in the order of their study_key.
+      classes: the classes of the data set.
       labels: pseudonym -> the label under which a patient is stratified.
       sites: pseudonym -> site pseudonym of patients whose site is named.
       known: splits of earlier builds: pseudonym -> (label, split).
@@ -61,6 +66,7 @@ class Plan:
     manifest: Path
     rows: tuple[Row, ...]
     studies: tuple[Study, ...]
+    classes: Classes
     labels: dict[str, str]
     sites: dict[str, str]
     known: dict[str, tuple[str, str]]
@@ -77,6 +83,7 @@ class Plan:
             return splits.assign_splits(
                 self.labels,
                 self.fixed,
+                classes=self.classes,
                 fractions=self.options.fractions,
                 seed=self.options.seed,
                 sites=self.sites,
@@ -117,12 +124,13 @@ class Plan:
         digests: Mapping[int, tuple[bytes, bytes]],
         version: str,
     ) -> str:
-        """SHA-256 of what decides the records: files, rows, splits, options, version.
+        """SHA-256 of what decides the records: files, rows, classes, splits, options, version.
 
         What the machine can decode is no part of it: a file that was rejected for want of a codec
         leaves the same fingerprint as with the codec.
         """
-        head = f"{version} {self.options.config} {self.options.keep_one_view}"
+        classes = f"{','.join(self.classes.names)} {','.join(self.classes.severity)}"
+        head = f"{version} {self.options.config} {self.options.keep_one_view} {classes}"
         lines = sorted(
             " ".join(
                 [
@@ -157,12 +165,13 @@ def plan_data_set(
       options: how the data set is to be made.
 
     Raises:
-      DataError: a fault in the given splits.
+      DataError: a fault in the given splits; a study of several labels that nothing ranks.
     """
+    classes = classes_of((row.label for row in rows), options.classes)
     patients = {row.patient_id: deidentify.patient_pseudonym(key, row.patient_id) for row in rows}
     by_patient = sorted(rows, key=lambda row: row.patient_id)
     labels = {
-        patients[patient]: splits.patient_label(row.label for row in own)
+        patients[patient]: classes.stratum(row.label for row in own)
         for patient, own in groupby(by_patient, key=lambda row: row.patient_id)
     }
     sites: dict[str, str] = {}
@@ -172,10 +181,14 @@ def plan_data_set(
         if named:
             site = named.most_common(1)[0][0]
             sites[patients[patient]] = deidentify.site_pseudonym(key, site)
+    studies = _studies(rows, patients, key)
+    if options.config == STUDIES_CONFIG:
+        _refuse_unranked(manifest, studies, classes)
     return Plan(
         manifest=manifest,
         rows=rows,
-        studies=_studies(rows, patients, key),
+        studies=studies,
+        classes=classes,
         labels=labels,
         sites=sites,
         known=known,
@@ -204,6 +217,19 @@ def _studies(rows: Iterable[Row], patients: Mapping[str, str], key: bytes) -> tu
             )
         )
     return tuple(sorted(studies, key=lambda study: study.study_key))
+
+
+def _refuse_unranked(manifest: Path, studies: Iterable[Study], classes: Classes) -> None:
+    for study in studies:
+        if classes.most_serious([row.label for row in study.rows]) is None:
+            first = study.rows[0]
+            other = next(row for row in study.rows if row.label != first.label)
+            one, two = sorted((first, other), key=lambda row: row.number)
+            raise DataError(
+                f"{manifest}: rows {one.number} and {two.number}: one study has the labels "
+                f"'{one.label}' and '{two.label}', and which is the more serious is not known; "
+                f"list the classes, least severe first: --classes {','.join(classes.names)}"
+            )
 
 
 def _fixed_splits(

@@ -12,9 +12,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from tfds_builder.manifest import LABELS, VIEWS
+from tfds_builder.classes import Classes
+from tfds_builder.manifest import VIEWS
 from tfds_builder.matrix import COLUMNS, ROWS
-from tfds_builder.splits import patient_label
 from tfds_builder.study import Image, Reading
 
 VIEWS_CONFIG, STUDIES_CONFIG = "views", "studies"
@@ -22,18 +22,16 @@ CONFIGS = (VIEWS_CONFIG, STUDIES_CONFIG)
 IMAGE_SHAPE = (ROWS, COLUMNS, 1)
 VIEW_NAMES = (*VIEWS, "unknown")
 
-_CLASSES = {"label": LABELS, "view": VIEW_NAMES}
 _NO_LESION = np.zeros(IMAGE_SHAPE, np.uint8)
 
 Record = dict[str, Any]
 
 
 def features(config: str) -> tfds.features.FeaturesDict:
-    """The features of a record of a configuration."""
+    """The features of a record of a configuration; the label gets its names from the data."""
     text, tensor = tfds.features.Text, tfds.features.Tensor
-    label = tfds.features.ClassLabel(names=list(LABELS))
     common = {
-        "label": label,
+        "label": tfds.features.ClassLabel(),
         "image_id": text(),
         "patient_key": text(),
         "study_key": text(),
@@ -69,7 +67,7 @@ def features(config: str) -> tfds.features.FeaturesDict:
 
 
 def records_of(
-    reading: Reading, config: str, keep_one_view: bool
+    reading: Reading, config: str, keep_one_view: bool, classes: Classes
 ) -> Iterator[tuple[Record, tuple[Image, ...]]]:
     """The records of one study, in the order of their image_id, each with the images in it.
 
@@ -82,6 +80,7 @@ def records_of(
       config: 'views' or 'studies'.
       keep_one_view: under 'studies', whether a view that is alone becomes a record, with zeros in
         the other's place. Images of unknown view are in no study record.
+      classes: which label is the more serious, of views that have several.
     """
     if config == VIEWS_CONFIG:
         for image in reading.images:
@@ -92,7 +91,7 @@ def records_of(
         scan = scans[scan_id]
         if keep_one_view or len(scan) == len(VIEWS):
             own = tuple(scan[view] for view in VIEWS if view in scan)
-            yield _study_record(scan, scan_id), own
+            yield _study_record(scan, scan_id, classes), own
 
 
 def _scans(reading: Reading) -> Iterator[dict[str, Image]]:
@@ -140,7 +139,7 @@ def _view_record(image: Image) -> Record:
     }
 
 
-def _study_record(scan: dict[str, Image], study_id: str) -> Record:
+def _study_record(scan: dict[str, Image], study_id: str, classes: Classes) -> Record:
     """Anterior first. Where the views' labels differ, the study has the most serious one."""
     pair = [scan.get(view) for view in VIEWS]
     known = [image.facts for image in pair if image]
@@ -154,7 +153,7 @@ def _study_record(scan: dict[str, Image], study_id: str) -> Record:
     return {
         "image": counts,
         "lesion_mask": masks,
-        "label": patient_label(facts.label for facts in known),
+        "label": classes.most_serious([facts.label for facts in known]),
         "image_id": study_id,
         "patient_key": known[0].patient_key,
         "study_key": known[0].study_key,
@@ -173,17 +172,18 @@ def _study_record(scan: dict[str, Image], study_id: str) -> Record:
     }
 
 
-def serialise(record: Record) -> bytes:
+def serialise(record: Record, classes: Classes) -> bytes:
     """A tf.Example, as TFDS encodes the record, in a third of its time.
 
     Its features are in a fixed order, so that builds can be compared by byte.
     """
+    names_of = {"label": classes.names, "view": VIEW_NAMES}
     example = tf_example_pb2.Example()
     features = example.features.feature
     for name, value in record.items():
         feature = features[name]
-        if name in _CLASSES:
-            feature.int64_list.value.append(_CLASSES[name].index(value))
+        if name in names_of:
+            feature.int64_list.value.append(names_of[name].index(value))
         elif isinstance(value, str):
             feature.bytes_list.value.append(value.encode())
         elif value.dtype == np.float32:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from array_record.python import array_record_module
 
+from tfds_builder.classes import Classes
 from tfds_builder.errors import DataError
 from tfds_builder.records import STUDIES_CONFIG, records_of, serialise
 from tfds_builder.study import Announce, Facts, Study, read_study
@@ -33,6 +34,7 @@ class ShardTask:
       studies: in the order of their study_key.
       path: the file to write.
       config: 'views' or 'studies'.
+      classes: the classes of the data set.
       keep_one_view: see `records.records_of`.
       suspected: rows at which a worker was lost once, be it for another reason.
       refused: (row, reason) of rows at which workers were lost twice.
@@ -41,6 +43,7 @@ class ShardTask:
     studies: tuple[Study, ...]
     path: str
     config: str
+    classes: Classes
     keep_one_view: bool = False
     suspected: tuple[int, ...] = ()
     refused: tuple[tuple[int, str], ...] = ()
@@ -147,8 +150,9 @@ def _serialised(task: ShardTask, shard: Shard, announce: Announce) -> Iterator[b
         shard.rejected += reading.rejected
         shard.digests |= reading.digests
         in_records: set[str] = set()
-        for record, images in records_of(reading, task.config, task.keep_one_view):
-            serialised = serialise(record)
+        found = records_of(reading, task.config, task.keep_one_view, task.classes)
+        for record, images in found:
+            serialised = serialise(record, task.classes)
             shard.records += 1
             shard.size += len(serialised)
             shard.labels[record["label"]] += 1

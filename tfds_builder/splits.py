@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
+from tfds_builder.classes import Classes, fault_of
 from tfds_builder.errors import DataError
-from tfds_builder.manifest import LABELS, SPLITS
+from tfds_builder.manifest import SPLITS
 
 FILE_NAME = "splits.csv"
 FRACTIONS = (0.7, 0.15, 0.15)
@@ -25,8 +26,6 @@ FEWEST_FOLDS = 3
 _NO_SITE = "unknown"
 _FIELDS = ("patient_key", "label", "split")
 _FOLD = re.compile(r"fold_(0|[1-9]\d{0,3})", re.ASCII)
-# A patient with several labels is counted under the most serious one.
-_BY_SEVERITY = ("metastasis", "thyroid_carcinoma", "arthritis", "normal")
 
 
 class TornGroup(DataError):
@@ -157,15 +156,11 @@ def _division(names: Collection[str]) -> str:
     return ", ".join(sorted(names))
 
 
-def patient_label(labels: Iterable[str]) -> str:
-    """The label under which a patient is stratified: the most serious of their images' labels."""
-    return min(labels, key=_BY_SEVERITY.index)
-
-
 def assign_splits(
     labels: Mapping[str, str],
     fixed: Mapping[str, str] | None = None,
     *,
+    classes: Classes,
     fractions: Mapping[str, float],
     seed: int = 0,
     sites: Mapping[str, str] | None = None,
@@ -187,6 +182,7 @@ def assign_splits(
     Args:
       labels: pseudonym -> label of every patient.
       fixed: pseudonym -> split of patients whose split is given or known.
+      classes: what the labels are.
       fractions: split -> share, as `shares_of` returns them; they add up to 1.
       seed: another seed, another division.
       sites: pseudonym -> site, of patients whose site is known.
@@ -200,14 +196,14 @@ def assign_splits(
       TornGroup: patients of one group are given different splits.
       DataError: a fold would be empty.
     """
-    units = _units(labels, fixed or {}, sites or {}, groups)
+    units = _units(labels, fixed or {}, sites or {}, groups, classes)
     splits: dict[str, str] = {}
     progress = {unit.site: _SiteProgress() for unit in units}
     sizes = Counter()
     for unit in units:
         sizes[unit.site] += unit.size
     sites_in_order = sorted(sizes, key=lambda site: (sizes[site], _order(seed, f"site {site}")))
-    for label in LABELS:
+    for label in classes.names:
         own = [unit for unit in units if unit.label == label]
         by_site = {site: [unit for unit in own if unit.site == site] for site in sites_in_order}
         splits |= _divide_class(by_site, _neediest_first(fractions, splits), progress, seed)
@@ -225,6 +221,7 @@ def _units(
     fixed: Mapping[str, str],
     sites: Mapping[str, str],
     groups: Iterable[Collection[str]],
+    classes: Classes,
 ) -> list[_Unit]:
     together: dict[str, set[str]] = {}
     for group in groups:
@@ -235,7 +232,7 @@ def _units(
         _Unit(
             first=patients[0],
             patients=patients,
-            label=patient_label(labels[patient] for patient in patients),
+            label=classes.stratum(labels[patient] for patient in patients),
             site=sites.get(patients[0], ""),
             given=_given_split(patients, fixed),
         )
@@ -387,7 +384,7 @@ def read_splits(path: Path) -> dict[str, tuple[str, str]]:
         raise DataError(f"{path}: row 1 must be {','.join(_FIELDS)}; restore the file or remove it")
     known: dict[str, tuple[str, str]] = {}
     for number, row in enumerate(table[1:], start=2):
-        if len(row) != len(_FIELDS) or row[1] not in LABELS or not is_split_name(row[2]):
+        if len(row) != len(_FIELDS) or fault_of(row[1]) or not is_split_name(row[2]):
             raise DataError(f"{path}: row {number}: not patient_key,label,split; restore the file")
         if row[0] in known:
             raise DataError(f"{path}: row {number}: patient {row[0]} occurs twice; keep one row")
@@ -402,12 +399,15 @@ def splits_text(known: Mapping[str, tuple[str, str]]) -> str:
 
 
 def prove_disjoint(
-    members: Iterable[Membership], names: tuple[str, ...] = SPLITS
+    members: Iterable[Membership],
+    classes: tuple[str, ...],
+    names: tuple[str, ...] = SPLITS,
 ) -> dict[str, object]:
     """Counts what each split holds and shows that splits share no patient, study or image.
 
     Args:
       members: all images.
+      classes: the names that their labels may be.
       names: of all splits, as `split_names` returns them.
 
     Returns:
@@ -427,7 +427,7 @@ def prove_disjoint(
         by_split[member.split].append(member)
     sites = sorted({m.site or _NO_SITE for m in members})
     return {
-        "splits": {split: _holdings(own, sites) for split, own in by_split.items()},
+        "splits": {split: _holdings(own, classes, sites) for split, own in by_split.items()},
         "intersections": _intersections(by_split),
     }
 
@@ -452,12 +452,14 @@ def _intersections(by_split: dict[str, list[Membership]]) -> dict[str, dict[str,
     return intersections
 
 
-def _holdings(members: list[Membership], sites: list[str]) -> dict[str, object]:
+def _holdings(
+    members: list[Membership], classes: tuple[str, ...], sites: list[str]
+) -> dict[str, object]:
     holdings: dict[str, object] = {
         **{kind: len(found) for kind, found in _identifiers(members).items()},
-        "images_by_class": _counts((m.label for m in members), LABELS),
+        "images_by_class": _counts((m.label for m in members), classes),
         "patients_by_class": _counts(
-            (label for _, label in {(m.patient_key, m.label) for m in members}), LABELS
+            (label for _, label in {(m.patient_key, m.label) for m in members}), classes
         ),
     }
     if sites != [_NO_SITE]:

@@ -12,9 +12,9 @@ from pydicom.pixels import get_decoder
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from tfds_builder import build
+from tfds_builder.classes import PUBLISHED
 from tfds_builder.errors import DataError
 from tfds_builder.image_file import decode, read_bytes
-from tfds_builder.manifest import LABELS
 from tfds_builder.matrix import fit_of
 from tfds_builder.scintigraphy.scintigraphy_dataset_builder import VERSION
 
@@ -164,7 +164,7 @@ def write_manifest(used, folder):
                 [
                     case.path.name,
                     case.study or f"P-{n}",
-                    LABELS[0 if case.study else n % len(LABELS)],
+                    PUBLISHED[0 if case.study else n % len(PUBLISHED)],
                     case.study,
                     case.view,
                     case.frame,

@@ -3,9 +3,9 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from tfds_builder.errors import DataError
-from tfds_builder.scan.label_tables import LEFT_OUT, Keys, join, read_label_map, read_table
+from tfds_builder.scan.label_tables import LEFT_OUT, Keys, Meanings, join, read_meanings, read_table
 
-MAP = {"0": "normal", "1": "metastasis"}
+MAP = read_meanings(["0=normal", "1=metastasis"])
 FILES = [
     Keys(PurePosixPath("ant/1.jpg"), "P1", "S1"),
     Keys(PurePosixPath("ant/2.jpg"), "P2", "S2"),
@@ -42,7 +42,7 @@ def error_of(function, *arguments) -> str:
 )
 def test_tables_of_every_shape_are_joined(tmp_path, text, labels):
     joined = join(FILES, [table(tmp_path, text)], MAP)
-    assert (joined.labels, joined.unused) == (labels, (0,))
+    assert (joined.labels, joined.remarks) == (labels, ())
 
 
 def test_the_more_exact_key_of_a_table_counts(tmp_path):
@@ -57,7 +57,7 @@ def test_a_table_named_like_a_folder_is_about_that_folder(tmp_path):
     ]
     joined = join(FILES, tables, MAP)
     assert joined.labels == ("normal", "normal", "metastasis")
-    assert joined.unused == (0, 1)
+    assert joined.remarks == (f"{tmp_path / 'post.txt'}: 1 entries name none of these files",)
 
 
 def test_tables_that_contradict_each_other_are_refused(tmp_path):
@@ -73,10 +73,9 @@ def test_tables_that_contradict_each_other_are_refused(tmp_path):
     "text, said",
     [
         ("", "is empty"),
-        ("label,name\n0,1.jpg\n", "one of path, file, study_id, patient_id is needed"),
+        ("label,name,age\n0,1.jpg,4\n", "one of path, file, study_id, patient_id, or two"),
         ("1.jpg,0,x\n", "needs a header with 'label'"),
         ("file,label\n1.jpg,0\n1.jpg,1\n", "row 3: file '1.jpg' has another label in row 2"),
-        ("file,label\n1.jpg\n", "row 2: has 1 cells"),
         ('file,label\n"1.jpg,0\n', "not valid CSV"),
     ],
 )
@@ -87,25 +86,25 @@ def test_a_bad_table_is_refused_with_its_row(tmp_path, text, said):
 
 
 def test_tables_that_cannot_be_read_are_refused(tmp_path):
-    assert "cannot be read" in error_of(read_table, tmp_path / "none.csv")
+    assert "no such file" in error_of(read_table, tmp_path / "none.csv")
     (tmp_path / "latin.csv").write_bytes(b"file,label\n\xe4,0\n")
     assert "not UTF-8" in error_of(read_table, tmp_path / "latin.csv")
 
 
 def test_an_unknown_label_names_the_allowed_ones_and_the_remedy(tmp_path):
     message = error_of(join, FILES, [table(tmp_path, "file,label\n1.jpg,2\n")], MAP)
-    assert "row 2: label '2' is not one of normal, metastasis, arthritis" in message
-    assert "--label_map '2=LABEL'" in message
+    assert "row 2: label '2' is no name of a class" in message
+    assert "--label_map '2=CLASS'" in message
+    two = read_meanings(["0=normal"], ("normal", "abnormal"))
+    message = error_of(join, FILES, [table(tmp_path, "file,label\n1.jpg,arthritis\n")], two)
+    assert "label 'arthritis' is not one of normal, abnormal" in message
 
 
 def test_a_label_map_may_leave_files_out():
-    assert read_label_map(["0=normal", "a=b=arthritis", "9="]) == {
-        "0": "normal",
-        "a=b": "arthritis",
-        "9": LEFT_OUT,
-    }
+    meant = {"0": "normal", "a=b": "arthritis", "9": LEFT_OUT}
+    assert read_meanings(["0=normal", "A=B=Arthritis", "9="]) == Meanings(meant)
 
 
-@pytest.mark.parametrize("pairs", [["0"], ["0=cancer"], ["0=normal", "0=arthritis"]])
+@pytest.mark.parametrize("pairs", [["0"], ["0=7"], ["0=?"], ["0=normal", "0.0=arthritis"]])
 def test_a_bad_label_map_is_refused(pairs):
-    assert error_of(read_label_map, pairs).startswith("--label_map")
+    assert error_of(read_meanings, pairs).startswith("--label_map")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tensorflow_datasets.core import example_serializer
 
+from tfds_builder.classes import classes_of
 from tfds_builder.records import CONFIGS, features, records_of, serialise
 from tfds_builder.study import Study, intensity_scale, read_study
 
@@ -23,12 +24,14 @@ def reading(write_dicom, write_manifest, write_mask):
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_records_are_encoded_as_tfds_encodes_them(reading, config):
+    classes = classes_of(["normal", "arthritis"])
     encoder = features(config)
+    encoder["label"].names = list(classes.names)
     serializer = example_serializer.ExampleSerializer(encoder.get_serialized_info())
     for kept in (reading, replace(reading, images=reading.images[:1])):
-        for record, _ in records_of(kept, config, keep_one_view=True):
+        for record, _ in records_of(kept, config, keep_one_view=True, classes=classes):
             message = serializer.get_tf_example(encoder.encode_example(record))
-            assert serialise(record) == message.SerializeToString(deterministic=True)
+            assert serialise(record, classes) == message.SerializeToString(deterministic=True)
 
 
 @pytest.mark.parametrize("brightest", [3, 4000, 5000, 60000])

@@ -1,12 +1,13 @@
 import pytest
 
+from tfds_builder.classes import classes_of
 from tfds_builder.errors import DataError
 from tfds_builder.shard import ShardTask
 from tfds_builder.workers import Lost
 
 
 def test_a_row_is_refused_at_the_second_loss_only():
-    task = ShardTask((), "path", "views")
+    task = ShardTask((), "path", "views", classes_of(["normal"]))
     first = task.after(Lost(7, "the decoder crashed"))
     assert first.refused == ()
     other = first.after(Lost(9, "took longer than 30 s"))
@@ -16,7 +17,9 @@ def test_a_row_is_refused_at_the_second_loss_only():
 
 
 def test_a_file_that_cannot_even_be_read_ends_the_build_by_its_row():
-    task = ShardTask((), "path", "views", refused=((7, "the decoder crashed"),))
+    task = ShardTask(
+        (), "path", "views", classes_of(["normal"]), refused=((7, "the decoder crashed"),)
+    )
     with pytest.raises(DataError, match="manifest row 7"):
         task.after(Lost(7, "took longer than 30 s"))
     assert task.after(Lost(None, "the decoder crashed")) is None

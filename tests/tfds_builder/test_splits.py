@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import pytest
 
+from tfds_builder.classes import PUBLISHED, classes_of
 from tfds_builder.errors import DataError
-from tfds_builder.manifest import LABELS, SPLITS
+from tfds_builder.manifest import SPLITS
 from tfds_builder.splits import (
     FRACTIONS,
     Membership,
     TornGroup,
     assign_splits,
     check_division,
-    patient_label,
     prove_disjoint,
     read_splits,
     shares_of,
@@ -24,11 +24,14 @@ from tfds_builder.splits import (
 
 def patients(count: int, seed: int = 3) -> dict[str, str]:
     draw = random.Random(seed)
-    return {f"{draw.getrandbits(64):016x}": draw.choice(LABELS) for _ in range(count)}
+    return {f"{draw.getrandbits(64):016x}": draw.choice(PUBLISHED) for _ in range(count)}
 
 
 def divide(labels, fixed=None, fractions=FRACTIONS, folds=None, **options) -> dict[str, str]:
-    return assign_splits(labels, fixed, fractions=shares_of(folds, fractions), **options)
+    classes = classes_of(labels.values())
+    return assign_splits(
+        labels, fixed, classes=classes, fractions=shares_of(folds, fractions), **options
+    )
 
 
 def sites_of(labels: dict[str, str], sizes: tuple[int, ...]) -> dict[str, str]:
@@ -85,7 +88,7 @@ def test_every_class_is_divided_by_the_fractions(fractions):
     labels = patients(400)
     splits = divide(labels, fractions=fractions)
     assert splits.keys() == labels.keys()
-    for label in LABELS:
+    for label in PUBLISHED:
         own = [splits[patient] for patient in labels if labels[patient] == label]
         for split, fraction in zip(SPLITS, fractions, strict=True):
             assert abs(own.count(split) - fraction * len(own)) <= 1
@@ -104,7 +107,7 @@ def test_known_patients_stay_where_they_are_when_others_come():
     before = divide(first)
     after = divide(labels, fixed=before)
     assert {patient: after[patient] for patient in first} == before
-    assert abs(Counter(after.values())["test"] - 30) <= len(LABELS)
+    assert abs(Counter(after.values())["test"] - 30) <= len(PUBLISHED)
 
 
 def test_given_splits_are_kept_even_against_the_fractions():
@@ -115,8 +118,9 @@ def test_given_splits_are_kept_even_against_the_fractions():
 
 
 def test_a_patient_with_two_labels_counts_under_the_most_serious():
-    assert patient_label(["normal", "arthritis"]) == "arthritis"
-    assert patient_label(["arthritis", "metastasis", "thyroid_carcinoma"]) == "metastasis"
+    stratum = classes_of(PUBLISHED).stratum
+    assert stratum(["normal", "arthritis"]) == "arthritis"
+    assert stratum(["arthritis", "metastasis", "thyroid_carcinoma"]) == "metastasis"
 
 
 SITE_SIZES = (200, 90, 31, 8, 3)
@@ -130,7 +134,7 @@ def test_every_site_gets_its_share_of_every_class_and_the_classes_keep_their_tot
     splits = divide(labels, folds=folds, sites=sites, seed=seed)
     assert by_class(labels, splits) == by_class(labels, divide(labels, folds=folds, seed=seed))
     for site in set(sites.values()):
-        for label in LABELS:
+        for label in PUBLISHED:
             own = [splits[p] for p in labels if sites[p] == site and labels[p] == label]
             for split, share in shares_of(folds).items():
                 assert abs(own.count(split) - share * len(own)) < 2
@@ -156,7 +160,7 @@ def test_a_new_site_is_divided_by_the_fractions_while_known_patients_stay():
 @pytest.mark.parametrize("folds", [None, 5])
 def test_a_group_is_in_one_split_and_the_totals_stay(folds):
     labels = patients(240)
-    own = {label: [p for p in labels if labels[p] == label] for label in LABELS}
+    own = {label: [p for p in labels if labels[p] == label] for label in PUBLISHED}
     groups = [ps[n : n + 2] for ps in own.values() for n in range(0, 20, 2)]
     splits = divide(labels, folds=folds, groups=groups)
     assert splits.keys() == labels.keys()
@@ -220,7 +224,7 @@ def test_folds_are_of_one_size_in_every_class_and_in_all(folds):
     labels = patients(203)
     splits = divide(labels, folds=folds)
     assert set(splits.values()) == set(split_names(folds))
-    for label in LABELS:
+    for label in PUBLISHED:
         sizes = [by_class(labels, splits)[label, name] for name in split_names(folds)]
         assert max(sizes) - min(sizes) <= 1
     sizes = Counter(splits.values()).values()
@@ -228,7 +232,7 @@ def test_folds_are_of_one_size_in_every_class_and_in_all(folds):
 
 
 def test_rare_classes_together_fill_every_fold():
-    labels = {f"{label}{n}": label for label in LABELS for n in range(3)}
+    labels = {f"{label}{n}": label for label in PUBLISHED for n in range(3)}
     assert len(set(divide(labels, folds=10).values())) == 10
 
 
@@ -277,12 +281,12 @@ def members(folds: int | None = None) -> list[Membership]:
 
 def test_the_proof_counts_what_there_is():
     everyone = members()
-    proof = prove_disjoint(everyone)
+    proof = prove_disjoint(everyone, PUBLISHED)
     assert sum(found["images"] for found in proof["splits"].values()) == len(everyone)
     for split, found in proof["splits"].items():
         own = [m for m in everyone if m.split == split]
         assert found["patients"] == len({m.patient_key for m in own})
-        assert found["images_by_class"] == {k: sum(m.label == k for m in own) for k in LABELS}
+        assert found["images_by_class"] == {k: sum(m.label == k for m in own) for k in PUBLISHED}
     assert all(
         shared == {"patients": 0, "studies": 0, "images": 0}
         for shared in proof["intersections"].values()
@@ -292,7 +296,7 @@ def test_the_proof_counts_what_there_is():
 
 def test_the_proof_knows_folds_and_sites():
     everyone = [replace(m, site=f"site-{int(m.patient_key, 16) % 3}") for m in members(folds=4)]
-    proof = prove_disjoint(everyone, split_names(4))
+    proof = prove_disjoint(everyone, PUBLISHED, split_names(4))
     assert list(proof["splits"]) == list(split_names(4))
     assert len(proof["intersections"]) == 6
     for split, found in proof["splits"].items():
@@ -300,12 +304,12 @@ def test_the_proof_knows_folds_and_sites():
         assert found["patients_by_site"] == {
             f"site-{n}": sum(site == f"site-{n}" for _, site in own) for n in range(3)
         }
-    assert "patients_by_site" not in prove_disjoint(members())["splits"]["train"]
+    assert "patients_by_site" not in prove_disjoint(members(), PUBLISHED)["splits"]["train"]
 
 
 def test_an_image_in_a_split_unknown_to_the_proof_does_not_escape_it():
     with pytest.raises(KeyError):
-        prove_disjoint(members(folds=4))
+        prove_disjoint(members(folds=4), PUBLISHED)
 
 
 @pytest.mark.parametrize("field", ["patient_key", "study_key", "image_id"])
@@ -315,7 +319,7 @@ def test_anything_shared_by_two_splits_is_refused(field):
     b = next(n for n, m in enumerate(everyone) if m.split == "test")
     everyone[a] = replace(everyone[a], **{field: getattr(everyone[b], field)})
     with pytest.raises(DataError, match=r"share|twice"):
-        prove_disjoint(everyone)
+        prove_disjoint(everyone, PUBLISHED)
 
 
 @pytest.mark.parametrize("folds", [None, 12])
@@ -334,7 +338,7 @@ def test_the_file_reads_back(tmp_path, folds):
         "",
         "a,b\n",
         "patient_key,label,split\nx,normal\n",
-        "patient_key,label,split\nx,sick,train\n",
+        "patient_key,label,split\nx,?,train\n",
         "patient_key,label,split\nx,normal,fold_\n",
         "patient_key,label,split\nx,normal,fold_01\n",
         "patient_key,label,split\nx,normal,train\nx,normal,test\n",

@@ -15,12 +15,12 @@ from pathlib import Path, PurePosixPath
 from rich.console import Console
 
 from tfds_builder.atomic import write_text
+from tfds_builder.classes import classes_of, read_classes
 from tfds_builder.command import CommandParser, available_cores
 from tfds_builder.errors import DataError, run_command
-from tfds_builder.manifest import LABELS
 from tfds_builder.progress import make_console, progress, say
 from tfds_builder.scan.inventory import Chunk, Files, Scan, inspect_files, list_files
-from tfds_builder.scan.label_tables import read_label_map, read_table
+from tfds_builder.scan.label_tables import read_meanings, read_table
 from tfds_builder.scan.path_names import PathName, PathPattern, printable, read_words
 from tfds_builder.scan.proposal import BY_HEADER, RECURRING, Proposal, Row, propose
 from tfds_builder.workers import WorkerPool
@@ -42,12 +42,12 @@ def main(argv: list[str] | None = None) -> None:
     try:
         _check_places(settings)
         pattern = PathPattern(settings.pattern) if settings.pattern else None
-        label_map = read_label_map(settings.label_map)
+        meanings = read_meanings(settings.label_map, read_classes(settings.classes))
         tables = [read_table(path) for path in settings.labels]
         files = list_files(settings.folder)
         names = _names(settings, files, pattern)
         scans = _inspected(settings, console, tuple(names))
-        proposal = propose(files, names, scans, tables, label_map)
+        proposal = propose(files, names, scans, tables, meanings)
         _write(settings, proposal)
     except OSError as error:
         where = error.filename or settings.folder
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 the manifest is there, 2 something is to be mended. "
         "Example: python -m tfds_builder.scan BS-80K --out BS-80K/manifest.csv "
         "--labels BS-80K/wholeBodyANT.txt --labels BS-80K/wholeBodyPOST.txt "
-        "--label_map 0=normal 1=metastasis",
+        "--label_map 0=normal 1=abnormal",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -83,9 +83,9 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="TABLE",
-        help="a table of labels; may be repeated. CSV with a header: label, and one of path "
-        "(relative to DIR), file (its name), study_id, patient_id. Or two columns without a "
-        "header, file name and label; such a table, named like a folder, is about the files in "
+        help="a table of labels, CSV or .xlsx; may be repeated. With a header: label, and one of "
+        "path (relative to DIR), file (its name), study_id, patient_id. Or two columns alone, a "
+        "name and a label; a table of file names that is named like a folder is about the files in "
         "that folder alone",
     )
     add(
@@ -94,8 +94,13 @@ def _parser() -> argparse.ArgumentParser:
         action="extend",
         default=[],
         metavar="FROM=TO",
-        help=f"what the values of the tables and of the pattern mean: {', '.join(LABELS)}; "
-        "FROM= leaves such files out",
+        help="which class a value of the tables or of the pattern means; FROM= leaves such files "
+        "out. A value that is not mapped is the name of a class itself",
+    )
+    add(
+        "--classes",
+        metavar="A,B,...",
+        help="the classes; any other label is an error (default: those that the labels name)",
     )
     add(
         "--pattern",
@@ -233,7 +238,7 @@ def _report(
     for comment, times in Counter(text for row in rows for text in row.comments).most_common():
         say(console, f"comment: {comment} ({times}x)")
     _report_patients(console, rows)
-    _report_labels(console, rows, proposal.unused)
+    _report_labels(console, rows, proposal.remarks)
     patients = len({row.patient_id for row in rows} - {""})
     scanned = len({row.path for row in rows})
     say(console, f"{settings.out}: {len(rows)} rows, {scanned} files, {patients} patients")
@@ -256,14 +261,13 @@ def _report_patients(console: Console, rows: Sequence[Row]) -> None:
         )
 
 
-def _report_labels(console: Console, rows: Sequence[Row], unused: dict[Path, int]) -> None:
+def _report_labels(console: Console, rows: Sequence[Row], remarks: Sequence[str]) -> None:
     labels = Counter(row.label for row in rows if row.label)
     if labels:
-        counts = ", ".join(f"{label} {labels[label]}" for label in LABELS if labels[label])
+        counts = ", ".join(f"{label} {labels[label]}" for label in classes_of(labels).names)
         say(console, f"labels: {counts}")
-    for path, times in unused.items():
-        if times:
-            say(console, f"note: {path}: {times} entries name none of these files")
+    for remark in remarks:
+        say(console, f"note: {remark}")
 
 
 def _report_next(settings: argparse.Namespace, console: Console, rows: Sequence[Row]) -> None:

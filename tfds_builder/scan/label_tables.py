@@ -1,21 +1,39 @@
 """Joins label tables of any common shape to files.
 
-In: CSV files with a header, or texts of two columns without one. Out: a label for each file that an
-entry names, and how much on either side found no partner.
+In: tables with a header, or of two columns without one. Out: a label for each file that an entry
+names, and how much on either side found no partner.
 """
 
-import csv
-import io
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from tfds_builder.classes import (
+    MOST_CLASSES,
+    classes_of,
+    fault_of,
+    means_unknown,
+    misspelt,
+    normalise,
+)
 from tfds_builder.errors import DataError
-from tfds_builder.manifest import LABELS
+from tfds_builder.tables import Rows, read_rows
 
 KEYS = ("path", "file", "study_id", "patient_id")
 LEFT_OUT = ""
+
+# Other words for these columns, without case, spaces and signs.
+_HEADINGS = {
+    "path": ("filepath", "imagepath"),
+    "file": ("filename", "image", "imagename", "imagefile"),
+    "study_id": ("studyid", "study", "studyuid", "studyinstanceuid"),
+    "patient_id": ("patientid", "patient", "patientno", "patientnumber", "pid", "mrn"),
+    "label": ("labels", "class", "classname", "diagnosis", "category", "groundtruth"),
+}
+_MOST_ROWS_ABOVE_HEADER = 10
 
 
 @dataclass(frozen=True)
@@ -24,13 +42,15 @@ class LabelTable:
 
     Attributes:
       path: where it was read.
-      key: one of `KEYS`, what its entries are named by.
+      key: one of `KEYS`, what its entries are named by; empty where the files must tell.
       entries: name -> (row number, value as written).
+      incomplete: how many rows lack a name or a label.
     """
 
     path: Path
     key: str
     entries: dict[str, tuple[int, str]]
+    incomplete: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,153 +67,240 @@ class Joined:
     """Which label each file gets, in the order of the files.
 
     Attributes:
-      labels: one of `LABELS`, `LEFT_OUT`, or None where no entry names the file.
-      unused: per table, how many entries name no file.
+      labels: the name of a class, `LEFT_OUT`, or None where no entry gives the file a label.
+      sources: the table and row that each label is from; empty text where there is none.
+      remarks: what is odd about a table, each a line.
     """
 
     labels: tuple[str | None, ...]
-    unused: tuple[int, ...]
+    sources: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
-def read_label_map(pairs: Iterable[str]) -> dict[str, str]:
+@dataclass(frozen=True)
+class Meanings:
+    """What written labels mean.
+
+    Attributes:
+      of: a written value, normalised -> the class, or `LEFT_OUT`.
+      classes: the classes that there may be, or None where any name is one.
+    """
+
+    of: dict[str, str]
+    classes: tuple[str, ...] | None = None
+
+
+def read_meanings(pairs: Iterable[str], classes: tuple[str, ...] | None = None) -> Meanings:
     """Reads FROM=TO pairs; an empty TO leaves files out.
 
+    Args:
+      pairs: as `--label_map` gives them.
+      classes: as `--classes` gives them, or None.
+
     Raises:
-      DataError: not a pair, a label that there is not, or a value mapped twice.
+      DataError: not a pair, a TO that names no class, or a value mapped twice.
     """
     mapped: dict[str, str] = {}
     for pair in pairs:
-        value, sign, label = pair.rpartition("=")
-        if not sign or label not in (*LABELS, LEFT_OUT):
+        value, sign, to = pair.rpartition("=")
+        label = normalise(to)
+        if not sign or (label != LEFT_OUT and _fault(label, classes)):
+            fault = f"'{to}' {_fault(label, classes)}; " if sign else ""
             raise DataError(
-                f"--label_map '{pair}': write VALUE=LABEL, where LABEL is {', '.join(LABELS)}, or "
-                "empty to leave such files out"
+                f"--label_map '{pair}': {fault}write VALUE=CLASS, or VALUE= to leave such files out"
             )
-        if mapped.setdefault(value, label) != label:
+        if mapped.setdefault(_plain(value), label) != label:
             raise DataError(f"--label_map: '{value}' is mapped twice")
-    return mapped
+    return Meanings(mapped, classes)
 
 
-def resolve(value: str, label_map: dict[str, str], where: str) -> str:
-    """The label that a written value means.
+def resolve(value: str, meanings: Meanings, where: str) -> str | None:
+    """The class that a written value means, `LEFT_OUT`, or None where it says that it is unknown.
 
     Raises:
-      DataError: it means none; `where` begins the message.
+      DataError: it means no class; `where` begins the message.
     """
-    plain = value.lower().replace(" ", "_").replace("-", "_")
-    if value in label_map or plain in LABELS:
-        return label_map.get(value, plain)
-    raise DataError(
-        f"{where}: label '{value}' is not one of {', '.join(LABELS)}; "
-        f"say what it means: --label_map '{value}=LABEL'"
-    )
+    if _plain(value) in meanings.of:
+        return meanings.of[_plain(value)]
+    label = normalise(value)
+    if means_unknown(label):
+        return None
+    fault = _fault(label, meanings.classes)
+    if fault:
+        raise DataError(
+            f"{where}: label '{value}' {fault}; say what it means: --label_map '{value}=CLASS'"
+        )
+    return label
+
+
+def _fault(label: str, classes: tuple[str, ...] | None) -> str:
+    if classes and label not in classes:
+        return f"is not one of {', '.join(classes)}"
+    return fault_of(label)
+
+
+def _plain(value: str) -> str:
+    """Whole numbers without the '.0' that a column with gaps gives them."""
+    plain = normalise(value)
+    return re.sub(r"(?<=\d)\.0+$", "", plain)
+
+
+def question_labels(found: Mapping[str, Iterable[str]]) -> None:
+    """Asks about labels that are classes only because nothing says what the classes are.
+
+    Args:
+      found: label -> where each of its rows got it.
+
+    Raises:
+      DataError: a label looks misspelt, or there are more of them than classes.
+    """
+    counts = {label: len(list(places)) for label, places in found.items()}
+    names = ",".join(classes_of(counts).names)
+    if len(counts) > MOST_CLASSES:
+        raise DataError(
+            f"{len(counts)} different labels are found; is it the column of the classes? If all "
+            "are classes, list them: --classes A,B,..."
+        )
+    alike = misspelt(counts)
+    if alike:
+        label, other = alike
+        raise DataError(
+            f"{next(iter(found[label]))}: label '{label}' looks like '{other}' misspelt "
+            f"({counts[label]}x); say so: --label_map '{label}={other}', or list the classes: "
+            f"--classes {names}"
+        )
 
 
 def read_table(path: Path) -> LabelTable:
     """Reads a label table.
 
-    It has a header row with `label` and one of `KEYS`, comma, semicolon or tab separated; or no
-    header and two columns, file name and label, separated by these or by white space.
+    It has a header with `label` and one of `KEYS`, or other words for these, perhaps under a title;
+    or two columns, a name and a label, with a header or without.
 
     Raises:
       DataError: naming the table and the row.
     """
-    rows = _rows(path)
-    header = [cell.lower() for cell in rows[0][1]]
-    if "label" in header:
-        key = next((name for name in KEYS if name in header), "")
-        if not key:
-            raise DataError(
-                f"{path}: row 1: beside 'label' one of {', '.join(KEYS)} is needed; "
-                f"present are {', '.join(header)}"
-            )
-        places, rows = (header.index(key), header.index("label")), rows[1:]
-    elif len(header) == 2:
-        key, places = "file", (0, 1)
-    else:
-        raise DataError(
-            f"{path}: row 1: needs a header with 'label' and one of {', '.join(KEYS)}; "
-            "or two columns, file name and label, without a header"
-        )
-    entries: dict[str, tuple[int, str]] = {}
-    for number, cells in rows:
-        if len(cells) <= max(places):
-            raise DataError(f"{path}: row {number}: has {len(cells)} cells, too few")
-        name, value = (cells[place] for place in places)
-        if not name or not value:
-            continue
-        first, known = entries.setdefault(name, (number, value))
-        if known != value:
-            raise DataError(
-                f"{path}: row {number}: {key} '{name}' has another label in row {first}"
-            )
-    return LabelTable(path, key, entries)
-
-
-def _rows(path: Path) -> list[tuple[int, list[str]]]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not UTF-8 text; save it as 'CSV UTF-8'") from None
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    if not first:
+    rows = read_rows(path)
+    if not rows:
         raise DataError(f"{path}: is empty")
-    separator = max(",;\t", key=first.count)
-    if separator in first:
-        return list(_separated(path, text, separator))
-    # The last word is the label; file names may hold spaces.
-    lines = enumerate(text.splitlines(), start=1)
-    return [(number, line.rsplit(None, 1)) for number, line in lines if line.strip()]
+    key, places, rows = _columns(path, rows)
+    entries: dict[str, tuple[int, str]] = {}
+    incomplete = 0
+    for number, cells in rows:
+        name, value = (cells[place] if place < len(cells) else "" for place in places)
+        if means_unknown(name) or not value:
+            incomplete += 1
+            continue
+        first, known = entries.setdefault(_composed(name), (number, value))
+        if _plain(known) != _plain(value):
+            raise DataError(
+                f"{path}: row {number}: {key or 'name'} '{name}' has another label in row {first}"
+            )
+    return LabelTable(path, key, entries, incomplete)
 
 
-def _separated(path: Path, text: str, separator: str) -> Iterable[tuple[int, list[str]]]:
-    number = 0
-    try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-        for number, cells in enumerate(reader, start=1):
-            stripped = [cell.strip() for cell in cells]
-            if any(stripped):
-                yield number, stripped
-    except csv.Error as error:
-        raise DataError(f"{path}: row {number + 1}: not valid CSV ({error})") from None
+def _columns(path: Path, rows: Rows) -> tuple[str, tuple[int, int], Rows]:
+    """The key, the places of name and label in a row, and the rows below the header."""
+    for n, (_, cells) in enumerate(rows[:_MOST_ROWS_ABOVE_HEADER]):
+        label = _place(cells, "label")
+        key = next((key for key in KEYS if _place(cells, key) is not None), "")
+        if key and label is not None:
+            return key, (_place(cells, key), label), rows[n + 1 :]
+    if all(not any(cells[2:]) for _, cells in rows):
+        return "", (0, 1), rows
+    number, cells = rows[0]
+    raise DataError(
+        f"{path}: row {number}: needs a header with 'label' and one of {', '.join(KEYS)}, or two "
+        f"columns alone, name and label; present are {', '.join(filter(None, cells))}"
+    )
 
 
-def join(files: Sequence[Keys], tables: Sequence[LabelTable], label_map: dict[str, str]) -> Joined:
+def _place(header: Sequence[str], name: str) -> int | None:
+    """Where a column stands: under its own name first, then under another word for it."""
+    plain = [re.sub(r"[\W_]+", "", cell.casefold()) for cell in header]
+    words = (name.replace("_", ""), *_HEADINGS[name])
+    return next((plain.index(word) for word in words if word in plain), None)
+
+
+def join(files: Sequence[Keys], tables: Sequence[LabelTable], meanings: Meanings) -> Joined:
     """Gives files the labels that tables have for them.
 
     A table that is named like a folder (wholeBodyANT.txt) and goes by file name is about the files
-    in the folders of that name alone. File names may lack their suffix in a table.
+    in the folders of that name alone. File names may lack their suffix in a table, and numbers the
+    zeros before them, where that leaves no doubt which is meant.
 
     Raises:
       DataError: a value that means no label; two tables that contradict each other.
     """
     labels: list[str | None] = [None] * len(files)
-    source: list[str] = [""] * len(files)
-    unused = []
+    sources: list[str] = [""] * len(files)
+    remarks = []
     for table in tables:
-        places = _places(files, table)
-        unused.append(0)
-        for name, (row, value) in table.entries.items():
+        key, places = _key_and_places(files, table)
+        by_number = _by_number(places)
+        found: Counter[str] = Counter(incomplete=table.incomplete)
+        for n, (name, (row, value)) in enumerate(table.entries.items()):
             where = f"{table.path}: row {row}"
-            label = resolve(value, label_map, where)
-            found = places.get(name, ())
-            unused[-1] += not found
-            for place in found:
-                if labels[place] not in (None, label):
+            own = places.get(name) or by_number.get(_number(name))
+            if not own:
+                found["header" if n == 0 and not table.key else "unused"] += 1
+                continue
+            found["without zeros"] += name not in places
+            label = resolve(value, meanings, where)
+            found["unknown"] += label is None
+            for place in own:
+                if None not in (label, labels[place]) and labels[place] != label:
                     raise DataError(
-                        f"{where}: {table.key} '{name}' is labelled otherwise in {source[place]}"
+                        f"{where}: {key} '{name}' is labelled otherwise in {sources[place]}"
                     )
-                labels[place], source[place] = label, where
-    return Joined(tuple(labels), tuple(unused))
+                if label is not None:
+                    labels[place], sources[place] = label, where
+        remarks += [f"{table.path}: {text}" for text in _remarks(table, found)]
+    return Joined(tuple(labels), tuple(sources), tuple(remarks))
 
 
-def _places(files: Sequence[Keys], table: LabelTable) -> dict[str, list[int]]:
-    """Name -> which files it means."""
-    if table.key != "file":
-        return _index((str(getattr(file, table.key)), n) for n, file in enumerate(files))
-    own = [n for n, file in enumerate(files) if table.path.stem in file.path.parent.parts]
+def _remarks(table: LabelTable, found: Counter[str]) -> Iterator[str]:
+    entries = len(table.entries)
+    by = table.key or f"{', '.join(KEYS[:-1])} or {KEYS[-1]}"
+    if found["header"] and entries > 1:
+        row, _ = next(iter(table.entries.values()))
+        yield f"row {row} names no file, so it is taken for a header"
+    if found["unused"] and found["unused"] + found["header"] == entries:
+        yield f"none of its {entries} entries names one of these files by {by}"
+    elif found["unused"]:
+        yield f"{found['unused']} entries name none of these files"
+    if found["without zeros"]:
+        yield (
+            f"{found['without zeros']} entries match only without the zeros before their number; "
+            "a spreadsheet may have dropped them"
+        )
+    if found["unknown"]:
+        yield f"{found['unknown']} labels say that they are unknown"
+    if found["incomplete"]:
+        yield f"{found['incomplete']} rows lack a name or a label"
+
+
+def _key_and_places(files: Sequence[Keys], table: LabelTable) -> tuple[str, dict[str, list[int]]]:
+    """What the entries are named by, and name -> which files it means.
+
+    Where no header says it, it is the key by which most of the entries name a file.
+    """
+    keys = (table.key,) if table.key else KEYS
+    places = {key: _places(files, table, key) for key in keys}
+
+    def named(key: str) -> int:
+        by_number = _by_number(places[key])
+        return sum(name in places[key] or _number(name) in by_number for name in table.entries)
+
+    best = max(keys, key=named)
+    return best, places[best]
+
+
+def _places(files: Sequence[Keys], table: LabelTable, key: str) -> dict[str, list[int]]:
+    if key != "file":
+        return _index((str(getattr(file, key)), n) for n, file in enumerate(files))
+    stem = _composed(table.path.stem)
+    own = [n for n, file in enumerate(files) if stem in map(_composed, file.path.parent.parts)]
     numbers = own or range(len(files))
     by_stem = _index((files[n].path.stem, n) for n in numbers)
     return by_stem | _index((files[n].path.name, n) for n in numbers)
@@ -202,5 +309,27 @@ def _places(files: Sequence[Keys], table: LabelTable) -> dict[str, list[int]]:
 def _index(pairs: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
     index = defaultdict(list)
     for name, number in pairs:
-        index[name].append(number)
+        if name:
+            index[_composed(name)].append(number)
     return dict(index)
+
+
+def _by_number(places: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """Number without zeros before it -> the files of the one name that is this number."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name in places:
+        number = _number(name)
+        if number:
+            names[number].append(name)
+    return {number: places[own[0]] for number, own in names.items() if len(own) == 1}
+
+
+def _number(name: str) -> str:
+    """A whole number without zeros before it and '.0' behind it; empty for any other name."""
+    found = re.fullmatch(r"0*(\d+?)(\.0+)?", name, re.ASCII)
+    return found[1] if found else ""
+
+
+def _composed(text: str) -> str:
+    """File systems and spreadsheets write accents in two ways (Unicode's NFC and NFD)."""
+    return unicodedata.normalize("NFC", text)

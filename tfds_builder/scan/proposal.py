@@ -7,11 +7,19 @@ In: what the headers, the paths and the label tables of a folder say. Out: rows 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from tfds_builder.errors import DataError
 from tfds_builder.scan.inventory import Files, Scan, View
-from tfds_builder.scan.label_tables import LEFT_OUT, Keys, LabelTable, join, resolve
+from tfds_builder.scan.label_tables import (
+    LEFT_OUT,
+    Keys,
+    LabelTable,
+    Meanings,
+    join,
+    question_labels,
+    resolve,
+)
 from tfds_builder.scan.path_names import BY_PATTERN, PathName, printable
 from tfds_builder.views import UNKNOWN
 
@@ -34,7 +42,7 @@ class Row:
       patient_by: what the patient was taken from.
       rules: what names each view of the file.
       frame: where a file needs several rows.
-      label: one of the labels, `LEFT_OUT`, or None where nothing gives one.
+      label: the name of a class, `LEFT_OUT`, or None where nothing gives one.
       comments: what was assumed or is unclear.
     """
 
@@ -58,13 +66,13 @@ class Proposal:
       rows: of the manifest, in the order of the paths.
       unread: path -> why it is in no row.
       left_out: why -> how many files are in no row although they may be scans.
-      unused: label table -> how many of its entries name no row.
+      remarks: what is odd about the label tables, each a line.
     """
 
     rows: tuple[Row, ...]
     unread: dict[PurePosixPath, str]
     left_out: Counter[str]
-    unused: dict[Path, int]
+    remarks: tuple[str, ...]
 
 
 def propose(
@@ -72,7 +80,7 @@ def propose(
     names: Mapping[PurePosixPath, PathName],
     scans: Iterable[Scan],
     tables: Sequence[LabelTable],
-    label_map: dict[str, str],
+    meanings: Meanings,
 ) -> Proposal:
     """Puts together what is known of the files.
 
@@ -80,7 +88,7 @@ def propose(
       files: the files of the folder.
       names: what the paths say; of these files alone there are scans.
       scans: what each of them says, in the order of the rows.
-      tables, label_map: what gives labels.
+      tables, meanings: what gives labels.
 
     Raises:
       DataError: labels that mean nothing, or that contradict each other.
@@ -91,7 +99,7 @@ def propose(
             unread[scan.path] = scan.reason
         else:
             rows += _rows_of(scan, names[scan.path])
-    rows, unused = _labelled(_without_recurring(rows), tables, label_map, names)
+    rows, remarks = _labelled(_without_recurring(rows), tables, meanings, names)
     kept = tuple(row for row in rows if row.label != LEFT_OUT)
     left_out = Counter(
         {
@@ -99,7 +107,7 @@ def propose(
             "--label_map says so": len({row.path for row in rows} - {row.path for row in kept}),
         }
     )
-    return Proposal(kept, unread, +left_out, unused)
+    return Proposal(kept, unread, +left_out, remarks)
 
 
 def _rows_of(scan: Scan, name: PathName) -> list[Row]:
@@ -170,20 +178,24 @@ def _without_recurring(rows: list[Row]) -> list[Row]:
 def _labelled(
     rows: Sequence[Row],
     tables: Sequence[LabelTable],
-    label_map: dict[str, str],
+    meanings: Meanings,
     names: Mapping[PurePosixPath, PathName],
-) -> tuple[list[Row], dict[Path, int]]:
+) -> tuple[list[Row], tuple[str, ...]]:
     keys = [Keys(row.path, row.patient_id, row.study_id) for row in rows]
-    joined = join(keys, tables, label_map)
+    joined = join(keys, tables, meanings)
     labelled = []
-    for row, label in zip(rows, joined.labels, strict=True):
+    found: dict[str, list[str]] = defaultdict(list)
+    for row, label, source in zip(rows, joined.labels, joined.sources, strict=True):
         written = names[row.path].label
         if written:
             where = f"--pattern: {printable(row.path)}"
-            meant = resolve(written, label_map, where)
-            if label not in (None, meant):
+            meant = resolve(written, meanings, where)
+            if None not in (label, meant) and label != meant:
                 raise DataError(f"{where}: label '{written}', but a table says otherwise")
-            label = meant
+            label, source = (label, source) if meant is None else (meant, where)
+        if label not in (None, LEFT_OUT):
+            found[label].append(source)
         labelled.append(replace(row, label=label))
-    unused = {table.path: n for table, n in zip(tables, joined.unused, strict=True)}
-    return labelled, unused
+    if not meanings.classes:
+        question_labels(found)
+    return labelled, joined.remarks

@@ -18,7 +18,7 @@ from tfds_builder.atomic import write_text
 from tfds_builder.command import available_cores
 from tfds_builder.findings import refuse_unacceptable, write_findings
 from tfds_builder.ingest import Ingested, ingest
-from tfds_builder.manifest import LABELS, read_manifest
+from tfds_builder.manifest import read_manifest
 from tfds_builder.plan import Options, Plan, plan_data_set
 from tfds_builder.records import STUDIES_CONFIG, VIEWS_CONFIG, features
 from tfds_builder.shard import ShardTask, shard_pool
@@ -31,7 +31,7 @@ _SHARD_FOLDER = "shards"
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Whole-body bone scintigraphy in four classes, split by patient."""
+    """Whole-body bone scintigraphy, in the classes of its manifest, split by patient."""
 
     VERSION = tfds.core.Version(VERSION)
     RELEASE_NOTES = {  # noqa: RUF012
@@ -94,6 +94,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         folder = place / _SHARD_FOLDER
         folder.mkdir(parents=True)
         ingested = self._ingest(plan, folder)
+        self.info.features["label"].names = list(plan.classes.names)
         infos = [self._split_info(split, ingested) for split in ingested.shards]
         shutil.rmtree(folder)
         write_findings(ingested, place)
@@ -160,7 +161,7 @@ def _records_by_class(ingested: Ingested, split: str) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for shard in ingested.shards[split]:
         counts += shard.labels
-    return {label: counts[label] for label in LABELS}
+    return {label: counts[label] for label in ingested.plan.classes.names}
 
 
 def _sorted(counts: Counter[str]) -> dict[str, int]:

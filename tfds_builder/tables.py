@@ -1,0 +1,176 @@
+"""Reads tables as spreadsheets save them: CSV in its dialects, or a workbook (.xlsx).
+
+In: the path of a file. Out: its rows that are not blank, as trimmed text, under the numbers that a
+spreadsheet shows.
+"""
+
+import contextlib
+import csv
+import io
+import re
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from tfds_builder.errors import DataError
+
+Rows = list[tuple[int, list[str]]]
+
+_SEPARATORS = ",;\t"
+_LINES_LOOKED_AT = 20
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[\s,;]*', re.I)
+_AS_CSV = "save it as 'CSV UTF-8' and try again"
+_ZIP, _OLE = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+# How people keep a spreadsheet from reading a number: ="00123" and '00123.
+_KEPT_TEXT = re.compile(r"=\"([^\"]*)\"|'(?=\d)(.*)")
+
+
+def read_rows(path: Path) -> Rows:
+    """Reads a table; of a workbook, the first visible sheet that is not empty.
+
+    Text is UTF-8, or UTF-16 with its mark, separated by comma, semicolon or tab, as a line `sep=;`
+    or else the first lines tell. Without any of these, the last word of a line is its second cell.
+
+    Returns:
+      (row number, cells) of every row that is not blank; none where the file is empty.
+
+    Raises:
+      DataError: naming the file, and the row where there is one.
+    """
+    content = _content(path)
+    if content.startswith(_ZIP):
+        return list(_not_blank(_of_workbook(path, content)))
+    if content.startswith(_OLE):
+        raise DataError(f"{path}: is an old or an encrypted workbook; {_AS_CSV}")
+    text = _text(path, content)
+    return list(_not_blank(_of_text(path, text)))
+
+
+def _content(path: Path) -> bytes:
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; give the file of the table inside it")
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; give the path of the table") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _text(path: Path, content: bytes) -> str:
+    encoding = "utf-16" if content.startswith(_UTF_16) else "utf-8-sig"
+    with contextlib.suppress(UnicodeDecodeError):
+        text = content.decode(encoding)
+        if "\0" not in text.partition("\n")[0]:
+            return text
+    raise DataError(f"{path}: not UTF-8 text; {_AS_CSV}")
+
+
+def _not_blank(rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
+    for number, cells in rows:
+        plain = [_plain(cell) for cell in cells]
+        if any(plain):
+            yield number, plain
+
+
+def _plain(cell: str) -> str:
+    trimmed = cell.strip("\ufeff\u200b \t\r\n\xa0").strip()
+    kept = _KEPT_TEXT.fullmatch(trimmed)
+    return (kept[1] or kept[2] or "").strip() if kept else trimmed
+
+
+def _of_text(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    first, _, rest = text.partition("\n")
+    said = _SEPARATOR_LINE.fullmatch(first.strip("\r"))
+    if said:
+        # A spreadsheet does not show this line, so it counts as none.
+        yield from _separated(path, rest, said[1])
+        return
+    separator = _separator(text)
+    if separator:
+        yield from _separated(path, text, separator)
+        return
+    # The last word is a cell of its own; file names may hold spaces.
+    for number, line in enumerate(text.splitlines(), start=1):
+        yield number, line.rsplit(None, 1)
+
+
+def _separator(text: str) -> str:
+    """The one that most of the first lines hold, and of these the most frequent."""
+    lines = [line for line in text.splitlines() if line.strip()][:_LINES_LOOKED_AT]
+
+    def holding(separator: str) -> tuple[int, int]:
+        counts = [line.count(separator) for line in lines]
+        return sum(count > 0 for count in counts), sum(counts)
+
+    best = max(_SEPARATORS, key=holding)
+    return best if 2 * holding(best)[0] > len(lines) else ""
+
+
+def _separated(path: Path, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    number = 0
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        for number, cells in enumerate(reader, start=1):
+            yield number, cells
+    except csv.Error as error:
+        raise DataError(f"{path}: row {number + 1}: not valid CSV ({error})") from None
+
+
+def _of_workbook(path: Path, content: bytes) -> Iterator[tuple[int, list[str]]]:
+    try:
+        import openpyxl
+    except ImportError:
+        raise DataError(
+            f"{path}: to read a workbook, install openpyxl (pip install -c constraints.txt "
+            f"'.[xlsx]'), or {_AS_CSV}"
+        ) from None
+    try:
+        book = openpyxl.load_workbook(io.BytesIO(content), data_only=True)
+    except Exception as error:  # openpyxl raises nearly anything on what is no workbook.
+        raise DataError(
+            f"{path}: cannot be read as a workbook ({type(error).__name__}); {_AS_CSV}"
+        ) from None
+    for sheet in book.worksheets:
+        rows = list(_of_sheet(sheet))
+        if sheet.sheet_state == "visible" and any(any(cells) for _, cells in rows):
+            yield from rows
+            return
+
+
+def _of_sheet(sheet: Any) -> Iterator[tuple[int, list[str]]]:
+    """A merged cell says the same in all its places."""
+    merged = {
+        place: (area.min_row, area.min_col)
+        for area in sheet.merged_cells.ranges
+        for place in ((row, column) for row, column in _places(area))
+    }
+    for cells in sheet.iter_rows():
+        values = []
+        for cell in cells:
+            place = merged.get((cell.row, cell.column))
+            values.append(_shown(sheet.cell(*place) if place else cell))
+        if cells:
+            yield cells[0].row, values
+
+
+def _places(area: Any) -> Iterator[tuple[int, int]]:
+    for row in range(area.min_row, area.max_row + 1):
+        for column in range(area.min_col, area.max_col + 1):
+            yield row, column
+
+
+def _shown(cell: Any) -> str:
+    """The text of a cell, with the zeros that its format puts before a number."""
+    value = cell.value
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).upper()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and re.fullmatch("0+", cell.number_format or ""):
+        return str(value).zfill(len(cell.number_format))
+    return value.isoformat() if isinstance(value, datetime) else str(value)
