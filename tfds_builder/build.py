@@ -47,6 +47,7 @@ from tfds_builder.workers import Lost, WorkerPool
 
 _STAGING = ".scintigraphy-being-built"
 _REPLACED = "replaced"
+_MOST_ROWS = 10
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -74,11 +75,25 @@ def main(argv: list[str] | None = None) -> None:
                 complete=True,
             )
             plan = plan_data_set(settings.manifest, rows, key, known, options)
+            _report_recognised(console, plan)
             with shard_pool(settings.workers, settings.file_seconds) as pool:
                 _build(settings, plan, staging, pool, console, started)
     except OSError as error:
         where = error.filename or settings.data_dir
         raise DataError(f"{where}: {error.strerror or error}") from None
+
+
+def _report_recognised(console: Console, plan: Plan) -> None:
+    if not plan.recognised:
+        return
+    first = ", ".join(map(str, plan.recognised[:_MOST_ROWS]))
+    more = len(plan.recognised) - _MOST_ROWS
+    say(
+        console,
+        f"note: rows {first}{f' and {more} more' if more > 0 else ''}: patient_id differs from an "
+        "earlier build in the zeros before a number (a spreadsheet drops them); taken as the same "
+        "patients",
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,6 +10,7 @@ import csv
 import io
 import re
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,25 @@ from tfds_builder.atomic import write_whole
 from tfds_builder.command import CommandParser
 from tfds_builder.errors import DataError, run_command
 from tfds_builder.findings import QUALITY
+from tfds_builder.manifest import VIEWS
 from tfds_builder.progress import make_console, say
-from tfds_builder.records import CONFIGS, VIEWS_CONFIG
+from tfds_builder.records import CONFIGS, VIEW_NAMES, VIEWS_CONFIG
 
 _KINDS = ("images", "studies", "patients")
 _POOL = 4
 _BRIGHTEST = 3.0  # Of an image's scale; brighter is drawn as this.
 _ALL = "all"
 _MOST_PER_CLASS, _MOST_COLUMNS = 1000, 24
-_GAP, _HEADING, _CAPTION = 4, 22, 16  # Pixels.
+_GAP, _HEADING, _CAPTION = 4, 22, 14  # Pixels; each picture has two lines of caption.
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A record as it is drawn: its name, its views from left to right, and grey values."""
+
+    image_id: str
+    views: tuple[str, ...]
+    pixels: np.ndarray
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -156,15 +167,15 @@ def _size_on_disk(builder: Any, split: str) -> int:
 
 
 def _draw_montage(builder: Any, path: Path, split: str, per_class: int) -> int:
-    """Draws images of every class, each over its manifest row; returns how many."""
+    """Draws images of every class, each over its manifest row and view; returns how many."""
     pictures = _pictures(builder, split, per_class)
     rows = _manifest_rows(builder)
-    height, width = next(own[0][1] for own in pictures.values()).shape
+    height, width = next(own[0].pixels for own in pictures.values()).shape
     columns = min(per_class, _MOST_COLUMNS, max(map(len, pictures.values())))
     lines = {label: -(-len(own) // columns) for label, own in pictures.items()}
     size = (
         columns * (width + _GAP) + _GAP,
-        sum(_HEADING + count * (height + _CAPTION) for count in lines.values()),
+        sum(_HEADING + count * (height + 2 * _CAPTION) for count in lines.values()),
     )
     montage = PIL.Image.new("L", size, 255)
     draw = PIL.ImageDraw.Draw(montage)
@@ -172,13 +183,16 @@ def _draw_montage(builder: Any, path: Path, split: str, per_class: int) -> int:
     for label, own in pictures.items():
         draw.text((_GAP, top + _GAP), label.replace("_", " "), fill=0, font_size=_HEADING - 6)
         top += _HEADING
-        for n, (image_id, picture) in enumerate(own):
+        for n, picture in enumerate(own):
             line, column = divmod(n, columns)
-            place = (_GAP + column * (width + _GAP), top + line * (height + _CAPTION))
-            montage.paste(PIL.Image.fromarray(picture), place)
-            caption = f"row {rows.get(image_id, '?')}"
-            draw.text((place[0], place[1] + height), caption, fill=0, font_size=_CAPTION - 4)
-        top += lines[label] * (height + _CAPTION)
+            left, upper = _GAP + column * (width + _GAP), top + line * (height + 2 * _CAPTION)
+            montage.paste(PIL.Image.fromarray(picture.pixels), (left, upper))
+            row = f"row {rows.get(picture.image_id, '?')}"
+            draw.text((left, upper + height), row, fill=0, font_size=_CAPTION - 2)
+            for m, view in enumerate(picture.views):
+                place = left + m * width // len(picture.views), upper + height + _CAPTION
+                draw.text(place, view, fill=0, font_size=_CAPTION - 2)
+        top += lines[label] * (height + 2 * _CAPTION)
     montage.save(path, format="PNG")
     return sum(map(len, pictures.values()))
 
@@ -194,8 +208,8 @@ def _manifest_rows(builder: Any) -> dict[str, str]:
     return rows
 
 
-def _pictures(builder: Any, split: str, per_class: int) -> dict[str, list[tuple[str, np.ndarray]]]:
-    """For each class, (image id, picture) from records spread over the whole split, or splits."""
+def _pictures(builder: Any, split: str, per_class: int) -> dict[str, list[_Picture]]:
+    """For each class, pictures of records spread over the whole split, or splits."""
     names = list(builder.info.splits) if split == _ALL else [split]
     if split != _ALL and split not in builder.info.splits:
         raise DataError(f"no split '{split}'; there are {', '.join([*builder.info.splits, _ALL])}")
@@ -206,16 +220,14 @@ def _pictures(builder: Any, split: str, per_class: int) -> dict[str, list[tuple[
     for name in names:
         counts.update(builder.info.metadata["class_counts"][name])
     wanted = {label: min(per_class, n) for label, n in counts.items() if n}
-    pictures: dict[str, list[tuple[str, np.ndarray]]] = {label: [] for label in wanted}
+    pictures: dict[str, list[_Picture]] = {label: [] for label in wanted}
     for n in _spread(len(source)):
         if all(len(pictures[label]) == count for label, count in wanted.items()):
             break
         record = source[n]
         label = builder.info.features["label"].int2str(record["label"])
         if len(pictures[label]) < wanted[label]:
-            image_id = record["image_id"]
-            name = image_id.decode() if isinstance(image_id, bytes) else image_id
-            pictures[label].append((name, _picture(record)))
+            pictures[label].append(_picture(record))
     return pictures
 
 
@@ -224,7 +236,14 @@ def _spread(count: int) -> np.ndarray:
     return np.argsort(np.arange(count) * 0.6180339887498949 % 1, kind="stable")
 
 
-def _picture(record: dict[str, Any]) -> np.ndarray:
+def _views(record: dict[str, Any]) -> tuple[str, ...]:
+    if "view" in record:
+        return (VIEW_NAMES[record["view"]],)
+    there = zip(VIEWS, record["has_view"], strict=True)
+    return tuple(view if has else f"no {view}" for view, has in there)
+
+
+def _picture(record: dict[str, Any]) -> _Picture:
     views = record["image"] if record["image"].ndim == 4 else record["image"][None]
     scales = np.atleast_1d(record["scale"])
     drawn = []
@@ -233,7 +252,8 @@ def _picture(record: dict[str, Any]) -> np.ndarray:
         pooled = counts.reshape(rows, _POOL, columns, _POOL).mean((1, 3))
         drawn.append(np.sqrt(np.clip(pooled / (_BRIGHTEST * scale), 0, 1)))
     # Dark is many, as scans are printed.
-    return (255 * (1 - np.concatenate(drawn, axis=1))).astype(np.uint8)
+    pixels = (255 * (1 - np.concatenate(drawn, axis=1))).astype(np.uint8)
+    return _Picture(record["image_id"].decode(), _views(record), pixels)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,15 @@ class Row:
     lesion_mask: Path | None = None
 
 
+def number_of(name: str) -> str:
+    """The whole number that a name is, as a spreadsheet leaves it; empty for any other name.
+
+    It has no zeros before it, and no '.0' behind it, which a column with gaps gives.
+    """
+    found = re.fullmatch(r"0*(\d+?)(\.0+)?", name, re.ASCII)
+    return found[1] if found else ""
+
+
 class _Fault(Exception):
     """What is wrong with one cell or row, without its place."""
 
@@ -127,7 +136,7 @@ def read_manifest(path: Path, classes: tuple[str, ...] | None = None) -> tuple[R
         raise DataError(
             f"{path}: the manifest has a header but no rows; add one row per image file"
         )
-    faults += _duplicates(rows) + _torn_patients(rows)
+    faults += _duplicates(rows) + _torn_patients(rows) + _patients_but_for_zeros(rows)
     _raise_first(path, faults)
     if not classes:
         _question_labels(path, rows)
@@ -342,6 +351,25 @@ def _torn_patients(rows: list[Row]) -> list[tuple[int, str]]:
                     row.number,
                     f"split '{row.split}', but row {other.number} puts the same patient_id into "
                     f"'{other.split}'; keep a patient in one split",
+                )
+            )
+    return faults
+
+
+def _patients_but_for_zeros(rows: list[Row]) -> list[tuple[int, str]]:
+    """A number that has lost its zeros in some rows alone would be two patients."""
+    faults = []
+    first: dict[str, Row] = {}
+    for row in rows:
+        number = number_of(row.patient_id)
+        other = first.setdefault(number, row) if number else row
+        if other.patient_id != row.patient_id:
+            faults.append(
+                (
+                    row.number,
+                    f"patient_id differs from that of row {other.number} in zeros alone, which "
+                    "spreadsheets drop; write one patient the same way everywhere, and tell two "
+                    "apart by a letter",
                 )
             )
     return faults

@@ -8,18 +8,20 @@ import hashlib
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
 from tfds_builder import deidentify, splits
 from tfds_builder.classes import Classes, classes_of
 from tfds_builder.errors import DataError
-from tfds_builder.manifest import Row
+from tfds_builder.manifest import Row, number_of
 from tfds_builder.records import STUDIES_CONFIG, VIEWS_CONFIG
 from tfds_builder.study import Study
 
 ROWS_PER_SHARD = 64
+
+_MOST_DIGITS = 24
 
 Layout = dict[str, tuple[tuple[Study, ...], ...]]
 
@@ -53,7 +55,8 @@ class Plan:
 
     Attributes:
       manifest: path of manifest.csv, for messages.
-      rows: what it says.
+      rows: what it says; a patient whom an earlier build knew has the patient_id of then.
+      recognised: rows whose patient_id differs from that by zeros before a number.
       studies: in the order of their study_key.
       classes: the classes of the data set.
       labels: pseudonym -> the label under which a patient is stratified.
@@ -72,6 +75,7 @@ class Plan:
     known: dict[str, tuple[str, str]]
     fixed: dict[str, str]
     options: Options
+    recognised: tuple[int, ...] = ()
 
     def assign(self, groups: Iterable[Sequence[str]] = ()) -> dict[str, str]:
         """Gives every patient a split; patients of a group get the same one.
@@ -167,6 +171,8 @@ def plan_data_set(
     Raises:
       DataError: a fault in the given splits; a study of several labels that nothing ranks.
     """
+    written = rows
+    rows = _under_known_numbers(manifest, rows, key, known)
     classes = classes_of((row.label for row in rows), options.classes)
     patients = {row.patient_id: deidentify.patient_pseudonym(key, row.patient_id) for row in rows}
     by_patient = sorted(rows, key=lambda row: row.patient_id)
@@ -194,7 +200,45 @@ def plan_data_set(
         known=known,
         fixed=_fixed_splits(manifest, rows, patients, known, tuple(options.fractions)),
         options=options,
+        recognised=tuple(
+            row.number
+            for row, before in zip(rows, written, strict=True)
+            if row.patient_id != before.patient_id
+        ),
     )
+
+
+def _under_known_numbers(
+    manifest: Path,
+    rows: tuple[Row, ...],
+    key: bytes,
+    known: Mapping[str, tuple[str, str]],
+) -> tuple[Row, ...]:
+    """The rows, with the patient_id of an earlier build where a spreadsheet has changed it since.
+
+    Only pseudonyms are known of earlier builds: so a number is looked for with any zeros before it.
+    """
+    patients = {row.patient_id for row in rows}
+    meant: dict[str, str] = {}
+    for patient in sorted(patients):
+        number = number_of(patient)
+        if not number or deidentify.patient_pseudonym(key, patient) in known:
+            continue
+        spelled = [number.zfill(digits) for digits in range(len(number), _MOST_DIGITS + 1)]
+        found = [
+            one
+            for one in (*spelled, *(f"{one}.0" for one in spelled))
+            if deidentify.patient_pseudonym(key, one) in known
+        ]
+        if len(found) > 1:
+            row = next(row for row in rows if row.patient_id == patient)
+            raise DataError(
+                f"{manifest}: row {row.number}: patient_id may be any of {len(found)} patients of "
+                "earlier builds, who differ in the zeros before their number; write those zeros"
+            )
+        if found:
+            meant[patient] = found[0]
+    return tuple(replace(row, patient_id=meant.get(row.patient_id, row.patient_id)) for row in rows)
 
 
 def _studies(rows: Iterable[Row], patients: Mapping[str, str], key: bytes) -> tuple[Study, ...]:

@@ -168,6 +168,9 @@ def assign_splits(
 ) -> dict[str, str]:
     """Gives every patient a split, class by class, and within a class site by site.
 
+    A split that would be empty takes one patient from train, of the class that has most of them
+    there, as long as train keeps one of that class.
+
     Within a site, patients without a fixed split are ordered by a hash of (seed, pseudonym) and
     fill what the splits lack, the last one first. A class of at least as many patients as splits
     has one in every split whose fraction is not zero.
@@ -207,6 +210,7 @@ def assign_splits(
         own = [unit for unit in units if unit.label == label]
         by_site = {site: [unit for unit in own if unit.site == site] for site in sites_in_order}
         splits |= _divide_class(by_site, _neediest_first(fractions, splits), progress, seed)
+    splits |= _filled(units, splits, fractions, seed)
     empty = [name for name in fractions if name not in SPLITS and name not in splits.values()]
     if empty:
         raise DataError(
@@ -214,6 +218,33 @@ def assign_splits(
             f"{len(fractions)} folds; use fewer --folds"
         )
     return splits
+
+
+def _filled(
+    units: Iterable[_Unit], splits: dict[str, str], fractions: Mapping[str, float], seed: int
+) -> dict[str, str]:
+    """What changes so that no split of train, validation and test is empty where it need not be."""
+    in_train: dict[str, list[_Unit]] = {}
+    for unit in sorted(units, key=lambda unit: _order(seed, unit.first)):
+        if splits[unit.first] == "train":
+            in_train.setdefault(unit.label, []).append(unit)
+    changed: dict[str, str] = {}
+    for name in reversed(SPLITS):
+        if not fractions.get(name) or name in splits.values():
+            continue
+        # A unit whose split is given stays, and counts as one of its class.
+        free = {
+            label: [unit for unit in own if unit.given is None]
+            for label, own in in_train.items()
+            if len(own) > 1
+        }
+        label = max(free, key=lambda label: (bool(free[label]), len(in_train[label])), default=None)
+        if label is None or not free[label]:
+            continue
+        unit = min(free[label], key=lambda unit: unit.size)
+        in_train[label].remove(unit)
+        changed |= dict.fromkeys(unit.patients, name)
+    return changed
 
 
 def _units(

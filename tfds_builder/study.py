@@ -17,7 +17,7 @@ from tfds_builder.duplicates import signature
 from tfds_builder.errors import DataError
 from tfds_builder.image_file import decode, read_bytes
 from tfds_builder.lesion_mask import read_masks
-from tfds_builder.manifest import Row
+from tfds_builder.manifest import Row, number_of
 from tfds_builder.matrix import COLUMNS, ROWS, Fit, fit_of
 from tfds_builder.quality import NOT_A_BODY, Quality, assess
 from tfds_builder.scintigram import Scintigram, View
@@ -25,6 +25,9 @@ from tfds_builder.scintigram import Scintigram, View
 Announce = Callable[[int], None]
 
 UNFORESEEN = "provoked a fault in its reader"
+ZEROS_LOST = (
+    "patient_id lacks the zeros of the file's PatientID: a spreadsheet may have dropped them"
+)
 CROPPED = "cropping cut off counts"
 
 _MOST_CUT_OFF = 0.1
@@ -231,7 +234,10 @@ def _image(
         label=row.label,
         view=view.name,
         view_rule=view.rule,
-        notes=view.notes + _fit_notes(fit, view.native, counts) + quality.findings,
+        notes=view.notes
+        + _patient_notes(row.patient_id, scintigram.patient_id)
+        + _fit_notes(fit, view.native, counts)
+        + quality.findings,
         pixel_spacing_mm=scintigram.pixel_spacing_mm * fit.spacing_factor,
         scale=intensity_scale(counts),
         sex=row.sex or scintigram.sex or deidentify.UNKNOWN,
@@ -271,6 +277,12 @@ def _fit_notes(fit: Fit, native: np.ndarray, counts: np.ndarray) -> tuple[str, .
     if _share_cut_off(fit, native, counts) > 0:
         notes += (CROPPED,)
     return notes
+
+
+def _patient_notes(written: str, own: str) -> tuple[str, ...]:
+    own = own.strip()
+    same = written != own and number_of(written) and number_of(written) == number_of(own)
+    return (ZEROS_LOST,) if same else ()
 
 
 def _patient_digest(salt: bytes, patient_id: str) -> bytes:

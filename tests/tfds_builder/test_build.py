@@ -327,7 +327,7 @@ def test_a_full_disk_ends_in_one_line_and_no_data_set(cohort, tmp_path):
     "options, said",
     [
         ([], "required"),
-        (["--manifest", "none.csv", "--data_dir", "d"], "no such manifest"),
+        (["--manifest", "none.csv", "--data_dir", "d"], "no such file"),
         (["--manifest", "m", "--data_dir", "d", "--split_fractions", "1", "1", "0"], "add up to 1"),
         (["--manifest", "m", "--data_dir", "d", "--sed", "1"], "--sed"),
     ],

@@ -20,6 +20,7 @@ from tfds_builder.classes import (
     normalise,
 )
 from tfds_builder.errors import DataError
+from tfds_builder.manifest import number_of
 from tfds_builder.tables import Rows, read_rows
 
 KEYS = ("path", "file", "study_id", "patient_id")
@@ -241,7 +242,7 @@ def join(files: Sequence[Keys], tables: Sequence[LabelTable], meanings: Meanings
         found: Counter[str] = Counter(incomplete=table.incomplete)
         for n, (name, (row, value)) in enumerate(table.entries.items()):
             where = f"{table.path}: row {row}"
-            own = places.get(name) or by_number.get(_number(name))
+            own = places.get(name) or by_number.get(number_of(name))
             if not own:
                 found["header" if n == 0 and not table.key else "unused"] += 1
                 continue
@@ -290,7 +291,7 @@ def _key_and_places(files: Sequence[Keys], table: LabelTable) -> tuple[str, dict
 
     def named(key: str) -> int:
         by_number = _by_number(places[key])
-        return sum(name in places[key] or _number(name) in by_number for name in table.entries)
+        return sum(name in places[key] or number_of(name) in by_number for name in table.entries)
 
     best = max(keys, key=named)
     return best, places[best]
@@ -318,16 +319,10 @@ def _by_number(places: Mapping[str, list[int]]) -> dict[str, list[int]]:
     """Number without zeros before it -> the files of the one name that is this number."""
     names: dict[str, list[str]] = defaultdict(list)
     for name in places:
-        number = _number(name)
+        number = number_of(name)
         if number:
             names[number].append(name)
     return {number: places[own[0]] for number, own in names.items() if len(own) == 1}
-
-
-def _number(name: str) -> str:
-    """A whole number without zeros before it and '.0' behind it; empty for any other name."""
-    found = re.fullmatch(r"0*(\d+?)(\.0+)?", name, re.ASCII)
-    return found[1] if found else ""
 
 
 def _composed(text: str) -> str:

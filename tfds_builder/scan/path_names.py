@@ -5,6 +5,7 @@ name, with where that was found, since it may be wrong.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -55,6 +56,7 @@ def read_words(path: PurePosixPath) -> PathName:
     name, or of the nearest folder's; the study is what remains of the path, so that two views of
     one study, in two folders or under two names, come together.
     """
+    path = _composed(path)
     folders = path.parent.parts
     in_name, in_folders = _views_in(path.stem), [_views_in(folder) for folder in folders]
     in_folder = next((views for views in reversed(in_folders) if views), set())
@@ -99,7 +101,7 @@ class PathPattern:
 
     def __init__(self, text: str) -> None:
         try:
-            self._expression = re.compile(text)
+            self._expression = re.compile(unicodedata.normalize("NFC", text))
         except re.error as error:
             raise DataError(f"--pattern '{text}': not a regular expression ({error})") from None
         names = list(self._expression.groupindex)
@@ -122,6 +124,7 @@ class PathPattern:
         Raises:
           DataError: the view is neither.
         """
+        path = _composed(path)
         found = self._expression.search(str(path))
         if not found:
             return None
@@ -151,6 +154,11 @@ class PathPattern:
                 "posterior (p, pos, post)"
             )
         return views[text.lower()]
+
+
+def _composed(path: PurePosixPath) -> PurePosixPath:
+    """File systems and people write accents in two ways (Unicode's NFC and NFD)."""
+    return PurePosixPath(unicodedata.normalize("NFC", str(path)))
 
 
 def _is_part(name: str, field: str) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
+from tfds_builder.classes import means_unknown
 from tfds_builder.errors import DataError
 from tfds_builder.scan.inventory import Files, Scan, View
 from tfds_builder.scan.label_tables import (
@@ -112,7 +113,8 @@ def propose(
 
 def _rows_of(scan: Scan, name: PathName) -> list[Row]:
     """One row for a file, or one for each page of a picture."""
-    if scan.patient_id and name.patient_by != BY_PATTERN:
+    named = scan.patient_id and not means_unknown(scan.patient_id)
+    if named and name.patient_by != BY_PATTERN:
         patient, patient_by = scan.patient_id, BY_HEADER
     else:
         patient, patient_by = name.patient.strip(), name.patient_by
