@@ -236,7 +236,8 @@ def _spread(count: int) -> np.ndarray:
     return np.argsort(np.arange(count) * 0.6180339887498949 % 1, kind="stable")
 
 
-def _views(record: dict[str, Any]) -> tuple[str, ...]:
+def views_of(record: dict[str, Any]) -> tuple[str, ...]:
+    """What the pictures of a record are, from left to right."""
     if "view" in record:
         return (VIEW_NAMES[record["view"]],)
     there = zip(VIEWS, record["has_view"], strict=True)
@@ -253,7 +254,7 @@ def _picture(record: dict[str, Any]) -> _Picture:
         drawn.append(np.sqrt(np.clip(pooled / (_BRIGHTEST * scale), 0, 1)))
     # Dark is many, as scans are printed.
     pixels = (255 * (1 - np.concatenate(drawn, axis=1))).astype(np.uint8)
-    return _Picture(record["image_id"].decode(), _views(record), pixels)
+    return _Picture(record["image_id"].decode(), views_of(record), pixels)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from PIL import Image
+import tensorflow_datasets as tfds
+from PIL import Image, ImageDraw
 
 from tfds_builder import build, inspect
 from tfds_builder.errors import DataError
@@ -57,3 +58,48 @@ def test_what_is_not_there_is_one_line(data_dir, tmp_path):
         inspect.main(["--data_dir", str(data_dir), "--per_class", "0"])
     with pytest.raises(DataError, match="cannot be written"):
         inspect.main(["--data_dir", str(data_dir), "--montage", str(tmp_path / "no" / "x.png")])
+
+
+@pytest.mark.parametrize("config", ["views", "studies"])
+def test_the_montage_says_which_view_a_picture_is(data_dir, tmp_path, config, monkeypatch):
+    written = []
+    draw = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda self, place, text, **how: (
+            written.append((place, text)),
+            draw(self, place, text, **how),
+        ),
+    )
+    options = ["--data_dir", str(data_dir), "--montage", str(tmp_path / "m.png"), "--split", "all"]
+    inspect.main([*options, "--config", config])
+    views = [(place, text) for place, text in written if text in ("anterior", "posterior")]
+    assert len(views) == 24
+    rows = {place[0] for place, text in written if text.startswith("row ")}
+    if config == "studies":
+        # Side by side as in the record, anterior first.
+        for (one, first), (other, second) in zip(views[::2], views[1::2], strict=True):
+            assert (first, second, other[0] - one[0]) == ("anterior", "posterior", 64)
+    else:
+        assert {place[0] for place, _ in views} == rows
+
+
+def test_the_montage_says_where_a_view_is_missing_or_unknown(write_dicom, write_manifest, tmp_path):
+    write_dicom("a.dcm", views=("posterior",))
+    write_dicom("b.dcm", views=(None,))
+    rows = [{"path": f"{n}.dcm", "patient_id": n, "label": "normal"} for n in "ab"]
+    manifest = write_manifest(*rows)
+    places = ["--manifest", str(manifest), "--data_dir", str(tmp_path / "data"), "--workers", "1"]
+    build.main(places)
+    build.main([*places, "--config", "studies", "--one_view_studies", "keep"])
+    said = {}
+    for config in ("views", "studies"):
+        builder = tfds.builder(f"scintigraphy/{config}", data_dir=tmp_path / "data")
+        names = "+".join(builder.info.splits)
+        source = builder.as_data_source(names)
+        said[config] = {inspect.views_of(source[n]) for n in range(len(source))}
+    assert said == {
+        "views": {("posterior",), ("unknown",)},
+        "studies": {("no anterior", "posterior")},
+    }

@@ -1,4 +1,5 @@
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -199,3 +200,63 @@ def test_every_column_is_known_to_the_row(write_manifest):
     cells = dict.fromkeys(COLUMNS, "") | good()
     (row,) = read_manifest(write_manifest(cells))
     assert (row.age, row.sex, row.view, row.lesion_mask) == (None,) * 4
+
+
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+@pytest.mark.parametrize("written", ["NFC", "NFD"])
+def test_a_file_is_found_in_either_spelling_of_its_accents(
+    write_manifest, tmp_path, on_disk, written
+):
+    name = "M\u00fcller Klinik/\u00c5ngstr\u00f6m/\ud55c.dcm"
+    path = tmp_path / unicodedata.normalize(on_disk, name)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"x")
+    cells = {"lesion_mask": unicodedata.normalize(written, name)}
+    (row,) = read_manifest(write_manifest(good(unicodedata.normalize(written, name), **cells)))
+    assert row.path == path
+    assert row.lesion_mask == path
+    assert row.relative_path == unicodedata.normalize("NFC", name)
+
+
+def test_two_files_whose_names_differ_in_spelling_alone_stay_two(write_manifest, tmp_path):
+    names = [unicodedata.normalize(form, "\u00fc.dcm") for form in ("NFC", "NFD")]
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode())
+    rows = read_manifest(write_manifest(*(good(name) for name in names)))
+    assert [row.path.read_bytes().decode() for row in rows] == names
+
+
+def test_a_name_in_another_spelling_may_not_lead_out_of_the_folder(write_manifest, tmp_path):
+    outside = tmp_path.parent / f"{tmp_path.name}-outside.dcm"
+    outside.write_bytes(b"x")
+    os.symlink(outside, tmp_path / unicodedata.normalize("NFD", "\u00fc.dcm"))
+    assert "leaves the manifest's folder" in error_of(write_manifest(good("\u00fc.dcm")))
+
+
+@pytest.mark.parametrize("written", ["123", "0123", "123.0"])
+def test_one_number_with_and_without_zeros_is_refused_with_both_rows(write_manifest, written):
+    message = error_of(write_manifest(good(patient="00123"), good("b.dcm", written)))
+    assert "row 3: patient_id differs from that of row 2 in zeros alone" in message
+    assert "123" not in message.rpartition("manifest.csv")[2]
+
+
+@pytest.mark.parametrize("value", ["1.2E+11", "1E+05", "1,23457E+18"])
+def test_a_number_that_a_spreadsheet_shortened_is_refused(write_manifest, value):
+    assert "row 2: patient_id is a number that a spreadsheet" in error_of(
+        write_manifest(good(patient=value))
+    )
+
+
+def test_values_that_mean_unknown_are_unknown(write_manifest):
+    unknown = dict.fromkeys(("study_id", "view", "frame", "split", "site", "sex", "age"), "nan")
+    (row,) = read_manifest(write_manifest(good(**unknown, lesion_mask="#N/A")))
+    assert (row.study_id, row.view, row.frame, row.split) == (None,) * 4
+    assert (row.site, row.sex, row.age, row.lesion_mask) == (None,) * 4
+    for field in ("patient_id", "label"):
+        message = error_of(write_manifest(good() | {field: "?"}))
+        assert f"row 2: {field} says that it is unknown" in message
+
+
+def test_whole_numbers_may_have_the_decimals_of_a_column_with_gaps(write_manifest):
+    (row,) = read_manifest(write_manifest(good(age="57.0", frame="2.0")))
+    assert (row.age, row.frame) == (57, 2)

@@ -48,7 +48,7 @@ def by_class(labels: dict[str, str], splits: dict[str, str]) -> Counter[tuple[st
 @pytest.mark.parametrize(
     "count, fractions, seed, given, digest",
     [
-        (4, (0.7, 0.15, 0.15), 0, 0, "96e4968af12eec69"),
+        (4, (0.7, 0.15, 0.15), 0, 0, "cedde6412721a5f6"),
         (13, (0.7, 0.15, 0.15), 0, 0, "98fea0c2db428b76"),
         (300, (0.7, 0.15, 0.15), 5, 0, "a203cc5fd76193bf"),
         (97, (0.5, 0.25, 0.25), 0, 0, "2e5903732634db05"),
@@ -217,6 +217,36 @@ def test_a_group_counts_under_its_most_serious_label():
     serious = [splits.pop(patient) for patient in ("m0", "m1", "m2", "m3", "n0")]
     assert Counter(serious) == {"train": 3, "validation": 1, "test": 1}
     assert Counter(splits.values()) == {"train": 2, "validation": 1, "test": 1}
+
+
+@pytest.mark.parametrize(
+    "counts, sizes",
+    [
+        ((2, 2, 2, 2), (6, 1, 1)),
+        ((2, 2), (2, 1, 1)),
+        ((2, 1, 1, 1), (4, 0, 1)),
+        ((1, 1, 1, 1), (4, 0, 0)),
+        ((3, 2), (3, 1, 1)),
+        ((2,), (1, 0, 1)),
+        ((1,), (1, 0, 0)),
+    ],
+)
+def test_few_patients_leave_every_class_in_train_and_no_split_empty_without_need(counts, sizes):
+    labels = {f"{name}{n}": name for name, own in zip(PUBLISHED, counts, strict=False)
+              for n in range(own)}  # fmt: skip
+    for seed in range(5):
+        splits = divide(labels, seed=seed)
+        found = Counter(splits.values())
+        assert tuple(found[name] for name in SPLITS) == sizes
+        in_train = {labels[patient] for patient in labels if splits[patient] == "train"}
+        assert in_train == set(labels.values())
+
+
+def test_a_given_split_is_not_taken_to_fill_an_empty_one():
+    labels = dict.fromkeys("ab", "normal")
+    assert divide(labels, {"a": "train", "b": "train"}) == {"a": "train", "b": "train"}
+    assert divide(labels, {"a": "train"}) == {"a": "train", "b": "test"}
+    assert divide(labels, fractions=(1, 0, 0)) == {"a": "train", "b": "train"}
 
 
 @pytest.mark.parametrize("folds", [3, 5, 10])

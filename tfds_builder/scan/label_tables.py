@@ -263,13 +263,14 @@ def join(files: Sequence[Keys], tables: Sequence[LabelTable], meanings: Meanings
 def _remarks(table: LabelTable, found: Counter[str]) -> Iterator[str]:
     entries = len(table.entries)
     by = table.key or f"{', '.join(KEYS[:-1])} or {KEYS[-1]}"
-    if found["header"] and entries > 1:
-        row, _ = next(iter(table.entries.values()))
-        yield f"row {row} names no file, so it is taken for a header"
-    if found["unused"] and found["unused"] + found["header"] == entries:
+    if found["unused"] + found["header"] == entries:
         yield f"none of its {entries} entries names one of these files by {by}"
-    elif found["unused"]:
-        yield f"{found['unused']} entries name none of these files"
+    else:
+        if found["header"]:
+            row, _ = next(iter(table.entries.values()))
+            yield f"row {row} names no file, so it is taken for a header"
+        if found["unused"]:
+            yield f"{found['unused']} entries name none of these files"
     if found["without zeros"]:
         yield (
             f"{found['without zeros']} entries match only without the zeros before their number; "
