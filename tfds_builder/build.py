@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -36,10 +36,11 @@ from tfds_builder.findings import (
     remove_stale,
 )
 from tfds_builder.ingest import Ingested, ingest
-from tfds_builder.manifest import read_manifest
-from tfds_builder.plan import Options, Plan, plan_data_set
+from tfds_builder.manifest import Row, read_manifest
+from tfds_builder.plan import Options, Plan, plan_data_set, rows_to_ask
 from tfds_builder.progress import make_console, progress, say
 from tfds_builder.records import CONFIGS, STUDIES_CONFIG, VIEWS_CONFIG
+from tfds_builder.scan.inventory import Chunk, inspect_files
 from tfds_builder.scintigraphy.scintigraphy_dataset_builder import VERSION, Builder
 from tfds_builder.shard import FILE_SECONDS, Shard, ShardTask, shard_pool
 from tfds_builder.study import Study, digests_of_studies
@@ -74,13 +75,23 @@ def main(argv: list[str] | None = None) -> None:
                 remedy="use another --data_dir, or remove the file to divide all patients anew",
                 complete=True,
             )
-            plan = plan_data_set(settings.manifest, rows, key, known, options)
-            _report_recognised(console, plan)
             with shard_pool(settings.workers, settings.file_seconds) as pool:
+                numbers = _file_numbers(rows_to_ask(rows, key, known), pool)
+                plan = plan_data_set(settings.manifest, rows, key, known, options, numbers)
+                _report_recognised(console, plan)
                 _build(settings, plan, staging, pool, console, started)
     except OSError as error:
         where = error.filename or settings.data_dir
         raise DataError(f"{where}: {error.strerror or error}") from None
+
+
+def _file_numbers(rows: Sequence[Row], pool: WorkerPool) -> dict[int, str]:
+    """Row -> PatientID of its file, where there is one."""
+    root = Path("/")
+    paths = [PurePosixPath(row.path.relative_to(root)) for row in rows]
+    chunks = [Chunk(root, tuple(paths[n : n + 32])) for n in range(0, len(paths), 32)]
+    found = (scan for scans in pool.map(inspect_files, chunks, Chunk.without) for scan in scans)
+    return {row.number: scan.patient_id for row, scan in zip(rows, found, strict=True)}
 
 
 def _report_recognised(console: Console, plan: Plan) -> None:
@@ -88,11 +99,12 @@ def _report_recognised(console: Console, plan: Plan) -> None:
         return
     first = ", ".join(map(str, plan.recognised[:_MOST_ROWS]))
     more = len(plan.recognised) - _MOST_ROWS
+    rows = f"{first} and {more} more" if more > 0 else first
     say(
         console,
-        f"note: rows {first}{f' and {more} more' if more > 0 else ''}: patient_id differs from an "
-        "earlier build in the zeros before a number (a spreadsheet drops them); taken as the same "
-        "patients",
+        f"note: rows {rows}: patient_id differs from an earlier build, but the number without its "
+        "zeros, or the file's PatientID, is the same (did a spreadsheet change it?); taken as the "
+        "same patients",
     )
 
 

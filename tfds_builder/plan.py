@@ -56,7 +56,7 @@ class Plan:
     Attributes:
       manifest: path of manifest.csv, for messages.
       rows: what it says; a patient whom an earlier build knew has the patient_id of then.
-      recognised: rows whose patient_id differs from that by zeros before a number.
+      recognised: rows whose patient_id differs from that.
       studies: in the order of their study_key.
       classes: the classes of the data set.
       labels: pseudonym -> the label under which a patient is stratified.
@@ -158,6 +158,7 @@ def plan_data_set(
     key: bytes,
     known: dict[str, tuple[str, str]],
     options: Options,
+    numbers: Mapping[int, str] | None = None,
 ) -> Plan:
     """Names patients and studies, and finds which splits are given.
 
@@ -167,12 +168,13 @@ def plan_data_set(
       key: the pseudonym key.
       known: splits of earlier builds, as `splits.read_splits` returns them.
       options: how the data set is to be made.
+      numbers: row -> PatientID of its file, of the rows that `rows_to_ask` names.
 
     Raises:
       DataError: a fault in the given splits; a study of several labels that nothing ranks.
     """
     written = rows
-    rows = _under_known_numbers(manifest, rows, key, known)
+    rows = _under_known_ids(manifest, rows, key, known, numbers or {})
     classes = classes_of((row.label for row in rows), options.classes)
     patients = {row.patient_id: deidentify.patient_pseudonym(key, row.patient_id) for row in rows}
     by_patient = sorted(rows, key=lambda row: row.patient_id)
@@ -208,16 +210,51 @@ def plan_data_set(
     )
 
 
-def _under_known_numbers(
+def rows_to_ask(
+    rows: Sequence[Row], key: bytes, known: Mapping[str, tuple[str, str]]
+) -> tuple[Row, ...]:
+    """Rows of new patients, where patients of earlier builds are missing: are they the same?"""
+    pseudonyms = {row.patient_id: deidentify.patient_pseudonym(key, row.patient_id) for row in rows}
+    if known.keys() <= set(pseudonyms.values()):
+        return ()
+    return tuple(row for row in rows if pseudonyms[row.patient_id] not in known)
+
+
+def _under_known_ids(
     manifest: Path,
     rows: tuple[Row, ...],
     key: bytes,
     known: Mapping[str, tuple[str, str]],
+    numbers: Mapping[int, str],
 ) -> tuple[Row, ...]:
-    """The rows, with the patient_id of an earlier build where a spreadsheet has changed it since.
+    """The rows, with the patient_id of an earlier build where it has changed since.
 
-    Only pseudonyms are known of earlier builds: so a number is looked for with any zeros before it.
+    Only pseudonyms are known of earlier builds. So a number is looked for with any zeros before it,
+    and any other patient_id by the PatientID of its files, where no other patient has the same.
     """
+    meant = _by_zeros(manifest, rows, key, known)
+    present = {meant.get(row.patient_id, row.patient_id) for row in rows}
+    own: dict[str, set[str]] = {}
+    owners: dict[str, set[str]] = {}
+    for row in rows:
+        own.setdefault(row.patient_id, set()).add(numbers.get(row.number, ""))
+        owners.setdefault(numbers.get(row.number, ""), set()).add(row.patient_id)
+    for patient, found in own.items():
+        number = min(found)
+        alone = number and len(found) == 1 and owners[number] == {patient}
+        missing = number not in present and deidentify.patient_pseudonym(key, number) in known
+        if alone and missing and patient not in meant:
+            meant[patient] = number
+    return tuple(replace(row, patient_id=meant.get(row.patient_id, row.patient_id)) for row in rows)
+
+
+def _by_zeros(
+    manifest: Path,
+    rows: tuple[Row, ...],
+    key: bytes,
+    known: Mapping[str, tuple[str, str]],
+) -> dict[str, str]:
+    """patient_id -> that of an earlier build, of numbers that differ in the zeros before them."""
     patients = {row.patient_id for row in rows}
     meant: dict[str, str] = {}
     for patient in sorted(patients):
@@ -238,7 +275,7 @@ def _under_known_numbers(
             )
         if found:
             meant[patient] = found[0]
-    return tuple(replace(row, patient_id=meant.get(row.patient_id, row.patient_id)) for row in rows)
+    return meant
 
 
 def _studies(rows: Iterable[Row], patients: Mapping[str, str], key: bytes) -> tuple[Study, ...]:

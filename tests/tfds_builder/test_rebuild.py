@@ -8,7 +8,7 @@ import pytest
 from tfds_builder import build
 from tfds_builder.errors import DataError
 from tfds_builder.manifest import read_manifest
-from tfds_builder.plan import Options, plan_data_set
+from tfds_builder.plan import Options, plan_data_set, rows_to_ask
 from tfds_builder.splits import read_splits
 
 KEY = bytes(range(32))
@@ -85,7 +85,7 @@ def test_a_rebuild_says_whose_numbers_changed_and_moves_nobody(
     capsys.readouterr()
     build.main([*places, str(manifest)])
     said = capsys.readouterr().out
-    assert "note: rows 2, 3, 4, 5: patient_id differs from an earlier build in the zeros" in said
+    assert "note: rows 2, 3, 4, 5: patient_id differs from an earlier build" in said
     assert "already built from these sources" in said
     assert read_splits(tmp_path / "data" / "splits.csv") == before
 
@@ -104,3 +104,43 @@ def test_zeros_lost_before_the_first_build_are_a_note_of_every_image(
     (quality,) = (tmp_path / "data").rglob("quality.csv")
     with quality.open() as file:
         assert {row["row"] for row in csv.DictReader(file) if note in row["notes"]} == {"2"}
+
+
+@pytest.mark.parametrize("change", ["M{}", "{}-Dec", "study-{}"])
+def test_a_changed_patient_id_is_recognised_by_the_number_in_the_file(
+    write_dicom, write_manifest, tmp_path, capsys, change
+):
+    ids = [f"10-{n}" for n in range(12, 16)]
+    for n, patient in enumerate(ids):
+        write_dicom(f"{n}.dcm", PatientID=patient)
+    places = ["--data_dir", str(tmp_path / "data"), "--workers", "1", "--manifest"]
+    build.main([*places, str(write_manifest(*rows_of(ids)))])
+    before = read_splits(tmp_path / "data" / "splits.csv")
+    changed = [*ids[:2], *(change.format(one) for one in ids[2:])]
+    capsys.readouterr()
+    build.main([*places, str(write_manifest(*rows_of(changed)))])
+    said = capsys.readouterr().out
+    assert "note: rows 4, 5: patient_id differs from an earlier build" in said
+    assert read_splits(tmp_path / "data" / "splits.csv") == before
+
+
+def test_files_of_one_number_are_not_one_patient_for_it(write_manifest):
+    known = known_after(write_manifest(*rows_of(["ANON"]), name="first.csv"))
+    manifest = write_manifest(*rows_of(["a", "b"]))
+    both = plan_data_set(
+        manifest, read_manifest(manifest), KEY, known, Options(), {2: "ANON", 3: "ANON"}
+    )
+    assert both.recognised == ()
+    one = plan_data_set(
+        manifest, read_manifest(manifest), KEY, known, Options(), {2: "ANON", 3: ""}
+    )
+    assert one.recognised == (2,)
+
+
+def test_files_are_asked_only_where_patients_are_missing(write_manifest):
+    known = known_after(write_manifest(*rows_of(["a", "b"]), name="first.csv"))
+    grown = read_manifest(write_manifest(*rows_of(["a", "b", "c"])))
+    assert rows_to_ask(grown, KEY, known) == ()
+    changed = read_manifest(write_manifest(*rows_of(["a", "c"])))
+    assert [row.number for row in rows_to_ask(changed, KEY, known)] == [3]
+    assert rows_to_ask(changed, KEY, {}) == ()
