@@ -290,6 +290,9 @@ class _Files:
         rest.
         """
         try:
+            # Tables made under Windows have backslashes between folders.
+            if "\\" in value and not (self.folder / value).exists():
+                value = value.replace("\\", "/")
             named = self._spelled(Path(os.path.normpath(self.folder / value)))
             resolved = named.resolve()
         except (OSError, ValueError, RuntimeError):

@@ -125,6 +125,7 @@ def test_a_bad_label_map_is_refused(pairs):
         ("Patient ID,Diagnosis\nP1,1\nP2,0\n", ("metastasis", "normal", "metastasis")),
         ("Class,Image Name\n1,1.jpg\n0,2\n", ("metastasis", "normal", "metastasis")),
         ("Labels of 2026,,\n\nStudyInstanceUID,Age,Class\nS2,40,1\n", (None, "metastasis", None)),
+        ("path,label\nant\\1.jpg,1\n./ant/2.jpg,0\n", ("metastasis", "normal", None)),
         ("patient-id;label;;\nP1;1;;\n;;;\n", ("metastasis", None, "metastasis")),
         ("patient_id,label\nP1,1.0\nP2,nan\n", ("metastasis", None, "metastasis")),
         ("patient_id,label\nP1,#N/A\nP2,Normal\n", (None, "normal", None)),

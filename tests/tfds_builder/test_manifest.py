@@ -260,3 +260,14 @@ def test_values_that_mean_unknown_are_unknown(write_manifest):
 def test_whole_numbers_may_have_the_decimals_of_a_column_with_gaps(write_manifest):
     (row,) = read_manifest(write_manifest(good(age="57.0", frame="2.0")))
     assert (row.age, row.frame) == (57, 2)
+
+
+def test_backslashes_between_folders_are_understood_where_no_name_has_them(
+    write_manifest, tmp_path
+):
+    (tmp_path / "scans").mkdir()
+    for name in ("scans/a.dcm", "b\\c.dcm"):
+        (tmp_path / name).write_bytes(b"x")
+    rows = read_manifest(write_manifest(good("scans\\a.dcm"), good("b\\c.dcm", "p2")))
+    assert [row.relative_path for row in rows] == ["scans/a.dcm", "b\\c.dcm"]
+    assert "leaves the manifest's folder" in error_of(write_manifest(good("..\\other\\a.dcm")))

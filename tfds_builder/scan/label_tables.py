@@ -192,7 +192,9 @@ def read_table(path: Path) -> LabelTable:
         if means_unknown(name) or not value:
             incomplete += 1
             continue
-        first, known = entries.setdefault(_composed(name), (number, value))
+        # Tables made under Windows have backslashes between folders.
+        plain = name.replace("\\", "/").removeprefix("./") if key == "path" else name
+        first, known = entries.setdefault(_composed(plain), (number, value))
         if _plain(known) != _plain(value):
             raise DataError(
                 f"{path}: row {number}: {key or 'name'} '{name}' has another label in row {first}"
