@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -421,3 +422,62 @@ def test_the_command_line_ends_as_promised(draw, folder):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: --out")
+
+
+def test_classes_are_those_of_the_labels_or_those_that_are_listed(draw, folder, capsys):
+    names = ("Normal", "Paget", "Stress Fracture")
+    draw(*(f"{name}/{n}_ant.png" for n, name in enumerate(names)))
+    pattern = ("--pattern", "(?P<label>[^/]+)/")
+    rows = run(folder, *pattern)
+    assert [row["label"] for row in rows] == ["normal", "paget", "stress_fracture"]
+    assert "labels: normal 1, paget 1, stress_fracture 1" in capsys.readouterr().out
+    message = error_of(folder, *pattern, "--overwrite", "--classes", "normal,paget")
+    assert "label 'Stress Fracture' is not one of normal, paget" in message
+    assert "--label_map 'Stress Fracture=CLASS'" in message
+    listed = ("--classes", "normal,abnormal")
+    mapped = ("--label_map", "stress-fracture=abnormal", "PAGET=abnormal")
+    rows = run(folder, *pattern, "--overwrite", *listed, *mapped)
+    assert [row["label"] for row in rows] == ["normal", "abnormal", "abnormal"]
+    assert "--data_dir data --classes normal,abnormal" in capsys.readouterr().out
+    assert "--label_map 'paget=sick'" in error_of(
+        folder, "--overwrite", *listed, "--label_map", "paget=sick"
+    )
+
+
+def test_a_label_that_looks_misspelt_leaves_no_manifest(draw, folder):
+    draw("Normal/1_ant.png", "Metastatic/2_ant.png")
+    pattern = ("--pattern", "(?P<label>[^/]+)/")
+    message = error_of(folder, *pattern)
+    assert "--pattern: Metastatic/2_ant.png: label 'metastatic' looks like 'metastasis'" in message
+    assert not (folder / "manifest.csv").exists()
+    rows = run(folder, *pattern, "--label_map", "Metastatic=metastasis")
+    assert [row["label"] for row in rows] == ["metastasis", "normal"]
+
+
+@pytest.mark.parametrize("unknown", ["UNKNOWN", "?", "n/a", "-"])
+def test_a_patient_id_that_means_unknown_names_no_patient(write_dicom, folder, unknown):
+    for n in range(2):
+        write_dicom(f"scans/{n}.dcm", PatientID=unknown, StudyInstanceUID=f"1.{n}")
+    assert columns(run(folder), "patient_id", "comment") == [
+        ("0", "patient from the file name"),
+        ("1", "patient from the file name"),
+    ]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_folder_with_accents_goes_from_scan_to_build(write_dicom, draw, folder, form):
+    name = unicodedata.normalize(form, "M\u00fcller")
+    write_dicom(f"scans/{name}/a.dcm", PatientID="P1")
+    draw(f"{name}_ant.png", f"{name}_post.png")
+    table = folder.parent / "labels.csv"
+    composed = unicodedata.normalize("NFC", name)
+    table.write_text(f"path,label\n{composed}/a.dcm,normal\n{composed}_ant.png,abnormal\n")
+    rows = run(folder, "--labels", table)
+    assert [row["label"] for row in rows] == ["normal", "abnormal", ""]
+    pattern = f"^(?P<patient>{composed})_(?P<view>ant|post)"
+    labelled = run(folder, "--overwrite", "--pattern", pattern, "--labels", table)
+    assert {row["patient_id"] for row in labelled} == {composed}
+    manifest = folder / "manifest.csv"
+    lines = [f"{row['path']},{n},normal" for n, row in enumerate(rows)]
+    manifest.write_text("\n".join(["path,patient_id,label", *lines]))
+    assert all(row.path.is_file() for row in read_manifest(manifest))

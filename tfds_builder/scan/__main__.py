@@ -279,7 +279,8 @@ def _report_next(settings: argparse.Namespace, console: Console, rows: Sequence[
     fill = f"fill in {' and '.join(gaps)}, " if gaps else ""
     manifest = shlex.quote(str(settings.out))
     say(console, f"next: {fill}look through its column comment, then")
-    say(console, f"  python -m tfds_builder.build --manifest {manifest} --data_dir data")
+    classes = f" --classes {shlex.quote(settings.classes)}" if settings.classes else ""
+    say(console, f"  python -m tfds_builder.build --manifest {manifest} --data_dir data{classes}")
 
 
 def _list(console: Console, lines: Sequence[str]) -> None:
