@@ -16,6 +16,7 @@ import shlex
 import shutil
 import tempfile
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -91,7 +92,10 @@ def _file_numbers(rows: Sequence[Row], pool: WorkerPool) -> dict[int, str]:
     paths = [PurePosixPath(row.path.relative_to(root)) for row in rows]
     chunks = [Chunk(root, tuple(paths[n : n + 32])) for n in range(0, len(paths), 32)]
     found = (scan for scans in pool.map(inspect_files, chunks, Chunk.without) for scan in scans)
-    return {row.number: scan.patient_id for row, scan in zip(rows, found, strict=True)}
+    return {
+        row.number: unicodedata.normalize("NFC", scan.patient_id)
+        for row, scan in zip(rows, found, strict=True)
+    }
 
 
 def _report_recognised(console: Console, plan: Plan) -> None:
