@@ -30,6 +30,7 @@ OPTIONAL_COLUMNS = (
     "sex",
     "age",
     "lesion_mask",
+    "accept",
     "comment",
 )
 COLUMNS = REQUIRED_COLUMNS + OPTIONAL_COLUMNS
@@ -45,6 +46,8 @@ _SEXES = {
     "u": "unknown",
     "unknown": "unknown",
 }
+# TRUE and FALSE are what spreadsheets make of a tick.
+_ANSWERS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
 _AGE = re.compile(r"(\d{1,3})Y?", re.ASCII)
 _FOLD = re.compile(r"fold_\d{1,3}", re.ASCII)
 
@@ -67,6 +70,7 @@ class Row:
       sex: 'F', 'M', 'O', 'unknown', or None where the table is silent.
       age: whole years, or None.
       lesion_mask: a multi-page TIFF, absolute, or None.
+      accept: whether a person takes the file although a rule of thumb is against it.
     """
 
     number: int
@@ -82,6 +86,7 @@ class Row:
     sex: str | None = None
     age: int | None = None
     lesion_mask: Path | None = None
+    accept: bool = False
 
 
 class _Fault(Exception):
@@ -214,6 +219,7 @@ def _row(number: int, cells: dict[str, str], folder: Path) -> Row:
         sex=_sex(cells.get("sex")),
         age=_age(cells.get("age")),
         lesion_mask=_inside(folder, "lesion_mask", mask) if mask else None,
+        accept=_accept(cells.get("accept")),
     )
 
 
@@ -246,6 +252,12 @@ def _sex(value: str | None) -> str | None:
     if value.lower() not in _SEXES:
         raise _Fault("sex is not one of F, M, O, unknown")
     return _SEXES[value.lower()]
+
+
+def _accept(value: str | None) -> bool:
+    if value and value.lower() not in _ANSWERS:
+        raise _Fault("accept is not one of yes, no")
+    return bool(value) and _ANSWERS[value.lower()]
 
 
 def _age(value: str | None) -> int | None:

@@ -211,6 +211,9 @@ def _of_header(path: PurePosixPath, header: Header) -> Scan:
         is_dicom=True,
         patient_id=patient if known else "",
         study=study if _is_text(study) else "",
-        views=tuple(View(view.frame, view.name, view.rule, view.notes) for view in header.views),
-        notes=() if known else (NO_PATIENT_TEXT,),
+        views=tuple(
+            View(view.frame, view.name, view.rule, view.notes + view.findings)
+            for view in header.views
+        ),
+        notes=(*header.findings, *(() if known else (NO_PATIENT_TEXT,))),
     )
