@@ -37,6 +37,7 @@ _NM_CLASSES = ("1.2.840.10008.5.1.4.1.1.20", "1.2.840.10008.5.1.4.1.1.5")
 # Secondary Capture and its multi-frame byte and word forms.
 _CAPTURE_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.7{suffix}" for suffix in ("", ".2", ".3"))
 _PLANAR_TYPES = ("STATIC", "WHOLE BODY")
+_PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
 _OTHER_TYPES = (
     "TOMO",
     "RECON TOMO",
@@ -151,6 +152,7 @@ def read_dicom(
         dataset = _read(content, pixels=True)
         header = _checked_header(dataset, frame, view, accept)
         dataset.NumberOfFrames = header.frames
+        dataset.PhotometricInterpretation = _photometric(dataset)
         stored, notes, findings = decode_counts(
             dataset, (header.frames, header.rows, header.columns)
         )
@@ -423,15 +425,19 @@ def _frames(
     return held, (FRAMES_DISAGREE,)
 
 
+def _photometric(dataset: Dataset) -> str | None:
+    """How the pixels are shown, as the standard spells it; None for colours without a palette."""
+    said = _spelt(dataset.get("PhotometricInterpretation") or "MONOCHROME2")
+    return next((name for name in _PHOTOMETRIC if _spelt(name) == said), None)
+
+
 def _check_pixel_kind(dataset: Dataset) -> None:
     if int(dataset.get("SamplesPerPixel") or 1) != 1:
         raise DataError("is a colour image (a screen capture?); counts are needed")
-    photometric = _spelt(dataset.get("PhotometricInterpretation") or "MONOCHROME2")
+    photometric = _photometric(dataset)
     # Only nuclear medicine has a palette to show counts with; elsewhere it is the picture's.
-    is_counts = str(dataset.get("SOPClassUID") or "") in _NM_CLASSES
-    if photometric not in ("MONOCHROME1", "MONOCHROME2") and not (
-        photometric == "PALETTECOLOR" and is_counts
-    ):
+    is_shown = photometric == "PALETTE COLOR" and dataset.get("SOPClassUID") not in _NM_CLASSES
+    if photometric is None or is_shown:
         raise DataError("is a colour image (PhotometricInterpretation); MONOCHROME2 is needed")
     bits = int(dataset.get("BitsAllocated") or 16)
     if bits not in (8, 16):

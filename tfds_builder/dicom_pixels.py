@@ -226,8 +226,7 @@ def _uninverted(dataset: Dataset, stored: np.ndarray) -> tuple[np.ndarray, tuple
 
     CountsAccumulated tells; where it is missing, the empty part of the picture does.
     """
-    photometric = str(dataset.get("PhotometricInterpretation") or "")
-    if not photometric.strip().upper().endswith("1"):
+    if dataset.get("PhotometricInterpretation") != "MONOCHROME1":
         return stored, ()
     total = _counts_accumulated(dataset)
     if int(stored.sum(dtype=np.int64)) == total:
@@ -252,8 +251,9 @@ def _uninverted(dataset: Dataset, stored: np.ndarray) -> tuple[np.ndarray, tuple
 
 
 def _palette_notes(dataset: Dataset) -> tuple[str, ...]:
-    photometric = str(dataset.get("PhotometricInterpretation") or "").strip().upper()
-    return ("colour table left out: stored values are counts",) * photometric.startswith("PALETTE")
+    if dataset.get("PhotometricInterpretation") != "PALETTE COLOR":
+        return ()
+    return ("colour table left out: stored values are counts",)
 
 
 def _rescaled(dataset: Dataset, stored: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -215,7 +215,7 @@ def resolve_views(
     windows, window_doubt = _windows(header, count)
     frames, detector_doubt = _frames(header, count)
     doubts = [doubt for doubt in (window_doubt, detector_doubt) if doubt]
-    chosen = _chosen(header, frames, windows, frame, doubts)
+    chosen = _chosen(header, frames, windows, frame, window_doubt)
     if view and frame is None and len(chosen) > 1:
         raise DataError(
             f"view '{view}' is given for a file of {len(chosen)} views; add a row with 'frame' "
@@ -241,7 +241,7 @@ def _chosen(
     frames: list[_Frame],
     windows: list[int],
     frame: int | None,
-    doubts: list[str],
+    doubt: str,
 ) -> list[_Frame]:
     """The frames to be named: one or two views of one energy window."""
     if frame is not None:
@@ -252,7 +252,7 @@ def _chosen(
         window = _photopeak_window(header, sorted(set(windows)))
         frames = [one for one in frames if windows[one.number - 1] == window]
     if len(frames) > 2:
-        why = "".join(f"{doubt}; " for doubt in doubts)
+        why = f"{doubt}; " if doubt else ""
         raise DataError(
             f"{why}has {len(frames)} frames, not one or two views; "
             "name the frame to use in the manifest's 'frame'"
@@ -370,7 +370,7 @@ def _only(names: frozenset[str]) -> frozenset[str]:
 
 
 def _coded_views(detector_item: Dataset) -> tuple[frozenset[str], str]:
-    """The views that its codes name, and the meanings of these.
+    """The views that its codes name, and the meanings of these that say something else.
 
     The value of a code counts. Only where it is unknown, its meaning is taken for it.
     """
@@ -380,7 +380,8 @@ def _coded_views(detector_item: Dataset) -> tuple[frozenset[str], str]:
         meaning = str(item.get("CodeMeaning") or "")
         if value in _CODES:
             names.add(_CODES[value])
-            meanings.append(meaning)
+            if views_in(meaning) != {_CODES[value]}:
+                meanings.append(meaning)
         else:
             names |= _only(views_in(meaning))
     return frozenset(names), " | ".join(meanings)
