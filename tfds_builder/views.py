@@ -279,18 +279,16 @@ def _frames(header: Dataset, count: int) -> tuple[list[_Frame], str]:
     said = header.get("NumberOfDetectors")
     known = max(len(items), said if isinstance(said, int) else 0)
     doubt = _doubt("DetectorVector", values, count, known)
-    if not doubt and count > 1 and known > 1 and len(set(values)) == 1:
-        alike = _vector(header, "EnergyWindowVector")
-        if len(alike) != count or len(set(alike)) != count:
-            doubt = "DetectorVector names one detector for all frames"
+    windows = _vector(header, "EnergyWindowVector")
+    alike = len(set(values)) == 1 and not len(windows) == len(set(windows)) == count
+    if not doubt and count > 1 and alike:
+        doubt = "DetectorVector names one detector for all frames"
     if doubt or not values:
         order = sorted(set(values))
         if len(values) == count == len(order) == len(items):
             values = [order.index(value) + 1 for value in values]
         elif len(items) in (0, count):
             values = list(range(1, count + 1))
-        elif len(items) == 1 == count:
-            values = [1]
         else:
             values = []
     numbers = values or [None] * count

@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pydicom
@@ -13,8 +13,11 @@ import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw
 
 from tfds_builder import build
+from tfds_builder.dicom import SOURCE_WORDS
 from tfds_builder.errors import DataError
+from tfds_builder.scan.inventory import Chunk, inspect_files
 from tfds_builder.splits import read_splits
+from tfds_builder.views import HEAD_DOWN
 
 FINAL = Path("scintigraphy", "views", "1.1.0")
 
@@ -224,6 +227,14 @@ def test_two_frames_that_contradict_themselves_are_settled_by_the_manifest(
     lines = table(tmp_path / "data" / FINAL / "quality.csv")
     assert [line["view"] for line in lines] == ["posterior", "anterior"]
     assert all("coded view says both" in line["findings"] for line in lines)
+
+
+def test_a_scan_of_the_folder_comments_on_what_the_build_will_find(write_dicom, tmp_path):
+    write_dicom("a.dcm", views=("anterior",), SeriesDescription="WB POST", StudyDescription="QC")
+    write_dicom("b.dcm", views=(None,), PatientOrientation=["L", "H"])
+    a, b = inspect_files(Chunk(tmp_path, (PurePosixPath("a.dcm"), PurePosixPath("b.dcm"))), print)
+    assert a.notes == (SOURCE_WORDS, "description text says posterior, coded view anterior")
+    assert b.notes == (HEAD_DOWN,)
 
 
 def exported_twice(

@@ -302,6 +302,16 @@ def test_a_frame_taken_out_of_its_file_is_never_given_the_other_frames_view():
     assert view.name == UNKNOWN
 
 
+def test_one_detector_for_both_frames_is_refused_by_name_unless_something_names_the_frames():
+    for elements in ({}, {"NumberOfDetectors": 1}, {"DetectorInformationSequence": []}):
+        file = header(detectors=[1, 2], **elements)
+        file.DetectorVector = [1, 1]
+        with pytest.raises(DataError, match="DetectorVector names one detector for all frames"):
+            resolve_views(file)
+        (view,) = resolve_views(file, frame=2, view=ANTERIOR)
+        assert view.name == ANTERIOR
+
+
 def test_of_one_frame_of_two_the_other_frames_evidence_counts_too():
     file = header(codes=(ANTERIOR, None), angles=(None, None))
     (view,) = resolve_views(file, frame=2)
