@@ -27,16 +27,17 @@ from pydicom.uid import (
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from tfds_builder.codestream import inflated
-from tfds_builder.dicom_pixels import counts_ratio, decode_counts, require_decoder
+from tfds_builder.dicom_pixels import counts_ratio, decode_counts, held_frames, require_decoder
 from tfds_builder.errors import DataError
 from tfds_builder.manifest import MAX_AGE
-from tfds_builder.scintigram import MAX_PIXELS, Scintigram, View
+from tfds_builder.scintigram import MAX_PIXELS, Scintigram, View, accepted
 from tfds_builder.views import FrameView, resolve_views
 
 _NM_CLASSES = ("1.2.840.10008.5.1.4.1.1.20", "1.2.840.10008.5.1.4.1.1.5")
 # Secondary Capture and its multi-frame byte and word forms.
 _CAPTURE_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.7{suffix}" for suffix in ("", ".2", ".3"))
 _PLANAR_TYPES = ("STATIC", "WHOLE BODY")
+_PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
 _OTHER_TYPES = (
     "TOMO",
     "RECON TOMO",
@@ -62,9 +63,15 @@ _DESCRIPTIONS = (
     "ProtocolName",
     "ImageID",
 )
+SOURCE_WORDS = "described in words that tests of the camera have (flood, bars, QC, Co-57)"
+LONG_UID = "a UID of more than 64 characters"
+FRAMES_COUNTED = "NumberOfFrames is missing: frames counted in the pixels"
+FRAMES_DISAGREE = "NumberOfFrames disagrees with the pixels: frames counted in the pixels"
+
 _UIDS = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+_LONGEST_UID = 64
 # Anonymisers put letters into UIDs; what can climb out of a folder is another matter.
-_HARMLESS_UID = re.compile(r"(?!.*\.\.)[\w.-]{0,64}", re.ASCII)
+_HARMLESS_UID = re.compile(r"(?!.*\.\.)[\w.-]*", re.ASCII)
 # A scan of a body lying along the rows; floods and spot views are about square.
 _LEAST_ELONGATION = 1.5
 # Two views in each of six energy windows.
@@ -92,6 +99,7 @@ class Header:
       views: its views in frame order.
       frames: number of frames in the file.
       rows, columns: its matrix.
+      findings: what is odd about the file as a whole, in fixed words.
       patient_id: PatientID; it must not reach the records.
       study: StudyInstanceUID; it must not reach the records.
       manufacturer: as written, or None.
@@ -103,6 +111,7 @@ class Header:
     frames: int
     rows: int
     columns: int
+    findings: tuple[str, ...]
     patient_id: str
     study: str
     manufacturer: str | None
@@ -110,22 +119,30 @@ class Header:
     age: int | None
 
 
-def read_header(content: bytes, frame: int | None = None, view: str | None = None) -> Header:
+def read_header(
+    content: bytes, frame: int | None = None, view: str | None = None, accept: bool = False
+) -> Header:
     """Reads and checks all but the pixels.
 
     Args:
       content: the bytes of a DICOM file.
       frame: the manifest's frame number, or None for every view.
       view: the manifest's view, or None.
+      accept: whether a person takes it although a rule of thumb is against it.
 
     Raises:
       DataError: not a DICOM file, or not a planar nuclear medicine image that can be used.
     """
     with _in_fixed_words():
-        return _checked_header(_read(content, pixels=False), frame, view)
+        dataset = _read(content, pixels=False)
+        if not dataset.get("NumberOfFrames"):
+            dataset = _read(content, pixels=True)
+        return _checked_header(dataset, frame, view, accept)
 
 
-def read_dicom(content: bytes, frame: int | None = None, view: str | None = None) -> Scintigram:
+def read_dicom(
+    content: bytes, frame: int | None = None, view: str | None = None, accept: bool = False
+) -> Scintigram:
     """Decodes the views of a file; arguments and errors as for `read_header`.
 
     Raises:
@@ -133,13 +150,25 @@ def read_dicom(content: bytes, frame: int | None = None, view: str | None = None
     """
     with _in_fixed_words():
         dataset = _read(content, pixels=True)
-        header = _checked_header(dataset, frame, view)
-        stored, notes = decode_counts(dataset, (header.frames, header.rows, header.columns))
+        header = _checked_header(dataset, frame, view, accept)
+        dataset.NumberOfFrames = header.frames
+        dataset.PhotometricInterpretation = _photometric(dataset)
+        stored, notes, findings = decode_counts(
+            dataset, (header.frames, header.rows, header.columns)
+        )
+        findings += header.findings
         spacing, spacing_notes = _pixel_spacing(dataset)
         notes += spacing_notes + _radionuclide_notes(dataset)
         return Scintigram(
             views=tuple(
-                View(stored[one.frame - 1], one.frame, one.name, one.rule, one.notes + notes)
+                View(
+                    native=stored[one.frame - 1],
+                    frame=one.frame,
+                    name=one.name,
+                    rule=one.rule,
+                    notes=one.notes + notes,
+                    findings=one.findings + findings,
+                )
                 for one in header.views
             ),
             frames=header.frames,
@@ -266,17 +295,18 @@ def _transfer_syntax(content: bytes, at: int) -> tuple[str, int]:
     return syntax, at
 
 
-def _checked_header(dataset: Dataset, frame: int | None, view: str | None) -> Header:
-    _check_uids(dataset)
-    _check_kind(dataset)
+def _checked_header(dataset: Dataset, frame: int | None, view: str | None, accept: bool) -> Header:
+    findings = _uid_findings(dataset)
+    findings += _kind_findings(dataset, accept)
     require_decoder(dataset)
-    frames, rows, columns = _matrix(dataset)
-    _check_subject(dataset, frames, rows, columns)
+    (frames, rows, columns), matrix_findings = _matrix(dataset, frame)
+    findings += matrix_findings + _subject_findings(dataset, frames, rows, columns, accept)
     return Header(
-        views=resolve_views(dataset, frame, view),
+        views=resolve_views(dataset, frame, view, frames),
         frames=frames,
         rows=rows,
         columns=columns,
+        findings=findings,
         patient_id=str(dataset.get("PatientID") or ""),
         study=str(dataset.get("StudyInstanceUID") or ""),
         manufacturer=str(dataset.get("Manufacturer") or "") or None,
@@ -285,22 +315,33 @@ def _checked_header(dataset: Dataset, frame: int | None, view: str | None) -> He
     )
 
 
-def _check_uids(dataset: Dataset) -> None:
-    for keyword in _UIDS:
-        if not _HARMLESS_UID.fullmatch(str(dataset.get(keyword) or "")):
+def _uid_findings(dataset: Dataset) -> tuple[str, ...]:
+    uids = [str(dataset.get(keyword) or "") for keyword in _UIDS]
+    for keyword, uid in zip(_UIDS, uids, strict=True):
+        if not _HARMLESS_UID.fullmatch(uid):
             raise DataError(f"has an ill-formed {keyword}: digits and points are expected")
+    return (LONG_UID,) if max(map(len, uids)) > _LONGEST_UID else ()
 
 
-def _check_kind(dataset: Dataset) -> None:
+def _spelt(value: object) -> str:
+    """A defined term without the ways in which it is misspelt: 'Whole_Body' is 'WHOLEBODY'."""
+    return re.sub(r"[\W_]", "", str(value)).upper()
+
+
+def _kind_findings(dataset: Dataset, accept: bool) -> tuple[str, ...]:
     if str(dataset.get("SOPClassUID") or "") not in _NM_CLASSES:
         _check_capture(dataset)
     kind = dataset.get("ImageType") or []
-    values = [kind] if isinstance(kind, str) else list(kind)
-    if len(values) > 2 and values[2] and values[2] not in _PLANAR_TYPES:
-        known = values[2] if values[2] in _OTHER_TYPES else "special"
-        raise DataError(f"is a {known} acquisition (ImageType), not a planar whole-body image")
+    values = [_spelt(one) for one in ([kind] if isinstance(kind, str) else kind)]
     if "TRANSMISSION" in values:
         raise DataError("is a transmission image (ImageType), not of a patient's uptake")
+    third = values[2] if len(values) > 2 else ""
+    for other in _OTHER_TYPES:
+        if third == _spelt(other):
+            raise DataError(f"is a {other} acquisition (ImageType), not a planar whole-body image")
+    if third and third not in map(_spelt, _PLANAR_TYPES):
+        return accepted("is a special acquisition (ImageType), not a planar one", accept)
+    return ()
 
 
 def _check_capture(dataset: Dataset) -> None:
@@ -309,7 +350,7 @@ def _check_capture(dataset: Dataset) -> None:
     if sop_class and sop_class not in _CAPTURE_CLASSES + _NM_CLASSES:
         name = sop_class.name if _has_name(sop_class) else "an object of a private class"
         raise DataError(f"is no nuclear medicine image but {name}")
-    modality = str(dataset.get("Modality") or "")
+    modality = _spelt(dataset.get("Modality") or "")
     if modality != "NM":
         # Letters that are no modality may be a patient's.
         known = f"Modality {modality}, not NM" if modality in _MODALITIES else "unknown Modality"
@@ -329,46 +370,78 @@ def _has_name(uid: UID) -> bool:
     return uid.name != uid
 
 
-def _check_subject(dataset: Dataset, frames: int, rows: int, columns: int) -> None:
+def _subject_findings(
+    dataset: Dataset, frames: int, rows: int, columns: int, accept: bool
+) -> tuple[str, ...]:
     """Refuses what is planar nuclear medicine but not of a whole body."""
-    descriptions = [dataset.get(field) for field in _DESCRIPTIONS]
-    if _SOURCE_TESTS.search(" | ".join(str(text) for text in descriptions if text)):
-        raise DataError("is a test of the camera (flood, bar phantom) by its description")
-    if frames > _MOST_FRAMES:
-        raise DataError(
-            f"has {frames} frames of {rows}x{columns}: a tomogram or another series, "
-            "not a whole body"
-        )
-    if rows < _LEAST_ELONGATION * columns:
-        raise DataError(
-            f"has a matrix of {rows}x{columns}: a spot view or a test, not a whole body"
-        )
-    if str(dataset.get("BurnedInAnnotation") or "").upper() == "YES":
+    if _spelt(dataset.get("BurnedInAnnotation") or "") in ("YES", "Y"):
         raise DataError(
             "has text in its pixels (BurnedInAnnotation), which may name the patient; "
             "export it without annotations"
         )
+    descriptions = [dataset.get(field) for field in _DESCRIPTIONS]
+    is_described = _SOURCE_TESTS.search(" | ".join(str(text) for text in descriptions if text))
+    findings = (SOURCE_WORDS,) if is_described else ()
+    if frames > _MOST_FRAMES:
+        what = f"has {frames} frames of {rows}x{columns}: a tomogram or another series"
+        findings += accepted(f"{what}, not a whole body", accept)
+    if rows < _LEAST_ELONGATION * columns:
+        what = f"has a matrix of {rows}x{columns}: a spot view or a test, not a whole body"
+        findings += accepted(what, accept)
+    return findings
 
 
-def _matrix(dataset: Dataset) -> tuple[int, int, int]:
-    """Frames, rows and columns, bounded before anything of that size is allocated."""
+def _matrix(dataset: Dataset, frame: int | None) -> tuple[tuple[int, int, int], tuple[str, ...]]:
+    """Frames, rows and columns, bounded before anything of that size is allocated, and findings."""
     if "Rows" not in dataset and "Columns" not in dataset:
         raise DataError("has neither Rows nor Columns; the file may be truncated")
     rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    if min(rows, columns, frames) < 1:
-        raise DataError(f"holds no image (Rows {rows}, Columns {columns}, frames {frames})")
+    said = int(dataset.get("NumberOfFrames") or 0)
+    if min(rows, columns, said or 1) < 1:
+        raise DataError(f"holds no image (Rows {rows}, Columns {columns}, frames {said})")
+    if rows * columns * (said or 1) > MAX_PIXELS:
+        raise DataError(f"claims {rows}x{columns}x{said or 1} pixels, more than {MAX_PIXELS}")
+    _check_pixel_kind(dataset)
+    frames, findings = _frames(dataset, said, rows * columns, frame)
     if rows * columns * frames > MAX_PIXELS:
-        raise DataError(f"claims {rows}x{columns}x{frames} pixels, more than {MAX_PIXELS}")
+        raise DataError(f"holds {rows}x{columns}x{frames} pixels, more than {MAX_PIXELS}")
+    return (frames, rows, columns), findings
+
+
+def _frames(
+    dataset: Dataset, said: int, pixels: int, frame: int | None
+) -> tuple[int, tuple[str, ...]]:
+    """How many frames there are: what the header says may be missing, or be of another file."""
+    held = held_frames(dataset, pixels)
+    if not said:
+        return max(held, 1), (FRAMES_COUNTED,) if held > 1 else ()
+    if held <= said:
+        return said, ()  # Where it holds fewer, decoding says so.
+    if frame is None:
+        raise DataError(
+            f"has {said} frames by NumberOfFrames, but its pixels are {held} frames; "
+            "say in the manifest's 'frame' and 'view' which one is which view"
+        )
+    return held, (FRAMES_DISAGREE,)
+
+
+def _photometric(dataset: Dataset) -> str | None:
+    """How the pixels are shown, as the standard spells it; None for colours without a palette."""
+    said = _spelt(dataset.get("PhotometricInterpretation") or "MONOCHROME2")
+    return next((name for name in _PHOTOMETRIC if _spelt(name) == said), None)
+
+
+def _check_pixel_kind(dataset: Dataset) -> None:
     if int(dataset.get("SamplesPerPixel") or 1) != 1:
         raise DataError("is a colour image (a screen capture?); counts are needed")
-    photometric = str(dataset.get("PhotometricInterpretation") or "MONOCHROME2")
-    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
+    photometric = _photometric(dataset)
+    # Only nuclear medicine has a palette to show counts with; elsewhere it is the picture's.
+    is_shown = photometric == "PALETTE COLOR" and dataset.get("SOPClassUID") not in _NM_CLASSES
+    if photometric is None or is_shown:
         raise DataError("is a colour image (PhotometricInterpretation); MONOCHROME2 is needed")
     bits = int(dataset.get("BitsAllocated") or 16)
     if bits not in (8, 16):
         raise DataError(f"has {bits} bits a pixel; 8 or 16 are read")
-    return frames, rows, columns
 
 
 def _radionuclide_notes(dataset: Dataset) -> tuple[str, ...]:
@@ -391,8 +464,9 @@ def _pixel_spacing(dataset: Dataset) -> tuple[float, tuple[str, ...]]:
 
 
 def _sex(dataset: Dataset) -> str | None:
-    value = str(dataset.get("PatientSex") or "").strip().upper()
-    return value if value in ("F", "M", "O") else None
+    value = _spelt(dataset.get("PatientSex") or "")
+    names = {"FEMALE": "F", "MALE": "M", "OTHER": "O"}
+    return names.get(value, value if value in names.values() else None)
 
 
 def _age(dataset: Dataset) -> int | None:

@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.encaps import generate_frames
+from pydicom.encaps import generate_fragments, generate_frames, parse_basic_offsets
 from pydicom.pixels import get_decoder
 from pydicom.uid import (
     UID,
@@ -37,6 +37,11 @@ _DECODERS = (
     (r"\.4\.(57|70)$", ("gdcm", "pylibjpeg"), "python-gdcm (or pylibjpeg-libjpeg, GPL)"),
     (r"\.5$", ("pylibjpeg", "pydicom"), "pylibjpeg-rle"),
 )
+# How compressed frames begin: JPEG and JPEG-LS, JPEG 2000. Each of RLE is one fragment.
+_CODESTREAM_STARTS = (b"\xff\xd8", b"\xff\x4f\xff\x51")
+MASKED = "bits above BitsStored were set (an overlay?) and are masked"
+# Of the range of the pixels: a scan is mostly empty, so its middle value lies by the empty end.
+_EMPTY_SHARE = 0.25
 # What a decoder may be given, as a multiple of the pixels' own size: lossless coding of noise
 # adds little, and an RLE run expands 64-fold.
 _MOST_OF_RAW_SIZE = 2
@@ -80,8 +85,8 @@ def _plugin(syntax: UID) -> str | None:
 
 def decode_counts(
     dataset: Dataset, expected: tuple[int, int, int]
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """All frames as unsigned counts (frames, rows, columns), and notes.
+) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...]]:
+    """All frames as unsigned counts (frames, rows, columns), notes, and findings.
 
     Args:
       dataset: a DICOM data set with its pixels.
@@ -99,6 +104,7 @@ def decode_counts(
         stored = stored[None]
     if stored.shape != expected:
         raise DataError(f"decodes to {stored.shape}, but the header says {expected}")
+    stored, findings = _masked(dataset, stored)
     stored, notes = _uninverted(dataset, stored)
     stored, rescale_notes = _rescaled(dataset, stored)
     if stored.dtype.kind != "u" and (lowest := stored.min()) < 0:
@@ -106,15 +112,38 @@ def decode_counts(
             f"has negative pixels (lowest {lowest}), so they are not counts; "
             "was it compressed with loss?"
         )
-    return stored, notes + rescale_notes + _loss_notes(dataset, stored)
+    notes += rescale_notes + _palette_notes(dataset) + _loss_notes(dataset, stored)
+    return stored, notes, findings
+
+
+def held_frames(dataset: Dataset, pixels: int) -> int:
+    """How many whole frames the pixels are, whatever NumberOfFrames says; 0 where not known.
+
+    Args:
+      dataset: a DICOM data set, its pixels read or not.
+      pixels: of one frame.
+    """
+    content = dataset.get("PixelData")
+    if not content:
+        return 0
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated:
+        return len(content) // (pixels * int(dataset.get("BitsAllocated") or 16) // 8)
+    offsets = parse_basic_offsets(content)
+    if offsets:
+        return len(offsets)
+    fragments = generate_fragments(content)
+    next(fragments)  # The empty offset table.
+    return sum(syntax == RLELossless or one.startswith(_CODESTREAM_STARTS) for one in fragments)
 
 
 def _decoded(dataset: Dataset) -> np.ndarray:
     """The pixels as they are stored, in this machine's byte order."""
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
-        if syntax.is_encapsulated:
-            dataset.pixel_array_options(decoding_plugin=_plugin(syntax))
+        plugin = {"decoding_plugin": _plugin(syntax)} if syntax.is_encapsulated else {}
+        # What lies above BitsStored is masked here, alike in every syntax.
+        dataset.pixel_array_options(correct_unused_bits=False, **plugin)
         stored = dataset.pixel_array
     except MemoryError:
         raise
@@ -171,16 +200,60 @@ def _check_codestreams(dataset: Dataset, expected: tuple[int, int, int]) -> None
             raise DataError("holds a compressed frame without its tables; export it again")
 
 
+def _masked(dataset: Dataset, stored: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The pixels without the bits above BitsStored, where old cameras drew, even names.
+
+    A signed pixel keeps its sign.
+    """
+    allocated = 8 * stored.dtype.itemsize
+    bits = int(dataset.get("BitsStored") or allocated)
+    if not 0 < bits < allocated:
+        return stored, ()
+    masked = (stored << (allocated - bits)) >> (allocated - bits)
+    if np.array_equal(masked, stored):
+        return stored, ()
+    highest = dataset.get("HighBit")
+    if highest not in (None, "", bits - 1):
+        raise DataError(
+            f"has {bits} BitsStored but HighBit {int(highest)}, so its counts may lie in other "
+            "bits; export it again"
+        )
+    return masked, (MASKED,)
+
+
 def _uninverted(dataset: Dataset, stored: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """MONOCHROME1 stores either inverted counts, or counts meant to be shown dark on white."""
+    """MONOCHROME1 says how to show counts, dark on white; some store inverted counts under it.
+
+    CountsAccumulated tells; where it is missing, the empty part of the picture does.
+    """
     if dataset.get("PhotometricInterpretation") != "MONOCHROME1":
         return stored, ()
-    if int(stored.sum(dtype=np.int64)) == _counts_accumulated(dataset):
+    total = _counts_accumulated(dataset)
+    if int(stored.sum(dtype=np.int64)) == total:
         return stored, ("MONOCHROME1 not inverted: pixels add up to CountsAccumulated",)
-    if int(dataset.get("PixelRepresentation") or 0):
-        raise DataError("is MONOCHROME1 with signed pixels; export it as MONOCHROME2")
     highest = (1 << int(dataset.get("BitsStored") or dataset.BitsAllocated)) - 1
-    return highest - stored.astype(np.int64), ("MONOCHROME1 inverted",)
+    is_signed = bool(int(dataset.get("PixelRepresentation") or 0))
+    inverted = highest - stored.astype(np.int64)
+    if not is_signed and int(inverted.sum()) == total:
+        return inverted, ("MONOCHROME1 inverted",)
+    lowest, brightest = int(stored.min()), int(stored.max())
+    middle = float(np.median(stored))
+    if middle - lowest <= _EMPTY_SHARE * (brightest - lowest):
+        return stored, ("MONOCHROME1 not inverted: its empty part is stored low",)
+    if is_signed:
+        raise DataError("is MONOCHROME1 with signed pixels; export it as MONOCHROME2")
+    if middle < (1 - _EMPTY_SHARE) * highest:
+        raise DataError(
+            "is MONOCHROME1, and its pixels do not tell whether they are inverted counts; export "
+            "it as MONOCHROME2"
+        )
+    return inverted, ("MONOCHROME1 inverted",)
+
+
+def _palette_notes(dataset: Dataset) -> tuple[str, ...]:
+    if dataset.get("PhotometricInterpretation") != "PALETTE COLOR":
+        return ()
+    return ("colour table left out: stored values are counts",)
 
 
 def _rescaled(dataset: Dataset, stored: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:

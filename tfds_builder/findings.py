@@ -152,7 +152,7 @@ def _quality_rows(ingested: Ingested) -> Iterator[dict[str, Any]]:
 def _quality_row(
     ingested: Ingested, facts: Facts, copies: list[tuple[Facts, Duplicate]]
 ) -> dict[str, Any]:
-    findings = [*facts.quality.findings]
+    findings = [*facts.findings, *facts.quality.findings]
     if CROPPED in facts.notes:
         findings.append(CROPPED)
     copies = sorted(copies, key=lambda copy: (copy[0].row, copy[0].frame))

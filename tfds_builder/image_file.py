@@ -38,17 +38,22 @@ def read_bytes(path: Path) -> bytes:
     return content
 
 
-def decode(content: bytes, frame: int | None = None, view: str | None = None) -> Scintigram:
+def decode(
+    content: bytes, frame: int | None = None, view: str | None = None, accept: bool = False
+) -> Scintigram:
     """Decodes an image file.
 
     Args:
       content: its bytes: DICOM, PNG, TIFF or JPEG.
       frame: the manifest's frame number, or None for every view.
       view: the manifest's view, or None.
+      accept: whether the manifest takes it although a rule of thumb is against it.
 
     Raises:
       DataError: says why it cannot be used, without a word of what the file says of the patient.
     """
     # A DICOM file may wear another format's header in its preamble.
     is_dicom = content[128:132] == b"DICM" or not is_raster(content)
-    return (read_dicom if is_dicom else read_raster)(content, frame, view)
+    if is_dicom:
+        return read_dicom(content, frame, view, accept)
+    return read_raster(content, frame, view)

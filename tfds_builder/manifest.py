@@ -36,6 +36,7 @@ OPTIONAL_COLUMNS = (
     "sex",
     "age",
     "lesion_mask",
+    "accept",
     "comment",
 )
 COLUMNS = REQUIRED_COLUMNS + OPTIONAL_COLUMNS
@@ -53,6 +54,8 @@ _SEXES = {
 # A column with gaps becomes one of decimals in many programs: 57.0.
 _AGE = re.compile(r"(\d{1,3})(?:Y|\.0)?", re.ASCII)
 _SHORTENED = re.compile(r"\d([.,]\d+)?E\+\d+", re.ASCII | re.I)
+# TRUE and FALSE are what spreadsheets make of a tick.
+_ANSWERS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
 _FOLD = re.compile(r"fold_\d{1,3}", re.ASCII)
 
 
@@ -74,6 +77,7 @@ class Row:
       sex: 'F', 'M', 'O', or None where the table is silent or says that it is unknown.
       age: whole years, or None.
       lesion_mask: a multi-page TIFF, absolute, or None.
+      accept: whether a person takes the file although a rule of thumb is against it.
     """
 
     number: int
@@ -89,6 +93,7 @@ class Row:
     sex: str | None = None
     age: int | None = None
     lesion_mask: Path | None = None
+    accept: bool = False
 
 
 def number_of(name: str) -> str:
@@ -207,6 +212,7 @@ def _row(
         sex=_sex(cells.get("sex")),
         age=_age(cells.get("age")),
         lesion_mask=files.inside("lesion_mask", mask) if mask else None,
+        accept=_accept(cells.get("accept")),
     )
 
 
@@ -265,6 +271,12 @@ def _sex(value: str | None) -> str | None:
     if value.lower() not in _SEXES:
         raise _Fault("sex is not one of F, M, O, unknown")
     return _SEXES[value.lower()]
+
+
+def _accept(value: str | None) -> bool:
+    if value and value.lower() not in _ANSWERS:
+        raise _Fault("accept is not one of yes, no")
+    return bool(value) and _ANSWERS[value.lower()]
 
 
 def _age(value: str | None) -> int | None:

@@ -143,7 +143,7 @@ class Plan:
                     study.study_key,
                     study.site_key or "-",
                     assigned[study.patient_key],
-                    f"{row.label} {row.view} {row.frame} {row.sex} {row.age}",
+                    f"{row.label} {row.view} {row.frame} {row.sex} {row.age} {row.accept}",
                 ]
             )
             for study in self.studies

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tfds_builder.errors import DataError
+
 MAX_PIXELS = 2**24
 
 
@@ -20,6 +22,7 @@ class View:
       name: 'anterior', 'posterior' or 'unknown'.
       rule: what decided the name.
       notes: what was assumed or changed, in fixed words: nothing of the patient, no text of a file.
+      findings: what is odd about it and needs a look, in fixed words too.
     """
 
     native: np.ndarray
@@ -27,6 +30,7 @@ class View:
     name: str
     rule: str
     notes: tuple[str, ...]
+    findings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,3 +57,21 @@ class Scintigram:
     manufacturer: str | None = None
     sex: str | None = None
     age: int | None = None
+
+
+def accepted(reason: str, accept: bool) -> tuple[str, ...]:
+    """What becomes of a file that a rule of thumb is against: a person may know better.
+
+    Args:
+      reason: why it would be refused.
+      accept: whether the manifest's column 'accept' takes it all the same.
+
+    Returns:
+      The finding that says so.
+
+    Raises:
+      DataError: the reason, and the way out.
+    """
+    if not accept:
+        raise DataError(f"{reason}; 'yes' in the manifest's 'accept' takes it all the same")
+    return (f"taken by the manifest's 'accept', although it {reason}",)

@@ -17,10 +17,10 @@ from tfds_builder.duplicates import signature
 from tfds_builder.errors import DataError
 from tfds_builder.image_file import decode, read_bytes
 from tfds_builder.lesion_mask import read_masks
-from tfds_builder.manifest import Row, number_of
+from tfds_builder.manifest import VIEWS, Row, number_of
 from tfds_builder.matrix import COLUMNS, ROWS, Fit, fit_of
 from tfds_builder.quality import NOT_A_BODY, Quality, assess
-from tfds_builder.scintigram import Scintigram, View
+from tfds_builder.scintigram import Scintigram, View, accepted
 
 Announce = Callable[[int], None]
 
@@ -29,6 +29,7 @@ ZEROS_LOST = (
     "patient_id lacks the zeros of the file's PatientID: a spreadsheet may have dropped them"
 )
 CROPPED = "cropping cut off counts"
+SAME_VIEW = "another frame of the same file is read as the same view"
 
 _MOST_CUT_OFF = 0.1
 
@@ -65,6 +66,7 @@ class Facts:
       image_id: '<study_key>-<view>', or '<study_key>-<nth>-<view>' from the second scan on.
       view_rule: what decided the view.
       notes: what was assumed, changed or found, in fixed words.
+      findings: those of the notes that need a look and come from the file, not from its pixels.
       scale: the bright level, see `intensity_scale`.
       counts_ratio: see `Scintigram`.
       signature: see `duplicates.signature`.
@@ -83,6 +85,7 @@ class Facts:
     view: str
     view_rule: str
     notes: tuple[str, ...]
+    findings: tuple[str, ...]
     pixel_spacing_mm: float
     scale: float
     sex: str
@@ -151,8 +154,26 @@ def read_study(
             rejected.append((row.number, f"{UNFORESEEN} ({type(error).__name__})"))
         else:
             images += _numbered(own, used)
+    images = _with_same_views(images)
     images.sort(key=lambda image: image.facts.image_id)
     return Reading(tuple(images), tuple(rejected), digests)
+
+
+def _with_same_views(images: list[Image]) -> list[Image]:
+    """Adds the finding that two rows took two frames of one file for the same view."""
+    times = Counter((image.facts.file, image.facts.view) for image in images)
+    return [
+        _with_finding(image, SAME_VIEW)
+        if image.facts.view in VIEWS and times[image.facts.file, image.facts.view] > 1
+        else image
+        for image in images
+    ]
+
+
+def _with_finding(image: Image, finding: str) -> Image:
+    facts = image.facts
+    findings, notes = (*facts.findings, finding), (*facts.notes, finding)
+    return replace(image, facts=replace(facts, findings=findings, notes=notes))
 
 
 def digests_of_studies(
@@ -190,7 +211,7 @@ def _read_row(
     for one in (content, mask):
         if isinstance(one, DataError):
             raise one
-    scintigram = decode(content, row.frame, row.view)
+    scintigram = decode(content, row.frame, row.view, row.accept)
     rows, columns = scintigram.views[0].native.shape
     fit = fit_of(rows, columns)
     masks = _masks(mask, scintigram, fit)
@@ -217,10 +238,10 @@ def _image(
     mask: np.ndarray | None,
 ) -> Image:
     counts = fit.counts(view.native)
-    _refuse_halves(fit, view.native, counts)
+    findings = view.findings + _halves_findings(fit, view.native, counts, row.accept)
     quality = assess(view.native, scintigram.pixel_spacing_mm, scintigram.counts_ratio)
     if NOT_A_BODY in quality.findings:
-        raise DataError(NOT_A_BODY)
+        findings += accepted(f"has {NOT_A_BODY}", row.accept)
     age = scintigram.age if row.age is None else row.age
     facts = Facts(
         row=row.number,
@@ -235,9 +256,11 @@ def _image(
         view=view.name,
         view_rule=view.rule,
         notes=view.notes
+        + findings
         + _patient_notes(row.patient_id, scintigram.patient_id)
         + _fit_notes(fit, view.native, counts)
         + quality.findings,
+        findings=findings,
         pixel_spacing_mm=scintigram.pixel_spacing_mm * fit.spacing_factor,
         scale=intensity_scale(counts),
         sex=row.sex or scintigram.sex or deidentify.UNKNOWN,
@@ -256,13 +279,17 @@ def _file_number(study: Study, row: Row) -> int:
     return 1 + paths.index(row.relative_path)
 
 
-def _refuse_halves(fit: Fit, native: np.ndarray, counts: np.ndarray) -> None:
+def _halves_findings(
+    fit: Fit, native: np.ndarray, counts: np.ndarray, accept: bool
+) -> tuple[str, ...]:
     """Two views side by side in one picture would be cropped to half of either."""
-    if _share_cut_off(fit, native, counts) > _MOST_CUT_OFF:
-        raise DataError(
-            f"is {fit.rows}x{fit.columns}, and cropping it to {ROWS}x{COLUMNS} would cut off much "
-            "of its counts: are both views side by side? cut it into one picture a view"
-        )
+    if _share_cut_off(fit, native, counts) <= _MOST_CUT_OFF:
+        return ()
+    return accepted(
+        f"is {fit.rows}x{fit.columns}, and cropping it to {ROWS}x{COLUMNS} would cut off much "
+        "of its counts: are both views side by side? cut it into one picture a view",
+        accept,
+    )
 
 
 def _share_cut_off(fit: Fit, native: np.ndarray, counts: np.ndarray) -> float:

@@ -52,11 +52,12 @@ DATA = Path(__file__).parent / "data"
 ANTERIOR, POSTERIOR, UNKNOWN = "anterior", "posterior", "unknown"
 BOTH = (ANTERIOR, POSTERIOR)
 WHOLE_BODY = ["ORIGINAL", "PRIMARY", "WHOLE BODY", "EMISSION"]
-CODED, GE, TEXT, ANGLE, MANIFEST = (
+CODED, GE, TEXT, ANGLE, ORDER, MANIFEST = (
     "coded view",
     "GE private text",
     "description text",
     "start angle",
+    "detector order",
     "manifest",
 )
 LOSSY = "compressed with loss: counts are approximate"
@@ -154,6 +155,7 @@ def recipes() -> list[Recipe]:
     """All of the corpus, in a fixed order, no file written."""
     parts = (
         _objects,
+        _spellings,
         _wrappings,
         _view_rules,
         _pixels,
@@ -477,6 +479,7 @@ def _objects() -> Iterator[Recipe]:
         notes=("view assumed from detector order",),
     )
     yield Recipe("NumberOfFrames absent", (ANTERIOR,), change=_setting(NumberOfFrames=None))
+    yield from _uncounted_frames()
     yield Recipe("Secondary Capture of nuclear medicine", change=_of_class(SECONDARY))
     yield Recipe("multi-frame word Secondary Capture", change=_of_class(f"{SECONDARY}.3"))
     yield Recipe("retired nuclear medicine class", change=_of_class("1.2.840.10008.5.1.4.1.1.5"))
@@ -494,6 +497,50 @@ def _objects() -> Iterator[Recipe]:
     )
     yield Recipe("letters in UIDs", change=_setting(StudyInstanceUID=f"1.2.{CANARY}_3-4"))
     yield Recipe("UIDs absent", change=_setting(StudyInstanceUID=None, SeriesInstanceUID=None))
+
+
+def _uncounted_frames() -> Iterator[Recipe]:
+    uncounted = _setting(NumberOfFrames=None)
+    counted = ("NumberOfFrames is missing: frames counted in the pixels",)
+    yield Recipe("NumberOfFrames absent, two frames", change=uncounted, notes=counted)
+    yield Recipe("NumberOfFrames 0, two frames", change=_setting(NumberOfFrames=0), notes=counted)
+    for syntax in (RLELossless, JPEGLSLossless, JPEG2000Lossless):
+        yield Recipe(
+            f"NumberOfFrames absent, two frames in {syntax.name}",
+            encode=_mending(_compressed(syntax), uncounted),
+            notes=counted,
+        )
+    yield Recipe(
+        "NumberOfFrames of one of two frames, the frame named",
+        (None, None),
+        change=_setting(NumberOfFrames=1),
+        frame=2,
+        view=POSTERIOR,
+        expect=((2, POSTERIOR, MANIFEST),),
+        notes=("NumberOfFrames disagrees with the pixels",),
+    )
+
+
+def _spellings() -> Iterator[Recipe]:
+    for third in ("WHOLEBODY", "Whole Body", "WHOLE_BODY", "static"):
+        yield Recipe(
+            f"ImageType spelt {third}",
+            change=_setting(ImageType=["ORIGINAL", "PRIMARY", third, "EMISSION"]),
+        )
+    yield Recipe("Modality nm", change=_of_class(SECONDARY, "nm"))
+    yield Recipe("monochrome2", change=_setting(PhotometricInterpretation="Monochrome 2"))
+    long_uid = "1.2.826.0.1.3680043.10.363." + "7" * 50
+    yield Recipe(
+        "a UID of 77 characters",
+        change=_setting(StudyInstanceUID=long_uid),
+        notes=("a UID of more than 64 characters",),
+    )
+    for text in ("Bone scan with Co-57 marker", "WB QC ok", "COR checked", "4-quadrant bar"):
+        yield Recipe(
+            f"a patient described by '{text}'",
+            change=_setting(StudyDescription=text),
+            notes=("described in words that tests of the camera have",),
+        )
 
 
 SECONDARY = str(SecondaryCaptureImageStorage)
@@ -543,6 +590,7 @@ def _view_rules() -> Iterator[Recipe]:
     yield from _turned_views()
     yield from _manifest_views()
     yield from _conflicts()
+    yield from _vectors()
 
 
 def _coded_views() -> Iterator[Recipe]:
@@ -566,7 +614,19 @@ def _coded_views() -> Iterator[Recipe]:
         (None, ANTERIOR),
         expect=((1, POSTERIOR, "opposite detector"), (2, ANTERIOR, CODED)),
     )
-    yield Recipe("both views coded anterior", (ANTERIOR, ANTERIOR), reason="are all anterior")
+    yield Recipe(
+        "both views coded anterior",
+        (ANTERIOR, ANTERIOR),
+        reason="coded view contradicts itself",
+    )
+    yield Recipe(
+        "both views coded anterior, told apart by the manifest",
+        (ANTERIOR, ANTERIOR),
+        frame=2,
+        view=POSTERIOR,
+        expect=((2, POSTERIOR, MANIFEST),),
+        notes=("coded view says both, manifest posterior",),
+    )
 
 
 def _ge_views() -> Iterator[Recipe]:
@@ -592,7 +652,7 @@ def _ge_views() -> Iterator[Recipe]:
     yield Recipe(
         "GE names that contradict each other",
         change=_all(_genie(0x12, "ANT"), _genie(0x30, "WB_F")),
-        reason="GE private text says both",
+        reason="GE private text contradicts itself",
         **lone,
     )
 
@@ -633,9 +693,10 @@ def _described_views() -> Iterator[Recipe]:
 
 def _turned_views() -> Iterator[Recipe]:
     for degrees, views in (
-        ((0, 180), BOTH),
-        ((180, 0), BOTH[::-1]),
-        ((-178.5, 361.5), BOTH[::-1]),
+        ((180, 0), BOTH),
+        ((180, 360), BOTH),
+        ((0, 180), BOTH[::-1]),
+        ((-178.5, 361.5), BOTH),
     ):
         yield Recipe(
             f"detectors at {degrees[0]} and {degrees[1]} degrees",
@@ -656,6 +717,20 @@ def _turned_views() -> Iterator[Recipe]:
         change=_angles(0),
         expect=((1, UNKNOWN, "none"),),
     )
+    for degrees, view in ((180, ANTERIOR), (360, POSTERIOR)):
+        yield Recipe(
+            f"a lone detector at {degrees} degrees",
+            (None,),
+            change=_angles(degrees),
+            expect=((1, view, ANGLE),),
+        )
+    yield Recipe(
+        "detectors at the sides",
+        (None, None),
+        change=_angles(90, 270),
+        expect=((1, ANTERIOR, ORDER), (2, POSTERIOR, ORDER)),
+        notes=("start angles that name neither", "view assumed from detector order"),
+    )
 
 
 def _manifest_views() -> Iterator[Recipe]:
@@ -669,36 +744,103 @@ def _manifest_views() -> Iterator[Recipe]:
         view=ANTERIOR,
         expect=((2, ANTERIOR, MANIFEST),),
     )
-    yield Recipe("manifest agrees with the code", (ANTERIOR,), view=ANTERIOR)
+    yield Recipe(
+        "manifest agrees with the code",
+        (ANTERIOR,),
+        view=ANTERIOR,
+        expect=((1, ANTERIOR, MANIFEST),),
+    )
     yield Recipe("manifest view for two frames", view=ANTERIOR, reason="add a row with 'frame'")
     yield Recipe("manifest frame beyond the last", frame=3, reason="frame 3 is asked for")
 
 
 def _conflicts() -> Iterator[Recipe]:
+    """The higher rank decides, and the lower one is named."""
     yield Recipe(
-        "manifest against the code", (ANTERIOR,), view=POSTERIOR, reason="manifest says posterior"
+        "manifest against the code",
+        (ANTERIOR,),
+        view=POSTERIOR,
+        expect=((1, POSTERIOR, MANIFEST),),
+        notes=("coded view says anterior, manifest posterior",),
     )
     yield Recipe(
         "GE text against the code",
         (ANTERIOR,),
         change=_genie(0x12, "POST"),
-        reason="GE private text says posterior",
+        notes=("GE private text says posterior, coded view anterior",),
     )
     yield Recipe(
         "description against the code",
         (ANTERIOR,),
         change=_setting(SeriesDescription="BONE POST"),
-        reason="description text says posterior",
+        notes=("description text says posterior, coded view anterior",),
     )
     yield Recipe(
         "angles against the codes",
         change=_setting(
             DetectorInformationSequence=[
                 _detector(view, StartAngle=angle)
-                for view, angle in zip(BOTH, (180, 0), strict=True)
+                for view, angle in zip(BOTH, (0, 180), strict=True)
             ]
         ),
-        reason="start angle says posterior",
+        notes=("start angle says",),
+    )
+    yield Recipe(
+        "angles against GE text",
+        (None, None),
+        change=_all(_angles(0, 180), _genie(0x12, "ANT", "POST")),
+        expect=((1, ANTERIOR, GE), (2, POSTERIOR, GE)),
+        notes=("start angle says",),
+    )
+
+
+def _vectors() -> Iterator[Recipe]:
+    """Frame vectors that cannot be meant: never a guess, and never in the way of what is known."""
+    for name, vectors, said in (
+        ("DetectorVector too long", {"DetectorVector": [1, 2, 1]}, "has 3 entries for 2 frames"),
+        ("DetectorVector out of range", {"DetectorVector": [2, 3]}, "entries out of range"),
+        ("DetectorVector from 0", {"DetectorVector": [0, 1]}, "entries out of range"),
+        ("one detector for all frames", {"DetectorVector": [1, 1]}, "one detector for all"),
+        ("EnergyWindowVector too long", {"EnergyWindowVector": [1] * 4}, "has 4 entries"),
+    ):
+        (keyword,) = vectors
+        change = _setting(NumberOfDetectors=2, **vectors)
+        yield Recipe(f"{name}, views coded", change=change, notes=(f"{keyword} ", said))
+        yield Recipe(
+            f"{name}, GE names",
+            (None, None),
+            change=_all(change, _genie(0x12, "POST", "ANT")),
+            expect=((1, POSTERIOR, GE), (2, ANTERIOR, GE)),
+            notes=(said,),
+        )
+        yield Recipe(
+            f"{name}, frame and view from the manifest",
+            (None, None),
+            change=change,
+            frame=1,
+            view=POSTERIOR,
+            expect=((1, POSTERIOR, MANIFEST),),
+            notes=(said,),
+        )
+        for what, more in (("nothing else", _setting()), ("angles alone", _angles(180, 0))):
+            yield Recipe(
+                f"{name}, {what}",
+                (None, None),
+                change=_all(more, change),
+                reason=f"{keyword} {said}" if said.startswith("has") else said,
+            )
+    yield Recipe(
+        "DetectorVector from 0, turned round",
+        change=_setting(DetectorVector=[1, 0]),
+        expect=((1, POSTERIOR, CODED), (2, ANTERIOR, CODED)),
+        notes=("DetectorVector has entries out of range",),
+    )
+    yield Recipe(
+        "a frame taken out, vectors, codes and GE names of both left",
+        BOTH,
+        frames=1,
+        change=_all(_setting(DetectorVector=[1, 2]), _genie(0x12, "ANT", "POST")),
+        reason="DetectorVector has 2 entries for 1 frames",
     )
 
 
@@ -734,6 +876,52 @@ def _pixel_types() -> Iterator[Recipe]:
         ),
     )
     yield Recipe("BitsStored of 8 in 16", change=_setting(BitsStored=8, HighBit=7))
+    yield from _masked()
+    for dtype in (np.uint8, np.uint16):
+        yield Recipe(
+            f"{np.dtype(dtype).itemsize * 8} bit, a palette to show counts with",
+            dtype=dtype,
+            change=_setting(PhotometricInterpretation="PALETTE COLOR"),
+            notes=("colour table left out",),
+        )
+
+
+def _masked() -> Iterator[Recipe]:
+    """A drawing above the 12 bits stored, in other syntaxes, and beside signed pixels."""
+    uncounted = _setting(BitsStored=12, HighBit=11, CountsAccumulated=None)
+    masked = ("bits above BitsStored were set",)
+    for syntax in (RLELossless, JPEGLSLossless, JPEG2000Lossless):
+        yield Recipe(
+            f"12 of 16 bits, an overlay above them, {syntax.name}",
+            brightest=4095,
+            change=_overlay_in_high_bits,
+            encode=_mending(_compressed(syntax), uncounted),
+            notes=masked,
+        )
+    yield Recipe(
+        "12 of 16 bits, signed, an overlay above them",
+        brightest=2047,
+        dtype=np.int16,
+        change=_all(_overlay_in_high_bits, uncounted),
+        notes=masked,
+    )
+    yield Recipe(
+        "an overlay above bits that HighBit does not end",
+        change=_all(_overlay_in_high_bits, uncounted, _setting(HighBit=15)),
+        reason="has 12 BitsStored but HighBit 15",
+    )
+
+
+def _mending(encode: Encode, change: Change) -> Encode:
+    """Changes the header of the file that another step has written."""
+
+    def mended(source: Path, target: Path) -> None:
+        encode(source, target)
+        dataset = pydicom.dcmread(target)
+        change(dataset)
+        dataset.save_as(target)
+
+    return mended
 
 
 def _overlay_in_high_bits(dataset: Dataset) -> None:
@@ -772,11 +960,28 @@ def _inverted() -> Iterator[Recipe]:
         change=_setting(PhotometricInterpretation="MONOCHROME1"),
         notes=("MONOCHROME1 not inverted",),
     )
+    raw = ("MONOCHROME1 not inverted: its empty part is stored low",)
+    yield Recipe("MONOCHROME1 of raw counts, no sum", change=inverted, notes=raw)
+    yield Recipe("MONOCHROME1 of raw counts, 8 bit", dtype=np.uint8, change=inverted, notes=raw)
+    yield Recipe("MONOCHROME1 of raw counts, signed", dtype=np.int16, change=inverted, notes=raw)
+    yield Recipe(
+        "MONOCHROME1 of raw counts in RLE",
+        change=inverted,
+        encode=_compressed(RLELossless),
+        notes=raw,
+    )
     yield Recipe(
         "MONOCHROME1 with signed pixels",
         dtype=np.int16,
+        store=lambda c: np.int16(32_767) - c,
         change=inverted,
         reason="MONOCHROME1 with signed pixels",
+    )
+    yield Recipe(
+        "MONOCHROME1 inverted about no power of two",
+        store=lambda c: (np.uint16(3000) - c).astype(np.uint16),
+        change=inverted,
+        reason="do not tell whether they are inverted",
     )
 
 
@@ -1134,7 +1339,8 @@ def _test_sources() -> Iterator[Recipe]:
         yield Recipe(
             f"named {name}",
             change=_setting(SeriesDescription=text),
-            reason="a test of the camera (flood, bar phantom) by its description",
+            reason="uniform counts: a flood or bar phantom",
+            by_pixels=True,
             **source,
         )
         yield Recipe(
@@ -1223,9 +1429,9 @@ def _unusable_pixels() -> Iterator[Recipe]:
     )
     yield Recipe("RGB", change=_rgb, reason="colour image (a screen capture?)", **small)
     yield Recipe(
-        "palette",
+        "palette of a capture",
         dtype=np.uint8,
-        change=_setting(PhotometricInterpretation="PALETTE COLOR"),
+        change=_all(_of_class(SECONDARY), _setting(PhotometricInterpretation="PALETTE COLOR")),
         reason="colour image (PhotometricInterpretation)",
         **small,
     )
@@ -1239,9 +1445,9 @@ def _unusable_pixels() -> Iterator[Recipe]:
     yield Recipe("no pixels", change=_setting(PixelData=None), reason="has no PixelData")
     yield Recipe("no rows", change=_setting(Rows=0), reason="holds no image")
     yield Recipe(
-        "vector of another length",
-        change=_setting(DetectorVector=[1, 2, 1]),
-        reason="DetectorVector has 3 entries for 2 frames",
+        "more frames of pixels than NumberOfFrames",
+        change=_setting(NumberOfFrames=1),
+        reason="but its pixels are 2 frames",
     )
 
 

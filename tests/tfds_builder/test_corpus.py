@@ -69,7 +69,8 @@ def test_a_readable_form_gives_its_views_and_their_counts(cases, name):
     for view, expected in zip(scintigram.views, case.views, strict=True):
         assert_same_counts(view.native, expected.counts, case.worst)
         for note in case.notes:
-            assert any(note in one for one in view.notes), view.notes
+            said = view.notes + view.findings
+            assert any(note in one for one in said), said
     if not case.notes and case.frame is None:
         assert scintigram.counts_ratio in (1, pytest.approx(np.nan, nan_ok=True))
 
@@ -95,7 +96,8 @@ def test_reasons_and_notes_repeat_nothing_of_the_header(cases):
         if case.missing:
             continue
         try:
-            texts = [note for view in read(case).views for note in view.notes]
+            views = read(case).views
+            texts = [text for view in views for text in view.notes + view.findings]
         except DataError as error:
             texts = [str(error)]
         assert corpus.CANARY.lower() not in " ".join(texts).lower(), case.name

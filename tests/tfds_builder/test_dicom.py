@@ -17,6 +17,7 @@ from pydicom.uid import (
 
 from tfds_builder import dicom
 from tfds_builder.errors import DataError
+from tfds_builder.views import SAME_AGAIN
 
 
 def scintigram_of(path, **options):
@@ -158,8 +159,8 @@ def with_angles(*angles):
 def test_detectors_that_face_each_other_name_their_views_by_their_angles(write_dicom):
     views = views_of(write_dicom(views=(None, None), change=with_angles("180", "359")))
     assert [(view.name, view.rule) for view in views] == [
-        ("posterior", "start angle"),
         ("anterior", "start angle"),
+        ("posterior", "start angle"),
     ]
 
 
@@ -174,14 +175,23 @@ def test_the_manifest_names_a_view_that_the_file_does_not(write_dicom):
     assert (view.name, view.rule) == ("posterior", "manifest")
 
 
-def test_contradicting_rules_are_an_error_that_names_both(write_dicom):
-    message = error_of(write_dicom(views=("anterior",)), view="posterior")
-    assert "coded view says anterior" in message
-    assert "manifest says posterior" in message
+def test_what_contradicts_the_manifest_is_a_finding_that_names_both(write_dicom):
+    (view,) = views_of(write_dicom(views=("anterior",)), view="posterior")
+    assert (view.name, view.rule) == ("posterior", "manifest")
+    assert view.findings == ("coded view says anterior, manifest posterior",)
 
 
 def test_the_same_view_twice_is_an_error(write_dicom):
-    assert "all anterior" in error_of(write_dicom(views=("anterior", "anterior")))
+    path = write_dicom(views=("anterior", "anterior"))
+    message = error_of(path)
+    assert "anterior of frame 1, anterior of frame 2" in message
+    assert "'frame' and 'view'" in message
+    assert [v.name for v in views_of(path, frame=2, view="posterior")] == ["posterior"]
+    (named,) = views_of(path, frame=2)
+    assert (named.name, named.findings) == (
+        "anterior",
+        (SAME_AGAIN, "detector order says posterior, coded view anterior"),
+    )
 
 
 def test_a_manifest_view_for_two_frames_asks_for_the_frame(write_dicom):
@@ -328,17 +338,41 @@ def test_reasons_repeat_nothing_of_the_header(write_dicom):
         {"SOPClassUID": "1.2.3.4"},
         {"PhotometricInterpretation": name},
         {"SOPInstanceUID": f"../{name}"},
-        {"SeriesDescription": f"{name} flood"},
     ):
         message = error_of(write_dicom(**elements))
         assert name not in message
         assert "1.2.3.4" not in message
 
 
-def test_a_flood_by_its_description_or_its_matrix_is_refused(write_dicom, rng):
-    assert "test of the camera" in error_of(write_dicom(SeriesDescription="Intrinsic FLOOD"))
+def test_a_square_matrix_is_refused_unless_a_person_accepts_it(write_dicom, rng):
     square = write_dicom(counts=counts_of(rng, 2, 512, 512))
-    assert "512x512" in error_of(square)
+    message = error_of(square)
+    assert "512x512" in message
+    assert "'accept'" in message
+    for view in views_of(square, accept=True):
+        (finding,) = view.findings
+        assert finding.startswith("taken by the manifest's 'accept'")
+        assert "512x512" in finding
+
+
+def test_accept_takes_what_a_rule_of_thumb_is_against_and_nothing_unsafe(write_dicom, rng):
+    odd = write_dicom(ImageType=["ORIGINAL", "PRIMARY", "SPOT", "EMISSION"])
+    assert "special acquisition" in error_of(odd)
+    assert len(views_of(odd, accept=True)) == 2
+    many = write_dicom(counts=counts_of(rng, 13, 128, 64), views=(None,))
+    assert "13 frames" in error_of(many, frame=4, view="anterior")
+    assert len(views_of(many, frame=4, view="anterior", accept=True)) == 1
+    for elements in (
+        {"BurnedInAnnotation": "YES"},
+        {"SOPInstanceUID": "../x"},
+        {"ImageType": ["ORIGINAL", "PRIMARY", "TOMO", "EMISSION"]},
+    ):
+        error_of(write_dicom(**elements), accept=True)
+
+
+def test_words_of_a_camera_test_are_a_finding_that_repeats_none_of_them(write_dicom):
+    for view in views_of(write_dicom(SeriesDescription="Doe^Jane Intrinsic FLOOD")):
+        assert view.findings == (dicom.SOURCE_WORDS,)
 
 
 def test_text_burned_into_the_pixels_is_refused(write_dicom):

@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pydicom
@@ -13,8 +13,11 @@ import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw
 
 from tfds_builder import build
+from tfds_builder.dicom import SOURCE_WORDS
 from tfds_builder.errors import DataError
+from tfds_builder.scan.inventory import Chunk, inspect_files
 from tfds_builder.splits import read_splits
+from tfds_builder.views import HEAD_DOWN
 
 FINAL = Path("scintigraphy", "views", "1.1.0")
 
@@ -155,6 +158,83 @@ def test_a_flood_is_refused_whatever_its_header_says(write_dicom, write_manifest
     manifest = write_manifest({"path": "a.dcm", "patient_id": "p", "label": "normal"})
     with pytest.raises(DataError, match="flood or bar phantom"):
         run(manifest, tmp_path / "data")
+
+
+def findings_of(data_dir: Path) -> dict[tuple[str, str], str]:
+    """(row, frame) -> findings."""
+    rows = table(data_dir / FINAL / "quality.csv")
+    return {(row["row"], row["frame"]): row["findings"] for row in rows}
+
+
+def test_a_flood_that_a_person_accepts_is_built_and_recorded_as_such(
+    write_dicom, write_manifest, tmp_path, rng
+):
+    write_dicom("a.dcm", counts=rng.poisson(9.0, (2, 1024, 256)).astype(np.uint16))
+    row = {"path": "a.dcm", "patient_id": "p", "label": "normal"}
+    run(write_manifest(row | {"accept": "yes"}), tmp_path / "data")
+    for found in findings_of(tmp_path / "data").values():
+        assert "taken by the manifest's 'accept', although it has uniform counts" in found
+    with pytest.raises(DataError, match="'yes' in the manifest's 'accept'"):
+        run(write_manifest(row | {"accept": "no"}), tmp_path / "other")
+    # What the column says decides what is built.
+    with pytest.raises(DataError, match="other sources"):
+        run(write_manifest(row | {"accept": "no"}), tmp_path / "data")
+
+
+def test_what_contradicts_the_view_is_a_finding_and_an_error_under_strict(
+    write_dicom, write_manifest, tmp_path
+):
+    def turn(dataset):
+        for item, angle in zip(dataset.DetectorInformationSequence, (0, 180), strict=True):
+            item.StartAngle = angle
+
+    write_dicom("a.dcm", change=turn)
+    write_dicom("b.dcm", views=("anterior",), SeriesDescription="WB POST")
+    rows = [{"path": f"{n}.dcm", "patient_id": n, "label": "normal"} for n in "ab"]
+    manifest = write_manifest(*rows)
+    run(manifest, tmp_path / "data")
+    assert findings_of(tmp_path / "data") == {
+        ("2", "1"): "start angle says posterior, coded view anterior",
+        ("2", "2"): "start angle says anterior, coded view posterior",
+        ("3", "1"): "description text says posterior, coded view anterior",
+    }
+    with pytest.raises(DataError, match=r"--strict: 3 images .* start angle says posterior"):
+        run(manifest, tmp_path / "strict", "--strict")
+
+
+def test_rows_that_take_two_frames_for_the_same_view_are_findings(
+    write_dicom, write_manifest, tmp_path
+):
+    write_dicom("a.dcm")
+    row = {"path": "a.dcm", "patient_id": "p", "label": "normal", "view": "anterior"}
+    run(write_manifest(row | {"frame": 1}, row | {"frame": 2}), tmp_path / "data")
+    found = findings_of(tmp_path / "data")
+    assert all(
+        "another frame of the same file is read as the same view" in f for f in found.values()
+    )
+    assert "coded view says posterior, manifest anterior" in found["3", "2"]
+
+
+def test_two_frames_that_contradict_themselves_are_settled_by_the_manifest(
+    write_dicom, write_manifest, tmp_path
+):
+    write_dicom("a.dcm", views=("anterior", "anterior"))
+    row = {"path": "a.dcm", "patient_id": "p", "label": "normal"}
+    with pytest.raises(DataError, match="coded view contradicts itself"):
+        run(write_manifest(row), tmp_path / "data")
+    rows = [row | {"frame": n, "view": v} for n, v in ((1, "posterior"), (2, "anterior"))]
+    run(write_manifest(*rows), tmp_path / "data")
+    lines = table(tmp_path / "data" / FINAL / "quality.csv")
+    assert [line["view"] for line in lines] == ["posterior", "anterior"]
+    assert all("coded view says both" in line["findings"] for line in lines)
+
+
+def test_a_scan_of_the_folder_comments_on_what_the_build_will_find(write_dicom, tmp_path):
+    write_dicom("a.dcm", views=("anterior",), SeriesDescription="WB POST", StudyDescription="QC")
+    write_dicom("b.dcm", views=(None,), PatientOrientation=["L", "H"])
+    a, b = inspect_files(Chunk(tmp_path, (PurePosixPath("a.dcm"), PurePosixPath("b.dcm"))), print)
+    assert a.notes == (SOURCE_WORDS, "description text says posterior, coded view anterior")
+    assert b.notes == (HEAD_DOWN,)
 
 
 def exported_twice(

@@ -69,6 +69,7 @@ def test_spreadsheet_dialects_read_the_same(tmp_path, separator, newline, mark):
         ({"age": "131"}, ["age is not whole years from 0 to 130"]),
         ({"age": "-1"}, ["age is not whole years"]),
         ({"sex": "w"}, ["sex is not one of F, M, O"]),
+        ({"accept": "perhaps"}, ["accept is not one of yes, no"]),
         ({"split": "dev"}, ["split is not one of train, validation, test"]),
         ({"split": "fold_x"}, ["split is not one of"]),
         ({"path": "a\0.dcm"}, ["path is not a usable path"]),
@@ -92,7 +93,7 @@ def test_messages_repeat_no_path_and_no_patient(write_manifest):
     torn = good("a.dcm", "Doe", split="train"), good("b.dcm", "Doe", split="test")
     assert "Doe" not in error_of(write_manifest(*torn))
     assert "Doe" not in error_of(write_manifest(good("Doe.dcm"), good("Doe.dcm")))
-    for field in ("label", "view", "frame", "split", "sex", "age"):
+    for field in ("label", "view", "frame", "split", "sex", "age", "accept"):
         assert "Doe" not in error_of(write_manifest(good("a.dcm") | {field: "Doe^Jane"}))
     headless = write_manifest(good("a.dcm"))
     headless.write_text("Doe/1.dcm,Doe,normal\nDoe/2.dcm,Doe,normal\n")
@@ -118,6 +119,16 @@ def test_links_inside_the_folder_are_rows_of_their_own(write_manifest, tmp_path)
 def test_sites_folds_and_comments_are_understood(write_manifest):
     (row,) = read_manifest(write_manifest(good(site="North", split="fold_3", comment="assumed")))
     assert (row.site, row.split) == ("North", "fold_3")
+
+
+@pytest.mark.parametrize(
+    "cell, meant", [("yes", True), ("TRUE", True), ("1", True), ("No", False), ("", False)]
+)
+def test_accept_is_a_yes_or_no(write_manifest, cell, meant):
+    (row,) = read_manifest(write_manifest(good(accept=cell)))
+    assert row.accept is meant
+    (silent,) = read_manifest(write_manifest(good()))
+    assert silent.accept is False
 
 
 def test_a_link_that_leads_out_of_the_folder_is_refused(write_manifest, tmp_path):

@@ -127,7 +127,7 @@ def test_the_siemens_like_file_names_views_in_codes_and_angles(scans):
     views = [item.ViewCodeSequence[0] for item in items]
     assert [view.CodeValue for view in views] == ["399321004", "399001007"]
     assert {view.CodingSchemeDesignator for view in views} == {"SCT"}
-    assert [float(item.StartAngle) for item in items] == [0, 180]
+    assert [float(item.StartAngle) for item in items] == [180, 0]
     assert dataset.AcquisitionTime.endswith(".00")
     assert dataset.PixelRepresentation == 0
     assert not any(element.tag.group == 0x0011 for element in dataset)
@@ -137,7 +137,7 @@ def test_the_ingest_reads_both_views_of_either_maker_without_assumptions(scan, c
     scintigram = read_dicom(content)
     assert [view.name for view in scintigram.views] == ["anterior", "posterior"]
     for view, counts in zip(scintigram.views, scan.counts, strict=True):
-        assert (view.rule, view.notes) == ("coded view", ())
+        assert (view.rule, view.notes, view.findings) == ("coded view", (), ())
         np.testing.assert_array_equal(view.native, counts)
     assert scintigram.counts_ratio == 1
     assert scintigram.pixel_spacing_mm == scan.acquisition.pixel_mm
@@ -153,6 +153,7 @@ def test_without_codes_the_makers_own_habit_tells_the_views(content, rule):
         del item.ViewCodeSequence
     views = read_header(_bytes(dataset)).views
     assert [(view.name, view.rule) for view in views] == [("anterior", rule), ("posterior", rule)]
+    assert not any(view.findings for view in views)
 
 
 def test_every_value_obeys_its_representation_in_reading_and_writing(scan, monkeypatch):

@@ -204,7 +204,7 @@ def _write_like_siemens(dataset: Dataset, scan: Scan, times: _Times) -> None:
         _detector(scan, _code("399321004", "SCT", "Anterior projection"), _SIEMENS_FIELD_MM),
         _detector(scan, _code("399001007", "SCT", "Posterior projection"), _SIEMENS_FIELD_MM),
     ]
-    for detector, angle in zip(dataset.DetectorInformationSequence, ("0", "180"), strict=True):
+    for detector, angle in zip(dataset.DetectorInformationSequence, ("180", "0"), strict=True):
         detector.StartAngle = angle
         detector.ImageOrientationPatient = detector.ImagePositionPatient = ""
     camera = dataset.private_block(0x0033, _SIEMENS_CREATOR, create=True)

@@ -206,11 +206,12 @@ def _inspect(path: PurePosixPath, content: bytes) -> Scan:
 def _of_header(path: PurePosixPath, header: Header) -> Scan:
     patient, study = header.patient_id.strip(), header.study.strip()
     known = _is_text(patient)
+    findings = [*header.findings, *(one for view in header.views for one in view.findings)]
     return Scan(
         path,
         is_dicom=True,
         patient_id=patient if known else "",
         study=study if _is_text(study) else "",
         views=tuple(View(view.frame, view.name, view.rule, view.notes) for view in header.views),
-        notes=() if known else (NO_PATIENT_TEXT,),
+        notes=tuple(dict.fromkeys(findings)) + (() if known else (NO_PATIENT_TEXT,)),
     )
