@@ -32,6 +32,7 @@ from dscint_jax.cluster import (
 )
 from dscint_jax.compilation_cache import CompilationCache
 from dscint_jax.config import check_config
+from dscint_jax.disk import check_writable
 from dscint_jax.durations import resolve_durations
 from dscint_jax.errors import DscintError
 from dscint_jax.evaluate import score_split
@@ -103,6 +104,8 @@ def train(
     if _is_complete(config, workdir):
         _say(cluster, f"training is complete: {workdir} holds step {config.steps}")
         return
+    if cluster.is_first:
+        check_writable(workdir)
     with (
         CompilationCache() as cache,
         Interruption(status_when_stopped) as interruption,
