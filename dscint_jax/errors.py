@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -44,6 +45,8 @@ def run_command(main: Callable[[], None]) -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
     # A save that fails does so in several of Orbax's threads at once, and we hear of the first.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
+    # A cache of compiled programs that cannot be used costs time and nothing else.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
     sys.unraisablehook = _tell_only_of_the_main_thread
     try:
         allow_open_files()
