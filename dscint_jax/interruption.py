@@ -12,12 +12,13 @@ import contextlib
 import os
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping
 from types import FrameType, TracebackType
+
+from dscint_jax.progress import let_go_of_readers, say
 
 STOPPING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Those that ask once and for all; SIGINT, from a person, may be repeated."""
@@ -95,7 +96,7 @@ class Interruption:
         if number == signal.SIGINT and again:
             raise KeyboardInterrupt
         if number == signal.SIGHUP:
-            _let_go_of_terminal()
+            let_go_of_readers()
         # SLURM sends a SIGTERM after the SIGUSR1 that tells more.
         if number == signal.SIGINT or self.signal is None:
             self.signal = signal.Signals(number)
@@ -109,15 +110,12 @@ class Interruption:
 
     def _leave(self, number: signal.Signals) -> None:
         if number is signal.SIGHUP:
-            _let_go_of_terminal()
+            let_go_of_readers()
         with contextlib.suppress(OSError, ValueError):
             shown = SHOW_CURSOR if sys.stdout.isatty() else ""
-            print(
-                f"{shown}stopped by {number.name}, nothing to save; the same command starts again"
-            )
+            say(f"{shown}stopped by {number.name}, nothing to save; the same command starts again")
             if number is signal.SIGUSR1:
                 requeue()
-            sys.stdout.flush()
         os._exit(self._status)
 
 
@@ -140,16 +138,6 @@ def requeue(environment: Mapping[str, str] = os.environ) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         failure = str(error)
     if failure is None:
-        print(f"job {job} goes into the queue again", flush=True)
+        say(f"job {job} goes into the queue again")
     else:
-        print(f"warning: job {job} does not go into the queue again: {failure}", flush=True)
-
-
-def _let_go_of_terminal() -> None:
-    """Has output that went to a terminal, or through a pipe, go nowhere: its reader is gone."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        with contextlib.suppress(OSError):
-            if not stat.S_ISREG(os.fstat(stream).st_mode):
-                os.dup2(nowhere, stream)
-    os.close(nowhere)
+        say(f"warning: job {job} does not go into the queue again: {failure}")

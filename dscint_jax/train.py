@@ -57,7 +57,7 @@ from dscint_jax.interruption import Interrupted, Interruption, requeue
 from dscint_jax.lock import WorkdirLock
 from dscint_jax.models.import_torch import ImportReport
 from dscint_jax.profiling import Profiler, Window
-from dscint_jax.progress import ProgressBar
+from dscint_jax.progress import ProgressBar, say
 from dscint_jax.replay import failure, write_dump
 from dscint_jax.timing import LateMetrics, StepTimer, memory_in_use
 from dscint_jax.trackers import check_trackers, open_trackers, require_packages
@@ -416,7 +416,7 @@ def _in_words(mesh: Mesh, cluster: Cluster, training: Scintigrams, validation: S
 
 def _say(cluster: Cluster, text: str) -> None:
     if cluster.is_first:
-        print(text, flush=True)
+        say(text)
 
 
 def _check_network(

@@ -68,7 +68,7 @@ def end_if_refused(error: BaseException) -> None:
         return
     # A full disk may hold the file that stdout goes to; what is left of it would be tried again.
     sys.stdout = None
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {' '.join(line.split())}", file=sys.stderr)
     sys.exit(2)
 
 
