@@ -32,7 +32,7 @@ from dscint_jax.cluster import (
 )
 from dscint_jax.compilation_cache import CompilationCache
 from dscint_jax.config import check_config
-from dscint_jax.disk import check_writable
+from dscint_jax.disk import WriteError, check_writable
 from dscint_jax.durations import resolve_durations
 from dscint_jax.errors import DscintError
 from dscint_jax.evaluate import score_split
@@ -108,6 +108,10 @@ def train(
     if cluster.is_first:
         lock.check()
     if _is_complete(config, workdir):
+        # The data set may have moved; a run that may only be read cannot keep where to.
+        with contextlib.suppress(WriteError):
+            if cluster.is_first:
+                claim(workdir, config.to_dict())
         _say(cluster, f"training is complete: {workdir} holds step {config.steps}")
         return
     if cluster.is_first:

@@ -9,6 +9,7 @@ import pytest
 
 from dscint_jax.errors import DscintError
 from dscint_jax.evaluate import evaluate
+from dscint_jax.optimizers import make_schedule
 from dscint_jax.profiling import Window
 from dscint_jax.trackers import read_lines, read_metrics
 from dscint_jax.train import train
@@ -49,6 +50,40 @@ def test_loss_that_is_not_finite_stops_the_run_with_its_step(config, tmp_path):
     config.optimizer.learning_rate = 1e30
     with pytest.raises(DscintError, match=r"the loss is not finite at step \d+, its batch: "):
         train(config, tmp_path)
+
+
+def test_finished_run_trained_on_at_a_constant_rate_is_the_longer_run(config, tmp_path):
+    config.optimizer.schedule, config.evaluate_every = "constant", 2
+    config.steps = 4
+    train(config, tmp_path / "longer")
+    config.steps = 2
+    train(config, tmp_path / "trained_on")
+    config.steps = 4
+    train(config, tmp_path / "trained_on")
+    assert_same_bits(tmp_path / "longer", tmp_path / "trained_on", step=4)
+    attempts = json.loads((tmp_path / "trained_on" / "provenance.json").read_text())
+    assert [(a["start_step"], a["steps"]) for a in attempts] == [(0, 2), (2, 4)]
+    assert json.loads((tmp_path / "trained_on" / "config.json").read_text())["steps"] == 4
+
+
+def test_finished_run_trained_on_has_the_rates_of_the_new_total_from_there_on(
+    config, tmp_path, capsys
+):
+    config.optimizer.warmup_steps, config.evaluate_every, config.log_every = 1, 3, 1
+    rates = {}
+    for steps in (3, 6):
+        config.steps = steps
+        train(config, tmp_path)
+        peak = config.optimizer.learning_rate
+        rates[steps] = make_schedule("cosine", peak, steps=steps, warmup_steps=1)
+    printed = capsys.readouterr().out
+    assert (
+        "trained on: 6 steps instead of 3; from here on the learning rate is that of 6" in printed
+    )
+    logged = {line["step"]: line for line in read_metrics(tmp_path) if "learning_rate" in line}
+    for step in range(1, 7):
+        expected = rates[3 if step <= 3 else 6](step - 1)
+        np.testing.assert_allclose(logged[step]["learning_rate"], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
