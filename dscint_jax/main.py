@@ -40,11 +40,11 @@ slices are recognised; elsewhere every process is told its place (see launch/REA
   --initialization_timeout SECONDS  how long to wait for the others (60)
   --distributed auto|off            off: this process trains alone, wherever it was started
 
-  --status_when_stopped STATUS      exit status after a stop by SIGTERM, for a scheduler that
+  --status_when_stopped STATUS      exit status after a stop by a signal, for a scheduler that
                                     starts again what has failed (0)
 
-Exit status: 0 trained (or stopped by SIGTERM, checkpoint saved), 1 ended because another process
-did, 2 bad input, 130 Ctrl-C."""
+Exit status: 0 trained (or stopped by SIGTERM, SIGHUP or SIGUSR1, checkpoint saved), 1 ended because
+another process did, 2 bad input, 130 Ctrl-C."""
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="The experiment's config file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go.")
@@ -59,7 +59,7 @@ _DISTRIBUTED = flags.DEFINE_enum(
     "distributed", "auto", ["auto", "off"], "Whether to look for other processes."
 )
 _STATUS_WHEN_STOPPED = flags.DEFINE_integer(
-    "status_when_stopped", 0, "Exit status after a stop by SIGTERM.", 0, 255
+    "status_when_stopped", 0, "Exit status after a stop by a signal.", 0, 255
 )
 
 
