@@ -54,6 +54,7 @@ def test_loss_that_is_not_finite_stops_the_run_with_its_step(config, tmp_path):
 
 def test_finished_run_trained_on_at_a_constant_rate_is_the_longer_run(config, tmp_path):
     config.optimizer.schedule, config.evaluate_every = "constant", 2
+    config.optimizer.warmup_steps = 1
     config.steps = 4
     train(config, tmp_path / "longer")
     config.steps = 2
@@ -67,23 +68,21 @@ def test_finished_run_trained_on_at_a_constant_rate_is_the_longer_run(config, tm
 
 
 def test_finished_run_trained_on_has_the_rates_of_the_new_total_from_there_on(
-    config, tmp_path, capsys
+    trained, config, tmp_path, capsys
 ):
-    config.optimizer.warmup_steps, config.evaluate_every, config.log_every = 1, 3, 1
-    rates = {}
-    for steps in (3, 6):
-        config.steps = steps
-        train(config, tmp_path)
-        peak = config.optimizer.learning_rate
-        rates[steps] = make_schedule("cosine", peak, steps=steps, warmup_steps=1)
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    config.steps = 14
+    train(config, workdir)
     printed = capsys.readouterr().out
-    assert (
-        "trained on: 6 steps instead of 3; from here on the learning rate is that of 6" in printed
+    assert "trained on: 14 steps instead of 12; from here on the learning rate is that of 14" in (
+        printed
     )
-    logged = {line["step"]: line for line in read_metrics(tmp_path) if "learning_rate" in line}
-    for step in range(1, 7):
-        expected = rates[3 if step <= 3 else 6](step - 1)
-        np.testing.assert_allclose(logged[step]["learning_rate"], expected, rtol=1e-6)
+    assert "resuming after step 12" in printed
+    logged = [line["learning_rate"] for line in read_metrics(workdir) if "learning_rate" in line]
+    peak = config.optimizer.learning_rate
+    of_12, of_14 = (make_schedule("cosine", peak, steps=n, warmup_steps=2) for n in (12, 14))
+    expected = [*map(of_12, range(12)), *map(of_14, range(12, 14))]
+    np.testing.assert_allclose(logged, expected, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize(
