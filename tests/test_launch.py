@@ -1,6 +1,7 @@
 """The launch files: that they parse, fit each other, and say what the program understands."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -130,3 +131,19 @@ def test_batch_script_is_bash_and_names_main_and_its_flag():
     assert "-m dscint_jax.main" in text
     assert '--status_when_stopped="$STOPPED"' in text
     assert "--status_when_stopped" in USAGE
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_scripts_keep_unix_line_ends_where_git_is_set_to_change_them(tmp_path):
+    scripts = ("run.sh", ".ci/run", "launch/train.sbatch")
+    checkout, clone = tmp_path / "checkout", tmp_path / "clone"
+    for name in (".gitattributes", *scripts):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(PROJECT / name, checkout / name)
+    git = ("git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "core.autocrlf=true")
+    for words in (("init", "-q"), ("add", "."), ("commit", "-qm", "all")):
+        subprocess.run([*git, *words], cwd=checkout, check=True, capture_output=True)
+    command = ["git", "clone", "-q", "-c", "core.autocrlf=true", str(checkout), str(clone)]
+    subprocess.run(command, check=True, capture_output=True)
+    for name in scripts:
+        assert b"\r" not in (clone / name).read_bytes()

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from dscint_jax import models
+from dscint_jax import models, saved_config
 from dscint_jax.config import check_config
 from dscint_jax.errors import DscintError
-from dscint_jax.main import _with_network
+from dscint_jax.main import _with_network, _with_saved_config
+from dscint_jax.workdir import claim
+
+from .conftest import load_tiny_config
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
@@ -78,6 +81,37 @@ def test_every_config_fits_every_network(file, network):
         assert set(config.model_options) <= set(known)
     else:
         assert not config.model_options
+
+
+def test_config_of_a_run_is_read_as_the_run_recorded_it(tmp_path):
+    path = tmp_path / "config.json"
+    config = load_tiny_config()
+    claim(tmp_path, config.to_dict())
+    check_config(saved_config.get_config(str(path)))
+    assert saved_config.get_config(str(path)).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize("words", [["--config", "r/config.json"], ["--config=r/config.json", "-x"]])
+def test_config_of_a_run_is_handed_to_the_file_that_reads_it(words):
+    file = saved_config.__file__
+    assert _with_saved_config(words) == [w.replace("r/", f"{file}:r/") for w in words]
+    assert _with_saved_config(["--config", "a.py:vgg16"]) == ["--config", "a.py:vgg16"]
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", '{"data": 3}', "null", "\x00"])
+def test_what_is_no_config_of_a_run_is_said(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(DscintError, match=r"config\.json is no config of a run"):
+        saved_config.get_config(str(path))
+
+
+def test_folder_in_the_place_of_a_config_is_said_with_the_file_in_it(tmp_path):
+    with pytest.raises(DscintError, match=r"is a folder; name a file, such as configs/dscint\.py"):
+        _with_saved_config(["--config", str(tmp_path)])
+    (tmp_path / "config.json").touch()
+    with pytest.raises(DscintError, match=r"name a file, such as .*/config\.json"):
+        _with_saved_config([f"--config={tmp_path}"])
 
 
 # main with a training that ends as the first argument says.

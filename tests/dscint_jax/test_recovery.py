@@ -70,6 +70,28 @@ def test_sigterm_saves_the_step_it_stopped_at_and_exits_with_success(
     assert_same_bits(undisturbed, tmp_path)
 
 
+def test_sigusr1_under_slurm_saves_and_puts_the_job_into_the_queue_again(
+    data_dir, tmp_path, monkeypatch
+):
+    workdir, asked = tmp_path / "run", tmp_path / "asked"
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\nls {workdir}/checkpoints >{asked}; echo "$@" >>{asked}\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    words = command(data_dir, workdir, "--distributed=off", "--status_when_stopped=75")
+    code, output = interrupt(words, workdir, 7, signal.SIGUSR1)
+    assert code == 75, output
+    stopped = output.split("stopped by SIGUSR1 after step ")[1].split(",")[0]
+    assert output.endswith("job 17 goes into the queue again\n")
+    # The checkpoint was whole before SLURM was asked, which ends the job at once.
+    saved = asked.read_text().split()
+    assert stopped in saved
+    assert saved[-2:] == ["requeue", "17"]
+    ended = json.loads((workdir / "provenance.json").read_text())[-1]["ended"]
+    assert (ended["why"], ended["step"]) == ("SIGUSR1", int(stopped))
+
+
 def test_sigterm_before_the_first_step_ends_at_once_and_the_command_starts_again(
     data_dir, undisturbed, tmp_path
 ):

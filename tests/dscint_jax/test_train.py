@@ -9,6 +9,7 @@ import pytest
 
 from dscint_jax.errors import DscintError
 from dscint_jax.evaluate import evaluate
+from dscint_jax.optimizers import make_schedule
 from dscint_jax.profiling import Window
 from dscint_jax.trackers import read_lines, read_metrics
 from dscint_jax.train import train
@@ -49,6 +50,39 @@ def test_loss_that_is_not_finite_stops_the_run_with_its_step(config, tmp_path):
     config.optimizer.learning_rate = 1e30
     with pytest.raises(DscintError, match=r"the loss is not finite at step \d+, its batch: "):
         train(config, tmp_path)
+
+
+def test_finished_run_trained_on_at_a_constant_rate_is_the_longer_run(config, tmp_path):
+    config.optimizer.schedule, config.evaluate_every = "constant", 2
+    config.optimizer.warmup_steps = 1
+    config.steps = 4
+    train(config, tmp_path / "longer")
+    config.steps = 2
+    train(config, tmp_path / "trained_on")
+    config.steps = 4
+    train(config, tmp_path / "trained_on")
+    assert_same_bits(tmp_path / "longer", tmp_path / "trained_on", step=4)
+    attempts = json.loads((tmp_path / "trained_on" / "provenance.json").read_text())
+    assert [(a["start_step"], a["steps"]) for a in attempts] == [(0, 2), (2, 4)]
+    assert json.loads((tmp_path / "trained_on" / "config.json").read_text())["steps"] == 4
+
+
+def test_finished_run_trained_on_has_the_rates_of_the_new_total_from_there_on(
+    trained, config, tmp_path, capsys
+):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    config.steps = 14
+    train(config, workdir)
+    printed = capsys.readouterr().out
+    assert "trained on: 14 steps instead of 12; from here on the learning rate is that of 14" in (
+        printed
+    )
+    assert "resuming after step 12" in printed
+    logged = [line["learning_rate"] for line in read_metrics(workdir) if "learning_rate" in line]
+    peak = config.optimizer.learning_rate
+    of_12, of_14 = (make_schedule("cosine", peak, steps=n, warmup_steps=2) for n in (12, 14))
+    expected = [*map(of_12, range(12)), *map(of_14, range(12, 14))]
+    np.testing.assert_allclose(logged, expected, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -14,17 +14,22 @@ from dscint_jax.errors import DscintError
 from dscint_jax.workdir import (
     Ending,
     attempts_of,
+    check_claim,
     check_data,
+    claim,
+    config_of,
     how_it_ended,
     record_attempt,
     record_end,
 )
 
+from .conftest import load_tiny_config
+
 CLASSES = ("normal", "metastasis")
 
 
 def _record(folder, **options):
-    settings = {"fingerprint": "f" * 64, "classes": CLASSES, "start_step": 0, **options}
+    settings = {"fingerprint": "f" * 64, "classes": CLASSES, "start_step": 0, "steps": 9, **options}
     record_attempt(folder, **settings)
     return attempts_of(folder)[-1]
 
@@ -101,7 +106,7 @@ def test_attempts_of_early_versions_are_read(tmp_path):
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(workdir_module.jax, "process_index", lambda: 1)
-    record_attempt(tmp_path, fingerprint="f" * 64, classes=CLASSES, start_step=0)
+    record_attempt(tmp_path, fingerprint="f" * 64, classes=CLASSES, start_step=0, steps=9)
     record_end(tmp_path, why="completed", step=3)
     assert not list(tmp_path.iterdir())
 
@@ -149,9 +154,60 @@ import os, signal
 from pathlib import Path
 from dscint_jax.workdir import Ending, record_attempt
 workdir = Path({str(tmp_path)!r})
-record_attempt(workdir, fingerprint="f" * 64, classes=("a",), start_step=0)
+record_attempt(workdir, fingerprint="f" * 64, classes=("a",), start_step=0, steps=9)
 with Ending(workdir, 0):
     os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == -9
     assert how_it_ended(attempts_of(tmp_path)[-1]) == "killed"
+
+
+def _claim(folder, change=lambda config: None, take=claim):
+    config = load_tiny_config()
+    change(config)
+    return take(folder, config.to_dict())
+
+
+def _steps(steps):
+    def change(config):
+        config.steps = steps
+
+    return change
+
+
+def test_more_steps_are_taken_and_recorded_and_fewer_refused(tmp_path):
+    assert _claim(tmp_path) is None
+    before = (tmp_path / "config.json").read_bytes()
+    assert _claim(tmp_path, _steps(20), check_claim) == 12
+    assert (tmp_path / "config.json").read_bytes() == before
+    assert _claim(tmp_path, _steps(20)) == 12
+    assert config_of(tmp_path)["steps"] == 20
+    assert _claim(tmp_path, _steps(20)) is None
+    with pytest.raises(DscintError, match=r"config\.steps is 20 there and 12 here"):
+        _claim(tmp_path)
+    assert config_of(tmp_path)["steps"] == 20
+
+
+def test_more_steps_with_another_change_are_another_config(tmp_path):
+    _claim(tmp_path)
+
+    def change(config):
+        config.steps, config.seed = 20, 5
+
+    with pytest.raises(DscintError, match=r"config\.seed is 0 there and 5 here; use another"):
+        _claim(tmp_path, change)
+    assert config_of(tmp_path)["steps"] == 12
+
+
+def test_run_of_other_types_is_refused_wherever_its_config_is_read(tmp_path):
+    _claim(tmp_path)
+    _record(tmp_path)
+    expected = r"was trained with JAX_ENABLE_X64=0, and here it is 1; set JAX_ENABLE_X64=0"
+    jax.config.update("jax_enable_x64", True)
+    try:
+        for read in (config_of, _claim):
+            with pytest.raises(DscintError, match=expected):
+                read(tmp_path)
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    assert config_of(tmp_path)["steps"] == 12
