@@ -10,10 +10,12 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
+from dscint_jax.durations import free_durations
 from dscint_jax.errors import DscintError
 
 USAGE = """usage: python -m dscint_jax.main --config FILE --workdir DIR [--config.FIELD=VALUE ...]
@@ -24,7 +26,7 @@ Train a network on whole-body bone scintigrams; started again, it resumes.
                           is the same experiment with another network, such as
                           configs/dscint.py:resnet50 or configs/dscint.py:my_module:build
   --workdir DIR           where checkpoints and metrics go
-  --config.FIELD=VALUE    overrides a field, such as --config.steps=1000 or
+  --config.FIELD=VALUE    overrides a field, such as --config.steps="30 epochs" or
                           --config.data.dir=data or --config.model_options.attention=none
   --profile FIRST:COUNT   traces COUNT steps from the FIRST on, for xprof, such as 20:10
   --help                  this text
@@ -59,6 +61,22 @@ _DISTRIBUTED = flags.DEFINE_enum(
 _STATUS_WHEN_STOPPED = flags.DEFINE_integer(
     "status_when_stopped", 0, "Exit status after a stop by SIGTERM.", 0, 255
 )
+
+
+class _WithFreeDurations(flags.ArgumentParser):
+    """Loads a config file, in which durations may then be overridden by texts and by numbers."""
+
+    def __init__(self, loader: flags.ArgumentParser):
+        self._loader = loader
+
+    def parse(self, path: str) -> Any:
+        config = self._loader.parse(path)
+        if isinstance(config, ConfigDict):
+            free_durations(config)
+        return config
+
+
+flags.FLAGS["config"].parser = _WithFreeDurations(flags.FLAGS["config"].parser)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

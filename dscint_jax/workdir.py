@@ -152,6 +152,7 @@ def record_attempt(
     fingerprint: str,
     classes: tuple[str, ...],
     start_step: int,
+    batch_size: int | None = None,
     imported: ImportReport | None = None,
     spmd: str = "jit",
     compilation_cache: bool = False,
@@ -166,6 +167,7 @@ def record_attempt(
       fingerprint: of the data set.
       classes: of the data set, in the order of the network's outputs.
       start_step: of the checkpoint that was resumed; 0 for none.
+      batch_size: examples a step; fewer than config.batch_size where the training split is smaller.
       imported: the weights that it started from instead of random ones.
       spmd: how the step is spread over the devices: 'jit' or 'pmap'.
       compilation_cache: whether programs were loaded from a cache.
@@ -179,6 +181,7 @@ def record_attempt(
             "started": _now(),
             "ended": None,
             "start_step": start_step,
+            "batch_size": batch_size,
             "arguments": list(sys.argv[1:] if arguments is None else arguments),
             "init_from": imported and {"file": imported.file, "sha256": imported.sha256},
             "dataset_fingerprint": fingerprint,

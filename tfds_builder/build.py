@@ -409,7 +409,12 @@ def _report_splits(console: Console, ingested: Ingested) -> None:
         )
     for split in plan.options.fractions:
         if plan.options.fractions[split] and not ingested.shards[split]:
-            say(console, f"note: split {split} is empty")
+            use = "evaluated" if split == "test" else "trained"
+            say(
+                console,
+                f"note: split {split} is empty, so no network can be {use} on this data set; add "
+                "patients, or give some this split in the manifest's column split",
+            )
     there = set(plan.labels.values())
     for split, found in ingested.proof["splits"].items():
         missing = [n for n in LABELS if n in there and not found["images_by_class"][n]]
