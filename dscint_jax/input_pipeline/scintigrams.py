@@ -20,6 +20,7 @@ from dscint_jax.input_pipeline.dataset import (
     NO_FOLD,
     SPLITS,
     all_parts,
+    folds_of,
     open_dataset,
     parts_of,
 )
@@ -253,6 +254,9 @@ def _parts(
 ) -> tuple[str, ...]:
     names = tuple(builder.info.splits)
     if not copies:
+        # TFDS lists no split without records.
+        if split in SPLITS and split not in names and fold == NO_FOLD and not folds_of(names):
+            raise _empty(split, data_dir)
         try:
             return parts_of(split, names, fold)
         except DscintError as error:
