@@ -101,7 +101,7 @@ def _smaller(text):
     return text
 
 
-def _run(text, folder, timeout=200):
+def _run(text, folder):
     environment = {
         **os.environ,
         "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
@@ -115,7 +115,7 @@ def _run(text, folder, timeout=200):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=900,
     )
     assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
     return done.stdout
@@ -250,6 +250,7 @@ def test_options_of_a_command_in_a_sentence_are_known(command):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
 @pytest.mark.parametrize("block", RUN, ids=str)
 def test_block_runs_where_those_before_it_ran(block, folder):
     _run(_smaller(block.text), folder)
