@@ -12,6 +12,7 @@ import itertools
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -151,6 +152,9 @@ def _make_hospital(folder):
     with manifest.open(newline="") as file:
         labels = [(row["path"], row["label"]) for row in csv.DictReader(file)]
     manifest.unlink()
+    # A hospital's folder has no masks of lesions.
+    for truth in ("masks", "lesions"):
+        shutil.rmtree(folder / "hospital" / truth)
     with (folder / "labels.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("path", "label"), *labels])
 
