@@ -10,11 +10,13 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from dscint_jax import saved_config
+from dscint_jax.durations import free_durations
 from dscint_jax.errors import DscintError
 
 USAGE = """usage: python -m dscint_jax.main --config FILE --workdir DIR [--config.FIELD=VALUE ...]
@@ -26,7 +28,7 @@ Train a network on whole-body bone scintigrams; started again, it resumes.
                           configs/dscint.py:resnet50 or configs/dscint.py:my_module:build;
                           or the config.json of a run
   --workdir DIR           where checkpoints and metrics go
-  --config.FIELD=VALUE    overrides a field, such as --config.steps=1000 or
+  --config.FIELD=VALUE    overrides a field, such as --config.steps="30 epochs" or
                           --config.data.dir=data or --config.model_options.attention=none
   --profile FIRST:COUNT   traces COUNT steps from the FIRST on, for xprof, such as 20:10
   --help                  this text
@@ -61,6 +63,22 @@ _DISTRIBUTED = flags.DEFINE_enum(
 _STATUS_WHEN_STOPPED = flags.DEFINE_integer(
     "status_when_stopped", 0, "Exit status after a stop by a signal.", 0, 255
 )
+
+
+class _WithFreeDurations(flags.ArgumentParser):
+    """Loads a config file, in which durations may then be overridden by texts and by numbers."""
+
+    def __init__(self, loader: flags.ArgumentParser):
+        self._loader = loader
+
+    def parse(self, path: str) -> Any:
+        config = self._loader.parse(path)
+        if isinstance(config, ConfigDict):
+            free_durations(config)
+        return config
+
+
+flags.FLAGS["config"].parser = _WithFreeDurations(flags.FLAGS["config"].parser)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

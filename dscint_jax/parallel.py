@@ -5,6 +5,7 @@ the mesh axis `data` are in the step. Evaluation needs none, and is divided by t
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,34 @@ AttentionStep = Callable[[nnx.State, nnx.State, DeviceBatch], AttentionMaps]
 def data_mesh() -> Mesh:
     """All devices in a row, along the axis 'data'."""
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def fitting_batch_size(
+    batch_size: int, examples: int, devices: int, *, accumulation: int = 1, pairs: bool = False
+) -> int:
+    """The batch size, or, where that is more than there are examples, the largest that fits.
+
+    Args:
+      batch_size: examples a step, over all devices, as the config asks for.
+      examples: of the training split.
+      devices: how many share a batch out evenly.
+      accumulation, pairs: as for `check_batch_size`.
+
+    Raises:
+      DscintError: there are too few for one batch.
+    """
+    if batch_size <= examples:
+        return batch_size
+    least = math.lcm(devices * accumulation, 2 * devices if pairs else 1)
+    if examples < least:
+        parts = f", config.accumulation {accumulation}" if accumulation > 1 else ""
+        mixed = ", config.mixup in pairs" if pairs else ""
+        raise DscintError(
+            f"the training split has {examples}, and a batch needs {least} at least ({devices} "
+            f"device(s){parts}{mixed}); build a data set of more patients, or train on fewer "
+            f"devices"
+        )
+    return examples // least * least
 
 
 def check_batch_size(

@@ -277,7 +277,8 @@ def _provenance(workdir: Path, network: TrainedNetwork) -> str:
         ("seed", str(network.config.seed)),
         (
             "steps, batch",
-            f"{network.config.steps}, {network.config.batch_size} {network.images.noun}",
+            f"{network.config.steps}, {last.get('batch_size') or network.config.batch_size} "
+            f"{network.images.noun}",
         ),
         *((html.escape(p), html.escape(v)) for p, v in last["versions"].items()),
     ]

@@ -62,7 +62,14 @@ from dscint_jax.replay import failure, write_dump
 from dscint_jax.timing import LateMetrics, StepTimer, memory_in_use
 from dscint_jax.trackers import check_trackers, open_trackers, require_packages
 from dscint_jax.train_step import Evaluation, TrainState
-from dscint_jax.workdir import Ending, check_claim, check_data, claim, record_attempt
+from dscint_jax.workdir import (
+    Ending,
+    attempts_of,
+    check_claim,
+    check_data,
+    claim,
+    record_attempt,
+)
 
 LOADING_TIMEOUT_S = 3600.0
 """How long a process waits for the others to read their data."""
@@ -102,7 +109,21 @@ def train(
     check_config(config)
     check_trackers(config.trackers)
     require_packages(config.trackers if cluster.is_first else ())
-    config = resolve_durations(config, examples=_training_size(config))
+    examples = _size(config, "train")
+    # What is missing is said before anything is read.
+    _size(config, "validation")
+    batch_size = _batch_size(config, workdir, examples)
+    if batch_size < config.batch_size:
+        _say(
+            cluster,
+            f"config.batch_size is {config.batch_size}, but there are {examples} training "
+            f"{NOUNS[config.data.records]}: each step takes {batch_size}",
+        )
+    try:
+        _size(config, "test")
+    except DscintError as error:
+        _say(cluster, f"note: {error}")
+    config = resolve_durations(config, examples=examples, batch_size=batch_size)
     preflight(cluster, config_facts(_that_must_agree(config)))
     lock = WorkdirLock(workdir)
     if cluster.is_first:
@@ -130,11 +151,12 @@ def train(
                 remove_parts(workdir)
 
         interruption.nothing_to_save = cluster.process_count == 1
-        _train(config, workdir, cluster, window, cache, interruption, begin_to_write)
+        _train(config, batch_size, workdir, cluster, window, cache, interruption, begin_to_write)
 
 
 def _train(
     config: ConfigDict,
+    batch_size: int,
     workdir: Path,
     cluster: Cluster,
     window: Window | None,
@@ -145,9 +167,9 @@ def _train(
     # Devices
     mesh = parallel.data_mesh()
     parallel.check_batch_size(
-        config.batch_size, mesh, accumulation=config.accumulation, pairs=config.mixup > 0
+        batch_size, mesh, accumulation=config.accumulation, pairs=config.mixup > 0
     )
-    rows = parallel.local_rows(config.batch_size, mesh)
+    rows = parallel.local_rows(batch_size, mesh)
 
     # Data
     training = _load(cluster, config, "train", accelerators=_room(cluster, mesh))
@@ -156,7 +178,7 @@ def _train(
     if training.copies is None:
         check_patients(training, validation)
     order = training_order(
-        training, batch_size=config.batch_size, seed=config.seed, sampling=config.data.sampling
+        training, batch_size=batch_size, seed=config.seed, sampling=config.data.sampling
     )
 
     # Network
@@ -174,7 +196,7 @@ def _train(
         _say(cluster, str(imported))
 
     # A network that does not fit the images fails here, before anything is written.
-    example = next(evaluation_batches(validation, batch_size=config.batch_size))
+    example = next(evaluation_batches(validation, batch_size=batch_size))
     # Traced under jit: pmap takes arrays that are on the devices.
     steps = parallel.compile_train_step(experiment.recipe, mesh), evaluate
     _check_network(config, len(training.classes), steps, state, device_fields(example))
@@ -210,13 +232,14 @@ def _train(
             classes=training.classes,
             start_step=start,
             steps=config.steps,
+            batch_size=batch_size,
             imported=imported,
             spmd=config.spmd,
             compilation_cache=cache.folder is not None,
         )
 
     # Steps
-    timer, late = StepTimer(config.batch_size), LateMetrics()
+    timer, late = StepTimer(batch_size), LateMetrics()
     trackers = open_trackers(
         config.trackers if cluster.is_first else (),
         workdir,
@@ -248,7 +271,7 @@ def _train(
             "training",
             total=config.steps,
             done=start,
-            rate_factor=config.batch_size,
+            rate_factor=batch_size,
             noun=training.noun,
             unit="step",
             shown=cluster.is_first,
@@ -298,7 +321,7 @@ def _train(
 
         def validate_and_save(step: int) -> None:
             with timer.measure("evaluation"):
-                scores = score_split(evaluated, validation, batch_size=config.batch_size, rows=rows)
+                scores = score_split(evaluated, validation, batch_size=batch_size, rows=rows)
             _check_finite(scores["loss"], step)
             log.write(step, {f"validation_{name}": value for name, value in scores.items()})
             with timer.measure("checkpoint"):
@@ -367,10 +390,32 @@ def _first_state(
     return experiment.initial_state(), None
 
 
-def _training_size(config: ConfigDict) -> int:
+def _size(config: ConfigDict, split: str) -> int:
     data = config.data
     return split_size(
-        Path(data.dir), "train", fold=data.fold, records=data.records, copies=copies_of(config)
+        Path(data.dir), split, fold=data.fold, records=data.records, copies=copies_of(config)
+    )
+
+
+def _batch_size(config: ConfigDict, workdir: Path, examples: int) -> int:
+    """Examples a step: what the config asks for, or what a smaller training split has.
+
+    A run goes on with what it began with, which its provenance tells.
+    """
+    begun = attempts_of(workdir)
+    if config.batch_size > examples and begun and (size := begun[-1].get("batch_size")):
+        if size % (jax.device_count() * config.accumulation):
+            raise DscintError(
+                f"{workdir} was begun with {size} {NOUNS[config.data.records]} a step, which "
+                f"{jax.device_count()} devices cannot share evenly; resume it on as many as then"
+            )
+        return size
+    return parallel.fitting_batch_size(
+        config.batch_size,
+        examples,
+        jax.device_count(),
+        accumulation=config.accumulation,
+        pairs=config.mixup > 0,
     )
 
 

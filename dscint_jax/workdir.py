@@ -187,6 +187,7 @@ def record_attempt(
     classes: tuple[str, ...],
     start_step: int,
     steps: int,
+    batch_size: int | None = None,
     imported: ImportReport | None = None,
     spmd: str = "jit",
     compilation_cache: bool = False,
@@ -202,6 +203,7 @@ def record_attempt(
       classes: of the data set, in the order of the network's outputs.
       start_step: of the checkpoint that was resumed; 0 for none.
       steps: that the run is to have in all; an attempt may have more than the one before.
+      batch_size: examples a step; fewer than config.batch_size where the training split is smaller.
       imported: the weights that it started from instead of random ones.
       spmd: how the step is spread over the devices: 'jit' or 'pmap'.
       compilation_cache: whether programs were loaded from a cache.
@@ -216,6 +218,7 @@ def record_attempt(
             "ended": None,
             "start_step": start_step,
             "steps": steps,
+            "batch_size": batch_size,
             "arguments": list(sys.argv[1:] if arguments is None else arguments),
             "init_from": imported and {"file": imported.file, "sha256": imported.sha256},
             "dataset_fingerprint": fingerprint,

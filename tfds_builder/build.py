@@ -449,7 +449,12 @@ def _report_splits(console: Console, ingested: Ingested) -> None:
         )
     for split in plan.options.fractions:
         if plan.options.fractions[split] and not ingested.shards[split]:
-            say(console, f"note: split {split} is empty")
+            use = "evaluated" if split == "test" else "trained"
+            say(
+                console,
+                f"note: split {split} is empty, so no network can be {use} on this data set; add "
+                "patients, or give some this split in the manifest's column split",
+            )
     for split, found in ingested.proof["splits"].items():
         missing = [n for n, images in found["images_by_class"].items() if not images]
         if missing and found["images"]:

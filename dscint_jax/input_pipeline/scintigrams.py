@@ -21,6 +21,7 @@ from dscint_jax.input_pipeline.dataset import (
     SPLITS,
     all_parts,
     did_you_mean,
+    folds_of,
     open_dataset,
     parts_of,
 )
@@ -164,7 +165,7 @@ def load_split(
     features = builder.info.features
     count = sum(builder.info.splits[part].num_examples for part in parts)
     if not count:
-        raise DscintError(f"split '{split}' of {data_dir} is empty; build with more patients")
+        raise _empty(split, data_dir)
     placement = place(
         cache,
         images=f"{'training' if split == 'train' else split} {NOUNS[records]}",
@@ -177,6 +178,8 @@ def load_split(
         images = HeldImages(read_columns(images, np.arange(count), progress))
     classes = tuple(features["label"].names)
     numbers = split_copies(images.keys(progress)["label"], copies)[split] if copies else None
+    if numbers is not None and not len(numbers):
+        raise _empty(split, data_dir)
     metadata = builder.info.metadata
     return Scintigrams(
         split=split,
@@ -199,14 +202,28 @@ def split_size(
     records: str = VIEWS,
     copies: Copies | None = None,
 ) -> int:
-    """How many images, or copies, a split has, without reading any; arguments as `load_split`'s."""
+    """How many images, or copies, a split has, without reading any.
+
+    Arguments and errors are those of `load_split`.
+    """
     builder = open_dataset(data_dir, records)
     parts = _parts(data_dir, builder, split, fold, copies)
-    if not copies:
-        return sum(builder.info.splits[part].num_examples for part in parts)
-    classes = tuple(builder.info.features["label"].names)
-    counts = builder.info.metadata["class_counts"]
-    return sum(_class_counts(counts, parts, classes, split, copies))
+    if copies:
+        classes = tuple(builder.info.features["label"].names)
+        counts = builder.info.metadata["class_counts"]
+        size = sum(_class_counts(counts, parts, classes, split, copies))
+    else:
+        size = sum(builder.info.splits[part].num_examples for part in parts)
+    if not size:
+        raise _empty(split, data_dir)
+    return size
+
+
+def _empty(split: str, data_dir: Path) -> DscintError:
+    return DscintError(
+        f"split '{split}' of {data_dir} is empty; build with more patients, or give some of them "
+        f"this split in the manifest's column split"
+    )
 
 
 def check_patients(
@@ -238,6 +255,9 @@ def _parts(
 ) -> tuple[str, ...]:
     names = tuple(builder.info.splits)
     if not copies:
+        # TFDS lists no split without records.
+        if split in SPLITS and split not in names and fold == NO_FOLD and not folds_of(names):
+            raise _empty(split, data_dir)
         try:
             return parts_of(split, names, fold)
         except DscintError as error:

@@ -6,7 +6,12 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dscint_jax.errors import DscintError
-from dscint_jax.parallel import data_mesh, local_rows
+from dscint_jax.parallel import (
+    check_batch_size,
+    data_mesh,
+    fitting_batch_size,
+    local_rows,
+)
 
 
 def _mesh(*processes):
@@ -35,3 +40,29 @@ def test_devices_apart_none_at_all_and_a_batch_not_even_are_refused():
         local_rows(8, _mesh(1, 1))
     with pytest.raises(DscintError, match=r"config\.batch_size 9"):
         local_rows(9, _mesh(0, 0))
+
+
+def test_batch_is_as_asked_for_where_there_are_as_many_examples():
+    assert fitting_batch_size(48, 48, 1) == 48
+    # Whether devices can share it, `check_batch_size` says.
+    assert fitting_batch_size(9, 10, 8) == 9
+
+
+@pytest.mark.parametrize(
+    ("examples", "options", "size"),
+    [
+        (42, {}, 40),
+        (8, {}, 8),
+        (42, {"accumulation": 2}, 32),
+        (42, {"pairs": True}, 32),
+        (47, {"accumulation": 3, "pairs": True}, 0),
+        (48, {"accumulation": 3, "pairs": True}, 48),
+    ],
+)
+def test_larger_batch_is_cut_to_the_most_examples_that_all_devices_share(examples, options, size):
+    if not size:
+        with pytest.raises(DscintError, match=f"has {examples}, and a batch needs 48 at least"):
+            fitting_batch_size(800, examples, 8, **options)
+        return
+    assert fitting_batch_size(800, examples, 8, **options) == size
+    check_batch_size(size, data_mesh(), **options)

@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from dscint_jax.optimizers import make_schedule
 from dscint_jax.profiling import Window
 from dscint_jax.trackers import read_lines, read_metrics
 from dscint_jax.train import train
+from tfds_builder import build
 
 from .runs import assert_same_bits, finish
 
@@ -92,7 +94,6 @@ def test_finished_run_trained_on_has_the_rates_of_the_new_total_from_there_on(
         ("model", "dscnt", r"config\.model 'dscnt'"),
         ("label_smoothing", 2.0, r"config\.label_smoothing is 2\.0"),
         ("batch_size", 9, r"config\.batch_size 9"),
-        ("batch_size", 800, r"config\.batch_size 800"),
         ("seed", 2**32, r"config\.seed is 4294967296"),
         ("label_smoothing", float("nan"), r"config\.label_smoothing is nan"),
     ],
@@ -288,3 +289,96 @@ def test_traced_run_ends_in_the_same_bits(trained, config, tmp_path):
     train(config, tmp_path, window=Window(5, 3))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     assert_same_bits(trained, tmp_path, 12)
+
+
+def test_batch_of_more_images_than_there_are_is_cut_to_what_fits_and_kept_on_resuming(
+    config, make_data_set, tmp_path, capsys
+):
+    # Eight devices share 40 of the 42 images evenly.
+    config.data.dir = str(make_data_set(train=42, validation=9, test=9))
+    config.data.pool = 1
+    config.batch_size, config.steps, config.evaluate_every = 48, "2 epochs", "1 epoch"
+    workdir = tmp_path / "run"
+    train(config, workdir)
+    said = [line for line in capsys.readouterr().out.splitlines() if "batch_size" in line]
+    assert said == ["config.batch_size is 48, but there are 42 training images: each step takes 40"]
+    # The config stays what was asked for, in steps.
+    kept = json.loads((workdir / "config.json").read_text())
+    assert (kept["batch_size"], kept["steps"], kept["evaluate_every"]) == (48, 2, 1)
+    (attempt,) = json.loads((workdir / "provenance.json").read_text())
+    assert attempt["batch_size"] == 40
+    assert evaluate(workdir, split="test", checkpoint="last")["support"] == 9
+
+    # As if it had begun on four devices and been killed after the first step.
+    again = tmp_path / "again"
+    shutil.copytree(workdir, again)
+    shutil.rmtree(again / "checkpoints" / "2")
+    train(config, again)
+    assert_same_bits(workdir, again, 2)
+    (again / "provenance.json").write_text(json.dumps([{**attempt, "batch_size": 42}]))
+    shutil.rmtree(again / "checkpoints" / "2")
+    with pytest.raises(DscintError, match=r"was begun with 42 images a step, which 8 devices"):
+        train(config, again)
+
+
+@pytest.fixture
+def build_without(cohort, tmp_path):
+    """Builds a data set of ten of the cohort's files with one split that nobody is in."""
+
+    def build_it(empty):
+        with (cohort / "manifest.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))[:10]
+        large, small = [split for split in ("train", "validation", "test") if split != empty]
+        last = rows[-1]["patient_id"]
+        manifest = cohort / f"without_{empty}.csv"
+        with manifest.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [*rows[0], "split"])
+            writer.writeheader()
+            writer.writerows(
+                row | {"split": small if row["patient_id"] == last else large} for row in rows
+            )
+        folder = tmp_path / "data"
+        build.main(["--manifest", str(manifest), "--data_dir", str(folder), "--workers", "1"])
+        return folder
+
+    return build_it
+
+
+@pytest.mark.parametrize("empty", ["train", "validation"])
+def test_split_that_training_needs_and_nobody_is_in_is_said_by_build_and_by_train(
+    config, build_without, tmp_path, capsys, empty
+):
+    config.data.dir = str(build_without(empty))
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"note: split {empty} is empty, so no network can be trained on this data set" in said
+    with pytest.raises(DscintError, match=rf"split '{empty}' of .* is empty; build with more"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_lack_of_test_images_is_said_and_does_not_hold_up_training(
+    config, build_without, tmp_path, capsys
+):
+    config.data.dir, config.steps = str(build_without("test")), 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "note: split test is empty, so no network can be evaluated on this data set" in said
+    train(config, tmp_path / "run")
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1
+    assert "split 'test'" in notes[0]
+
+
+def test_fewer_training_images_than_devices_are_one_line_and_nothing_is_written(
+    config, make_data_set, tmp_path
+):
+    config.data.dir, config.data.pool = str(make_data_set(train=7, validation=9, test=9)), 1
+    with pytest.raises(DscintError, match=r"has 7, and a batch needs 8 at least \(8 device"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_copies_too_few_for_a_validation_split_are_one_line(config, make_data_set, tmp_path):
+    config.data.dir = str(make_data_set(train=1, validation=1, test=1))
+    config.protocol, config.data.copies, config.data.pool = "augmented", 2, 1
+    with pytest.raises(DscintError, match=r"split 'validation' of .* is empty"):
+        train(config, tmp_path / "run")

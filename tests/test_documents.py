@@ -1,0 +1,264 @@
+"""What the documents tell a reader to type: every block of commands runs, in order, in one folder.
+
+A block of commands is fenced as ```bash; ```text is output, tables and files, ```python is Python.
+Blocks run as they stand but for `SMALLER`. What cannot run here stands behind a comment
+`<!-- parsed only: WHY -->`: its options are compared with the command's --help.
+"""
+
+import ast
+import csv
+import functools
+import itertools
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dscint_jax.config import FIELDS
+
+PROJECT = Path(__file__).parent.parent
+DOCUMENTS = (
+    "README.md",
+    *sorted(str(path.relative_to(PROJECT)) for path in (PROJECT / "docs").glob("*.md")),
+    "launch/README.md",
+    "tfds_builder/scintigraphy/README.md",
+)
+
+SMALLER = (
+    # A cohort that is made in seconds.
+    (r"--patients \d+", "--patients 24"),
+    (r"PATIENTS=\d+", "PATIENTS=24"),
+    # Two steps on images of 128x32 pixels, whatever the config.
+    (
+        r"(--config configs/\w+\.py(?::\w+)?)",
+        r"\1 --config.steps=2 --config.evaluate_every=2 --config.optimizer.warmup_steps=1"
+        r" --config.data.pool=8",
+    ),
+    (r"(-m dscint_jax\.shortcuts)", r"\1 --steps 2"),
+    # Random weights in place of a file that would have to be downloaded.
+    (r" --config\.init_from=\S+\.pth", ""),
+    # The tests would start themselves.
+    (r"\./run\.sh test\b", "./run.sh test --help"),
+    (r"\./run\.sh slurm", "./run.sh slurm --dry-run"),
+)
+"""What is replaced before a block, or run.sh, is run."""
+
+FENCE = re.compile(
+    r"(?:^<!-- parsed only: (?P<why>[^\n]+) -->\n+)?"
+    r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+class Block(NamedTuple):
+    """A fenced block; `output` is the one that stands directly behind, empty where none does."""
+
+    document: str
+    line: int
+    language: str
+    why_parsed_only: str
+    text: str
+    output: str
+
+    def __str__(self):
+        return f"{self.document}:{self.line}"
+
+
+def _blocks(document):
+    source = (PROJECT / document).read_text()
+    matches = list(FENCE.finditer(source))
+    for match, following in itertools.zip_longest(matches, matches[1:]):
+        line = source.count("\n", 0, match.start("language")) + 1
+        directly = following and not source[match.end() : following.start()].strip()
+        output = following["text"] if directly and following["language"] == "text" else ""
+        text = re.sub(f"^{match['indent']}", "", match["text"], flags=re.MULTILINE)
+        yield Block(document, line, match["language"], match["why"] or "", text, output)
+
+
+BLOCKS = [block for document in DOCUMENTS for block in _blocks(document)]
+COMMANDS = [block for block in BLOCKS if block.language == "bash"]
+RUN = [block for block in COMMANDS if not block.why_parsed_only]
+
+
+def _inline():
+    """Commands within sentences of the README."""
+    prose = FENCE.sub("", (PROJECT / "README.md").read_text())
+    for span in re.findall(r"`([^`]+)`", prose):
+        if span.startswith(("python -m", "./run.sh")):
+            yield " ".join(span.split())
+
+
+def _smaller(text):
+    for pattern, replacement in SMALLER:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+def _run(text, folder):
+    environment = {
+        **os.environ,
+        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(PROJECT),
+        "ACCELERATOR": "none",
+        "XLA_FLAGS": "",
+    }
+    done = subprocess.run(
+        ["bash", "-e", "-c", text],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A checkout, set up, with what a reader brings: scans of a hospital and two public sets."""
+    folder = tmp_path_factory.mktemp("reader")
+    for name in ("configs", "launch", "pyproject.toml", "constraints.txt"):
+        (folder / name).symlink_to(PROJECT / name)
+    script = folder / "run.sh"
+    script.write_text(_smaller((PROJECT / "run.sh").read_text()))
+    script.chmod(0o755)
+    for place in (folder / "bin", folder / ".venv" / "bin"):
+        place.mkdir(parents=True)
+        python = place / "python"
+        python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+        python.chmod(0o755)
+    _run("cat pyproject.toml constraints.txt | cksum >.venv/installed", folder)
+    with (folder / ".venv" / "installed").open("a") as installed:
+        installed.write("dev\n")
+    _make_hospital(folder)
+    _make_public_sets(folder)
+    return folder
+
+
+def _make_hospital(folder):
+    """The README's own folder to try things on, its labels in a table beside it."""
+    (command,) = [text for text in _inline() if "phantom --out hospital" in text]
+    _run(command, folder)
+    manifest = folder / "hospital" / "manifest.csv"
+    with manifest.open(newline="") as file:
+        labels = [(row["path"], row["label"]) for row in csv.DictReader(file)]
+    manifest.unlink()
+    # A hospital's folder has no masks of lesions.
+    for truth in ("masks", "lesions"):
+        shutil.rmtree(folder / "hospital" / truth)
+    with (folder / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "label"), *labels])
+
+
+def _make_public_sets(folder):
+    picture = np.random.default_rng(0).integers(0, 255, (64, 16), np.uint8)
+    for name in (
+        *("BS-80K/wholeBodyANT/0.jpg", "BS-80K/wholeBodyPOST/0.jpg"),
+        *("bone-scans/Metastatic/Anterior/A1.png", "bone-scans/Metastatic/Posterior/P1.png"),
+    ):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+    for view in ("ANT", "POST"):
+        (folder / f"BS-80K/wholeBody{view}.txt").write_text("0.jpg 0\n")
+
+
+@functools.cache
+def _help_of(module):
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _check_options(text):
+    """Compares every `python -m` of a text with what the command knows."""
+    checked = 0
+    for line in text.replace("\\\n", " ").splitlines():
+        found = re.search(
+            r"python -m (?P<module>(?:dscint_jax|tfds_builder|tests)[\w.]*)(.*)", line
+        )
+        if not found:
+            continue
+        checked += 1
+        for word in shlex.split(found[2], comments=True):
+            flag = word.partition("=")[0]
+            if flag.startswith("--config."):
+                field = flag.removeprefix("--config.")
+                assert field in FIELDS or field.startswith("model_options."), f"{flag} in {line}"
+            elif flag.startswith("-") and " " not in flag:
+                known = re.findall(r"--?\w[\w-]*", _help_of(found["module"]))
+                assert flag in known, f"{flag} in {line}"
+            elif flag.startswith("configs/"):
+                assert (PROJECT / flag.partition(":")[0]).is_file(), f"{flag} in {line}"
+    return checked
+
+
+def test_every_block_says_what_it_is():
+    assert {block.language for block in BLOCKS} <= {"bash", "text", "python"}
+    assert len(COMMANDS) > 15
+    assert {str(block) for block in BLOCKS if block.why_parsed_only} <= set(map(str, COMMANDS))
+
+
+def test_no_block_hides_behind_another_mark():
+    # A fence of another kind, or a block that is only indented, would never be looked at.
+    for document in DOCUMENTS:
+        source = (PROJECT / document).read_text()
+        assert source.count("```") == 2 * sum(b.document == document for b in BLOCKS), document
+        outside = FENCE.sub("", source)
+        assert "~~~" not in outside
+        for line in outside.splitlines():
+            assert not re.match(r" {4,}(\./run\.sh|python|pip|mpirun|node\d)", line), line
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_field_of_a_config_that_is_named_exists(document):
+    for field in re.findall(r"--config\.(\w+(?:\.\w+)*)", (PROJECT / document).read_text()):
+        assert field in {"FIELD", *FIELDS} or field.startswith("model_options."), field
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=str)
+def test_python_is_python(block):
+    ast.parse(block.text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [b for b in COMMANDS if b.why_parsed_only], ids=str)
+def test_options_of_a_block_that_cannot_run_here_are_known(block):
+    checked = _check_options(block.text)
+    extras = (PROJECT / "pyproject.toml").read_text()
+    for extra in re.findall(r'"?\.\[(\w+)\]', block.text):
+        assert f"\n{extra} = [" in extras
+        checked += 1
+    assert checked, block.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", sorted(set(_inline())))
+def test_options_of_a_command_in_a_sentence_are_known(command):
+    if command.startswith("./run.sh"):
+        commands = re.findall(r"^  (\w+)  ", (PROJECT / "run.sh").read_text(), re.MULTILINE)
+        assert command.split()[1:2] in [[], *([name] for name in commands)]
+    else:
+        assert _check_options(command) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1000)
+@pytest.mark.parametrize("block", RUN, ids=str)
+def test_block_runs_where_those_before_it_ran(block, folder):
+    _run(_smaller(block.text), folder)
+    if "tfds_builder.scan" in block.text and block.output:
+        # The document shows the manifest that this command writes.
+        (out,) = re.findall(r"--out (\S+)", block.text)
+        assert (folder / out).read_text().splitlines() == block.output.splitlines()
