@@ -36,7 +36,6 @@ from dscint_jax.atomic import write_text
 from dscint_jax.disk import WriteError, is_passing, reason, write_error
 from dscint_jax.errors import DscintError
 from dscint_jax.lock import pinned, take_away
-from dscint_jax.places import check_place
 from dscint_jax.train_step import TrainState
 
 SELECTION_METRIC = "f1"
@@ -50,8 +49,8 @@ UNFINISHED = "*.orbax-checkpoint-tmp*"
 RECORD_FILE = Path("record", "metadata")
 """Where in a checkpoint Orbax writes the record."""
 
-REPLACED = ".replaced.orbax-checkpoint-tmp"
-"""Ending of a checkpoint's name while it is deleted; Orbax deletes what a kill leaves of it."""
+REPLACED = ".replaced"
+"""Ending of a checkpoint's name while it is deleted."""
 
 ATTEMPTS, PAUSE_S = 20, 0.05
 """How often, and after how long, a reader chooses anew when the checkpoint it chose is gone."""
@@ -101,7 +100,7 @@ class Checkpointer:
       read_only: for a process that only restores.
 
     Raises:
-      DscintError: there are none to read, or the path does not do.
+      DscintError: there are none to read.
     """
 
     def __init__(
@@ -109,7 +108,6 @@ class Checkpointer:
     ):
         self._workdir = workdir
         self._directory = workdir.absolute() / "checkpoints"
-        check_place(workdir, "--workdir")
         if read_only and not self._directory.is_dir():
             raise DscintError(
                 f"{workdir} holds no checkpoints; train first: python -m dscint_jax.main "
@@ -126,6 +124,10 @@ class Checkpointer:
         # and fail on one that is damaged.
         self._manager = None
         if not read_only:
+            if jax.process_index() == 0:
+                # Left of a deletion by a process that was killed.
+                for folder in self._directory.glob(f"*{REPLACED}"):
+                    shutil.rmtree(folder, ignore_errors=True)
             self._manager = ocp.CheckpointManager(
                 _LiteralPath(self._directory),
                 options=ocp.CheckpointManagerOptions(create=True, cleanup_tmp_directories=True),
@@ -503,7 +505,7 @@ def _is_news(record: logging.LogRecord) -> bool:
     """
     if record.name == "asyncio":
         text = record.getMessage()
-        return not (text.startswith("Task exception was never retrieved") and "tensorstore" in text)
+        return not ("exception was never retrieved" in text and "tensorstore" in text)
     return not (record.exc_info and "orbax" in Path(record.pathname).parts)
 
 

@@ -6,7 +6,10 @@ import logging
 import sys
 import threading
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dscint_jax.places import read_path
 
 OUT_OF_MEMORY = (
     "the memory of this machine or its accelerator does not suffice; lower config.batch_size, "
@@ -19,7 +22,13 @@ class DscintError(Exception):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Reports a wrong option as every other mistake is reported: in one line."""
+    """Reports a wrong option as every other mistake is reported, in one line; `type=Path` reads a
+    path as `places.read_path` does.
+    """
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self.register("type", Path, read_path)
 
     def error(self, message: str) -> NoReturn:
         """Raises DscintError."""
