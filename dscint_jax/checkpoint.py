@@ -8,13 +8,16 @@ name. What a disk or a copy damages later, Orbax may restore without a word (a f
 measured): so what is restored is compared with its checksums, and a damaged checkpoint gives way to
 the one before.
 
-The newest checkpoints and the best by validation F-1 are kept.
+The newest checkpoints and the best by validation F-1 are kept. One that an evaluator is reading
+stays until the save after; one that is gone before it was read gives way to the newer one.
 """
 
 import contextlib
 import dataclasses
+import glob
 import json
 import logging
+import os
 import shutil
 import time
 import zlib
@@ -25,12 +28,14 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from flax import nnx
 from jax.experimental import multihost_utils
 
 from dscint_jax.atomic import write_text
 from dscint_jax.disk import WriteError, is_full, is_passing, reason, write_error
 from dscint_jax.errors import DscintError
+from dscint_jax.lock import pinned, take_away
 from dscint_jax.train_step import TrainState
 
 SELECTION_METRIC = "f1"
@@ -44,9 +49,27 @@ UNFINISHED = "*.orbax-checkpoint-tmp*"
 RECORD_FILE = Path("record", "metadata")
 """Where in a checkpoint Orbax writes the record."""
 
+REPLACED = ".replaced"
+"""Ending of a checkpoint's name while it is deleted."""
+
+ATTEMPTS, PAUSE_S = 20, 0.05
+"""How often, and after how long, a reader chooses anew when the checkpoint it chose is gone."""
+
 
 class _DamagedError(Exception):
     """A checkpoint cannot be read, or does not hold what was saved."""
+
+
+class _GoneError(Exception):
+    """A checkpoint was replaced by a newer or better one while it was about to be read."""
+
+
+class _LiteralPath(epath.gpath.PosixGPath):
+    """A path whose own characters are no pattern: Orbax globs for files below its paths."""
+
+    def glob(self, pattern: str) -> Iterator[epath.Path]:
+        """What lies below this path and fits."""
+        return (self / name for name in glob.glob(pattern, root_dir=os.fspath(self)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,20 +113,25 @@ class Checkpointer:
                 f"{workdir} holds no checkpoints; train first: python -m dscint_jax.main "
                 f"--config ... --workdir {workdir}"
             )
-        self._keep_last, self._keep_best, self._read_only = keep_last, keep_best, read_only
+        self._keep_last, self._keep_best = keep_last, keep_best
+        self._replaced: set[int] = set()
+        self._in_use: set[int] = set()
         self._pending = False
         for name in ("asyncio", "absl"):
             logging.getLogger(name).addFilter(_is_news)
+        self._reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
         # Which are kept is decided here: Orbax would read every checkpoint's scores as it starts,
         # and fail on one that is damaged.
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                read_only=read_only,
-                create=not read_only,
-                cleanup_tmp_directories=not read_only,
-            ),
-        )
+        self._manager = None
+        if not read_only:
+            if jax.process_index() == 0:
+                # Left of a deletion by a process that was killed.
+                for folder in self._directory.glob(f"*{REPLACED}"):
+                    shutil.rmtree(folder, ignore_errors=True)
+            self._manager = ocp.CheckpointManager(
+                _LiteralPath(self._directory),
+                options=ocp.CheckpointManagerOptions(create=True, cleanup_tmp_directories=True),
+            )
 
     def save(self, state: TrainState, scores: Mapping[str, float] | None = None) -> None:
         """Starts saving in the background; `scores` (validation) decide which one is the best.
@@ -160,14 +188,17 @@ class Checkpointer:
         Raises:
           WriteError: a checkpoint could not be written; no part of it is left.
         """
-        self._wait()
-        if not self._read_only:
+        if self._manager is not None:
+            self._wait()
             self._delete_others()
-        self._manager.close()
+            self._manager.close()
+        self._reader.close()
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, ascending."""
-        return sorted(self._manager.all_steps())
+        """Steps of the complete checkpoints, ascending; a reader looks anew each time."""
+        if self._manager is None:
+            return complete_steps(self._directory)
+        return sorted({*self._manager.all_steps()} - self._replaced)
 
     def last_step(self) -> int | None:
         """Step of the newest complete checkpoint."""
@@ -184,7 +215,7 @@ class Checkpointer:
     def is_whole(self, step: int) -> bool:
         """Whether every array of a checkpoint is as it was saved."""
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        folder = self._directory / str(step)
+        folder = _LiteralPath(self._directory / str(step))
         try:
             items = {_item(name) for name in self._record(step).arrays}
             with ocp.StandardCheckpointer() as reader:
@@ -246,28 +277,57 @@ class Checkpointer:
             "params": params,
             "statistics": statistics,
         }
-        candidates = self._candidates(which)
-        for step in candidates:
+        for _ in range(ATTEMPTS):
+            candidates = self._candidates(which)
             try:
-                model = self._restore_evaluated(step, like)
-            except _DamagedError as error:
-                self._warn(step, error, "left as it is")
+                for step in candidates:
+                    try:
+                        model = self._restore_evaluated(step, like)
+                    except _DamagedError as error:
+                        self._warn(step, error, "left as it is")
+                        continue
+                    return step, model["params"], model["statistics"]
+            except _GoneError:
+                self._say(f"note: checkpoint {step} was replaced meanwhile; taking the newer one")
+                time.sleep(PAUSE_S)
                 continue
-            return step, model["params"], model["statistics"]
+            raise DscintError(
+                f"{self._directory}: checkpoint {', '.join(map(str, candidates))} is damaged; "
+                "choose another by --checkpoint, or train again"
+            )
         raise DscintError(
-            f"{self._directory}: checkpoint {', '.join(map(str, candidates))} is damaged; choose "
-            "another by --checkpoint, or train again"
+            f"{self._directory}: the training replaces checkpoints faster than they can be read; "
+            "raise its config.keep_last, or wait for its end"
         )
 
     def _restore_evaluated(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
-        averaged = any(_item(name) == "average" for name in self._record(step).arrays)
-        if not averaged:
-            return self._restore(step, {"model": like})["model"]
-        means = {name: like[name] for name in ("params", "statistics")}
-        return self._restore(step, {"average": means})["average"]
+        """What an evaluator needs of a checkpoint, which stays where it is until all is read.
+
+        Raises:
+          _DamagedError: it is damaged.
+          _GoneError: it is there no more.
+        """
+        folder = self._directory / str(step)
+        try:
+            with pinned(folder):
+                averaged = any(_item(name) == "average" for name in self._record(step).arrays)
+                if not averaged:
+                    return self._restore(step, {"model": like})["model"]
+                means = {name: like[name] for name in ("params", "statistics")}
+                return self._restore(step, {"average": means})["average"]
+        except FileNotFoundError as error:
+            raise _GoneError from error
+        except _DamagedError as error:
+            # Half of one is never there: it is moved before it is deleted.
+            if not folder.exists():
+                raise _GoneError from error
+            raise
 
     def _candidates(self, which: str) -> list[int]:
         steps = self.steps()
+        if not steps:
+            # A new one may have come and the old one gone while the folder was listed.
+            steps = self.steps()
         if not steps:
             raise DscintError(f"{self._directory} holds no complete checkpoint; train first")
         newest_first = steps[::-1]
@@ -327,13 +387,28 @@ class Checkpointer:
         _together("scores")
 
     def _delete_others(self) -> None:
+        """Deletes what is kept no more; what is being read, at the next call."""
         kept = {*self.steps()[-self._keep_last :], *self._best_first()[: self._keep_best]}
-        for step in self.steps():
-            if step not in kept:
-                self._manager.delete(step)
+        others = {*self.steps()} - kept
+        self._replaced |= others
+        if jax.process_index() == 0:
+            self._in_use = {s for s in self._in_use | others if not self._delete(s)}
+
+    def _delete(self, step: int) -> bool:
+        folder = self._directory / str(step)
+        place = folder.with_name(f"{step}{REPLACED}")
+        try:
+            taken = take_away(folder, place)
+        except OSError as error:
+            raise write_error(folder, error) from error
+        shutil.rmtree(place, ignore_errors=True)
+        return taken
 
     def _record(self, step: int) -> _Record:
-        record = self._read(step, record=ocp.args.JsonRestore())["record"]
+        try:
+            record = json.loads((self._directory / str(step) / RECORD_FILE).read_bytes())
+        except (OSError, ValueError) as error:
+            raise self._unreadable(step, error) from error
         if not isinstance(record, dict) or record.get("checksum") != _checksum_of_record(record):
             raise _DamagedError("its record is not as it was written")
         return _Record(record["scores"], record["arrays"])
@@ -364,24 +439,30 @@ class Checkpointer:
                 )
 
     def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
+        folder = _LiteralPath(self._directory / str(step))
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
+            return self._reader.restore(folder, args=ocp.args.Composite(**items))
         # What is damaged may fail anywhere within Orbax, and does so in many ways.
         except Exception as error:
-            if is_passing(error):
-                raise DscintError(
-                    f"checkpoint {self._directory / str(step)} cannot be read: {reason(error)}; "
-                    "it may be whole: mend that, and the same command goes on from it"
-                ) from error
-            raise _DamagedError(reason(error)) from error
+            raise self._unreadable(step, error) from error
+
+    def _unreadable(self, step: int, error: Exception) -> DscintError | _DamagedError:
+        if is_passing(error):
+            return DscintError(
+                f"checkpoint {self._directory / str(step)} cannot be read: {reason(error)}; "
+                "it may be whole: mend that, and the same command goes on from it"
+            )
+        return _DamagedError(reason(error))
 
     def _warn(self, step: int, error: Exception, what: str) -> None:
+        self._say(
+            f"warning: checkpoint {self._directory / str(step)} is damaged ({error}); {what}, "
+            "going on from the one before"
+        )
+
+    def _say(self, line: str) -> None:
         if jax.process_index() == 0:
-            print(
-                f"warning: checkpoint {self._directory / str(step)} is damaged ({error}); {what}, "
-                "going on from the one before",
-                flush=True,
-            )
+            print(line, flush=True)
 
     def _set_aside(self, step: int) -> Path:
         # All processes read the same files, and have found the same damage when they come here.
@@ -399,11 +480,20 @@ class Checkpointer:
         return place
 
 
+def complete_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, whole or damaged, ascending; none is opened.
+
+    Orbax renames a checkpoint to its number when it is complete.
+    """
+    try:
+        return sorted(int(name) for name in os.listdir(folder) if name.isdecimal())
+    except FileNotFoundError:
+        return []
+
+
 def completed_step(workdir: Path) -> int | None:
-    """Step of the newest checkpoint of a run, whole or damaged, without opening any of them."""
-    folder = workdir / "checkpoints"
-    steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
-    return max(steps, default=None)
+    """Step of the newest checkpoint of a run, whole or damaged."""
+    return max(complete_steps(workdir / "checkpoints"), default=None)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -415,7 +505,7 @@ def _is_news(record: logging.LogRecord) -> bool:
     """
     if record.name == "asyncio":
         text = record.getMessage()
-        return not (text.startswith("Task exception was never retrieved") and "tensorstore" in text)
+        return not ("exception was never retrieved" in text and "tensorstore" in text)
     return not (record.exc_info and "orbax" in Path(record.pathname).parts)
 
 

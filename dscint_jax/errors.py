@@ -9,8 +9,9 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from dscint_jax.places import read_path
 from tfds_builder.errors import DataError, allow_open_files, end_if_refused
 
 OUT_OF_MEMORY = (
@@ -24,7 +25,13 @@ class DscintError(Exception):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Reports a wrong option as every other mistake is reported: in one line."""
+    """Reports a wrong option as every other mistake is reported, in one line; `type=Path` reads a
+    path as `places.read_path` does.
+    """
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self.register("type", Path, read_path)
 
     def error(self, message: str) -> NoReturn:
         """Raises DscintError."""

@@ -1,9 +1,10 @@
-"""One training at a time in a work directory.
+"""One training at a time in a work directory, and no checkpoint taken from who reads it.
 
-In: the directory. Out: a lock that the system takes back when its process ends, however it ends,
-and the name of the holder in the error that another process gets.
+In: the directory, or a checkpoint. Out: a lock that the system takes back when its process ends,
+however it ends; of a work directory, with the holder's name in the error that another process gets.
 """
 
+import contextlib
 import datetime
 import errno
 import fcntl
@@ -11,6 +12,7 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,6 +21,9 @@ from dscint_jax.disk import write_error
 from dscint_jax.errors import DscintError
 
 LOCK_FILE = ".lock"
+
+PINNED_FILE = "_CHECKPOINT_METADATA"
+"""File of a checkpoint whose lock readers share: Orbax writes it once, and nobody replaces it."""
 
 TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
@@ -107,6 +112,62 @@ class WorkdirLock:
     def _close(self) -> None:
         os.close(self._file)
         self._file = None
+
+
+@contextlib.contextmanager
+def pinned(checkpoint: Path) -> Iterator[None]:
+    """A context in which the training leaves a checkpoint where it is.
+
+    To read suffices for it. On a file system without locks it has no effect.
+
+    Raises:
+      FileNotFoundError: the training is taking the checkpoint away, or has done so.
+    """
+    with _file_of(checkpoint) as descriptor:
+        if descriptor is not None and not _take(descriptor, fcntl.LOCK_SH):
+            raise FileNotFoundError(errno.ENOENT, "taken away", str(checkpoint))
+        # It may have gone between the opening and the lock.
+        checkpoint.stat()
+        yield
+
+
+def take_away(checkpoint: Path, place: Path) -> bool:
+    """Moves a checkpoint to another place, at once and as a whole, unless somebody reads it.
+
+    Returns:
+      Whether it is gone.
+    """
+    with _file_of(checkpoint) as descriptor:
+        if descriptor is not None and not _take(descriptor, fcntl.LOCK_EX):
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            checkpoint.rename(place)
+        return True
+
+
+@contextlib.contextmanager
+def _file_of(checkpoint: Path) -> Iterator[int | None]:
+    """The file to lock, open; None where there is none or it may not be opened."""
+    path, descriptor = checkpoint / PINNED_FILE, None
+    # An exclusive lock on NFS needs a file that is open for writing.
+    for mode in (os.O_RDWR, os.O_RDONLY):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, mode)
+            break
+    try:
+        yield descriptor
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _take(descriptor: int, kind: int) -> bool:
+    """Whether no other process holds the lock; on a file system without locks, none does."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in TAKEN
+    return True
 
 
 def _holder() -> dict[str, Any]:

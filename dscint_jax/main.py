@@ -5,6 +5,7 @@
 Any field of the config: --config.batch_size=16, --config.data.dir=data.
 """
 
+import argparse
 import ast
 import re
 import sys
@@ -18,15 +19,18 @@ from ml_collections import ConfigDict, config_flags
 from dscint_jax import saved_config
 from dscint_jax.durations import free_durations
 from dscint_jax.errors import DscintError
+from dscint_jax.places import read_path
+
+PACKAGE = Path(__file__).parent
 
 USAGE = """usage: python -m dscint_jax.main --config FILE --workdir DIR [--config.FIELD=VALUE ...]
 
 Train a network on whole-body bone scintigrams; started again, it resumes.
 
-  --config FILE           configs/dscint.py, configs/quickstart.py, or your own; FILE:NETWORK
-                          is the same experiment with another network, such as
-                          configs/dscint.py:resnet50 or configs/dscint.py:my_module:build;
-                          or the config.json of a run
+  --config FILE           configs/dscint.py, configs/quickstart.py, which are found from any
+                          folder, or your own; FILE:NETWORK is the same experiment with another
+                          network, such as configs/dscint.py:resnet50 or
+                          configs/dscint.py:my_module:build; or the config.json of a run
   --workdir DIR           where checkpoints and metrics go
   --config.FIELD=VALUE    overrides a field, such as --config.steps="30 epochs" or
                           --config.data.dir=data or --config.model_options.attention=none
@@ -47,6 +51,9 @@ slices are recognised; elsewhere every process is told its place (see launch/REA
 
 Exit status: 0 trained (or stopped by SIGTERM, SIGHUP or SIGUSR1, checkpoint saved), 1 ended because
 another process did, 2 bad input, 130 Ctrl-C."""
+
+_CONFIG_VALUE = re.compile(r"(.+?\.py)(?::(.*))?", re.DOTALL)
+"""FILE or FILE:NETWORK; a folder may have ".py" in its name too."""
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="The experiment's config file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go.")
@@ -87,7 +94,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         print(USAGE)
         sys.exit(0)
     try:
-        rest = flags.FLAGS(_with_saved_config(_with_network(argv)))
+        rest = flags.FLAGS(_with_saved_config(_with_network(_with_shipped_config(argv))))
         _check_flags(rest)
     except DscintError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -97,6 +104,38 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         print(f"error: {_reason(error)}; see --help", file=sys.stderr)
         sys.exit(2)
     return rest
+
+
+def _with_shipped_config(argv: Sequence[str]) -> list[str]:
+    """The arguments, with --config configs/NAME.py as the file that it means."""
+    argv = list(argv)
+    for i, value in _values(argv, "config"):
+        if parts := _CONFIG_VALUE.fullmatch(value):
+            file, network = _config_file(parts[1]), parts[2]
+            named = f"{file}:{network}" if network is not None else str(file)
+            argv[i] = argv[i].removesuffix(value) + named
+    return argv
+
+
+def _config_file(name: str) -> Path:
+    """One's own file, or else the shipped one where the name is configs/NAME.py.
+
+    Raises:
+      DscintError: there is neither.
+    """
+    path, shipped = Path(name).expanduser(), _shipped_configs()
+    if path.exists():
+        return path
+    if path.parent == Path("configs") and (shipped / path.name).is_file():
+        return shipped / path.name
+    names = ", ".join(sorted(f"configs/{file.name}" for file in shipped.glob("*.py")))
+    raise DscintError(f"--config {name}: there is no such file; shipped are {names}")
+
+
+def _shipped_configs() -> Path:
+    """A wheel holds them within the package; in a checkout they lie beside it."""
+    inside = PACKAGE / "configs"
+    return inside if inside.is_dir() else PACKAGE.parent / "configs"
 
 
 def _with_network(argv: Sequence[str]) -> list[str]:
@@ -110,8 +149,7 @@ def _with_network(argv: Sequence[str]) -> list[str]:
     if not models or not files:
         return argv
     model, place = models[-1][1], files[-1][0]
-    # A folder may have ".py" in its name too.
-    parts = re.fullmatch(r"(.+?\.py)(?::(.*))?", files[-1][1])
+    parts = _CONFIG_VALUE.fullmatch(files[-1][1])
     if not parts or not _takes_argument(Path(parts[1])):
         return argv
     named = parts[2]
@@ -192,8 +230,16 @@ def _check_flags(rest: Sequence[str]) -> None:
     for flag, example in ((_CONFIG, "configs/dscint.py"), (_WORKDIR, "runs/dscint")):
         if flag.value is None:
             raise DscintError(f"--{flag.name} is missing, such as --{flag.name} {example}")
+    _read_workdir()
     # A config file that failed to load says so only when it is first used.
     _CONFIG.value.keys()
+
+
+def _read_workdir() -> Path:
+    try:
+        return read_path(_WORKDIR.value)
+    except argparse.ArgumentTypeError as error:
+        raise DscintError(f"--workdir: {error}") from error
 
 
 def main(argv: Sequence[str]) -> None:
@@ -212,7 +258,7 @@ def main(argv: Sequence[str]) -> None:
         status = _STATUS_WHEN_STOPPED.value
         try:
             train(
-                *(_CONFIG.value, Path(_WORKDIR.value)),
+                *(_CONFIG.value, _read_workdir()),
                 cluster=cluster,
                 window=window,
                 status_when_stopped=status,

@@ -179,7 +179,7 @@ def load_trained(
     step, *state = checkpointer.restore_model(
         checkpoint, *parallel.replicated_shapes((experiment.params, experiment.statistics), mesh)
     )
-    last_step = checkpointer.steps()[-1]
+    last_step = max([step, *checkpointer.steps()])
     checkpointer.close()
     return TrainedNetwork(
         config=config,

@@ -380,6 +380,8 @@ def _git_commit() -> str:
         run = lambda *args: subprocess.run(  # noqa: E731
             ["git", "-C", str(here), *args], capture_output=True, text=True, timeout=10, check=True
         ).stdout.strip()
+        # An installed copy may lie in an environment within somebody's own repository.
+        run("ls-files", "--error-unmatch", Path(__file__).name)
         return run("rev-parse", "HEAD") + ("+changes" if run("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"

@@ -393,7 +393,7 @@ class Matrix:
             file.write(json.dumps(value) + "\n")
 
 
-def _make_data(out: Path, patients: int) -> Path:
+def make_data(out: Path, patients: int) -> Path:
     """A small cohort of phantoms as a data set, made once."""
     for module, *arguments in (
         ("tfds_builder.phantom", "--out", out / "phantom", "--patients", patients, "--seed", 5),
@@ -427,7 +427,7 @@ def main() -> None:
         raise DscintError(f"--kills {arguments.kills}; it must be at least 1")
     out = arguments.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
-    data_dir = (arguments.data_dir or _make_data(out, patients=60)).absolute()
+    data_dir = (arguments.data_dir or make_data(out, patients=60)).absolute()
     matrix = Matrix(
         out,
         {

@@ -1,6 +1,10 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +12,9 @@ import numpy as np
 import optax
 import pytest
 
-from dscint_jax.checkpoint import Checkpointer
+from dscint_jax.checkpoint import REPLACED, Checkpointer, complete_steps, completed_step
 from dscint_jax.errors import DscintError
+from dscint_jax.lock import take_away
 from dscint_jax.train_step import TrainState
 
 OPTIMIZER = optax.adam(1e-3)
@@ -226,3 +231,172 @@ def test_checkpoint_of_another_network_is_no_damage(workdir, change, expected):
 def test_record_tells_the_scores(workdir):
     record = json.loads((workdir / "checkpoints" / "2" / "record" / "metadata").read_text())
     assert record["scores"] == {"f1": 0.9, "loss": 1.0}
+
+
+READER = """
+import sys
+from pathlib import Path
+from dscint_jax.lock import pinned
+
+with pinned(Path(sys.argv[1])):
+    print("reading", flush=True)
+    sys.stdin.read()
+"""
+
+
+def _start_reading(folder):
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert reader.stdout.readline() == b"reading\n"
+    return reader
+
+
+def test_checkpoint_that_is_being_read_stays_until_the_save_after(tmp_path):
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(_state(1))
+    checkpointer.save(_state(2))
+    reader = _start_reading(tmp_path / "checkpoints" / "1")
+    checkpointer.save(_state(3))
+    assert _names(tmp_path)[:1] == ["1"]
+    assert checkpointer.steps()[0] != 1
+    reader.communicate()
+    checkpointer.close()
+    assert _names(tmp_path) == ["3"]
+
+
+def test_killed_reader_keeps_nothing(tmp_path):
+    _save(tmp_path, {1: None})
+    reader = _start_reading(tmp_path / "checkpoints" / "1")
+    reader.kill()
+    reader.communicate()
+    assert take_away(tmp_path / "checkpoints" / "1", tmp_path / "gone")
+
+
+def test_what_a_kill_leaves_of_a_deletion_is_no_checkpoint_and_is_deleted(workdir):
+    (workdir / "checkpoints" / "1").rename(workdir / "checkpoints" / f"1{REPLACED}")
+    assert Checkpointer(workdir, read_only=True).steps() == [2, 3]
+    assert completed_step(workdir) == 3
+    Checkpointer(workdir, keep_last=3).close()
+    assert _names(workdir) == ["2", "3"]
+
+
+@pytest.mark.parametrize("moment", ["before", "the record is read", "the arrays are read"])
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_checkpoint_replaced_before_it_was_read_gives_way_without_talk_of_damage(
+    workdir, capsys, monkeypatch, moment, which
+):
+    # As on a file system without locks, or by a training of an early version.
+    reader = Checkpointer(workdir, read_only=True)
+    assert reader.steps() == [1, 2, 3]
+    chosen, left = {"best": ("2", 3), "last": ("3", 2)}[which]
+    gone = workdir / "checkpoints" / chosen
+    if moment == "before":
+        shutil.rmtree(gone)
+    else:
+        name = {"the record is read": "_record", "the arrays are read": "_read"}[moment]
+        method, seen = getattr(reader, name), []
+
+        def replaced_first(step, **items):
+            seen.append(step)
+            # The scores are looked at before one is chosen.
+            if str(step) == chosen and (
+                name == "_read" or seen.count(step) == 2 - (which == "last")
+            ):
+                gone.rename(workdir / "elsewhere")
+            return method(step, **items)
+
+        monkeypatch.setattr(reader, name, replaced_first)
+    like = _like(_state(0))
+    step, params, _ = reader.restore_model(which, like.params, like.statistics)
+    assert step == left
+    _assert_same(params, _state(left).params)
+    printed = capsys.readouterr().out
+    assert "damaged" not in printed
+    assert printed.count("was replaced meanwhile; taking the newer one") == (moment != "before")
+
+
+def test_step_that_was_asked_for_and_is_gone_is_named_with_those_that_are_there(workdir):
+    reader = Checkpointer(workdir, read_only=True)
+    shutil.rmtree(workdir / "checkpoints" / "1")
+    like = _like(_state(0))
+    with pytest.raises(DscintError, match=r"--checkpoint 1: .* holds 'best', 'last' and 2, 3"):
+        reader.restore_model("1", like.params, like.statistics)
+
+
+SAVER = """
+import sys
+from pathlib import Path
+from dscint_jax.checkpoint import Checkpointer
+from tests.dscint_jax.test_checkpoint import _state
+
+checkpointer = Checkpointer(Path(sys.argv[1]))
+for step in range(1, 100_000):
+    checkpointer.save(_state(step), {"f1": step % 7 / 7})
+"""
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_readers_beside_a_process_that_saves_without_pause_never_fail(tmp_path, monkeypatch, locks):
+    if not locks:
+        monkeypatch.setattr("dscint_jax.lock._take", lambda descriptor, kind: True)
+    words = [sys.executable, "-c", SAVER, str(tmp_path)]
+    saver = subprocess.Popen(words, cwd=Path(__file__).parent.parent.parent)
+    try:
+        deadline = time.monotonic() + 120
+        while len(complete_steps(tmp_path / "checkpoints")) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        like, steps = _like(_state(0)), set()
+        for n in range(30):
+            reader = Checkpointer(tmp_path, read_only=True)
+            which = ("best", "last")[n % 2]
+            step, params, statistics = reader.restore_model(which, like.params, like.statistics)
+            reader.close()
+            _assert_same((params, statistics), (_state(step).params, _state(step).statistics))
+            steps.add(step)
+        assert saver.poll() is None
+        assert len(steps) > 5
+    finally:
+        saver.kill()
+        saver.wait()
+
+
+PLACES = [
+    *("[", "fold [1]", "widths=[8,8]", "*", "**", "a?b", "{a,b}", "!(x)", "~", "$HOME", "%20"),
+    *(
+        "#1",
+        "a|b",
+        "a:b",
+        "zip:",
+        "&",
+        ";",
+        "'q\"",
+        "nl\nx",
+        "tab\t",
+        " a ",
+        "-x",
+        "--workdir",
+        ".x",
+    ),
+    *(
+        "ü",
+        "u\u0308",
+        "日本語",
+        "🦴",
+        "x" * 255,
+        "12",
+        "1.orbax-checkpoint-tmp",
+        "checkpoints",
+        "@",
+        "=",
+    ),
+]
+
+
+@pytest.mark.parametrize("name", PLACES, ids=ascii)
+def test_checkpoints_come_back_from_any_folder(tmp_path, name):
+    workdir = tmp_path / name / "run"
+    _save(workdir, {1: 0.5, 2: 0.7})
+    assert _names(workdir) == ["2"]
+    _assert_same(Checkpointer(workdir).restore_newest(_like(_state(0))), _state(2))
+    assert not (workdir / "damaged").exists()

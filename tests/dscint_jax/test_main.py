@@ -8,7 +8,7 @@ import pytest
 from dscint_jax import models, saved_config
 from dscint_jax.config import check_config
 from dscint_jax.errors import DscintError
-from dscint_jax.main import _with_network, _with_saved_config
+from dscint_jax.main import _with_network, _with_saved_config, _with_shipped_config
 from dscint_jax.workdir import claim
 
 from .conftest import load_tiny_config
@@ -55,6 +55,38 @@ def test_network_named_as_a_field_is_handed_to_a_config_that_takes_one(given, ex
     places = {"c": CONFIGS / "dscint.py", "o": own, "p": folder / "own.py"}
     found = _with_network([text.format(**places) for text in given])
     assert found == [text.format(**places) for text in expected]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("configs/dscint.py", "{shipped}/dscint.py"),
+        ("./configs/dscint.py", "{shipped}/dscint.py"),
+        ("configs/quickstart.py:vgg16", "{shipped}/quickstart.py:vgg16"),
+        ("configs/dscint.py:own:build", "{shipped}/dscint.py:own:build"),
+        ("configs/dscint.py:", "{shipped}/dscint.py:"),
+    ],
+)
+def test_shipped_config_is_found_from_any_folder(tmp_path, monkeypatch, given, expected):
+    monkeypatch.chdir(tmp_path)
+    expected = expected.format(shipped=CONFIGS)
+    assert _with_shipped_config(["--config", given]) == ["--config", expected]
+    assert _with_shipped_config([f"--config={given}"]) == [f"--config={expected}"]
+
+
+def test_config_of_ones_own_is_the_one_that_is_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "dscint.py").touch()
+    argv = ["--config", "configs/dscint.py:vgg16"]
+    assert _with_shipped_config(argv) == argv
+
+
+@pytest.mark.parametrize("name", ["configs/none.py", "dscint.py", "my/configs/dscint.py"])
+def test_config_that_is_not_there_is_named_with_those_that_are(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DscintError, match=f"--config {name}: .* shipped are configs/dscint.py, "):
+        _with_shipped_config(["--config", name])
 
 
 def test_two_names_for_the_network_are_told_apart():

@@ -1,6 +1,7 @@
 import contextlib
 import errno
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -211,3 +212,19 @@ def test_run_of_other_types_is_refused_wherever_its_config_is_read(tmp_path):
     finally:
         jax.config.update("jax_enable_x64", False)
     assert config_of(tmp_path)["steps"] == 12
+
+
+def test_commit_is_that_of_the_checkout_and_not_of_a_repository_around_an_installed_copy(
+    tmp_path, monkeypatch
+):
+    installed = tmp_path / "venv" / "workdir.py"
+    installed.parent.mkdir()
+    installed.touch()
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "m"], check=True)
+    monkeypatch.setattr(workdir_module, "__file__", str(installed))
+    assert workdir_module._git_commit() == "unknown"
+    subprocess.run([*git, "add", "venv"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "m"], check=True)
+    assert re.fullmatch("[0-9a-f]{40}", workdir_module._git_commit())
