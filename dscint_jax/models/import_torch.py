@@ -14,7 +14,6 @@ head or none.
 """
 
 import argparse
-import collections
 import dataclasses
 import functools
 import hashlib
@@ -22,7 +21,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -389,23 +388,20 @@ def _find(
 
 def _names(tensors: Tensors, target: _Target) -> dict[str, dict[str, str]]:
     """The file's names of a target's arrays, by prefix and by our name."""
-    names: dict[str, dict[str, str]] = collections.defaultdict(dict)
+    names: dict[str, dict[str, str]] = {}
     for name in tensors:
         parts = name.split(".", DEEPEST)
         for i in range(len(parts)):
             rest = ".".join(parts[i:])
             ours = target.our_name(rest)
             if ours:
-                names[name.removesuffix(rest)].setdefault(ours, name)
+                names.setdefault(name.removesuffix(rest), {}).setdefault(ours, name)
     return names
 
 
 def _spellings(name: str) -> Iterable[str]:
-    yield name
-    for pattern, replacement in SPELLINGS:
-        other = re.sub(pattern, replacement, name)
-        if other != name:
-            yield other
+    others = (re.sub(pattern, replacement, name) for pattern, replacement in SPELLINGS)
+    return dict.fromkeys((name, *others))
 
 
 def _classes(tensors: Tensors, target: _Target, names: Mapping[str, str]) -> int:
@@ -464,8 +460,7 @@ def _beside(name: str, prefix: str) -> str:
     return name.removeprefix(prefix)
 
 
-def _first_few(names: Iterable[str]) -> str:
-    names = list(names)
+def _first_few(names: Sequence[str]) -> str:
     more = len(names) - NAMED_AT_MOST
     shown = (name if name.isprintable() else repr(name) for name in names[:NAMED_AT_MOST])
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
