@@ -29,16 +29,12 @@ OPTIONS = {
 }
 """Few channels, where a network takes their number."""
 
-FAMILIES = ("alexnet", "vgg16_bn", "resnet18", "densenet121", "inception_v4")
-
-
-def _marks(name):
-    if name in OPTIONS:
-        return ()
-    return pytest.mark.slow if name in FAMILIES else pytest.mark.exhaustive
-
-
-NETWORKS = [pytest.param(name, marks=_marks(name)) for name in models.NETWORKS]
+NETWORKS = [
+    pytest.param(
+        name, marks=pytest.mark.slow if name in (*OPTIONS, "resnet18") else pytest.mark.exhaustive
+    )
+    for name in models.NETWORKS
+]
 
 
 def _off_by_a_row(vectors):
