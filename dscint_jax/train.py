@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from dscint_jax import parallel
 from dscint_jax.atomic import remove_parts
+from dscint_jax.canary import check_backend
 from dscint_jax.checkpoint import Checkpointer, completed_step, resumable
 from dscint_jax.cluster import (
     ALONE,
@@ -165,6 +166,7 @@ def _train(
     begin_to_write: Callable[[], None],
 ) -> None:
     # Devices
+    check_backend()
     mesh = parallel.data_mesh()
     parallel.check_batch_size(
         batch_size, mesh, accumulation=config.accumulation, pairs=config.mixup > 0

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from dscint_jax import parallel
 from dscint_jax.augment import Augmentation, apply_copies
+from dscint_jax.canary import check_backend
 from dscint_jax.checkpoint import Checkpointer
 from dscint_jax.config import PATIENT, check_config
 from dscint_jax.experiment import load_images, make_experiment
@@ -152,10 +153,12 @@ def load_trained(
       data_dir: a data set to use instead of the one the config names; it may be another one.
 
     Raises:
-      DscintError: no run, no such checkpoint, no data set, or not the one trained on.
+      DscintError: no run, no such checkpoint, no data set, or not the one trained on; or the
+        backend computes wrongly.
     """
     config = ConfigDict(config_of(workdir))
     check_config(config)
+    check_backend()
     trained_on = True
     if data_dir is not None:
         config.data.dir = str(data_dir)

@@ -1,23 +1,27 @@
-"""Weights of PyTorch networks, read from .safetensors, .pth and .pt files into networks here.
+"""Weights of PyTorch networks, read from files of safetensors or of torch.save into networks here.
 
     from dscint_jax.models import build, import_torch
     network = build("resnet18", num_classes=4, rngs=nnx.Rngs(params=0))
     print(import_torch.import_weights(Path("resnet18.safetensors"), network))
 
-In: a state dict of torchvision (ResNet, DenseNet, VGG, AlexNet) or timm (Inception-v4), or a file
-of `dscint_jax.export`. Out: the same weights in the network; a file that does not fit is refused as
-a whole. A network of one's own is served too, if its submodules have the names of the file. Two
-attributes of its class then say where the first convolution and the last layer are, as 'conv1' and
-'fc': STEM, for files of colour pictures, and HEAD, for files with other classes.
+In: weights of torchvision (ResNet, DenseNet, VGG, AlexNet), timm (Inception-v4), torchxrayvision or
+MONAI, alone or within what trained them, or a file of `dscint_jax.export`. Out: the same weights in
+the network. A file that has all of the network but its head is taken, wherever in the file that
+stands; the report says what was left. A network of one's own is served too, if its submodules have
+the names of the file. Two attributes of its class then say where the first convolution and the last
+layer are, as 'conv1' and 'fc': STEM, for files of colour pictures, and HEAD, for files with another
+head or none.
 """
 
+import argparse
 import dataclasses
+import functools
 import hashlib
 import io
 import math
 import re
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +33,10 @@ from flax import nnx
 from dscint_jax.errors import DscintError
 from dscint_jax.models.torch_layout import Weight, named_weights
 
-StateDict = dict[str, np.ndarray]
+Tensors = dict[str, Any]
+"""Arrays of NumPy or PyTorch, by name; what is looked at is their shape until they are taken."""
 
-SAFETENSORS, PICKLES = ".safetensors", (".pth", ".pt")
+SAFETENSORS = ".safetensors"
 
 SAFETENSORS_FLOATS: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -40,28 +45,31 @@ SAFETENSORS_FLOATS: dict[str, np.dtype] = {
     "BF16": np.dtype(jnp.bfloat16),
 }
 
-NESTED_UNDER = ("state_dict", "model_state_dict", "model_state", "model")
-"""Where training scripts keep the network's state dict among optimiser state and the like."""
-
-WRAPPERS = ("module.", "_orig_mod.", "model.")
-"""Prefixes that DataParallel, torch.compile and Lightning put before every name."""
+TORCH_SAVE = (b"PK", b"\x80")
+"""How files of torch.save begin: an archive; before PyTorch 1.6, a pickle."""
 
 SPELLINGS = (
-    # torchvision's DenseNet files are older than its classes.
-    (r"\b(denselayer\d+\.(?:norm|relu|conv))\.([12])\.", r"\1\2."),
+    # torchvision's DenseNet files are older than its classes; MONAI's have a submodule more.
+    (r"\b(denselayer\d+)\.(?:layers\.)?(norm|relu|conv)\.?([12])\.", r"\1.\2\3."),
     # timm's VGG has its fully connected layers as convolutions over the last map.
     (r"^pre_logits\.fc1\.", "classifier.0."),
     (r"^pre_logits\.fc2\.", "classifier.3."),
     (r"^head\.fc\.", "classifier.6."),
+    # nn.Sequential(*network.children()) has the layers by their places.
+    (r"^0\.", "features."),
+    (r"^0\.", "conv1."),
+    (r"^1\.", "bn1."),
+    *((rf"^{n + 3}\.", f"layer{n}.") for n in range(1, 5)),
 )
 """Names under which the same layers also come: pattern and replacement."""
 
-COUNTER = "num_batches_tracked"
-"""BatchNorm's count of batches, which PyTorch keeps and nothing here uses."""
+AVERAGE = r"(?:^|[._])(?:ema|k|momentum|teacher|target)[._]"
+"""Prefixes of a running mean that is kept beside the network: MoCo's encoder_k, model_ema."""
 
+DEEPEST = 8
 COLOURS = 3
 NAMED_AT_MOST = 3
-OLDEST_TORCH = (2, 6)
+OLDEST_TORCH = (2, 10)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +83,10 @@ class ImportReport:
       loaded: arrays of the network that the file gave.
       folded: the convolution whose kernel was summed over a file's three colours; '' if none was.
       head_classes: the file's number of classes, where it is not the network's and the head
-        therefore stays as it was; 0 where the file's head was loaded, or left out.
+        therefore stays as it was; 0 where the file's head was loaded, is of another kind or absent.
       fresh: layers of the network that stay as they were.
-      left_out: layers of the file that the network does not have because it has no head.
+      left_out: layers of the file that the network has no use for.
+      prefix: what stands before the network's names in the file.
     """
 
     file: str
@@ -88,96 +97,90 @@ class ImportReport:
     head_classes: int = 0
     fresh: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    prefix: str = ""
 
     def __str__(self) -> str:
         parts = [f"{self.file}: {self.loaded} tensors loaded into {self.network}"]
+        if self.prefix:
+            parts.append(f"found under '{self.prefix}'")
         if self.folded:
             parts.append(f"{self.folded} summed over {COLOURS} colours")
-        if self.head_classes:
-            parts.append(
-                f"{self.fresh[0]} starts anew, as the file has {self.head_classes} classes"
-            )
-        elif self.fresh:
-            parts.append(f"{', '.join(self.fresh)} start anew")
+        if self.fresh:
+            verb = "starts" if len(self.fresh) == 1 else "start"
+            why = f", as the file has {self.head_classes} classes" if self.head_classes else ""
+            parts.append(f"{', '.join(self.fresh)} {verb} anew{why}")
         if self.left_out:
-            parts.append(f"{', '.join(self.left_out)} of the file left out")
+            parts.append(f"{_first_few(self.left_out)} of the file left out")
         return "; ".join(parts)
 
 
 def import_weights(path: Path, network: nnx.Module, *, name: str = "") -> ImportReport:
     """Loads a file's weights and BatchNorm statistics into a network, in place.
 
-    A head of another number of classes stays as it is. A stem for three colours, loaded into a
-    network of one channel, is summed over them: the answer is the same as to a grey picture in all
-    three. A network with an encoder also takes a file of the encoder's network, into that alone.
+    The network's arrays may stand under any prefix, which is found by looking for all of them. A
+    head that is missing, or of another shape, stays as it is. A stem for three colours, loaded into
+    a network of one channel, is summed over them: the answer is the same as to a grey picture in
+    all three. A network with an encoder also takes a file of the encoder's network, into that
+    alone.
 
     Args:
-      path: a .safetensors, .pth or .pt file; the latter two need PyTorch.
+      path: a file of safetensors, or one of torch.save, which needs PyTorch.
       network: as `models.build` returns it.
       name: what messages call the network; by default its class.
 
     Raises:
-      DscintError: the file cannot be read, holds anything but finite numbers, or does not fit; the
-        network is then unchanged.
+      DscintError: the file cannot be read, or the network but for its head is not in it, in finite
+        numbers; the network is then unchanged.
     """
     data = _read_bytes(path)
-    tensors = read_state_dict(path, data)
-    target = _target(network, tensors, name or type(network).__name__)
-    tensors = _renamed(tensors, target, path)
-    tensors, left_out = _without_left_out(tensors, target)
-    head_classes = _other_classes(tensors, target)
-    head = target.names_under(target.head) if head_classes else []
-    tensors = {n: t for n, t in tensors.items() if n not in head}
-    wanted = {n: w for n, w in target.weights.items() if n not in head}
-    tensors, folded = _fitted(tensors, wanted, target.stem)
-    _check_fit(tensors, wanted, f"{path} does not fit {target.name}")
-    nnx.update(
-        network,
-        nnx.from_flat_state([(w.path, w.from_torch(tensors[n])) for n, w in wanted.items()]),
-    )
+    tensors = read_tensors(path, data)
+    target, prefix, names = _find(tensors, _targets(network, name or type(network).__name__), path)
+    head = [n for n in target.weights if target.is_of_head(n)]
+    head_fits = all(n in names and target.fits(n, tensors[names[n]]) for n in head)
+    wanted = [n for n in target.weights if head_fits or n not in head]
+    _check_fit(tensors, target, prefix, names, wanted, f"{path} does not fit {target.name}")
+    arrays = {n: _finite(path, names[n], tensors[names[n]]) for n in wanted}
+    nnx.update(target.network, nnx.from_flat_state([target.variable(n, arrays[n]) for n in wanted]))
+    head_classes = 0 if head_fits else _classes(tensors, target, names)
+    spoken_of = {names[n] for n in names if n in wanted or head_classes}
     return ImportReport(
         file=path.name,
         sha256=hashlib.sha256(data).hexdigest(),
         network=target.name,
         loaded=len(wanted),
-        folded=target.stem if folded else "",
+        folded=target.stem if any(target.folds(n, tensors[names[n]]) for n in wanted) else "",
         head_classes=head_classes,
-        fresh=(target.head,) if head_classes else target.outside,
-        left_out=left_out,
+        fresh=(() if head_fits else (target.head,)) + target.outside,
+        left_out=_layers(_beside(n, prefix) for n in tensors.keys() - spoken_of),
+        prefix=prefix,
     )
 
 
-def read_state_dict(path: Path, data: bytes) -> StateDict:
-    """The floating-point tensors of a file, float32, by name.
+def read_tensors(path: Path, data: bytes) -> Tensors:
+    """The floating-point tensors of a file by name, nested dicts joined by dots.
+
+    Whole numbers are never weights, but counters and places in a queue: they are passed over.
 
     Args:
-      path: of the file; its suffix says what it is.
-      data: what is in it.
+      path: of the file, for messages.
+      data: what is in it; its beginning says what it is, as training scripts agree on no suffix.
 
     Raises:
-      DscintError: it is damaged, of another kind, or holds anything but finite numbers; or it needs
-        a PyTorch that is not there.
+      DscintError: it is damaged, or of another kind; or it needs a PyTorch that is not there.
     """
-    read = _read_safetensors if path.suffix.lower() == SAFETENSORS else _read_pickle
-    tensors = read(path, data)
+    # A header of JSON after its length, which may begin with any byte.
+    if data[8:9] == b"{":
+        tensors = _read_safetensors(path, data)
+    elif data.startswith(TORCH_SAVE):
+        tensors = _read_pickle(path, data)
+    else:
+        raise DscintError(f"{path} is damaged, or no file of safetensors or of torch.save")
     if not tensors:
-        raise DscintError(f"{path} holds no tensors")
-    # What float32 cannot hold becomes infinite, which is found below.
-    with np.errstate(over="ignore"):
-        tensors = {n: tensors[n].astype(np.float32, copy=False) for n in sorted(tensors)}
-    for name, values in tensors.items():
-        if not np.isfinite(values).all():
-            raise DscintError(f"{path}: tensor {_shown(name)} holds values that are not finite")
-        if name.endswith("running_var") and (values < 0).any():
-            raise DscintError(f"{path}: tensor {_shown(name)} holds negative variances")
-    return tensors
+        raise DscintError(f"{path} holds no floating-point tensors")
+    return dict(sorted(tensors.items()))
 
 
 def _read_bytes(path: Path) -> bytes:
-    if path.suffix.lower() not in (SAFETENSORS, *PICKLES):
-        raise DscintError(
-            f"{path} is no file of weights by its name; use {SAFETENSORS} or {' or '.join(PICKLES)}"
-        )
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -186,69 +189,53 @@ def _read_bytes(path: Path) -> bytes:
         raise DscintError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _read_safetensors(path: Path, data: bytes) -> StateDict:
+def _read_safetensors(path: Path, data: bytes) -> Tensors:
     try:
         entries = safetensors.deserialize(data)
     except safetensors.SafetensorError as error:
         raise DscintError(f"{path} is damaged, or no safetensors file ({error})") from error
-    tensors = {}
-    for name, entry in entries:
-        if _is_counter(name):
-            continue
-        if entry["dtype"] not in SAFETENSORS_FLOATS:
-            raise DscintError(_not_floating(path, name, entry["dtype"]))
-        values = np.frombuffer(entry["data"], SAFETENSORS_FLOATS[entry["dtype"]])
-        tensors[name] = values.reshape(entry["shape"])
-    return tensors
+    return {
+        name: np.frombuffer(entry["data"], SAFETENSORS_FLOATS[entry["dtype"]]).reshape(
+            entry["shape"]
+        )
+        for name, entry in entries
+        if entry["dtype"] in SAFETENSORS_FLOATS
+    }
 
 
-def _read_pickle(path: Path, data: bytes) -> StateDict:
+def _read_pickle(path: Path, data: bytes) -> Tensors:
     torch = _import_torch(path)
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with (
+            warnings.catch_warnings(action="ignore"),
+            # Many a script saves its arguments too, and a Namespace runs nothing.
+            torch.serialization.safe_globals([argparse.Namespace]),
+        ):
             # weights_only: a pickle may hold code, which this refuses to run.
             loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     # What is damaged may fail anywhere within PyTorch.
     except Exception as error:
         raise DscintError(_unreadable_pickle(path, str(error))) from error
-    loaded = _unnested(loaded)
     if not isinstance(loaded, Mapping):
         raise DscintError(
             f"{path} holds a {type(loaded).__name__}, not a state dict; save model.state_dict()"
         )
-    tensors = {}
-    for name, tensor in loaded.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise DscintError(
-                f"{path}: entry {name!r} is a {type(tensor).__name__}, where a state dict has "
-                f"tensors by name; save model.state_dict()"
-            )
-        if _is_counter(name):
-            continue
-        if not tensor.is_floating_point():
-            raise DscintError(_not_floating(path, name, str(tensor.dtype)))
-        _check_storage(path, name, tensor)
-        try:
-            tensors[name] = tensor.detach().to(torch.float32).numpy()
-        except (RuntimeError, TypeError) as error:
-            raise DscintError(
-                f"{path}: tensor {_shown(name)} is not a plain one ({error})"
-            ) from error
+    tensors, seen, level = {}, set(), {"": loaded}
+    # Not without end: a hostile file may hold itself.
+    for _ in range(DEEPEST):
+        mappings = {n: m for n, m in level.items() if isinstance(m, Mapping) and id(m) not in seen}
+        seen |= {id(mapping) for mapping in mappings.values()}
+        level = {
+            f"{name}.{key}" if name else str(key): value
+            for name, mapping in mappings.items()
+            for key, value in mapping.items()
+        }
+        tensors |= {
+            name: value
+            for name, value in level.items()
+            if isinstance(value, torch.Tensor) and value.is_floating_point()
+        }
     return tensors
-
-
-def _check_storage(path: Path, name: str, tensor: Any) -> None:
-    """Raises DscintError of a tensor that repeats few stored numbers, maybe beyond all memory."""
-    try:
-        stored = tensor.untyped_storage().nbytes()
-    except RuntimeError:
-        # Sparse tensors and the like have none; they are refused as they are converted.
-        return
-    if tensor.numel() * tensor.element_size() > stored:
-        raise DscintError(
-            f"{path}: tensor {_shown(name)} of shape {tuple(tensor.shape)} repeats fewer stored "
-            f"numbers; save tensor.contiguous()"
-        )
 
 
 def _import_torch(path: Path) -> Any:
@@ -261,7 +248,7 @@ def _import_torch(path: Path) -> Any:
     except ImportError:
         raise DscintError(f"PyTorch is not installed; {remedy}") from None
     version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
-    # Before 2.6 even `weights_only` could be made to run code (CVE-2025-32434).
+    # Before 2.10 even `weights_only` could be made to run code.
     if version < OLDEST_TORCH:
         raise DscintError(f"PyTorch {torch.__version__} is too old; {remedy}")
     return torch
@@ -279,183 +266,201 @@ def _unreadable_pickle(path: Path, reason: str) -> str:
     return f"{path} is damaged, or no file of torch.save"
 
 
-def _unnested(loaded: Any) -> Any:
-    # No deeper: a hostile file may nest without end.
-    for _ in NESTED_UNDER:
-        if not isinstance(loaded, Mapping):
-            break
-        inner = [loaded[n] for n in NESTED_UNDER if isinstance(loaded.get(n), Mapping)]
-        if not inner:
-            break
-        loaded = inner[0]
-    return loaded
-
-
-def _is_counter(name: str) -> bool:
-    return name.rpartition(".")[2] == COUNTER
-
-
-def _not_floating(path: Path, name: str, kind: str) -> str:
-    return (
-        f"{path}: tensor {_shown(name)} is of type {kind}; weights must be floating-point numbers "
-        f"of 16, 32 or 64 bits"
-    )
-
-
 @dataclasses.dataclass(frozen=True)
 class _Target:
-    """The network that a file is of: the one to load into, or its encoder.
+    """What is looked for in a file: the network to load into, or its encoder.
 
     Attributes:
+      network: the module.
       name: what messages call it.
-      weights: its arrays, by the names that they have in the file.
-      stem: path of the first convolution; '' if not known.
-      head: path of the last layer; '' if not known.
-      without_head: layers that it does not have because it was built without a head.
-      outside: layers of the network that are not of its encoder.
+      outside: layers of the whole network that are not of its encoder.
     """
 
+    network: nnx.Module
     name: str
-    weights: dict[str, Weight]
-    stem: str
-    head: str
-    without_head: frozenset[str] = frozenset()
     outside: tuple[str, ...] = ()
 
-    def names_under(self, layer: str) -> list[str]:
-        """Names of a layer's arrays."""
-        return [name for name in self.weights if name.startswith(f"{layer}.")]
+    @functools.cached_property
+    def weights(self) -> dict[str, Weight]:
+        """Its arrays, by the names that they have in PyTorch."""
+        return named_weights(nnx.state(self.network))
 
-    def lacks(self, name: str) -> bool:
-        """Whether a tensor of the file belongs to a layer of `without_head`."""
-        return _first_part(name) in self.without_head
+    @property
+    def stem(self) -> str:
+        """Path of the first convolution; '' if not known."""
+        return getattr(self.network, "STEM", "")
+
+    @property
+    def head(self) -> str:
+        """Path of the last layer; '' if not known."""
+        return getattr(self.network, "HEAD", "")
+
+    @functools.cached_property
+    def body(self) -> frozenset[str]:
+        """Names of all arrays but the head's; of all, where there are no others."""
+        return frozenset(n for n in self.weights if not self.is_of_head(n)) or self.weights.keys()
+
+    def is_of_head(self, name: str) -> bool:
+        """Whether an array is of the last layer, or of what stands in its place."""
+        return name.startswith(f"{self.head}.")
+
+    @functools.cached_property
+    def layers(self) -> frozenset[str]:
+        """Submodules whose arrays a file may not have otherwise; built without, too."""
+        built = {name for name, value in vars(self.network).items() if value is not None}
+        has_head = not self.head or _first_part(self.head) in built
+        return frozenset(vars(self.network) if has_head else built)
+
+    def our_name(self, name: str) -> str | None:
+        """The name of the array that a file calls so; None if there is none."""
+        return next((n for n in _spellings(name) if n in self.weights), None)
+
+    def contradicts(self, name: str) -> bool:
+        """Whether a file that has this array, too, is of a network with other layers."""
+        return any(
+            _first_part(n) in self.layers and not self.is_of_head(n) for n in _spellings(name)
+        )
+
+    def folds(self, name: str, tensor: Any) -> bool:
+        """Whether the array is a stem for one colour, and the tensor the same for three."""
+        own, given = self.weights[name].shape, tuple(tensor.shape)
+        return (
+            name == f"{self.stem}.weight"
+            # What is standardised after the sum is not the sum of what was standardised.
+            and f"{self.stem}.gain" not in self.weights
+            and len(own) == 4
+            and own[1] == 1
+            and given == (own[0], COLOURS, *own[2:])
+        )
+
+    def fits(self, name: str, tensor: Any) -> bool:
+        """Whether a tensor has an array's shape, or one that can be brought into it."""
+        own, given = self.weights[name].shape, tuple(tensor.shape)
+        # A convolution as large as its map is a linear layer.
+        linear = len(own) == 2 and len(given) == 4 and (given[0], math.prod(given[1:])) == own
+        return given == own or linear or self.folds(name, tensor)
+
+    def variable(self, name: str, values: np.ndarray) -> tuple[tuple, nnx.Variable]:
+        """An array's place and the variable for it, from values that fit."""
+        weight = self.weights[name]
+        if self.folds(name, values):
+            values = values.sum(1)
+        return weight.path, weight.from_torch(values.reshape(weight.shape))
 
 
-def _target(network: nnx.Module, tensors: StateDict, name: str) -> _Target:
-    weights = named_weights(nnx.state(network))
-    prefix, outside = "encoder.", ()
+def _targets(network: nnx.Module, name: str) -> list[_Target]:
+    """The network and, where it has one, its encoder."""
+    targets = [_Target(network, name)]
     encoder = getattr(network, "encoder", None)
-    if isinstance(encoder, nnx.Module) and not any(prefix in n for n in tensors):
-        outside = _layers(n for n in weights if not n.startswith(prefix))
-        weights = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
-        network, name = encoder, f"the encoder of {name}"
-    head = getattr(network, "HEAD", "")
-    has_no_head = head and getattr(network, _first_part(head), None) is None
-    absent = [layer for layer, value in vars(network).items() if value is None]
-    return _Target(
-        name=name,
-        weights=weights,
-        stem=getattr(network, "STEM", ""),
-        head=head,
-        without_head=frozenset(absent if has_no_head else ()),
-        outside=outside,
-    )
+    if isinstance(encoder, nnx.Module):
+        outside = _layers(n for n in targets[0].weights if not n.startswith("encoder."))
+        targets.append(_Target(encoder, f"the encoder of {name}", outside))
+    return targets
 
 
-def _renamed(tensors: StateDict, target: _Target, path: Path) -> StateDict:
-    """The tensors by the names that the network has for them, as far as it has any."""
-    prefix = _wrapper(tensors, target)
-    renamed: StateDict = {}
-    for name, values in tensors.items():
-        ours = _our_name(name.removeprefix(prefix), target)
-        if ours in renamed:
-            raise DscintError(f"{path} holds {_shown(ours)} twice, under two spellings")
-        renamed[ours] = values
-    return renamed
+def _find(
+    tensors: Tensors, targets: list[_Target], path: Path
+) -> tuple[_Target, str, dict[str, str]]:
+    """The first target that is in the file, under which prefix, and the file's names by ours.
 
-
-def _wrapper(tensors: StateDict, target: _Target) -> str:
-    """What stands before all names of a file, put there by what wrapped its network.
-
-    A network may itself have a submodule called 'model': what leaves most names that the network
-    knows is the wrapper; of equals, the longest.
+    Where none is whole, the prefix of the last that has most of it.
     """
-    prefixes = [""]
-    for _ in WRAPPERS:
-        longer = (prefixes[-1] + wrapper for wrapper in WRAPPERS)
-        prefixes += [p for p in longer if _all_under(p, tensors)][:1]
-
-    def known(prefix: str) -> int:
-        return sum(_our_name(n.removeprefix(prefix), target) in target.weights for n in tensors)
-
-    return max(reversed(prefixes), key=known)
-
-
-def _all_under(prefix: str, names: Collection[str]) -> bool:
-    return all(name.startswith(prefix) for name in names)
-
-
-def _our_name(name: str, target: _Target) -> str:
-    if name in target.weights:
-        return name
-    for pattern, replacement in SPELLINGS:
-        ours = re.sub(pattern, replacement, name)
-        if ours in target.weights or (ours != name and target.lacks(ours)):
-            return ours
-    return name
+    for target in targets:
+        names = _names(tensors, target)
+        whole = [p for p, found in names.items() if found.keys() >= target.body]
+        if whole:
+            break
+    else:
+        prefix = max(names, key=lambda p: len(names[p]), default="")
+        return target, prefix, names.get(prefix, {})
+    for holds in (
+        lambda p: all(target.fits(n, tensors[names[p][n]]) for n in target.body),
+        lambda p: not re.search(AVERAGE, p),
+    ):
+        whole = [p for p in whole if holds(p)] or whole
+    if len(whole) > 1:
+        raise DscintError(
+            f"{path} holds {target.name} {len(whole)} times, under {_first_few(whole)}; "
+            f"save the state dict of one"
+        )
+    return target, whole[0], names[whole[0]]
 
 
-def _without_left_out(tensors: StateDict, target: _Target) -> tuple[StateDict, tuple[str, ...]]:
-    """The tensors that a network without a head needs, and the layers of the others."""
-    left_out = _layers(name for name in tensors if target.lacks(name))
-    return {name: t for name, t in tensors.items() if not target.lacks(name)}, left_out
+def _names(tensors: Tensors, target: _Target) -> dict[str, dict[str, str]]:
+    """The file's names of a target's arrays, by prefix and by our name."""
+    names: dict[str, dict[str, str]] = {}
+    for name in tensors:
+        parts = name.split(".", DEEPEST)
+        for i in range(len(parts)):
+            rest = ".".join(parts[i:])
+            ours = target.our_name(rest)
+            if ours:
+                names.setdefault(name.removesuffix(rest), {}).setdefault(ours, name)
+    return names
 
 
-def _other_classes(tensors: StateDict, target: _Target) -> int:
+def _spellings(name: str) -> Iterable[str]:
+    others = (re.sub(pattern, replacement, name) for pattern, replacement in SPELLINGS)
+    return dict.fromkeys((name, *others))
+
+
+def _classes(tensors: Tensors, target: _Target, names: Mapping[str, str]) -> int:
     """How many classes a file's head has, where it is like the network's but for that; else 0."""
     name = f"{target.head}.weight"
-    if name not in tensors or name not in target.weights:
+    if name not in names or name not in target.weights:
         return 0
-    own = target.weights[name].shape
-    given = _as_linear(tensors[name], own).shape
-    return given[0] if given[1:] == own[1:] and given[:1] != own[:1] else 0
+    own, given = target.weights[name].shape, tuple(tensors[names[name]].shape)
+    return given[0] if len(given) > 1 and math.prod(given[1:]) == own[1] else 0
 
 
-def _fitted(tensors: StateDict, wanted: Mapping[str, Weight], stem: str) -> tuple[StateDict, bool]:
-    """The tensors in the network's shapes where there is a way, and whether the stem was folded."""
-    fitted = {
-        name: _as_linear(values, wanted[name].shape) if name in wanted else values
-        for name, values in tensors.items()
-    }
-    name = f"{stem}.weight"
-    folds = (
-        name in fitted
-        and name in wanted
-        # What is standardised after the sum is not the sum of what was standardised.
-        and f"{stem}.gain" not in wanted
-        and fitted[name].ndim == 4
-        and (fitted[name].shape[1], wanted[name].shape[1]) == (COLOURS, 1)
-    )
-    if folds:
-        fitted[name] = fitted[name].sum(1, keepdims=True)
-    return fitted, folds
-
-
-def _as_linear(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A convolution as large as its map, as the linear layer that it is; others as they are."""
-    if len(shape) == 2 and values.ndim == 4 and math.prod(values.shape[1:]) == shape[1]:
-        return values.reshape(len(values), -1)
-    return values
-
-
-def _check_fit(tensors: StateDict, wanted: Mapping[str, Weight], message: str) -> None:
-    """Raises DscintError unless names and shapes are the same."""
-    shapes = [
-        f"{name} {tensors[name].shape} for {weight.shape}"
-        for name, weight in wanted.items()
-        if name in tensors and tensors[name].shape != weight.shape
-    ]
+def _check_fit(
+    tensors: Tensors,
+    target: _Target,
+    prefix: str,
+    names: Mapping[str, str],
+    wanted: list[str],
+    message: str,
+) -> None:
+    """Raises DscintError of what the file lacks, has otherwise, or has more in the same layers."""
+    under = [n for n in tensors if n.startswith(prefix) and n not in names.values()]
     faults = {
-        "of another shape": shapes,
-        "not in the file": [name for name in wanted if name not in tensors],
-        "not in the network": [name for name in tensors if name not in wanted],
+        "of another shape": [
+            f"{n} {tuple(tensors[names[n]].shape)} for {target.weights[n].shape}"
+            for n in wanted
+            if n in names and not target.fits(n, tensors[names[n]])
+        ],
+        "not in the file as floating-point numbers": [n for n in wanted if n not in names],
+        "not in the network": [n for n in under if target.contradicts(n.removeprefix(prefix))],
     }
-    found = [f"{fault}: {_first_few(names)}" for fault, names in faults.items() if names]
+    found = [f"{fault}: {_first_few(given)}" for fault, given in faults.items() if given]
     if found:
         raise DscintError(f"{message}; {'; '.join(found)}")
 
 
-def _first_few(names: list[str]) -> str:
+def _finite(path: Path, name: str, tensor: Any) -> np.ndarray:
+    """A tensor as float32."""
+    try:
+        values = tensor if isinstance(tensor, np.ndarray) else tensor.detach().float().numpy()
+    except (RuntimeError, TypeError) as error:
+        raise DscintError(f"{path}: tensor {_shown(name)} is not a plain one ({error})") from error
+    # What float32 cannot hold becomes infinite.
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32, copy=False)
+    if not np.isfinite(values).all():
+        raise DscintError(f"{path}: tensor {_shown(name)} holds values that are not finite")
+    if name.endswith("running_var") and (values < 0).any():
+        raise DscintError(f"{path}: tensor {_shown(name)} holds negative variances")
+    return values
+
+
+def _beside(name: str, prefix: str) -> str:
+    """A name from where it leaves the prefix."""
+    while not name.startswith(prefix):
+        prefix = prefix[: prefix.rfind(".", 0, -1) + 1]
+    return name.removeprefix(prefix)
+
+
+def _first_few(names: Sequence[str]) -> str:
     more = len(names) - NAMED_AT_MOST
     shown = (name if name.isprintable() else repr(name) for name in names[:NAMED_AT_MOST])
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
