@@ -29,7 +29,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from dscint_jax.atomic import write_text
-from dscint_jax.disk import WriteError, is_passing, reason, write_error
+from dscint_jax.disk import WriteError, is_full, is_passing, reason, write_error
 from dscint_jax.errors import DscintError
 from dscint_jax.train_step import TrainState
 
@@ -430,10 +430,11 @@ def resumable(workdir: Path) -> Iterator[None]:
         yield
     except WriteError as error:
         step = completed_step(workdir)
+        remedy = "make room" if is_full(error) else "mend that"
         kept = (
-            "no checkpoint was complete yet: make room, and the same command starts anew"
+            f"no checkpoint was complete yet: {remedy}, and the same command starts anew"
             if step is None
-            else f"the checkpoint of step {step} is intact: make room, and the same command goes "
+            else f"the checkpoint of step {step} is intact: {remedy}, and the same command goes "
             "on from it"
         )
         raise WriteError(f"{error}; {kept}") from error

@@ -54,6 +54,23 @@ def write_error(path: Path, error: BaseException) -> WriteError:
     return WriteError(f"{path} cannot be written: {reason(error)}")
 
 
+def check_writable(folder: Path) -> None:
+    """Looks at the rights alone; for the start, long before the folder is needed.
+
+    Args:
+      folder: may not be there yet.
+
+    Raises:
+      WriteError: files cannot be written in it, or it cannot be made.
+    """
+    nearest = existing_folder(folder / "file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise WriteError(
+            f"{folder} cannot be written: this user may not write in {nearest}; ask for the "
+            "permission, or use another place"
+        )
+
+
 def reason(error: BaseException) -> str:
     """An error's own words, in one line of bounded length."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__

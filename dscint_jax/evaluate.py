@@ -108,11 +108,21 @@ def score_split(
 
 
 def evaluate(
-    workdir: Path, *, split: str, checkpoint: str, data_dir: Path | None = None
+    workdir: Path,
+    *,
+    split: str,
+    checkpoint: str,
+    data_dir: Path | None = None,
+    out: Path | None = None,
+    told: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
     """Evaluates one checkpoint on one split and writes the two result files.
 
-    Arguments and errors are those of `load_trained`.
+    Arguments and errors are those of `load_trained`, and:
+
+    Args:
+      out: folder of eval/SPLIT, for a work directory that may not be written; None: that one.
+      told: gets the result before it is written, which may fail.
 
     Returns:
       What metrics.json holds.
@@ -138,7 +148,8 @@ def evaluate(
         "split": split,
         "step": network.step,
     }
-    _write(workdir / "eval" / split, result, predictions, classes)
+    told(result)
+    _write((out or workdir) / "eval" / split, result, predictions, classes)
     return result
 
 
@@ -234,14 +245,15 @@ def main() -> None:
         "--checkpoint", default="best", help="best (by validation F-1), last, or a step"
     )
     parser.add_argument("--data_dir", type=Path, help="data set, if not where the config says")
+    parser.add_argument("--out", type=Path, help="folder of the results, if not the work directory")
     arguments = parser.parse_args()
-    print_table(
-        evaluate(
-            arguments.workdir,
-            split=arguments.split,
-            checkpoint=arguments.checkpoint,
-            data_dir=arguments.data_dir,
-        )
+    evaluate(
+        arguments.workdir,
+        split=arguments.split,
+        checkpoint=arguments.checkpoint,
+        data_dir=arguments.data_dir,
+        out=arguments.out,
+        told=print_table,
     )
 
 

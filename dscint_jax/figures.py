@@ -6,17 +6,22 @@ needs no other file. The same data give the same bytes.
 
 import base64
 import io
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from jaxtyping import Int
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from dscint_jax.explain import Explained
+
+# A cache that cannot be written is worth no warning: matplotlib works all the same.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
+
+import matplotlib as mpl  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 PANELS_A_ROW = 12
 """Scintigrams beside each other in a figure: a page is about as wide as 12 bodies."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from dscint_jax import saved_config
 from dscint_jax.errors import DscintError
 
 USAGE = """usage: python -m dscint_jax.main --config FILE --workdir DIR [--config.FIELD=VALUE ...]
@@ -22,7 +23,8 @@ Train a network on whole-body bone scintigrams; started again, it resumes.
 
   --config FILE           configs/dscint.py, configs/quickstart.py, or your own; FILE:NETWORK
                           is the same experiment with another network, such as
-                          configs/dscint.py:resnet50 or configs/dscint.py:my_module:build
+                          configs/dscint.py:resnet50 or configs/dscint.py:my_module:build;
+                          or the config.json of a run
   --workdir DIR           where checkpoints and metrics go
   --config.FIELD=VALUE    overrides a field, such as --config.steps=1000 or
                           --config.data.dir=data or --config.model_options.attention=none
@@ -67,7 +69,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         print(USAGE)
         sys.exit(0)
     try:
-        rest = flags.FLAGS(_with_network(argv))
+        rest = flags.FLAGS(_with_saved_config(_with_network(argv)))
         _check_flags(rest)
     except DscintError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -101,6 +103,19 @@ def _with_network(argv: Sequence[str]) -> list[str]:
         )
     if named is None:
         argv[place] += f":{model}"
+    return argv
+
+
+def _with_saved_config(argv: Sequence[str]) -> list[str]:
+    """The arguments, with a run's config.json handed to the config file that reads one."""
+    argv = list(argv)
+    for place, value in _values(argv, "config"):
+        if Path(value).is_dir():
+            saved = Path(value) / "config.json"
+            file = saved if saved.is_file() else "configs/dscint.py"
+            raise DscintError(f"--config {value} is a folder; name a file, such as {file}")
+        if value.endswith(".json"):
+            argv[place] = f"{argv[place].removesuffix(value)}{saved_config.__file__}:{value}"
     return argv
 
 

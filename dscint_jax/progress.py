@@ -1,11 +1,14 @@
 """Progress of long work: a bar on a terminal, a plain line now and then anywhere else."""
 
 import collections
+import contextlib
+import errno
 import math
 import os
+import stat
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from rich.console import Console
@@ -73,7 +76,8 @@ class ProgressBar:
         trace: TracebackType | None,
     ) -> None:
         if self._bar:
-            self._bar.stop()
+            with _reader_may_be_gone():
+                self._bar.stop()
 
     def update(
         self,
@@ -105,7 +109,7 @@ class ProgressBar:
         elif now - self._spoke >= PLAIN_LINE_EVERY_S:
             self._spoke = now
             reached = f"{done}/{self._total}" if self._total else f"{done}"
-            print(f"{self._title}: {reached}, {text}", flush=True)
+            say(f"{self._title}: {reached}, {text}")
 
     def say(self, line: str) -> None:
         """Prints a line without breaking the bar."""
@@ -113,9 +117,10 @@ class ProgressBar:
             return
         if self._bar:
             # What stands in brackets is no style of rich's.
-            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            with _reader_may_be_gone():
+                self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
         else:
-            print(line, flush=True)
+            say(line)
 
     def _speed(self, seconds_each: float | None) -> str:
         (then, before), (now, done) = self._recent[0], self._recent[-1]
@@ -133,6 +138,32 @@ class ProgressBar:
             return ""
         elapsed = self._clock() - self._started
         return f"{_duration((self._total - done) * elapsed / (done - self._first))} left"
+
+
+def say(text: str) -> None:
+    """Prints; a reader that is gone, as of a pipe into `head`, is no reason to end a training."""
+    with _reader_may_be_gone():
+        print(text, flush=True)
+
+
+def let_go_of_readers() -> None:
+    """Has output that goes to a terminal or through a pipe go nowhere, as what reads it is gone."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        with contextlib.suppress(OSError):
+            if not stat.S_ISREG(os.fstat(stream).st_mode):
+                os.dup2(nowhere, stream)
+    os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _reader_may_be_gone() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EIO, errno.EPIPE):
+            raise
+        let_go_of_readers()
 
 
 def _has_cursor() -> bool:

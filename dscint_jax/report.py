@@ -56,7 +56,7 @@ code { font-size: .86rem; }
 
 
 def write_report(
-    workdir: Path, *, split: str = "test", data_dir: Path | None = None
+    workdir: Path, *, split: str = "test", data_dir: Path | None = None, out: Path | None = None
 ) -> tuple[Path, Baseline]:
     """Writes the page of one evaluated split.
 
@@ -64,6 +64,8 @@ def write_report(
       workdir: of the training, evaluated.
       split: which evaluation.
       data_dir: another place of the data set than the config names.
+      out: folder of report/, for a work directory that may not be written; an evaluation there
+        comes before the work directory's.
 
     Returns:
       The page, and the linear baseline on it.
@@ -71,11 +73,13 @@ def write_report(
     Raises:
       DscintError: the split was not evaluated, or the run or its data cannot be read.
     """
-    folder = workdir / "eval" / split
+    folder = (out or workdir) / "eval" / split
+    if out and not folder.is_dir():
+        folder = workdir / "eval" / split
     if not (folder / "metrics.json").exists():
         raise DscintError(
             f"{folder} holds no metrics.json; evaluate first: python -m dscint_jax.evaluate "
-            f"--workdir {workdir} --split {split}"
+            f"--workdir {workdir} --split {split}{f' --out {out}' if out else ''}"
         )
     result = read_json(folder / "metrics.json")
     if "leakage" not in result:
@@ -98,7 +102,7 @@ def write_report(
         ranges=Augmentation(**network.config.augmentation),
     )
     page = _page(workdir, result, network, baseline, _read_rows(folder / "predictions.csv"))
-    path = workdir / "report" / "index.html"
+    path = (out or workdir) / "report" / "index.html"
     write_text(path, page)
     return path, baseline
 
@@ -316,9 +320,10 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="directory of the training")
     parser.add_argument("--split", default="test", help="which evaluation (default: test)")
     parser.add_argument("--data_dir", type=Path, help="data set, if not where the config says")
+    parser.add_argument("--out", type=Path, help="folder of report/, if not the work directory")
     arguments = parser.parse_args()
     path, baseline = write_report(
-        arguments.workdir, split=arguments.split, data_dir=arguments.data_dir
+        arguments.workdir, split=arguments.split, data_dir=arguments.data_dir, out=arguments.out
     )
     print(
         f"linear baseline ({baseline.side[0]}x{baseline.side[1]} logistic regression): accuracy "

@@ -32,6 +32,7 @@ from dscint_jax.cluster import (
 )
 from dscint_jax.compilation_cache import CompilationCache
 from dscint_jax.config import check_config
+from dscint_jax.disk import check_writable
 from dscint_jax.durations import resolve_durations
 from dscint_jax.errors import DscintError
 from dscint_jax.evaluate import score_split
@@ -52,16 +53,16 @@ from dscint_jax.input_pipeline import (
     training_feed,
     training_order,
 )
-from dscint_jax.interruption import Interrupted, Interruption
+from dscint_jax.interruption import Interrupted, Interruption, requeue
 from dscint_jax.lock import WorkdirLock
 from dscint_jax.models.import_torch import ImportReport
 from dscint_jax.profiling import Profiler, Window
-from dscint_jax.progress import ProgressBar
+from dscint_jax.progress import ProgressBar, say
 from dscint_jax.replay import failure, write_dump
 from dscint_jax.timing import LateMetrics, StepTimer, memory_in_use
 from dscint_jax.trackers import check_trackers, open_trackers, require_packages
 from dscint_jax.train_step import Evaluation, TrainState
-from dscint_jax.workdir import Ending, check_data, claim, record_attempt
+from dscint_jax.workdir import Ending, check_claim, check_data, claim, record_attempt
 
 LOADING_TIMEOUT_S = 3600.0
 """How long a process waits for the others to read their data."""
@@ -77,16 +78,22 @@ def train(
 ) -> None:
     """Trains until `config.steps`, resuming from the newest checkpoint in `workdir`.
 
-    On SIGTERM or Ctrl-C a checkpoint is saved before the process ends; on a SIGTERM before the
-    first step there is nothing to save, and a process that trains alone ends at once; of several,
-    each goes on to its first step, so that all end together.
+    `config.steps` may be more than before, of a finished run too: the steps that were taken stay
+    as they are, and those to come have the learning rate that the schedule of the new total gives
+    them. With a constant one the result is that of a run of the new total; with the others the
+    rate goes up again where it had come down. `provenance.json` has the total of every attempt.
+
+    On SIGTERM, SIGHUP, SIGUSR1 or Ctrl-C a checkpoint is saved before the process ends; after
+    SIGUSR1 a SLURM job goes into the queue again. On one of the first three before the first step
+    there is nothing to save, and a process that trains alone ends at once; of several, each goes on
+    to its first step, so that all end together.
 
     Args:
       config: as `configs/dscint.py` documents.
       workdir: where checkpoints and metrics go; the same folder in all processes.
       cluster: the processes that train together.
       window: steps to trace for a profile.
-      status_when_stopped: exit status after a SIGTERM.
+      status_when_stopped: exit status after one of these three.
 
     Raises:
       DscintError: a config value, the data set or the work directory does not fit, another
@@ -103,6 +110,8 @@ def train(
     if _is_complete(config, workdir):
         _say(cluster, f"training is complete: {workdir} holds step {config.steps}")
         return
+    if cluster.is_first:
+        check_writable(workdir)
     with (
         CompilationCache() as cache,
         Interruption(status_when_stopped) as interruption,
@@ -169,7 +178,13 @@ def _train(
     # Checkpoints
     begin_to_write()
     if cluster.is_first:
-        claim(workdir, config.to_dict())
+        fewer = claim(workdir, config.to_dict())
+        if fewer:
+            _say(
+                cluster,
+                f"trained on: {config.steps} steps instead of {fewer}; from here on the learning "
+                f"rate is that of {config.steps}",
+            )
         check_data(workdir, training.fingerprint)
     # Reading, tracing and importing may take one machine much longer than another.
     barrier(cluster, "work directory", LOADING_TIMEOUT_S)
@@ -190,6 +205,7 @@ def _train(
             fingerprint=training.fingerprint,
             classes=training.classes,
             start_step=start,
+            steps=config.steps,
             imported=imported,
             spmd=config.spmd,
             compilation_cache=cache.folder is not None,
@@ -357,7 +373,7 @@ def _training_size(config: ConfigDict) -> int:
 def _is_complete(config: ConfigDict, workdir: Path) -> bool:
     if not (workdir / "config.json").exists():
         return False
-    claim(workdir, config.to_dict())
+    check_claim(workdir, config.to_dict())
     if completed_step(workdir) != config.steps:
         return False
     check_data(workdir, fingerprint_of(Path(config.data.dir), config.data.records))
@@ -400,7 +416,7 @@ def _in_words(mesh: Mesh, cluster: Cluster, training: Scintigrams, validation: S
 
 def _say(cluster: Cluster, text: str) -> None:
     if cluster.is_first:
-        print(text, flush=True)
+        say(text)
 
 
 def _check_network(
@@ -448,5 +464,7 @@ def _save_and_stop(
         checkpointer.save(state)
     checkpointer.close()
     _say(cluster, f"stopped by {reason} after step {step}, saved; the same command resumes it")
+    if reason == signal.SIGUSR1.name and cluster.is_first:
+        requeue()
     # A scheduler's SIGTERM was obeyed, which is success; a person's Ctrl-C is told apart.
     sys.exit(130 if reason == signal.SIGINT.name else 0)

@@ -36,7 +36,8 @@ RECORDED_PACKAGES = (
     "numpy",
 )
 
-RECORDED_SETTINGS = ("enable_x64", "default_matmul_precision", "threefry_partitionable")
+X64 = "enable_x64"
+RECORDED_SETTINGS = (X64, "default_matmul_precision", "threefry_partitionable")
 """JAX's settings that change the numbers."""
 
 ERROR_LENGTH = 500
@@ -80,15 +81,19 @@ def read_json(path: Path) -> Any:
         raise DscintError(f"{path} is not valid JSON ({error}); restore or delete it") from error
 
 
-def claim(workdir: Path, config: dict[str, Any]) -> None:
-    """Marks a new work directory with its config, or checks that an old one has the same.
+def check_claim(workdir: Path, config: dict[str, Any]) -> int | None:
+    """Checks that a work directory, if it is not new, belongs to a config; writes nothing.
 
-    The data set may have moved: its fingerprint counts (`check_data`), not its path.
+    The data set may have moved: its fingerprint counts (`check_data`), not its path. A run may be
+    trained on for more steps.
+
+    Returns:
+      The steps of before, if there are more now.
 
     Raises:
       DscintError: the directory belongs to another config.
-      WriteError: it cannot be written.
     """
+    _check_settings(workdir)
     config = json.loads(json.dumps(config))
     path = workdir / "config.json"
     old = _read_config(path) if path.exists() else config
@@ -96,29 +101,58 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
     # The same file may lie elsewhere; a resumed run does not read it.
     if Path(old["init_from"]).name != Path(config["init_from"]).name:
         differences.append(("init_from", old["init_from"], config["init_from"]))
+    more = old["steps"] < config["steps"]
+    if more:
+        differences = [d for d in differences if d[0] != "steps"]
     if differences:
         field, old, new = differences[0]
-        more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+        others = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
         raise DscintError(
-            f"{workdir} holds another config: config.{field} is {old} there and {new} here{more}; "
-            f"use another --workdir, or the same config to resume"
+            f"{workdir} holds another config: config.{field} is {old} there and {new} "
+            f"here{others}; use another --workdir, or the same config to resume"
         )
-    if not path.exists() or old != config:
+    return old["steps"] if more else None
+
+
+def claim(workdir: Path, config: dict[str, Any]) -> int | None:
+    """Marks a work directory with its config, after `check_claim`, whose result it returns.
+
+    Raises:
+      DscintError: the directory belongs to another config.
+      WriteError: it cannot be written.
+    """
+    fewer = check_claim(workdir, config)
+    path = workdir / "config.json"
+    config = json.loads(json.dumps(config))
+    if not path.exists() or _read_config(path) != config:
         write_json(path, config)
+    return fewer
 
 
 def config_of(workdir: Path) -> dict[str, Any]:
     """The config a work directory was trained with.
 
     Raises:
-      DscintError: the directory holds none.
+      DscintError: the directory holds none, or its arrays are of other types than JAX makes here.
     """
     if not (workdir / "config.json").exists():
         raise DscintError(
             f"{workdir} holds no config.json, so no run; train first: python -m dscint_jax.main "
             f"--config ... --workdir {workdir}"
         )
+    _check_settings(workdir)
     return _read_config(workdir / "config.json")
+
+
+def _check_settings(workdir: Path) -> None:
+    """Raises DscintError where the arrays of a run are of other types than this process makes."""
+    for attempt in attempts_of(workdir)[-1:]:
+        there, here = attempt.get("jax_config", {}).get(X64), getattr(jax.config, f"jax_{X64}")
+        if there not in (None, here):
+            raise DscintError(
+                f"{workdir} was trained with JAX_ENABLE_X64={there:d}, and here it is {here:d}; "
+                f"set JAX_ENABLE_X64={there:d}"
+            )
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -152,6 +186,7 @@ def record_attempt(
     fingerprint: str,
     classes: tuple[str, ...],
     start_step: int,
+    steps: int,
     imported: ImportReport | None = None,
     spmd: str = "jit",
     compilation_cache: bool = False,
@@ -166,6 +201,7 @@ def record_attempt(
       fingerprint: of the data set.
       classes: of the data set, in the order of the network's outputs.
       start_step: of the checkpoint that was resumed; 0 for none.
+      steps: that the run is to have in all; an attempt may have more than the one before.
       imported: the weights that it started from instead of random ones.
       spmd: how the step is spread over the devices: 'jit' or 'pmap'.
       compilation_cache: whether programs were loaded from a cache.
@@ -179,6 +215,7 @@ def record_attempt(
             "started": _now(),
             "ended": None,
             "start_step": start_step,
+            "steps": steps,
             "arguments": list(sys.argv[1:] if arguments is None else arguments),
             "init_from": imported and {"file": imported.file, "sha256": imported.sha256},
             "dataset_fingerprint": fingerprint,

@@ -4,6 +4,8 @@ In: a data directory, a split's name and a fold. Out: the TFDS builder, read fro
 and names of its splits.
 """
 
+import difflib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +16,9 @@ from dscint_jax.errors import DscintError
 
 DATASET = "scintigraphy"
 SPLITS = ("train", "validation", "test")
+MEANT = {"val": "validation", "valid": "validation", "dev": "validation", "training": "train"}
+"""What other programs call some of them."""
+
 FEWEST_FOLDS = 3
 NO_FOLD = -1
 """What `fold` is where the data set is divided into train, validation and test."""
@@ -39,6 +44,10 @@ def open_dataset(data_dir: Path, records: str = VIEWS) -> Any:
         key=lambda path: [int(part) for part in re.findall(r"\d+", path.parent.name)],
     )
     if not versions:
+        # A glob passes over what may not be read.
+        for folder in (data_dir, data_dir / DATASET, data_dir / DATASET / records):
+            if folder.is_dir():
+                os.listdir(folder)
         option = "" if records == VIEWS else f" --config {records}"
         raise DscintError(
             f"{data_dir} holds no data set {DATASET}/{records}; build one: python -m "
@@ -83,12 +92,22 @@ def parts_of(split: str, names: Iterable[str], fold: int) -> tuple[str, ...]:
         _check_fold(fold, len(folds))
     known = SPLITS if folds else names
     if split not in known:
-        raise DscintError(f"no split '{split}' in the data set; it has {', '.join(known)}")
+        raise DscintError(
+            f"no split '{split}' in the data set; it has {', '.join(known)}"
+            f"{did_you_mean(split, known)}"
+        )
     if not folds:
         return (split,)
     test, validation = folds[fold], folds[(fold + 1) % len(folds)]
     train = tuple(name for name in folds if name not in (test, validation))
     return {"train": train, "validation": (validation,), "test": (test,)}[split]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question about the split that another name, such as 'val', may stand for; or nothing."""
+    meant = MEANT.get(name.strip().lower(), name.strip().lower())
+    close = difflib.get_close_matches(meant, tuple(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def all_parts(names: Iterable[str]) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from dscint_jax.input_pipeline.dataset import (
     NO_FOLD,
     SPLITS,
     all_parts,
+    did_you_mean,
     open_dataset,
     parts_of,
 )
@@ -247,7 +248,10 @@ def _parts(
             f"splits them anew; set --config.data.fold={NO_FOLD}"
         )
     if split not in SPLITS:
-        raise DscintError(f"{data_dir}: no split '{split}'; copies have {', '.join(SPLITS)}")
+        raise DscintError(
+            f"{data_dir}: no split '{split}'; copies have {', '.join(SPLITS)}"
+            f"{did_you_mean(split, SPLITS)}"
+        )
     return all_parts(names)
 
 

@@ -24,7 +24,7 @@ CLASSES = ("normal", "metastasis")
 
 
 def _record(folder, **options):
-    settings = {"fingerprint": "f" * 64, "classes": CLASSES, "start_step": 0, **options}
+    settings = {"fingerprint": "f" * 64, "classes": CLASSES, "start_step": 0, "steps": 9, **options}
     record_attempt(folder, **settings)
     return attempts_of(folder)[-1]
 
@@ -101,7 +101,7 @@ def test_attempts_of_early_versions_are_read(tmp_path):
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(workdir_module.jax, "process_index", lambda: 1)
-    record_attempt(tmp_path, fingerprint="f" * 64, classes=CLASSES, start_step=0)
+    record_attempt(tmp_path, fingerprint="f" * 64, classes=CLASSES, start_step=0, steps=9)
     record_end(tmp_path, why="completed", step=3)
     assert not list(tmp_path.iterdir())
 
@@ -149,7 +149,7 @@ import os, signal
 from pathlib import Path
 from dscint_jax.workdir import Ending, record_attempt
 workdir = Path({str(tmp_path)!r})
-record_attempt(workdir, fingerprint="f" * 64, classes=("a",), start_step=0)
+record_attempt(workdir, fingerprint="f" * 64, classes=("a",), start_step=0, steps=9)
 with Ending(workdir, 0):
     os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -10,21 +10,26 @@ import dataclasses
 import importlib.resources
 import io
 import json
+import logging
 import math
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from tfds_builder.atomic import write_text, write_whole
 from tfds_builder.command import follow_parent
 from tfds_builder.errors import DataError
 from tfds_builder.phantom.measure import STATISTICS, Measured, measure_patient
 from tfds_builder.phantom.protocol import Protocol
+
+# A cache that cannot be written is worth no warning: matplotlib works all the same.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
+
+import matplotlib as mpl  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 VIEWS = ("anterior", "posterior")
 PERCENTILES = (5.0, 50.0, 95.0)
