@@ -103,6 +103,8 @@ def train(
     check_trackers(config.trackers)
     require_packages(config.trackers if cluster.is_first else ())
     config = resolve_durations(config, examples=_training_size(config))
+    # So that the run can be evaluated from any folder.
+    config.data.dir = str(Path(config.data.dir).absolute())
     preflight(cluster, config_facts(_that_must_agree(config)))
     lock = WorkdirLock(workdir)
     if cluster.is_first:
