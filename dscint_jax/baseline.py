@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 from sklearn.base import TransformerMixin, clone
+from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dscint_jax.augment import Augmentation, apply_copies
 from dscint_jax.config import VIEWS
-from dscint_jax.input_pipeline import COPY, NO_FOLD, Copies, HostBatch, load_split
-from dscint_jax.metrics import five_metrics
+from dscint_jax.input_pipeline import COPY, NO_FOLD, Copies, HostBatch, Scintigrams, load_split
+from dscint_jax.metrics import defined, five_metrics
 from dscint_jax.statistics import bootstrap_intervals, patient_confusions
 
 POOL = 16
@@ -28,20 +29,23 @@ POOL = 16
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
 """Inverse regularisation strengths, of which validation accuracy chooses one."""
 
+ELSEWHERE = "elsewhere"
+"""What a split of another data set is called beside the training's own."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
     """What logistic regression reaches.
 
     Attributes:
-      scores: the five metrics by name.
-      intervals: of the same, 95 %, resampled by patient; (low, high) by name.
+      scores: the five metrics by name; None where one is not defined.
+      intervals: of the same, 95 %, resampled by patient; (low, high) by name, or None.
       strength: scikit-learn's C, the best on the validation images.
       side: height and width of the images it saw, pixels; of a study, of each view.
     """
 
-    scores: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
+    scores: dict[str, float | None]
+    intervals: dict[str, tuple[float, float] | None]
     strength: float
     side: tuple[int, int]
 
@@ -54,6 +58,7 @@ def linear_baseline(
     records: str = VIEWS,
     copies: Copies | None = None,
     ranges: Augmentation = Augmentation(),  # noqa: B008 - it is frozen
+    elsewhere: Callable[[], Scintigrams] | None = None,
 ) -> Baseline:
     """Fits on the training images, chooses its strength by validation, scores one split.
 
@@ -62,12 +67,15 @@ def linear_baseline(
       split: the one to score.
       fold, records, copies: as for `load_split`.
       ranges: of the poses of copies, which are moved at the size of the tiny images.
+      elsewhere: opens the split to score, summed over blocks of POOL, where it is another data
+        set's; its labels are numbered as those of `data_dir`.
 
     Raises:
       DscintError: there is no data set, or `fold` does not fit it.
     """
     batches, images = {}, None
-    for name in ("train", *sorted({"validation", split} - {"train"})):
+    fitted_on = ("train", "validation")
+    for name in fitted_on if elsewhere else dict.fromkeys((*fitted_on, split)):
         images = load_split(
             data_dir,
             name,
@@ -79,6 +87,9 @@ def linear_baseline(
             beside=images,
         )
         batches[name] = images.read(np.arange(len(images)))
+    if elsewhere:
+        split, scored = ELSEWHERE, elsewhere()
+        batches[split] = scored.read(np.arange(len(scored)))
     move = lambda pixels, copy: apply_copies(pixels, copy, ranges, seed=copies.seed)  # noqa: E731
     return baseline_of(batches, split, len(images.classes), move_copies=move)
 
@@ -126,12 +137,15 @@ def fit_logistic(
       strengths: values of scikit-learn's C to try.
 
     Returns:
-      The fit of the highest validation accuracy, the first of equals, and its strength.
+      The fit of the highest validation accuracy, the first of equals, and its strength. Of training
+      images of one class, it says that class.
     """
+    single = len(np.unique(labels["train"])) == 1
     fits = [
-        make_pipeline(clone(preprocess), LogisticRegression(C=strength, max_iter=1000)).fit(
-            features["train"], labels["train"]
-        )
+        make_pipeline(
+            clone(preprocess),
+            DummyClassifier() if single else LogisticRegression(C=strength, max_iter=1000),
+        ).fit(features["train"], labels["train"])
         for strength in strengths
     ]
     accuracies = [fit.score(features["validation"], labels["validation"]) for fit in fits]
@@ -144,11 +158,11 @@ def score_by_patient(
     predicted: Int[np.ndarray, " image"],
     patients: Sequence[str],
     num_classes: int,
-) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+) -> tuple[dict[str, float | None], dict[str, tuple[float, float] | None]]:
     """The five metrics by name, and their 95 % intervals, resampled by patient."""
     confusions = patient_confusions(labels, predicted, patients, num_classes)
     values = five_metrics(confusions.sum(0))
-    return {name: float(v) for name, v in values.items()}, bootstrap_intervals(confusions)
+    return {name: defined(v) for name, v in values.items()}, bootstrap_intervals(confusions)
 
 
 def _features(

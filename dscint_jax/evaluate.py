@@ -2,15 +2,16 @@
 
     python -m dscint_jax.evaluate --workdir runs/quickstart/dscint --split test
 
-In: a work directory that training filled, and its data set. Out: eval/SPLIT/metrics.json and
-eval/SPLIT/predictions.csv in the work directory, and a table.
+In: a work directory that training filled, and its data set, or another one (`--data_dir`). Out:
+metrics.json and predictions.csv in the work directory's eval/SPLIT/, of another data set in
+eval/NAME/SPLIT/, and a table.
 """
 
 import csv
 import dataclasses
 import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,23 @@ from rich.table import Table
 
 from dscint_jax import metrics, statistics
 from dscint_jax.atomic import write_text
-from dscint_jax.errors import CommandParser, run_command
+from dscint_jax.errors import CommandParser, DscintError, run_command
 from dscint_jax.input_pipeline import (
     IDENTITY_FIELDS,
     NOUNS,
+    SPLITS,
     HostBatch,
     Leakage,
     Scintigrams,
     evaluation_batches,
+    fingerprint_of,
     leakage_in_words,
 )
 from dscint_jax.train_step import Evaluation
-from dscint_jax.trained import load_trained
-from dscint_jax.workdir import write_json
+from dscint_jax.trained import is_trained_on, load_trained, records_of
+from dscint_jax.workdir import read_json, write_json
+
+METRICS_FILE = "metrics.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +97,8 @@ def score_split(
 ) -> dict[str, float]:
     """The mean cross-entropy ('loss', nats) and the five metrics of a split; no image is kept.
 
+    A metric that is not defined (the specificity of images of one class) is left out.
+
     Args:
       eval_batch: evaluates this process's rows of a batch, together with the other processes.
       images: the split.
@@ -104,7 +111,8 @@ def score_split(
         confusion = confusion.merge(result.confusion)
         loss += float(result.loss)
     scores = metrics.five_metrics(np.asarray(confusion.compute()))
-    return {"loss": loss / len(images), **{name: float(v) for name, v in scores.items()}}
+    known = {name: float(value) for name, value in scores.items() if not np.isnan(value)}
+    return {"loss": loss / len(images), **known}
 
 
 def evaluate(
@@ -113,6 +121,7 @@ def evaluate(
     split: str,
     checkpoint: str,
     data_dir: Path | None = None,
+    name: str | None = None,
     out: Path | None = None,
     told: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
@@ -121,12 +130,14 @@ def evaluate(
     Arguments and errors are those of `load_trained`, and:
 
     Args:
+      name: of another data set than the one trained on; None: that of its folder.
       out: folder of eval/SPLIT, for a work directory that may not be written; None: that one.
       told: gets the result before it is written, which may fail.
 
     Returns:
       What metrics.json holds.
     """
+    folder = result_folder(workdir, split, data_dir=data_dir, name=name, out=out)
     network = load_trained(workdir, split=split, checkpoint=checkpoint, data_dir=data_dir)
     if network.last_step < network.config.steps:
         print(
@@ -139,34 +150,80 @@ def evaluate(
     predictions = predict_split(network.evaluate, network.images, batch_size=network.batch_size)
     result = {
         **metrics.summary(predictions.confusion, classes),
-        "intervals": _intervals(predictions, len(classes)),
+        "intervals": _intervals(predictions, classes),
         "loss": predictions.loss,
         "records": network.images.records,
         "dataset_fingerprint": network.images.fingerprint,
         "protocol": network.config.protocol,
         "leakage": leakage and dataclasses.asdict(leakage),
+        "data_set": None if network.trained_on else folder.parent.name,
         "split": split,
         "step": network.step,
     }
     told(result)
-    _write((out or workdir) / "eval" / split, result, predictions, classes)
+    _write(folder, result, predictions, classes)
     return result
+
+
+def result_folder(
+    workdir: Path,
+    split: str,
+    *,
+    data_dir: Path | None = None,
+    name: str | None = None,
+    out: Path | None = None,
+) -> Path:
+    """Where the results of one split lie: eval/SPLIT, of another data set eval/NAME/SPLIT.
+
+    Args:
+      workdir: of the training.
+      split: its name.
+      data_dir: a data set; None: the one trained on.
+      name: of another data set than the one trained on; None: that of its folder.
+      out: folder of eval/; None: `workdir`.
+
+    Raises:
+      DscintError: `name` is no folder's or is a split's, or another data set has results under it.
+    """
+    if data_dir is None or is_trained_on(workdir, data_dir):
+        if name is not None:
+            raise DscintError(
+                f"--name {name}: {data_dir or 'the data set'} is the one trained on, whose results "
+                f"lie in eval/{split}; leave --name out"
+            )
+        return (out or workdir) / "eval" / split
+    name = data_dir.absolute().name if name is None else name
+    if name in ("", ".", "..", *SPLITS) or set(name) & set("/\\\0"):
+        raise DscintError(
+            f"results on {data_dir} would lie in eval/{name}/{split}; give the data set a name of "
+            f"its own by --name, such as --name hospital_b"
+        )
+    folder = (out or workdir) / "eval" / name / split
+    if (folder / METRICS_FILE).exists():
+        found = read_json(folder / METRICS_FILE).get("dataset_fingerprint")
+        if found != fingerprint_of(data_dir, records_of(workdir)):
+            raise DscintError(
+                f"{folder} holds results on another data set than {data_dir}; give this one "
+                f"another name by --name, or delete that folder"
+            )
+    return folder
 
 
 def print_table(result: dict[str, Any]) -> None:
     """Prints the five metrics with their intervals, and each class."""
     console = Console(width=max(shutil.get_terminal_size().columns, 80), highlight=False)
     noun = NOUNS[result["records"]]
-    table = Table(title=f"{result['split']}, step {result['step']}, {result['support']} {noun}")
-    for column in ("metric", "value", "95 % interval", "published Dscint"):
+    split = " ".join(filter(None, (result["data_set"], result["split"])))
+    table = Table(title=f"{split}, step {result['step']}, {result['support']} {noun}")
+    published = set(result["classes"]) == metrics.PUBLISHED_CLASSES
+    for column in ("metric", "value", "95 % interval", *["published Dscint"] * published):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for name in metrics.METRIC_NAMES:
-        low, high = result["intervals"]["values"][name]
         table.add_row(
             name,
-            f"{result[name]:.4f}",
-            f"{low:.3f} to {high:.3f}",
-            f"{metrics.PUBLISHED_DSCINT[name]:.4f}",
+            metrics.in_words(result[name]),
+            metrics.interval_in_words(result["intervals"]["values"][name]),
+            *[f"{metrics.PUBLISHED_DSCINT[name]:.4f}"] * published,
         )
     console.print(table)
     table = Table()
@@ -175,16 +232,31 @@ def print_table(result: dict[str, Any]) -> None:
         table.add_column(column, justify="left" if column == "class" else "right")
     for label in result["classes"]:
         values = result["per_class"][label]
-        cells = (f"{values[c]:.4f}" if c != "support" else str(values[c]) for c in columns)
+        cells = (metrics.in_words(values[c]) if c != "support" else str(values[c]) for c in columns)
         table.add_row(label, *cells)
     console.print(table)
-    for field, meaning in (
-        ("never_predicted", "never predicted"),
-        ("absent", f"none of the {noun}"),
-    ):
-        if result[field]:
-            print(f"counted as 0: {', '.join(result[field])} ({meaning})")
+    for note in notes(result):
+        print(note)
     print(leakage_line(result))
+
+
+def notes(result: dict[str, Any]) -> list[str]:
+    """What the reader of the five metrics has to know of their means and intervals."""
+    noun, found = NOUNS[result["records"]], []
+    if result["absent"]:
+        found.append(
+            f"Not in the means: {', '.join(result['absent'])}, which none of the {noun} has."
+        )
+    if result["never_predicted"]:
+        found.append(
+            f"Precision counted as 0: {', '.join(result['never_predicted'])}, never predicted."
+        )
+    if result["intervals"]["classes_of_one_patient"]:
+        found.append(
+            f"No intervals: of {', '.join(result['intervals']['classes_of_one_patient'])} there is "
+            f"one patient."
+        )
+    return found
 
 
 def leakage_line(result: dict[str, Any]) -> str:
@@ -198,16 +270,18 @@ def leakage_line(result: dict[str, Any]) -> str:
     )
 
 
-def _intervals(predictions: Predictions, num_classes: int) -> dict[str, Any]:
+def _intervals(predictions: Predictions, classes: Sequence[str]) -> dict[str, Any]:
     confusions = statistics.patient_confusions(
-        predictions.labels, predictions.predicted, predictions.identity["patient_key"], num_classes
+        predictions.labels, predictions.predicted, predictions.identity["patient_key"], len(classes)
     )
+    alone = statistics.classes_of_one_patient(confusions)
     return {
-        "method": "percentile bootstrap over patients, 2000 resamples",
+        "method": "percentile bootstrap over the patients of each class, 2000 resamples",
         "level": 0.95,
         "patients": len(confusions),
+        "classes_of_one_patient": [classes[number] for number in alone],
         "values": {
-            name: list(bounds)
+            name: bounds and list(bounds)
             for name, bounds in statistics.bootstrap_intervals(confusions).items()
         },
     }
@@ -230,7 +304,7 @@ def _write(
         cells = (f"{p:.6f}" for p in probabilities)
         writer.writerow([*identity, classes[label], classes[predicted], *cells])
     write_text(folder / "predictions.csv", text.getvalue())
-    write_json(folder / "metrics.json", result)
+    write_json(folder / METRICS_FILE, result)
 
 
 def main() -> None:
@@ -244,7 +318,10 @@ def main() -> None:
     parser.add_argument(
         "--checkpoint", default="best", help="best (by validation F-1), last, or a step"
     )
-    parser.add_argument("--data_dir", type=Path, help="data set, if not where the config says")
+    parser.add_argument("--data_dir", type=Path, help="data set, if not the one the config names")
+    parser.add_argument(
+        "--name", help="of another data set than the one trained on (default: its folder's)"
+    )
     parser.add_argument("--out", type=Path, help="folder of the results, if not the work directory")
     arguments = parser.parse_args()
     evaluate(
@@ -252,6 +329,7 @@ def main() -> None:
         split=arguments.split,
         checkpoint=arguments.checkpoint,
         data_dir=arguments.data_dir,
+        name=arguments.name,
         out=arguments.out,
         told=print_table,
     )

@@ -11,14 +11,11 @@ import importlib.metadata
 import json
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from dscint_jax.errors import CommandParser, DscintError, run_command
-from dscint_jax.input_pipeline import open_dataset
 from dscint_jax.models.export_torch import torch_state_dict, write_safetensors
 from dscint_jax.models.import_torch import SAFETENSORS
 from dscint_jax.trained import TrainedWeights, load_weights
-from dscint_jax.workdir import attempts_of, check_data, config_of
+from dscint_jax.workdir import attempts_of, classes_of, config_of
 
 
 def export(workdir: Path, out: Path, *, checkpoint: str, overwrite: bool = False) -> str:
@@ -37,7 +34,9 @@ def export(workdir: Path, out: Path, *, checkpoint: str, overwrite: bool = False
       DscintError: no run, no such checkpoint, or a file that cannot be written.
     """
     _check_out(out, overwrite)
-    classes, fingerprint = _trained_on(workdir)
+    config_of(workdir)
+    classes = classes_of(workdir)
+    fingerprint = attempts_of(workdir)[-1]["dataset_fingerprint"]
     trained = load_weights(workdir, checkpoint=checkpoint, num_classes=len(classes))
     tensors = torch_state_dict(trained.params, trained.statistics)
     write_safetensors(out, tensors, _metadata(trained, classes, fingerprint))
@@ -57,23 +56,9 @@ def _check_out(out: Path, overwrite: bool) -> None:
         raise DscintError(f"--out {out} exists; choose another name, or replace it by --overwrite")
 
 
-def _trained_on(workdir: Path) -> tuple[list[str], str]:
-    """Names of the classes, in the order of the outputs, and the data set's fingerprint."""
-    config = ConfigDict(config_of(workdir))
-    attempts = attempts_of(workdir)
-    if not attempts:
-        raise DscintError(f"{workdir / 'provenance.json'} is missing or empty; restore it")
-    attempt = attempts[-1]
-    fingerprint = attempt["dataset_fingerprint"]
-    if "classes" in attempt:
-        return attempt["classes"], fingerprint
-    # Earlier versions did not record them.
-    info = open_dataset(Path(config.data.dir), config.data.records).info
-    check_data(workdir, info.metadata["fingerprint"])
-    return list(info.features["label"].names), fingerprint
-
-
-def _metadata(trained: TrainedWeights, classes: list[str], fingerprint: str) -> dict[str, str]:
+def _metadata(
+    trained: TrainedWeights, classes: tuple[str, ...], fingerprint: str
+) -> dict[str, str]:
     config = trained.config
     return {
         # Loaders of other libraries ask for it.

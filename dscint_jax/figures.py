@@ -52,7 +52,8 @@ def confusion_figure(
 ) -> Figure:
     """Counts and row percentages; darker is more of the true class."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.6, 3.9), layout="constrained")
+        size = 0.7 + 0.8 * max(len(classes), 4)
+        figure = Figure(figsize=(size + 0.7, size), layout="constrained")
         axes = figure.subplots()
         share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
         axes.imshow(share, cmap="Blues", vmin=0, vmax=1)

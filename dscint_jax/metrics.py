@@ -1,11 +1,13 @@
 """The confusion matrix as a mergeable metric, and the five published metrics computed from it.
 
-Accuracy is the overall one; precision, recall, specificity and F-1 are means over the classes of
-their one-vs-rest values. Dscint's published figures fit this reading and no other usual one
-(1 - (1 - 0.9801) / 3 = 0.9934, and their specificity is 0.9933).
+Accuracy is the overall one; precision, recall, specificity and F-1 are means of one-vs-rest values
+over the classes that are present: those that at least one image truly has. Dscint's published
+figures fit this reading and no other usual one (1 - (1 - 0.9801) / 3 = 0.9934, and their
+specificity is 0.9933).
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +28,12 @@ PUBLISHED_DSCINT = {
     "f1": 0.9792,
 }
 """Lin et al., Med Phys 2021: Dscint on the test data of their augmented dataset."""
+
+PUBLISHED_CLASSES = frozenset({"normal", "metastasis", "arthritis", "thyroid_carcinoma"})
+"""The classes of the same."""
+
+NOT_DEFINED = "not defined"
+"""What is printed where a metric has no value."""
 
 
 @flax.struct.dataclass
@@ -65,7 +73,11 @@ class ConfusionMatrix(clu_metrics.Metric):
 
 @dataclasses.dataclass(frozen=True)
 class OneVsRest:
-    """Each class against all others; arrays of shape (..., classes), 0 where 0 / 0."""
+    """Each class against all others; arrays of shape (..., classes).
+
+    A class that no image has is not defined: NaN. So is the specificity of a class that all images
+    have. The precision of a class that images have and that was never predicted is 0.
+    """
 
     precision: np.ndarray
     recall: np.ndarray
@@ -80,11 +92,12 @@ def one_vs_rest(confusion: Int[np.ndarray, "... true predicted"]) -> OneVsRest:
     hit = np.diagonal(confusion, axis1=-2, axis2=-1)
     support, predicted = confusion.sum(-1), confusion.sum(-2)
     negatives = confusion.sum((-2, -1))[..., None] - support
+    present = support > 0
     return OneVsRest(
-        precision=_ratio(hit, predicted),
+        precision=np.where(present, _ratio(hit, np.maximum(predicted, 1)), np.nan),
         recall=_ratio(hit, support),
-        specificity=_ratio(negatives - (predicted - hit), negatives),
-        f1=_ratio(2 * hit, support + predicted),
+        specificity=np.where(present, _ratio(negatives - (predicted - hit), negatives), np.nan),
+        f1=np.where(present, _ratio(2 * hit, support + predicted), np.nan),
         support=support.astype(np.int64),
     )
 
@@ -92,43 +105,62 @@ def one_vs_rest(confusion: Int[np.ndarray, "... true predicted"]) -> OneVsRest:
 def five_metrics(confusion: Int[np.ndarray, "... true predicted"]) -> dict[str, np.ndarray]:
     """Accuracy and the class means of precision, recall, specificity and F-1.
 
-    A ratio of 0 / 0 (the precision of a class never predicted, the recall of a class that no image
-    has) counts as 0 in the mean: scikit-learn's `zero_division=0` over all classes.
+    The means run over the classes that images of the same matrix have: scikit-learn's
+    `average='macro', zero_division=0` with these as `labels`. An image that is predicted as a class
+    that none has is missed by its own class, and counts nowhere else.
 
     Args:
       confusion: one matrix, or many along leading axes; rows true, columns predicted.
 
     Returns:
-      By METRIC_NAMES, float64 of the leading axes' shape.
+      By METRIC_NAMES, float64 of the leading axes' shape; NaN where a metric is not defined: all of
+      no image, the specificity of images of one class.
     """
     confusion = np.asarray(confusion, np.float64)
     classes = one_vs_rest(confusion)
     hits = np.trace(confusion, axis1=-2, axis2=-1)
     return {
         "accuracy": _ratio(hits, confusion.sum((-2, -1))),
-        "precision": classes.precision.mean(-1),
-        "recall": classes.recall.mean(-1),
-        "specificity": classes.specificity.mean(-1),
-        "f1": classes.f1.mean(-1),
+        "precision": _mean(classes.precision),
+        "recall": _mean(classes.recall),
+        "specificity": _mean(classes.specificity),
+        "f1": _mean(classes.f1),
     }
+
+
+def defined(value: float) -> float | None:
+    """A number as JSON can hold it: None where it is not defined."""
+    return None if math.isnan(value) else float(value)
+
+
+def in_words(value: float | None, digits: int = 4) -> str:
+    """A metric as tables print it."""
+    return NOT_DEFINED if value is None else f"{value:.{digits}f}"
+
+
+def interval_in_words(bounds: Sequence[float] | None) -> str:
+    """An interval as tables print it."""
+    return NOT_DEFINED if bounds is None else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
 
 
 def summary(confusion: Int[np.ndarray, "true predicted"], classes: Sequence[str]) -> dict[str, Any]:
     """The metrics of one evaluation as metrics.json holds them (plain Python values).
 
-    Classes that were never predicted, or that no image has, are named: their 0 / 0 counts as 0.
+    What is not defined is None. Named are the classes that no image has, which no mean counts, and
+    those that images have and that were never predicted, whose precision counts as 0.
     """
     confusion = np.asarray(confusion)
     per_class = one_vs_rest(confusion)
-    values = {name: float(value) for name, value in five_metrics(confusion).items()}
+    values = {name: defined(value) for name, value in five_metrics(confusion).items()}
+    absent = [c for i, c in enumerate(classes) if confusion[i].sum() == 0]
     return {
         **values,
         "per_class": {
             label: {
-                "precision": float(per_class.precision[i]),
-                "recall": float(per_class.recall[i]),
-                "specificity": float(per_class.specificity[i]),
-                "f1": float(per_class.f1[i]),
+                "precision": defined(per_class.precision[i]),
+                "recall": defined(per_class.recall[i]),
+                "specificity": defined(per_class.specificity[i]),
+                "f1": defined(per_class.f1[i]),
                 "support": int(per_class.support[i]),
             }
             for i, label in enumerate(classes)
@@ -136,11 +168,20 @@ def summary(confusion: Int[np.ndarray, "true predicted"], classes: Sequence[str]
         "confusion_matrix": confusion.astype(int).tolist(),
         "classes": list(classes),
         "support": int(confusion.sum()),
-        "never_predicted": [c for i, c in enumerate(classes) if confusion[:, i].sum() == 0],
-        "absent": [c for i, c in enumerate(classes) if confusion[i].sum() == 0],
+        "never_predicted": [
+            c for i, c in enumerate(classes) if confusion[:, i].sum() == 0 and c not in absent
+        ],
+        "absent": absent,
     }
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     numerator, denominator = np.broadcast_arrays(numerator, denominator)
-    return np.divide(numerator, denominator, out=np.zeros(numerator.shape), where=denominator > 0)
+    undefined = np.full(numerator.shape, np.nan)
+    return np.divide(numerator, denominator, out=undefined, where=denominator > 0)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """The mean over the last axis of what is defined; NaN where nothing is."""
+    there = ~np.isnan(values)
+    return _ratio(np.where(there, values, 0).sum(-1), there.sum(-1))

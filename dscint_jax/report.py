@@ -2,30 +2,40 @@
 
     python -m dscint_jax.report --workdir runs/quickstart/dscint
 
-In: a work directory after `dscint_jax.evaluate`. Out: report/index.html in it.
+In: a work directory after `dscint_jax.evaluate`. Out: report/index.html in it, of another data set
+than the one trained on report/NAME/index.html.
 """
 
 import csv
+import functools
 import html
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from dscint_jax import figures
 from dscint_jax.atomic import write_text
 from dscint_jax.augment import Augmentation
-from dscint_jax.baseline import Baseline, linear_baseline
+from dscint_jax.baseline import POOL, Baseline, linear_baseline
 from dscint_jax.config import STUDIES
 from dscint_jax.errors import CommandParser, DscintError, run_command
-from dscint_jax.evaluate import leakage_line
+from dscint_jax.evaluate import METRICS_FILE, leakage_line, notes, result_folder
 from dscint_jax.explain import Explained, explain
-from dscint_jax.input_pipeline import copies_of
-from dscint_jax.metrics import METRIC_NAMES, PUBLISHED_DSCINT
+from dscint_jax.input_pipeline import Scintigrams, copies_of, load_split
+from dscint_jax.metrics import (
+    METRIC_NAMES,
+    PUBLISHED_CLASSES,
+    PUBLISHED_DSCINT,
+    in_words,
+    interval_in_words,
+)
 from dscint_jax.trackers import read_metrics
-from dscint_jax.trained import TrainedNetwork, load_trained
-from dscint_jax.workdir import read_json
+from dscint_jax.trained import TrainedNetwork, is_trained_on, load_trained
+from dscint_jax.workdir import config_of, read_json
 
 TITLES = {
     "accuracy": "Accuracy",
@@ -56,55 +66,95 @@ code { font-size: .86rem; }
 
 
 def write_report(
-    workdir: Path, *, split: str = "test", data_dir: Path | None = None, out: Path | None = None
-) -> tuple[Path, Baseline]:
+    workdir: Path,
+    *,
+    split: str = "test",
+    data_dir: Path | None = None,
+    name: str | None = None,
+    out: Path | None = None,
+) -> tuple[Path, Baseline | None]:
     """Writes the page of one evaluated split.
 
     Args:
       workdir: of the training, evaluated.
       split: which evaluation.
-      data_dir: another place of the data set than the config names.
+      data_dir: another place of the data set than the config names, or another data set.
+      name: of another data set than the one trained on; None: that of its folder.
       out: folder of report/, for a work directory that may not be written; an evaluation there
         comes before the work directory's.
 
     Returns:
-      The page, and the linear baseline on it.
+      The page, and the linear baseline on it; None of another data set where the one trained on is
+      not at hand, because it is fitted on that.
 
     Raises:
       DscintError: the split was not evaluated, or the run or its data cannot be read.
     """
-    folder = (out or workdir) / "eval" / split
+    place = functools.partial(result_folder, workdir, split, data_dir=data_dir, name=name)
+    folder = place(out=out)
     if out and not folder.is_dir():
-        folder = workdir / "eval" / split
-    if not (folder / "metrics.json").exists():
-        raise DscintError(
-            f"{folder} holds no metrics.json; evaluate first: python -m dscint_jax.evaluate "
-            f"--workdir {workdir} --split {split}{f' --out {out}' if out else ''}"
+        folder = place()
+    if not (folder / METRICS_FILE).exists():
+        options = "".join(
+            f" --{option} {value}"
+            for option, value in (("data_dir", data_dir), ("name", name), ("out", out))
+            if value is not None
         )
-    result = read_json(folder / "metrics.json")
-    if "leakage" not in result:
         raise DscintError(
-            f"{folder / 'metrics.json'} was written by an earlier version, which did not look for "
-            f"patients in training; evaluate again"
+            f"{folder} holds no {METRICS_FILE}; evaluate first: python -m dscint_jax.evaluate "
+            f"--workdir {workdir} --split {split}{options}"
         )
+    result = read_json(folder / METRICS_FILE)
     network = load_trained(workdir, split=split, checkpoint=str(result["step"]), data_dir=data_dir)
     if network.images.fingerprint != result["dataset_fingerprint"]:
         raise DscintError(
-            f"{folder / 'metrics.json'} was measured on another data set; evaluate again"
+            f"{folder / METRICS_FILE} was measured on another data set; evaluate again"
         )
-    data = network.config.data
-    baseline = linear_baseline(
-        Path(data.dir),
-        split,
-        fold=data.fold,
-        records=data.records,
-        copies=copies_of(network.config),
-        ranges=Augmentation(**network.config.augmentation),
-    )
-    page = _page(workdir, result, network, baseline, _read_rows(folder / "predictions.csv"))
-    path = (out or workdir) / "report" / "index.html"
+    own = None
+    if not network.trained_on and (workdir / "eval" / split / METRICS_FILE).exists():
+        own = read_json(workdir / "eval" / split / METRICS_FILE)
+    baseline = _baseline(workdir, network)
+    rows = _read_rows(folder / "predictions.csv")
+    page = _page(workdir, result, own, network, baseline, rows)
+    path = (out or workdir) / "report" / (result["data_set"] or "") / "index.html"
     write_text(path, page)
     return path, baseline
+
+
+def _baseline(workdir: Path, network: TrainedNetwork) -> Baseline | None:
+    """Fitted on what the network was trained on; None where that is not at hand."""
+    if network.trained_on:
+        config, elsewhere = network.config, None
+    else:
+        config = ConfigDict(config_of(workdir))
+        data = network.config.data
+        place, fold, classes = Path(data.dir), data.fold, network.images.classes
+        try:
+            if not is_trained_on(workdir, Path(config.data.dir)):
+                return None
+        except DscintError:
+            return None
+
+        def elsewhere() -> Scintigrams:
+            images = load_split(
+                place,
+                network.images.split,
+                pool=POOL,
+                cache_gib=math.inf,
+                fold=fold,
+                records=data.records,
+            )
+            return images.as_classes_of(classes)
+
+    return linear_baseline(
+        Path(config.data.dir),
+        network.images.split,
+        fold=config.data.fold,
+        records=config.data.records,
+        copies=copies_of(config),
+        ranges=Augmentation(**config.augmentation),
+        elsewhere=elsewhere,
+    )
 
 
 def choose_examples(rows: Sequence[dict[str, str]], classes: Sequence[str]) -> list[int]:
@@ -130,8 +180,9 @@ def choose_examples(rows: Sequence[dict[str, str]], classes: Sequence[str]) -> l
 def _page(
     workdir: Path,
     result: dict[str, Any],
+    own: dict[str, Any] | None,
     network: TrainedNetwork,
-    baseline: Baseline,
+    baseline: Baseline | None,
     rows: Sequence[dict[str, str]],
 ) -> str:
     classes = result["classes"]
@@ -149,13 +200,12 @@ def _page(
 <p>{html.escape(leakage_line(result), quote=False)}</p>
 
 <h2>The five metrics</h2>
-{_metrics_table(result, baseline)}
-<p class="note">Accuracy is overall; the others are means over the classes of one-vs-rest values.
-Intervals: {html.escape(result["intervals"]["method"])}. Linear baseline: multinomial logistic
-regression on the same {noun} summed to {baseline.side[0]}x{baseline.side[1]} pixels. The published
-figures (Lin et al., Med Phys 2021;48:5782) were measured on a private clinical data set that was
-augmented before it was split; they stand here for orientation, not as a comparison.
-{_zero_note(result, noun)}</p>
+{_metrics_table(result, own, baseline)}
+<p class="note">Accuracy is overall; the others are means of one-vs-rest values over the classes
+that the {noun} have. Intervals: {html.escape(result["intervals"]["method"])}.
+{_baseline_note(noun, result, baseline)}
+{_published_note(result)}
+{html.escape(" ".join(notes(result)), quote=False)}</p>
 
 <h2>By class</h2>
 <div class="columns"><figure>{figures.as_svg(confusion)}
@@ -185,9 +235,10 @@ def _lead(result: dict[str, Any], network: TrainedNetwork) -> str:
     noun = network.images.noun
     noun = f"copies of {noun}" if network.images.copies else noun
     each = "views" if network.images.records == STUDIES else noun
+    data_set = f" of {html.escape(result['data_set'])}" if result["data_set"] else ""
     return (
         f"{result['support']} {noun} of {patients} patients, the {html.escape(result['split'])} "
-        f"split; {each} of {height}x{width} pixels; {network.parameters:,} parameters; "
+        f"split{data_set}; {each} of {height}x{width} pixels; {network.parameters:,} parameters; "
         f"checkpoint of step {result['step']}."
     )
 
@@ -215,45 +266,54 @@ def _attention_caption(examples: Sequence[Explained]) -> str:
     )
 
 
-def _metrics_table(result: dict[str, Any], baseline: Baseline) -> str:
-    rows = []
-    for name in METRIC_NAMES:
-        low, high = result["intervals"]["values"][name]
-        rows.append(
-            (
-                TITLES[name],
-                f"{result[name]:.4f}",
-                f"{low:.3f} to {high:.3f}",
-                f"{baseline.scores[name]:.3f}",
-                f"{PUBLISHED_DSCINT[name]:.4f}",
-            )
-        )
-    head = ("", "this run", "95 % interval", "linear baseline", "published Dscint")
-    return _table(head, rows, strong=1)
+def _metrics_table(
+    result: dict[str, Any], own: dict[str, Any] | None, baseline: Baseline | None
+) -> str:
+    """The five metrics; `own` are those of the data set trained on, beside another one's."""
+    columns = {"": [TITLES[name] for name in METRIC_NAMES]}
+    for title, source in ((result["data_set"] or "this run", result), ("data set trained on", own)):
+        if source:
+            interval = "95 % interval" + (" there" if source is own else "")
+            bounds = source["intervals"]["values"]
+            columns[html.escape(title)] = [in_words(source[name]) for name in METRIC_NAMES]
+            columns[interval] = [interval_in_words(bounds[name]) for name in METRIC_NAMES]
+    if baseline:
+        columns["linear baseline"] = [in_words(baseline.scores[n], 3) for n in METRIC_NAMES]
+    if set(result["classes"]) == PUBLISHED_CLASSES:
+        columns["published Dscint"] = [f"{PUBLISHED_DSCINT[name]:.4f}" for name in METRIC_NAMES]
+    return _table(tuple(columns), list(zip(*columns.values(), strict=True)), strong=1)
+
+
+def _baseline_note(noun: str, result: dict[str, Any], baseline: Baseline | None) -> str:
+    if baseline is None:
+        return "No linear baseline: the data set trained on is not where the config says."
+    fitted = ", fitted on the data set trained on" if result["data_set"] else ""
+    return (
+        f"Linear baseline: multinomial logistic regression on the same {noun} summed to "
+        f"{baseline.side[0]}x{baseline.side[1]} pixels{fitted}."
+    )
+
+
+def _published_note(result: dict[str, Any]) -> str:
+    if set(result["classes"]) != PUBLISHED_CLASSES:
+        return ""
+    return (
+        "The published figures (Lin et al., Med Phys 2021;48:5782) were measured on a private "
+        "clinical data set that was augmented before it was split; they stand here for "
+        "orientation, not as a comparison."
+    )
 
 
 def _class_table(result: dict[str, Any], noun: str) -> str:
     rows = [
         (
             html.escape(label.replace("_", " ")),
-            *(f"{values[name]:.3f}" for name in ("precision", "recall", "specificity", "f1")),
+            *(in_words(values[name], 3) for name in ("precision", "recall", "specificity", "f1")),
             str(values["support"]),
         )
         for label, values in ((c, result["per_class"][c]) for c in result["classes"])
     ]
     return _table(("class", "precision", "recall", "specificity", "F-1", noun), rows)
-
-
-def _zero_note(result: dict[str, Any], noun: str) -> str:
-    notes = [
-        f"Counted as 0: {html.escape(', '.join(result[field]))} ({meaning})."
-        for field, meaning in (
-            ("never_predicted", "never predicted"),
-            ("absent", f"none of the {noun}"),
-        )
-        if result[field]
-    ]
-    return " ".join(notes)
 
 
 def _initial_weights(attempts: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -320,16 +380,25 @@ def main() -> None:
     )
     parser.add_argument("--workdir", type=Path, required=True, help="directory of the training")
     parser.add_argument("--split", default="test", help="which evaluation (default: test)")
-    parser.add_argument("--data_dir", type=Path, help="data set, if not where the config says")
+    parser.add_argument("--data_dir", type=Path, help="data set, if not the one the config names")
+    parser.add_argument(
+        "--name", help="of another data set than the one trained on (default: its folder's)"
+    )
     parser.add_argument("--out", type=Path, help="folder of report/, if not the work directory")
     arguments = parser.parse_args()
     path, baseline = write_report(
-        arguments.workdir, split=arguments.split, data_dir=arguments.data_dir, out=arguments.out
+        arguments.workdir,
+        split=arguments.split,
+        data_dir=arguments.data_dir,
+        name=arguments.name,
+        out=arguments.out,
     )
-    print(
-        f"linear baseline ({baseline.side[0]}x{baseline.side[1]} logistic regression): accuracy "
-        f"{baseline.scores['accuracy']:.4f}, F-1 {baseline.scores['f1']:.4f}"
-    )
+    if baseline:
+        print(
+            f"linear baseline ({baseline.side[0]}x{baseline.side[1]} logistic regression): "
+            f"accuracy {in_words(baseline.scores['accuracy'])}, "
+            f"F-1 {in_words(baseline.scores['f1'])}"
+        )
     print(f"report: {path}")
 
 

@@ -43,6 +43,7 @@ from dscint_jax.input_pipeline import (
     sum_pool,
     training_batches,
 )
+from dscint_jax.metrics import interval_in_words
 from dscint_jax.progress import ProgressBar
 from dscint_jax.train_step import eval_step, train_step
 from dscint_jax.workdir import write_json
@@ -117,13 +118,13 @@ class Shortcut:
       name: of the shortcut.
       sees: what it is given.
       scores: the five metrics by name.
-      intervals: of the same, 95 %, resampled by patient; (low, high) by name.
+      intervals: of the same, 95 %, resampled by patient; (low, high) by name, or None.
     """
 
     name: str
     sees: str
-    scores: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
+    scores: dict[str, float | None]
+    intervals: dict[str, tuple[float, float] | None]
 
 
 def find_body(counts: Int[np.ndarray, "height width"]) -> Body:
@@ -487,7 +488,7 @@ def report_of(
         "images": len(scored.necks),
         "patients": len(np.unique(scored.thumbnails["patient_key"])),
         "classes": list(scored.necks.classes),
-        "intervals": "95 %, percentile bootstrap over patients, 2000 resamples",
+        "intervals": "95 %, percentile bootstrap over the patients of each class, 2000 resamples",
         "shortcuts": [dataclasses.asdict(shortcut) for shortcut in shortcuts],
     }
 
@@ -500,11 +501,10 @@ def print_table(report: dict[str, Any]) -> None:
     for column in ("shortcut", "accuracy", "95 % interval", "F-1", "sees"):
         table.add_column(column, justify="left" if column in ("shortcut", "sees") else "right")
     for shortcut in report["shortcuts"]:
-        low, high = shortcut["intervals"]["accuracy"]
         table.add_row(
             shortcut["name"],
             f"{shortcut['scores']['accuracy']:.4f}",
-            f"{low:.3f} to {high:.3f}",
+            interval_in_words(shortcut["intervals"]["accuracy"]),
             f"{shortcut['scores']['f1']:.4f}",
             shortcut["sees"],
         )

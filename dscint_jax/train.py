@@ -125,6 +125,8 @@ def train(
     except DscintError as error:
         _say(cluster, f"note: {error}")
     config = resolve_durations(config, examples=examples, batch_size=batch_size)
+    # So that the run can be evaluated from any folder.
+    config.data.dir = str(Path(config.data.dir).absolute())
     preflight(cluster, config_facts(_that_must_agree(config)))
     lock = WorkdirLock(workdir)
     if cluster.is_first:

@@ -32,7 +32,7 @@ from dscint_jax.input_pipeline import (
 from dscint_jax.models import AttentionMaps
 from dscint_jax.progress import ProgressBar
 from dscint_jax.train_step import Evaluation
-from dscint_jax.workdir import attempts_of, check_data, config_of
+from dscint_jax.workdir import attempts_of, check_data, classes_of, config_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +162,7 @@ def load_trained(
     trained_on = True
     if data_dir is not None:
         config.data.dir = str(data_dir)
-        trained_on = _is_trained_on(workdir, fingerprint_of(data_dir, config.data.records))
+        trained_on = is_trained_on(workdir, data_dir)
         # Copies are a way of training on a data set; of another one, the images are tested.
         config.protocol = config.protocol if trained_on else PATIENT
         # A data set from elsewhere need not be in folds because the one trained on was.
@@ -177,6 +177,9 @@ def load_trained(
         images = load_images(config, split, progress, cache="auto")
     if data_dir is None:
         check_data(workdir, images.fingerprint)
+    classes = classes_of(workdir)
+    if images.classes != classes:
+        images = images.as_classes_of(classes)
     experiment = make_experiment(config, images.class_counts)
     mesh = parallel.data_mesh()
     step, *state = checkpointer.restore_model(
@@ -198,6 +201,12 @@ def load_trained(
     )
 
 
-def _is_trained_on(workdir: Path, fingerprint: str) -> bool:
-    attempts = attempts_of(workdir)
-    return bool(attempts) and attempts[-1]["dataset_fingerprint"] == fingerprint
+def records_of(workdir: Path) -> str:
+    """What a run reads: 'views' or 'studies'."""
+    return config_of(workdir)["data"]["records"]
+
+
+def is_trained_on(workdir: Path, data_dir: Path) -> bool:
+    """Whether a data set, wherever it lies, is the one that a run was trained on."""
+    fingerprint = fingerprint_of(data_dir, records_of(workdir))
+    return any(a["dataset_fingerprint"] == fingerprint for a in attempts_of(workdir)[-1:])

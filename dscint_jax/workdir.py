@@ -180,6 +180,18 @@ def attempts_of(workdir: Path) -> list[dict[str, Any]]:
     return attempts
 
 
+def classes_of(workdir: Path) -> tuple[str, ...]:
+    """The classes that a run was trained on, in the order of the network's outputs.
+
+    Raises:
+      DscintError: provenance.json does not tell.
+    """
+    attempts = attempts_of(workdir)
+    if not attempts or not attempts[-1].get("classes"):
+        raise DscintError(f"{workdir / 'provenance.json'} names no classes; restore it")
+    return tuple(attempts[-1]["classes"])
+
+
 def record_attempt(
     workdir: Path,
     *,

@@ -12,6 +12,7 @@ device_cache  a copy of the images on the devices, and batches gathered from it
 
 from dscint_jax.input_pipeline.dataset import (
     NO_FOLD,
+    SPLITS,
     fingerprint_of,
     folds_of,
     open_dataset,
@@ -56,6 +57,7 @@ __all__ = [
     "IDENTITY_FIELDS",
     "NOUNS",
     "NO_FOLD",
+    "SPLITS",
     "Accelerators",
     "Copies",
     "DeviceCache",

@@ -60,6 +60,8 @@ class Scintigrams:
       numbers: running numbers of the split's copies; None where it is `images` as they are.
       placement: where `images` are, or, if that is 'device', where training shall bring them; None
         where nobody decided.
+      labels: the number that each label of the records has among `classes`; None where they are
+        the same.
     """
 
     split: str
@@ -71,6 +73,7 @@ class Scintigrams:
     copies: Copies | None = None
     numbers: Int[np.ndarray, " copy"] | None = None
     placement: Placement | None = None
+    labels: Int[np.ndarray, " class"] | None = None
 
     @property
     def noun(self) -> str:
@@ -86,7 +89,7 @@ class Scintigrams:
         Copies come unmoved, with the field `copy` that `augment.apply_copies` needs, and with
         '#k' behind their image's id.
         """
-        batch = self.images.read(self.sources(indices))
+        batch = self._labelled(self.images.read(self.sources(indices)))
         if self.numbers is None:
             return batch
         return self._named(batch, indices) | {COPY: self.copy_field(indices)}
@@ -101,11 +104,40 @@ class Scintigrams:
         Args:
           progress: told how many of how many records were read, unless they are in memory.
         """
-        keys = self.images.keys(progress)
+        keys = self._labelled(self.images.keys(progress))
         if self.numbers is None:
             return keys
         sources = self.sources(np.arange(len(self)))
         return {name: values[sources] for name, values in keys.items()}
+
+    def as_classes_of(self, classes: Sequence[str]) -> "Scintigrams":
+        """The same images, their labels numbered by another list of classes.
+
+        Args:
+          classes: those that a network was trained on.
+
+        Raises:
+          DscintError: an image has a class that is not among them.
+        """
+        counts = dict(zip(self.classes, self.class_counts, strict=True))
+        unknown = [name for name in self.classes if name not in classes and counts[name]]
+        if unknown:
+            raise DscintError(
+                f"the data set has {self.noun} of {', '.join(unknown)}, which the network does not "
+                f"know; it was trained on {', '.join(classes)}: name them alike, or leave them out"
+            )
+        order = [classes.index(name) if name in classes else -1 for name in self.classes]
+        return dataclasses.replace(
+            self,
+            classes=tuple(classes),
+            class_counts=tuple(counts.get(name, 0) for name in classes),
+            labels=np.array(order, np.int32),
+        )
+
+    def _labelled(self, batch: HostBatch) -> HostBatch:
+        if self.labels is None:
+            return batch
+        return batch | {"label": self.labels[batch["label"]]}
 
     def sources(self, indices: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " batch"]:
         """Where in `images` the split's images are, or those that its copies are of."""
