@@ -80,14 +80,15 @@ class _Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="views")]  # noqa: RUF012
 
-    def __init__(self, sizes, shared=0, scales=None, **kwargs):
+    def __init__(self, sizes, shared=0, scales=None, classes=CLASSES, patients=None, **kwargs):
         self._sizes, self._shared, self._scales = sizes, shared, scales or {}
+        self._classes, self._patients = classes, patients
         super().__init__(**kwargs)
 
     def _info(self):
         features = {
             "image": tfds.features.Tensor(shape=(64, 16, 1), dtype=np.uint16),
-            "label": tfds.features.ClassLabel(names=list(CLASSES)),
+            "label": tfds.features.ClassLabel(names=list(self._classes)),
             "image_id": tfds.features.Text(),
             "patient_key": tfds.features.Text(),
             "view": tfds.features.ClassLabel(names=list(VIEWS)),
@@ -97,7 +98,7 @@ class _Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(features),
             disable_shuffling=True,
-            metadata=tfds.core.MetadataDict(fingerprint=f"made of {self._sizes}", class_counts={}),
+            metadata=tfds.core.MetadataDict(fingerprint=f"made of {self._sizes} {self._classes} {self._patients}", class_counts={}),
         )
 
     def _split_generators(self, dl_manager):
@@ -105,22 +106,28 @@ class _Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, name):
         random = np.random.default_rng(list(name.encode()))
-        labels = random.integers(0, len(CLASSES), self._sizes[name])
-        counts = np.bincount(labels, minlength=len(CLASSES)).tolist()
-        self.info.metadata["class_counts"][name] = dict(zip(CLASSES, counts, strict=True))
+        classes = self._classes
+        labels = random.integers(0, len(classes), self._sizes[name])
+        counts = np.bincount(labels, minlength=len(classes)).tolist()
+        self.info.metadata["class_counts"][name] = dict(zip(classes, counts, strict=True))
         for n, label in enumerate(labels):
             yield (
                 n,
                 {
                     "image": random.poisson(9, (64, 16, 1)).astype(np.uint16),
-                    "label": CLASSES[label],
+                    "label": classes[label],
                     "image_id": f"{name}-{n}",
-                    "patient_key": f"patient-{n}" if n < self._shared else f"patient-{name}-{n}",
+                    "patient_key": self._patient(name, n),
                     "view": "anterior",
                     "scale": self._scales.get(f"{name}-{n}", 9.0),
                     "lesion_mask": np.zeros((64, 16, 1), np.uint8),
                 },
             )
+
+    def _patient(self, split, n):
+        if n < self._shared:
+            return f"patient-{n}"
+        return f"patient-{split}-{n if self._patients is None else n % self._patients}"
 
 
 @pytest.fixture(scope="session")
@@ -128,13 +135,14 @@ def make_data_set(tmp_path_factory):
     """Makes a data set of random images with the given splits and numbers of images.
 
     The first `shared` images of every split are of the same patients; `scales` are those of some
-    images, by their ids.
+    images, by their ids; `classes` are the data set's; `patients` share the images of a split.
     """
 
-    def make(*, shared: int = 0, scales: dict[str, float] | None = None, **sizes: int) -> Path:
+    def make(*, shared=0, scales=None, classes=CLASSES, patients=None, **sizes: int) -> Path:
         folder = tmp_path_factory.mktemp("made")
         tfds.disable_progress_bar()
-        made = _Made(sizes, shared, scales, data_dir=folder, file_format="array_record")
+        options = {"data_dir": folder, "file_format": "array_record"}
+        made = _Made(sizes, shared, scales, classes, patients, **options)
         made.download_and_prepare()
         return folder
 

@@ -7,15 +7,17 @@ from dscint_jax import metrics
 
 
 def _from_scikit_learn(confusion):
-    """The five metrics from lists of labels, by scikit-learn."""
+    """The five metrics of the classes that are there, from lists of labels, by scikit-learn."""
     classes = range(len(confusion))
+    present = [c for c in classes if confusion[c].sum()]
     true = np.concatenate([np.full(confusion[t].sum(), t) for t in classes])
     predicted = np.concatenate([np.repeat(list(classes), confusion[t]) for t in classes])
     precision, recall, f1, _ = precision_recall_fscore_support(
-        true, predicted, labels=list(classes), average="macro", zero_division=0
+        true, predicted, labels=present, average="macro", zero_division=0
     )
     specificity = [
-        recall_score(true != c, predicted != c, pos_label=True, zero_division=0) for c in classes
+        recall_score(true != c, predicted != c, pos_label=True, zero_division=np.nan)
+        for c in present
     ]
     return {
         "accuracy": accuracy_score(true, predicted),
@@ -26,9 +28,9 @@ def _from_scikit_learn(confusion):
     }
 
 
-def _random_matrix(seed, *, never_predicted=None, absent=None):
+def _random_matrix(seed, *, classes=4, never_predicted=None, absent=None):
     random = np.random.default_rng(seed)
-    confusion = random.integers(0, 40, (4, 4))
+    confusion = random.integers(0, 40, (classes, classes))
     if never_predicted is not None:
         confusion[:, never_predicted] = 0
     if absent is not None:
@@ -51,9 +53,23 @@ def _assert_equal(confusion):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-12, err_msg=name)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_five_metrics_equal_scikit_learn(seed):
-    _assert_equal(_random_matrix(seed))
+@pytest.mark.parametrize("classes", [2, 3, 4, 6])
+@pytest.mark.parametrize("seed", range(5))
+def test_five_metrics_equal_scikit_learn(seed, classes):
+    _assert_equal(_random_matrix(seed, classes=classes))
+
+
+@pytest.mark.parametrize("present", [1, 2, 3])
+def test_perfect_reader_of_some_of_the_classes_has_ones_and_nothing_else(present):
+    confusion = np.diag([30, 20, 10][:present] + [0] * (4 - present))
+    found = metrics.five_metrics(confusion)
+    undefined = {"specificity"} if present == 1 else set()
+    for name in metrics.METRIC_NAMES:
+        assert np.isnan(found[name]) if name in undefined else found[name] == 1
+
+
+def test_no_image_at_all_has_no_metrics_and_no_warning():
+    assert all(np.isnan(v) for v in metrics.five_metrics(np.zeros((3, 3))).values())
 
 
 @pytest.mark.parametrize("case", DEGENERATE)
@@ -81,12 +97,19 @@ def test_published_specificity_fits_the_one_vs_rest_reading():
     assert abs(1 - (1 - published["accuracy"]) / 3 - published["specificity"]) < 2e-4
 
 
-def test_summary_names_classes_that_count_as_zero():
+def test_summary_names_classes_without_images_and_those_never_predicted():
     confusion = _random_matrix(0, never_predicted=2, absent=1)
     summary = metrics.summary(confusion, ["a", "b", "c", "d"])
     assert summary["never_predicted"] == ["c"]
     assert summary["absent"] == ["b"]
     assert summary["per_class"]["c"]["precision"] == 0
+    assert summary["per_class"]["b"] == {
+        "precision": None,
+        "recall": None,
+        "specificity": None,
+        "f1": None,
+        "support": 0,
+    }
     assert summary["support"] == confusion.sum()
 
 

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from dscint_jax import metrics, statistics
 
@@ -48,3 +49,34 @@ def test_intervals_contain_the_estimate_and_repeat_with_the_seed():
     assert intervals == statistics.bootstrap_intervals(matrices, seed=5)
     for name, value in metrics.five_metrics(matrices.sum(0)).items():
         assert intervals[name][0] <= value <= intervals[name][1]
+
+
+@pytest.mark.parametrize("sizes", [(3, 3, 3, 3), (40, 5, 0, 0), (9, 2, 2), (50, 50)])
+def test_perfect_reader_has_bounds_of_one(sizes):
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    matrices = statistics.patient_confusions(labels, labels, np.arange(len(labels)), len(sizes))
+    assert set(statistics.bootstrap_intervals(matrices).values()) == {(1.0, 1.0)}
+
+
+def test_no_interval_where_a_class_has_one_patient():
+    labels = np.array([0, 0, 0, 2])
+    matrices = statistics.patient_confusions(labels, labels, list("abcd"), 3)
+    assert set(statistics.bootstrap_intervals(matrices).values()) == {None}
+    assert statistics.classes_of_one_patient(matrices) == [2]
+
+
+def test_one_class_has_intervals_of_all_but_specificity():
+    labels, predicted = np.zeros(20, int), np.arange(20) % 5 // 4
+    matrices = statistics.patient_confusions(labels, predicted, np.arange(20), 2)
+    intervals = statistics.bootstrap_intervals(matrices)
+    assert intervals.pop("specificity") is None
+    assert intervals["recall"][0] < 0.8 < intervals["recall"][1]
+    assert statistics.classes_of_one_patient(matrices) == []
+
+
+def test_patients_are_drawn_within_the_class_of_most_of_their_images():
+    # One patient of two classes beside those of one: the whole of each resample has every class.
+    labels = np.array([0, 0, 0, 1, 1, 1, 0])
+    patients = ["a", "b", "c", "c", "c", "d", "d"]
+    matrices = statistics.patient_confusions(labels, labels, patients, 2)
+    assert statistics.classes_of_one_patient(matrices) == [1]
