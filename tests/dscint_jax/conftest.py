@@ -98,7 +98,10 @@ class _Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(features),
             disable_shuffling=True,
-            metadata=tfds.core.MetadataDict(fingerprint=f"made of {self._sizes} {self._classes} {self._patients}", class_counts={}),
+            metadata=tfds.core.MetadataDict(
+                fingerprint=f"made of {self._sizes} {self._classes} {self._patients}",
+                class_counts={},
+            ),
         )
 
     def _split_generators(self, dl_manager):

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-from dscint_jax import metrics
+from dscint_jax import metrics, statistics
 from dscint_jax.baseline import linear_baseline
 from dscint_jax.checkpoint import Checkpointer
 from dscint_jax.errors import DscintError
@@ -50,8 +51,11 @@ def test_metrics_file_follows_from_the_predictions(evaluated):
     assert confusion.tolist() == result["confusion_matrix"]
     for name, value in metrics.five_metrics(confusion).items():
         assert result[name] == value
-        low, high = result["intervals"]["values"][name]
-        assert low <= value <= high
+    labels, predicted = ([classes.index(row[f]) for row in rows] for f in ("label", "predicted"))
+    patients = [row["patient_key"] for row in rows]
+    confusions = statistics.patient_confusions(labels, predicted, patients, len(classes))
+    for name, bounds in statistics.bootstrap_intervals(confusions).items():
+        assert result["intervals"]["values"][name] == (bounds and list(bounds))
     assert result["support"] == len(rows)
     assert result["intervals"]["patients"] == len({row["patient_key"] for row in rows})
 
@@ -96,22 +100,6 @@ def test_damaged_checkpoint_gives_way_to_the_next_with_a_warning(config, tmp_pat
     assert f"/{best} is damaged" in capsys.readouterr().out
     with pytest.raises(DscintError, match=f"checkpoint {best} is damaged"):
         evaluate(tmp_path, split="test", checkpoint=str(best))
-
-
-def test_run_of_a_version_before_folds_is_evaluated_and_left_alone(evaluated, config, tmp_path):
-    workdir = tmp_path / "run"
-    shutil.copytree(evaluated[0], workdir)
-    old = json.loads((workdir / "config.json").read_text())
-    del old["data"]["fold"]
-    (workdir / "config.json").write_text(json.dumps(old))
-    assert evaluate(workdir, split="test", checkpoint="best") == evaluated[1]
-    train(config, workdir)
-    assert json.loads((workdir / "config.json").read_text()) == old
-    config.data.fold = 0
-    with pytest.raises(
-        DscintError, match=r"config\.data\.fold is 0, but the data set is divided into"
-    ):
-        train(config, workdir)
 
 
 @pytest.fixture
@@ -265,3 +253,97 @@ def test_where_training_kept_its_images_does_not_matter_to_evaluation(evaluated,
     fields = {"cache": "host", "cache_gib": 1e-6}
     workdir = _changed(evaluated[0], tmp_path / "run", data=fields)
     assert evaluate(workdir, split="test", checkpoint="best") == evaluated[1]
+
+
+def _files(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+ELSEWHERE = {
+    "four classes": {"test": 40},
+    "one class": {"test": 9, "classes": ("metastasis",)},
+    "one patient": {"test": 7, "patients": 1},
+    "two classes in another order": {"test": 30, "classes": ("metastasis", "normal")},
+    "a class of which there is none": {"test": 12, "validation": 3, "classes": ("normal",)},
+}
+
+
+@pytest.mark.parametrize("case", ELSEWHERE)
+def test_results_on_another_data_set_lie_beside_the_runs_own(
+    case, evaluated, make_data_set, tmp_path, recwarn
+):
+    own = make_data_set(train=40, validation=12, test=12)
+    workdir = _changed(evaluated[0], tmp_path / "run", data={"pool": 1, "dir": str(own)})
+    evaluate(workdir, split="test", checkpoint="best")
+    write_report(workdir)
+    before = _files(workdir)
+    elsewhere = make_data_set(**ELSEWHERE[case])
+    options = {"split": "test", "data_dir": elsewhere, "name": "hospital b"}
+    result = evaluate(workdir, checkpoint="best", **options)
+    print_table(result)
+    page, baseline = write_report(workdir, **options)
+    assert before == {path: data for path, data in _files(workdir).items() if path in before}
+    assert page == workdir / "report" / "hospital b" / "index.html"
+    assert json.loads((workdir / "eval/hospital b/test/metrics.json").read_text()) == result
+    assert result["data_set"] == "hospital b"
+    assert result["support"] == ELSEWHERE[case]["test"]
+    rows = _rows(workdir, "hospital b/test")
+    true, predicted = (np.array([row[field] for row in rows]) for field in ("label", "predicted"))
+    expected = precision_recall_fscore_support(
+        true, predicted, labels=sorted(set(true)), average="macro", zero_division=0
+    )
+    for name, value in zip(("precision", "recall", "f1"), expected, strict=False):
+        assert result[name] == pytest.approx(value)
+    assert result["accuracy"] == accuracy_score(true, predicted)
+    assert (result["specificity"] is None) == (len(set(true)) == 1)
+    assert sorted({*result["classes"]} - {*true}) == sorted(result["absent"])
+    text = page.read_text()
+    assert "data set trained on" in text
+    assert "hospital b" in text
+    assert baseline.scores["accuracy"] is not None
+    assert not [w for w in recwarn if "sklearn" in str(w.filename)]
+
+
+def test_class_that_the_network_does_not_know_is_named(evaluated, make_data_set, tmp_path):
+    workdir = _changed(evaluated[0], tmp_path / "run", data={"pool": 1})
+    elsewhere = make_data_set(test=9, classes=("normal", "fracture"))
+    with pytest.raises(DscintError, match=r"images of fracture, which the network does not know"):
+        evaluate(workdir, split="test", checkpoint="best", data_dir=elsewhere)
+    assert not (workdir / "eval" / elsewhere.name).exists()
+
+
+def test_names_of_other_data_sets_are_folders_of_their_own(evaluated, make_data_set, tmp_path):
+    workdir = _changed(evaluated[0], tmp_path / "run", data={"pool": 1})
+    elsewhere, other = make_data_set(test=6), make_data_set(test=7)
+    options = {"split": "test", "checkpoint": "best"}
+    for name in ("test", "", "..", "a/b"):
+        with pytest.raises(DscintError, match="name of its own by --name"):
+            evaluate(workdir, **options, data_dir=elsewhere, name=name)
+    evaluate(workdir, **options, data_dir=elsewhere, name="b")
+    with pytest.raises(DscintError, match="holds results on another data set"):
+        evaluate(workdir, **options, data_dir=other, name="b")
+    with pytest.raises(DscintError, match="is the one trained on"):
+        evaluate(workdir, **options, name="b")
+
+
+def test_no_baseline_where_the_data_set_trained_on_is_not_at_hand(
+    evaluated, make_data_set, tmp_path
+):
+    workdir = _changed(evaluated[0], tmp_path / "run", data={"pool": 1})
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"]["dir"] = str(tmp_path / "gone")
+    (workdir / "config.json").write_text(json.dumps(config))
+    elsewhere = make_data_set(test=6)
+    evaluate(workdir, split="test", checkpoint="best", data_dir=elsewhere)
+    page, baseline = write_report(workdir, data_dir=elsewhere)
+    assert baseline is None
+    assert "No linear baseline" in page.read_text()
+
+
+def test_run_is_evaluated_from_any_folder(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(config.data.dir).parent)
+    config.data.dir = Path(config.data.dir).name
+    config.steps = 4
+    train(config, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    assert evaluate(Path("run"), split="test", checkpoint="best")["step"] == 4
