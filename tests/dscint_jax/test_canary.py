@@ -132,6 +132,8 @@ def test_compiled_step_has_the_gradients_of_the_step_op_by_op(name):
     op_by_op = _gradients(step, state, batches[0])
     difference = _difference(expected, op_by_op)
     print(f"{name}: {difference:.1e} beside {noise:.1e}")
-    # A gradient that rounding moves by more than this hangs on which values happen to be equal.
+    # A gradient that rounding moves by more hangs on whether computed values happen to be equal.
     assert 0 < noise < 0.05
-    assert difference < 5 * noise
+    # One unit that rounding moves across zero changes a gradient by up to a hundredth, in some
+    # orders of the batch and not in others.
+    assert difference < max(5 * noise, 0.02)
