@@ -162,14 +162,40 @@ def region_average(
     x: Float[Array, "batch height width channel"], regions: tuple[int, int]
 ) -> Float[Array, "batch rows columns channel"]:
     """Mean over each region: how much of a feature it holds."""
-    return _by_region(x, regions, jnp.mean)
+    return _by_region(x, regions, lambda part: part.mean((1, 2)))
 
 
 def region_max(
     x: Float[Array, "batch height width channel"], regions: tuple[int, int]
 ) -> Float[Array, "batch rows columns channel"]:
     """Maximum over each region: whether a feature is anywhere in it, as one small lesion is."""
-    return _by_region(x, regions, jnp.max)
+    return _by_region(x, regions, _largest)
+
+
+@jax.custom_vjp
+def _largest(x: Float[Array, "batch height width channel"]) -> Float[Array, "batch channel"]:
+    """The maximum of each map; the gradient goes to the first of its places.
+
+    That of `jnp.max` goes to where a value equals the maximum. Compiled, the value may be computed
+    twice, rounded in two ways, and then none is equal and the gradient is lost.
+    """
+    return x.max((1, 2))
+
+
+def _largest_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    flat = x.reshape(len(x), -1, x.shape[-1])
+    # The empty array knows the size of the map.
+    return _largest(x), (flat.argmax(1), jnp.zeros((*x.shape[:3], 0), x.dtype))
+
+
+def _largest_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array]:
+    place, like = saved
+    batch, height, width, _ = like.shape
+    at = jnp.arange(height * width)[None, :, None] == place[:, None]
+    return (jnp.where(at, gradient[:, None], 0).reshape(batch, height, width, -1),)
+
+
+_largest.defvjp(_largest_forward, _largest_backward)
 
 
 def region_average_max(
@@ -197,7 +223,7 @@ def _by_region(
         [
             jnp.stack(
                 [
-                    reduce(x[:, top:bottom, left:right], axis=(1, 2))
+                    reduce(x[:, top:bottom, left:right])
                     for left, right in itertools.pairwise(columns)
                 ],
                 axis=1,
