@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from dscint_jax import saved_config
 from dscint_jax.durations import free_durations
 from dscint_jax.errors import DscintError
-from dscint_jax.places import read_path
+from dscint_jax.places import home_expanded, read_path
 
 PACKAGE = Path(__file__).parent
 
@@ -123,7 +123,7 @@ def _config_file(name: str) -> Path:
     Raises:
       DscintError: there is neither.
     """
-    path, shipped = Path(name).expanduser(), _shipped_configs()
+    path, shipped = home_expanded(name), _shipped_configs()
     if path.exists():
         return path
     if path.parent == Path("configs") and (shipped / path.name).is_file():

@@ -31,14 +31,20 @@ def read_path(text: str) -> Path:
         raise argparse.ArgumentTypeError("empty; give a folder or file, such as runs/dscint")
     if reason := _why_not(text):
         raise argparse.ArgumentTypeError(f"{_printable(text)}: {reason}")
-    return Path(text).expanduser()
+    return home_expanded(text)
+
+
+def home_expanded(text: str) -> Path:
+    """A path whose leading `~/` is the home folder; `./~` and `~name` are what they are."""
+    path = Path(text)
+    return path.expanduser() if text == "~" or text.startswith("~/") else path
 
 
 def _why_not(text: str) -> str | None:
     if url := _URL.fullmatch(text):
         return _instead_of(*url.groups())
     try:
-        path = Path(text).expanduser().absolute()
+        path = home_expanded(text).absolute()
     except RuntimeError:
         return "no such user's home folder"
     try:

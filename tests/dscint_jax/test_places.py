@@ -83,3 +83,9 @@ def test_training_refuses_such_a_place_before_it_writes_anything(tmp_path, workd
     assert done.stderr.startswith("error: --workdir: ")
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["./~", "./~/x", "./~backup", "~backup", "a/~"])
+def test_only_a_leading_home_folder_is_expanded(text):
+    assert read_path(text) == Path(text)
+    assert read_path("~/runs") == Path.home() / "runs"
