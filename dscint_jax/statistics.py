@@ -2,7 +2,7 @@
 
 Images of one patient (two views, several studies) are not independent; resampling images would
 make intervals too narrow, so whole patients are resampled. They are resampled within their class,
-so that no resample lacks a class and every one is scored over the same classes as the data.
+so that every resample is scored over the same classes as the data.
 `python -m tests.interval_coverage` measures how often the intervals hold the true value.
 """
 
@@ -36,9 +36,10 @@ def bootstrap_intervals(
 ) -> dict[str, tuple[float, float] | None]:
     """Percentile bootstrap intervals of the five metrics (Efron and Tibshirani 1993, ch. 13).
 
-    Patients are drawn with replacement within the class that most of their images have (of equally
-    many, the first). Where a class has one patient, nothing is known of how patients of that class
-    differ: there is no interval.
+    Patients are drawn with replacement within their class. One whose images have several belongs to
+    that of the fewest patients (of equally few, the first), which could get lost among others.
+    Where a class has one patient, nothing is known of how patients of that class differ: there is
+    no interval.
 
     Args:
       confusions: one confusion matrix a patient.
@@ -49,10 +50,10 @@ def bootstrap_intervals(
     Returns:
       (low, high) by metric name; None where a metric, or an interval, is not defined.
     """
+    if not len(confusions) or classes_of_one_patient(confusions):
+        return dict.fromkeys(METRIC_NAMES)
     strata = _strata(confusions)
     sizes = np.bincount(strata)
-    if not len(confusions) or (sizes == 1).any():
-        return dict.fromkeys(METRIC_NAMES)
     random = np.random.Generator(np.random.PCG64(seed))
     resampled = np.zeros((resamples, *confusions.shape[1:]))
     for stratum in np.flatnonzero(sizes):
@@ -68,9 +69,17 @@ def bootstrap_intervals(
 
 
 def classes_of_one_patient(confusions: Int[np.ndarray, "patient true predicted"]) -> list[int]:
-    """The classes for whose sake there are no intervals."""
-    return np.flatnonzero(np.bincount(_strata(confusions)) == 1).tolist()
+    """The classes that leave no intervals: one patient has them, or would be drawn alone."""
+    sizes = np.bincount(_strata(confusions), minlength=confusions.shape[-1])
+    return np.flatnonzero((_patients_of(confusions) == 1) | (sizes == 1)).tolist()
 
 
 def _strata(confusions: Int[np.ndarray, "patient true predicted"]) -> Int[np.ndarray, " patient"]:
-    return confusions.sum(-1).argmax(-1)
+    """The class within which each patient is drawn."""
+    has = confusions.sum(-1) > 0
+    return np.where(has, _patients_of(confusions), len(confusions) + 1).argmin(-1)
+
+
+def _patients_of(confusions: Int[np.ndarray, "patient true predicted"]) -> Int[np.ndarray, " true"]:
+    """How many patients have images of each class."""
+    return (confusions.sum(-1) > 0).sum(0)

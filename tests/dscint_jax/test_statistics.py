@@ -74,9 +74,23 @@ def test_one_class_has_intervals_of_all_but_specificity():
     assert statistics.classes_of_one_patient(matrices) == []
 
 
-def test_patients_are_drawn_within_the_class_of_most_of_their_images():
-    # One patient of two classes beside those of one: the whole of each resample has every class.
-    labels = np.array([0, 0, 0, 1, 1, 1, 0])
-    patients = ["a", "b", "c", "c", "c", "d", "d"]
-    matrices = statistics.patient_confusions(labels, labels, patients, 2)
+def _mixed(patients, predicted_of_1):
+    """Ten patients of class 0, of whom some have an image of class 1 too."""
+    labels = np.array([0] * 20 + [1] * patients)
+    predicted = np.where(labels == 1, predicted_of_1, 0)
+    names = np.array([*np.repeat(np.arange(10), 2), *range(patients)])
+    return statistics.patient_confusions(labels, predicted, names, 2)
+
+
+def test_no_interval_where_one_patient_has_a_class_beside_another():
+    matrices = _mixed(1, predicted_of_1=0)
+    assert set(statistics.bootstrap_intervals(matrices).values()) == {None}
     assert statistics.classes_of_one_patient(matrices) == [1]
+
+
+def test_patients_of_several_classes_are_drawn_within_the_rarest_so_that_none_is_lost():
+    for predicted in (0, 1):
+        intervals = statistics.bootstrap_intervals(_mixed(2, predicted))
+        # A class that a resample lacks would count as read rightly, and specificity have no value.
+        assert intervals["recall"] == ((1 + predicted) / 2,) * 2
+        assert intervals["specificity"] == ((1 + predicted) / 2,) * 2
