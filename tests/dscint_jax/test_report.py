@@ -208,14 +208,3 @@ def test_explained_copy_is_shown_as_the_network_sees_it(trained, tmp_path):
     assert not any(np.array(moved)[batch["copy"] < 0])
     views = [explained.views for explained in explain(network, np.arange(8))]
     np.testing.assert_allclose(np.stack(views)[..., None].squeeze(1), seen, rtol=1e-6)
-
-
-def test_evaluation_of_an_earlier_version_is_to_be_made_again(reported, tmp_path):
-    workdir = tmp_path / "run"
-    shutil.copytree(reported[0], workdir)
-    path = workdir / "eval" / "test" / "metrics.json"
-    old = json.loads(path.read_text())
-    del old["leakage"]
-    path.write_text(json.dumps(old))
-    with pytest.raises(DscintError, match=r"earlier version.*evaluate again"):
-        write_report(workdir)
