@@ -215,7 +215,7 @@ def print_table(result: dict[str, Any]) -> None:
     noun = NOUNS[result["records"]]
     split = " ".join(filter(None, (result["data_set"], result["split"])))
     table = Table(title=f"{split}, step {result['step']}, {result['support']} {noun}")
-    published = set(result["classes"]) == metrics.PUBLISHED_CLASSES
+    published = metrics.has_published_classes(result)
     for column in ("metric", "value", "95 % interval", *["published Dscint"] * published):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for name in metrics.METRIC_NAMES:

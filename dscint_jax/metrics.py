@@ -8,7 +8,7 @@ specificity is 0.9933).
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -126,6 +126,11 @@ def five_metrics(confusion: Int[np.ndarray, "... true predicted"]) -> dict[str, 
         "specificity": _mean(classes.specificity),
         "f1": _mean(classes.f1),
     }
+
+
+def has_published_classes(result: Mapping[str, Any]) -> bool:
+    """Whether the means of a metrics.json run over the classes of the published figures."""
+    return {*result["classes"]} - {*result["absent"]} == PUBLISHED_CLASSES
 
 
 def defined(value: float) -> float | None:

@@ -28,8 +28,8 @@ from dscint_jax.explain import Explained, explain
 from dscint_jax.input_pipeline import Scintigrams, copies_of, load_split
 from dscint_jax.metrics import (
     METRIC_NAMES,
-    PUBLISHED_CLASSES,
     PUBLISHED_DSCINT,
+    has_published_classes,
     in_words,
     interval_in_words,
 )
@@ -110,15 +110,19 @@ def write_report(
         raise DscintError(
             f"{folder / METRICS_FILE} was measured on another data set; evaluate again"
         )
-    own = None
-    if not network.trained_on and (workdir / "eval" / split / METRICS_FILE).exists():
-        own = read_json(workdir / "eval" / split / METRICS_FILE)
+    own = None if network.trained_on else _own_test(workdir, out)
     baseline = _baseline(workdir, network)
     rows = _read_rows(folder / "predictions.csv")
     page = _page(workdir, result, own, network, baseline, rows)
     path = (out or workdir) / "report" / (result["data_set"] or "") / "index.html"
     write_text(path, page)
     return path, baseline
+
+
+def _own_test(workdir: Path, out: Path | None) -> dict[str, Any] | None:
+    """The test split's result on the data set trained on, whichever split another one's is."""
+    files = [place / "eval" / "test" / METRICS_FILE for place in (out, workdir) if place]
+    return next((read_json(file) for file in files if file.exists()), None)
 
 
 def _baseline(workdir: Path, network: TrainedNetwork) -> Baseline | None:
@@ -271,7 +275,10 @@ def _metrics_table(
 ) -> str:
     """The five metrics; `own` are those of the data set trained on, beside another one's."""
     columns = {"": [TITLES[name] for name in METRIC_NAMES]}
-    for title, source in ((result["data_set"] or "this run", result), ("data set trained on", own)):
+    trained_on = "data set trained on, test"
+    if own and own["step"] != result["step"]:
+        trained_on += f", at step {own['step']}"
+    for title, source in ((result["data_set"] or "this run", result), (trained_on, own)):
         if source:
             interval = "95 % interval" + (" there" if source is own else "")
             bounds = source["intervals"]["values"]
@@ -279,7 +286,7 @@ def _metrics_table(
             columns[interval] = [interval_in_words(bounds[name]) for name in METRIC_NAMES]
     if baseline:
         columns["linear baseline"] = [in_words(baseline.scores[n], 3) for n in METRIC_NAMES]
-    if set(result["classes"]) == PUBLISHED_CLASSES:
+    if has_published_classes(result):
         columns["published Dscint"] = [f"{PUBLISHED_DSCINT[name]:.4f}" for name in METRIC_NAMES]
     return _table(tuple(columns), list(zip(*columns.values(), strict=True)), strong=1)
 
@@ -295,7 +302,7 @@ def _baseline_note(noun: str, result: dict[str, Any], baseline: Baseline | None)
 
 
 def _published_note(result: dict[str, Any]) -> str:
-    if set(result["classes"]) != PUBLISHED_CLASSES:
+    if not has_published_classes(result):
         return ""
     return (
         "The published figures (Lin et al., Med Phys 2021;48:5782) were measured on a private "

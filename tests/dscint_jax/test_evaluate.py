@@ -347,3 +347,29 @@ def test_run_is_evaluated_from_any_folder(config, tmp_path, monkeypatch):
     train(config, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     assert evaluate(Path("run"), split="test", checkpoint="best")["step"] == 4
+
+
+def test_any_split_of_another_data_set_is_shown_beside_the_runs_own_test(
+    evaluated, make_data_set, tmp_path
+):
+    own = make_data_set(train=40, validation=12, test=12)
+    workdir = _changed(evaluated[0], tmp_path / "run", data={"pool": 1, "dir": str(own)})
+    last = evaluate(workdir, split="test", checkpoint="last")["step"]
+    evaluate(workdir, split="train", checkpoint="best")
+    options = {"split": "train", "data_dir": make_data_set(train=6, test=3), "name": "b"}
+    for step in Checkpointer(workdir, read_only=True).steps():
+        evaluate(workdir, checkpoint=str(step), **options)
+        text = write_report(workdir, **options)[0].read_text()
+        title = "data set trained on, test" + (f", at step {last}" if step != last else "")
+        assert f"<th>{title}</th>" in text
+
+
+@pytest.mark.parametrize("absent", [False, True])
+def test_published_figures_stand_beside_means_over_all_of_their_classes_alone(
+    absent, evaluated, capsys
+):
+    confusion = np.array(evaluated[1]["confusion_matrix"]) + 1
+    if absent:
+        confusion[0] = 0
+    print_table({**evaluated[1], **metrics.summary(confusion, evaluated[1]["classes"])})
+    assert ("published" in capsys.readouterr().out) is not absent
