@@ -43,10 +43,7 @@ def home_expanded(text: str) -> Path:
 def _why_not(text: str) -> str | None:
     if url := _URL.fullmatch(text):
         return _instead_of(*url.groups())
-    try:
-        path = home_expanded(text).absolute()
-    except RuntimeError:
-        return "no such user's home folder"
+    path = home_expanded(text).absolute()
     try:
         path.as_posix().encode()
     except UnicodeEncodeError:

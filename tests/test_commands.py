@@ -131,7 +131,7 @@ def _without_label(lines):
 
 
 def _unknown_label(lines):
-    return [*lines[:3], lines[3].replace(lines[3].split(",")[2], "fracture"), *lines[4:]]
+    return [*lines[:3], lines[3].replace(lines[3].split(",")[2], "metastasiss"), *lines[4:]]
 
 
 def _torn_patient(lines):
@@ -159,7 +159,7 @@ BAD_INPUT = {
         ["holds no data set", "tfds_builder.build"],
     ),
     "missing column": (_build(_without_label), ["changed.csv", "label"]),
-    "unknown label": (_build(_unknown_label), ["row 4", "label", "thyroid_carcinoma"]),
+    "unknown label": (_build(_unknown_label), ["row 4", "'metastasiss'", "metastasis"]),
     "patient in two splits": (_build(_torn_patient), ["row 3", "row 2", "train", "test"]),
     "not DICOM": (_build(_not_dicom), ["row 2", "not a DICOM file", "quarantine.csv"]),
     "no data set": (_train(data="nothing"), ["nothing", "tfds_builder.build"]),

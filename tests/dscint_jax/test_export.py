@@ -117,21 +117,6 @@ def test_checkpoints_of_other_steps_are_other_weights(alone, tmp_path):
         export(alone, tmp_path / "3.safetensors", checkpoint="3")
 
 
-def test_run_that_did_not_record_its_classes_has_them_from_its_data_set(trained, alone, tmp_path):
-    for workdir in (alone, tmp_path / "with_data"):
-        if workdir != alone:
-            shutil.copytree(trained, workdir)
-        attempts = json.loads((workdir / "provenance.json").read_text())
-        for attempt in attempts:
-            del attempt["classes"]
-        (workdir / "provenance.json").write_text(json.dumps(attempts))
-    out = tmp_path / "dscint.safetensors"
-    export(tmp_path / "with_data", out, checkpoint="last")
-    assert len(json.loads(_metadata(out)[0]["classes"])) == 4
-    with pytest.raises(DscintError, match="nowhere holds no data set"):
-        export(alone, tmp_path / "other.safetensors", checkpoint="last")
-
-
 def test_file_that_exists_is_replaced_only_when_asked_to(alone, tmp_path):
     out = tmp_path / "dscint.safetensors"
     out.write_text("precious")
@@ -161,7 +146,7 @@ def test_place_that_cannot_be_written_is_named(alone, tmp_path, out, expected):
 @pytest.mark.parametrize(
     ("file", "text", "expected"),
     [
-        ("provenance.json", "[]", "missing or empty"),
+        ("provenance.json", "[]", "names no classes"),
         ("provenance.json", "{}", "does not list the attempts"),
         ("provenance.json", "[{}]", "does not list the attempts"),
         ("config.json", "[1]", "is no config of a run"),

@@ -40,7 +40,6 @@ REFUSED = {
     "file:///data/run": "give the path itself, /data/run",
     "file://localhost/data/run": "give the path itself, /data/run",
     "FILE:///x": "give the path itself, /x",
-    "~nobody-of-this-name/run": "no such user's home folder",
     "a\\b": "a backslash",
     "logs:/run": "'logs:' is taken for a bucket",
     "/s3/bucket": "/s3 is taken for a bucket",
