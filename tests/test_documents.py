@@ -196,7 +196,7 @@ def _check_options(text):
             if flag.startswith("--config."):
                 field = flag.removeprefix("--config.")
                 assert field in FIELDS or field.startswith("model_options."), f"{flag} in {line}"
-            elif flag.startswith("-") and " " not in flag:
+            elif flag.startswith("-") and " " not in word:
                 known = re.findall(r"--?\w[\w-]*", _help_of(found["module"]))
                 assert flag in known, f"{flag} in {line}"
             elif flag.startswith("configs/"):

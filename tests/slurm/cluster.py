@@ -8,6 +8,7 @@ names, each with a slurmd and a port of its own. While it is up, /etc/hosts know
 """
 
 import dataclasses
+import fcntl
 import os
 import re
 import shutil
@@ -22,7 +23,6 @@ from pathlib import Path
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel")
 NODES = ("dscint-node1", "dscint-node2")
 HOSTS = Path("/etc/hosts")
-MARK = "# a test's SLURM"
 ENDED = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
     *("OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"),
@@ -223,7 +223,7 @@ def up(folder: Path) -> Slurm:
     )
     (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
     slurm = Slurm(folder)
-    _add_hosts()
+    _add_hosts(folder)
     try:
         (folder / "munge.key").write_bytes(os.urandom(128))
         (folder / "munge.key").chmod(0o400)
@@ -253,8 +253,7 @@ def down(folder: Path) -> None:
             time.sleep(0.3)
     for name in (*NODES, "slurmctld", "munged"):
         _end(folder / f"{name}.pid")
-    lines = [line for line in HOSTS.read_text().splitlines() if not line.endswith(MARK)]
-    HOSTS.write_text("\n".join(lines) + "\n")
+    _remove_hosts(folder)
 
 
 def _host() -> str:
@@ -273,10 +272,25 @@ def _free_ports(number: int) -> list[int]:
     return ports
 
 
-def _add_hosts() -> None:
+def _mark(folder: Path) -> str:
+    # A SLURM takes away its own lines: another one may be up.
+    return f"# the SLURM of {folder}"
+
+
+def _add_hosts(folder: Path) -> None:
     # In place: /etc/hosts is often mounted into a container, where it cannot be replaced.
     with HOSTS.open("a") as file:
-        file.writelines(f"127.0.0.1 {name} {MARK}\n" for name in NODES)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.writelines(f"127.0.0.1 {name} {_mark(folder)}\n" for name in NODES)
+
+
+def _remove_hosts(folder: Path) -> None:
+    with HOSTS.open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        kept = [line for line in file if not line.endswith(f"{_mark(folder)}\n")]
+        file.seek(0)
+        file.writelines(kept)
+        file.truncate()
 
 
 def _start(slurm: Slurm, *command: str) -> None:
