@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from dscint_jax.models.pooling import largest
+
 # Gates start nearly open, at sigmoid(2) = 0.88: at sigmoid(0) two of them would quarter the
 # features before anything is learned.
 open_gate = nnx.initializers.constant(2.0)
@@ -53,7 +55,7 @@ class ChannelGate(nnx.Module):
         self, x: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch channel"]:
         """Returns the weights, in (0, 1)."""
-        descriptors = (x.mean((1, 2)), x.max((1, 2)))
+        descriptors = (x.mean((1, 2)), largest(x, (1, 2)))
         return nnx.sigmoid(sum(self.excite(nnx.relu(self.squeeze(d))) for d in descriptors))
 
 
@@ -69,7 +71,7 @@ class SpatialGate(nnx.Module):
         self, x: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch height width 1"]:
         """Returns the weights, in (0, 1)."""
-        summary = jnp.concatenate([x.mean(-1, keepdims=True), x.max(-1, keepdims=True)], -1)
+        summary = jnp.stack([x.mean(-1), largest(x, (3,))], -1)
         return nnx.sigmoid(self.conv(summary))
 
 

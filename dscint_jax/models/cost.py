@@ -219,7 +219,7 @@ def activation_bytes(model: nnx.Module, shape: Sequence[int], *, batch: int) -> 
     that are the same for any images, as the parameters are. XLA may hold less, as it merges steps
     and recomputes cheap ones (the float32 copies that a bfloat16 BatchNorm makes count here), or
     more, as passing results come on top: on a CPU, `pytest --run-slow -k activation_memory` holds
-    the two to within a factor of 0.7 to 1.8.
+    the two to within a factor of 0.7 to 1.4.
 
     Args:
       model: a network.

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
 
 import jax
@@ -94,6 +95,45 @@ def _max_pool_backward(
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def largest(x: Float[Array, "..."], axes: tuple[int, ...]) -> Float[Array, "..."]:
+    """The maximum over some axes; of equal values the first one has the gradient.
+
+    The gradient of `jnp.max` goes to where a value equals the maximum. Compiled, the value may be
+    computed twice, rounded in two ways, and then none is equal and the gradient is lost. Here the
+    place is kept, not the value.
+
+    Args:
+      x: any array.
+      axes: what the maximum is taken over, from 0 and rising.
+    """
+    return x.max(axes)
+
+
+def _largest_forward(
+    x: jax.Array, axes: tuple[int, ...]
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    last = jnp.moveaxis(x, axes, range(-len(axes), 0))
+    place = last.reshape(*last.shape[: -len(axes)], -1).argmax(-1)
+    # The empty array knows the shape of the input.
+    return largest(x, axes), (place, jnp.zeros((*x.shape, 0), x.dtype))
+
+
+def _largest_backward(
+    axes: tuple[int, ...], saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array]:
+    place, like = saved
+    shape = like.shape[:-1]
+    numbered = jnp.arange(math.prod(shape[axis] for axis in axes)).reshape(
+        [size if axis in axes else 1 for axis, size in enumerate(shape)]
+    )
+    at = jnp.expand_dims(place, axes) == numbered
+    return (jnp.where(at, jnp.expand_dims(gradient, axes), 0),)
+
+
+largest.defvjp(_largest_forward, _largest_backward)
+
+
 def average_pool(
     x: Float[Array, "batch height width channel"],
     window: int,
@@ -146,7 +186,8 @@ def downsample_max(
 ) -> Float[Array, "batch half_height half_width channel"]:
     """Maximum over blocks of 2x2; an odd last row or column is left out.
 
-    A maximum over a reshaped axis: faster than a window, and equal values share the gradient.
+    Of equal values the first one, row by row, has the gradient, as for `max_pool`. A maximum over
+    reshaped axes is faster than a window.
     """
     batch, height, width, channel = x.shape
     if height < 2 or width < 2:
@@ -155,7 +196,7 @@ def downsample_max(
             f"less often or use a smaller config.data.pool"
         )
     x = x[:, : height // 2 * 2, : width // 2 * 2]
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channel).max((2, 4))
+    return largest(x.reshape(batch, height // 2, 2, width // 2, 2, channel), (2, 4))
 
 
 def region_average(
@@ -169,33 +210,7 @@ def region_max(
     x: Float[Array, "batch height width channel"], regions: tuple[int, int]
 ) -> Float[Array, "batch rows columns channel"]:
     """Maximum over each region: whether a feature is anywhere in it, as one small lesion is."""
-    return _by_region(x, regions, _largest)
-
-
-@jax.custom_vjp
-def _largest(x: Float[Array, "batch height width channel"]) -> Float[Array, "batch channel"]:
-    """The maximum of each map; the gradient goes to the first of its places.
-
-    That of `jnp.max` goes to where a value equals the maximum. Compiled, the value may be computed
-    twice, rounded in two ways, and then none is equal and the gradient is lost.
-    """
-    return x.max((1, 2))
-
-
-def _largest_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    flat = x.reshape(len(x), -1, x.shape[-1])
-    # The empty array knows the size of the map.
-    return _largest(x), (flat.argmax(1), jnp.zeros((*x.shape[:3], 0), x.dtype))
-
-
-def _largest_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array]:
-    place, like = saved
-    batch, height, width, _ = like.shape
-    at = jnp.arange(height * width)[None, :, None] == place[:, None]
-    return (jnp.where(at, gradient[:, None], 0).reshape(batch, height, width, -1),)
-
-
-_largest.defvjp(_largest_forward, _largest_backward)
+    return _by_region(x, regions, lambda part: largest(part, (1, 2)))
 
 
 def region_average_max(
