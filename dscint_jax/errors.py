@@ -1,6 +1,5 @@
 """The one exception for what a user can mend: config fields, work directories, data sets."""
 
-import argparse
 import logging
 import os
 import sys
@@ -9,9 +8,9 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from dscint_jax.places import read_path
+from tfds_builder import command
 from tfds_builder.errors import DataError, allow_open_files, end_if_refused
 
 OUT_OF_MEMORY = (
@@ -24,14 +23,8 @@ class DscintError(Exception):
     """A mendable failure. The message is one line: what is wrong, where, and what to do."""
 
 
-class CommandParser(argparse.ArgumentParser):
-    """Reports a wrong option as every other mistake is reported, in one line; `type=Path` reads a
-    path as `places.read_path` does.
-    """
-
-    def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **options)
-        self.register("type", Path, read_path)
+class CommandParser(command.CommandParser):
+    """The builder's, with an error of this package."""
 
     def error(self, message: str) -> NoReturn:
         """Raises DscintError."""

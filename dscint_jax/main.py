@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from dscint_jax import saved_config
 from dscint_jax.durations import free_durations
 from dscint_jax.errors import DscintError
-from dscint_jax.places import home_expanded, read_path
+from tfds_builder.places import home_expanded, read_path
 
 PACKAGE = Path(__file__).parent
 
@@ -121,13 +121,18 @@ def _config_file(name: str) -> Path:
     """One's own file, or else the shipped one where the name is configs/NAME.py.
 
     Raises:
-      DscintError: there is neither.
+      DscintError: there is neither, or ml_collections would cut its path.
     """
-    path, shipped = home_expanded(name), _shipped_configs()
-    if path.exists():
-        return path
-    if path.parent == Path("configs") and (shipped / path.name).is_file():
-        return shipped / path.name
+    file, shipped = home_expanded(name), _shipped_configs()
+    if not file.exists() and file.parent == Path("configs"):
+        file = shipped / file.name
+    if file.exists() and ":" in str(file):
+        raise DscintError(
+            f"--config {file}: what follows a colon is taken for a network; use a copy of the file "
+            "in a folder without a colon"
+        )
+    if file.exists():
+        return file
     names = ", ".join(sorted(f"configs/{file.name}" for file in shipped.glob("*.py")))
     raise DscintError(f"--config {name}: there is no such file; shipped are {names}")
 

@@ -4,6 +4,7 @@ In: a config and a work directory. Out: checkpoints and metrics in that director
 any moment and started again, it ends in the same parameters, bit for bit.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import itertools
@@ -71,6 +72,7 @@ from dscint_jax.workdir import (
     claim,
     record_attempt,
 )
+from tfds_builder.places import read_path
 
 LOADING_TIMEOUT_S = 3600.0
 """How long a process waits for the others to read their data."""
@@ -110,6 +112,10 @@ def train(
     check_config(config)
     check_trackers(config.trackers)
     require_packages(config.trackers if cluster.is_first else ())
+    # Absolute, so that the run can be evaluated from any folder.
+    config.data.dir = str(_place(config.data.dir, "data.dir").absolute())
+    if config.init_from:
+        config.init_from = str(_place(config.init_from, "init_from"))
     examples = _size(config, "train")
     # What is missing is said before anything is read.
     _size(config, "validation")
@@ -125,8 +131,6 @@ def train(
     except DscintError as error:
         _say(cluster, f"note: {error}")
     config = resolve_durations(config, examples=examples, batch_size=batch_size)
-    # So that the run can be evaluated from any folder.
-    config.data.dir = str(Path(config.data.dir).absolute())
     preflight(cluster, config_facts(_that_must_agree(config)))
     lock = WorkdirLock(workdir)
     if cluster.is_first:
@@ -155,6 +159,13 @@ def train(
 
         interruption.nothing_to_save = cluster.process_count == 1
         _train(config, batch_size, workdir, cluster, window, cache, interruption, begin_to_write)
+
+
+def _place(text: str, field: str) -> Path:
+    try:
+        return read_path(text)
+    except argparse.ArgumentTypeError as error:
+        raise DscintError(f"config.{field}: {error}") from None
 
 
 def _train(

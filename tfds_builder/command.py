@@ -5,13 +5,21 @@ import multiprocessing
 import os
 import signal
 import threading
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from tfds_builder.errors import DataError
+from tfds_builder.places import read_path
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Reports a wrong option as every other mistake is reported: in one line."""
+    """Reports a wrong option as every other mistake is reported, in one line; `type=Path` reads a
+    path as `places.read_path` does.
+    """
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self.register("type", Path, read_path)
 
     def error(self, message: str) -> NoReturn:
         """Raises DataError."""

@@ -74,6 +74,16 @@ def test_shipped_config_is_found_from_any_folder(tmp_path, monkeypatch, given, e
     assert _with_shipped_config([f"--config={given}"]) == [f"--config={expected}"]
 
 
+def test_config_whose_path_would_be_cut_is_named(tmp_path, monkeypatch):
+    folder = tmp_path / "a:b"
+    folder.mkdir()
+    (folder / "own.py").write_text((CONFIGS / "dscint.py").read_text())
+    with pytest.raises(DscintError, match=r"a:b/own\.py: what follows a colon is taken"):
+        _with_shipped_config(["--config", f"{folder}/own.py"])
+    monkeypatch.chdir(folder)
+    assert _with_shipped_config(["--config=own.py:vgg16"]) == ["--config=own.py:vgg16"]
+
+
 def test_config_of_ones_own_is_the_one_that_is_meant(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()

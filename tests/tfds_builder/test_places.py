@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from dscint_jax.errors import CommandParser, DscintError
-from dscint_jax.places import read_path
+from dscint_jax import errors
+from tfds_builder import command
+from tfds_builder.errors import DataError
+from tfds_builder.places import read_path
 
 
 @pytest.mark.parametrize(
@@ -59,10 +61,14 @@ def test_what_is_no_folder_that_can_be_written_is_told_in_one_line(text):
     str(caught.value).encode()
 
 
-def test_every_path_of_a_command_is_read_so():
-    parser = CommandParser()
+@pytest.mark.parametrize(
+    ("parser", "error"),
+    [(command.CommandParser, DataError), (errors.CommandParser, errors.DscintError)],
+)
+def test_every_path_of_a_command_is_read_so(parser, error):
+    parser = parser()
     parser.add_argument("--out", type=Path)
-    with pytest.raises(DscintError, match="--out: gs://b/x: a URL is no folder"):
+    with pytest.raises(error, match="--out: gs://b/x: a URL is no folder"):
         parser.parse_args(["--out", "gs://b/x"])
     assert parser.parse_args(["--out=~"]).out == Path.home()
 
