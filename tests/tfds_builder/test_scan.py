@@ -481,3 +481,17 @@ def test_a_folder_with_accents_goes_from_scan_to_build(write_dicom, draw, folder
     lines = [f"{row['path']},{n},normal" for n, row in enumerate(rows)]
     manifest.write_text("\n".join(["path,patient_id,label", *lines]))
     assert all(row.path.is_file() for row in read_manifest(manifest))
+
+
+def test_files_that_a_rule_of_thumb_is_against_are_proposed_with_accept(
+    write_dicom, folder, capsys
+):
+    spot = ["ORIGINAL", "PRIMARY", "SPOT", "EMISSION"]
+    write_dicom("scans/a.dcm")
+    write_dicom("scans/b.dcm", ImageType=spot, PatientID="P-2")
+    write_dicom("scans/c.dcm", ImageType=spot, BurnedInAnnotation="YES")
+    assert [row["path"] for row in run(folder)] == ["a.dcm"]
+    assert "'yes' in the manifest's 'accept' takes it" in capsys.readouterr().out.replace("\n", " ")
+    rows = run(folder, "--accept", out="accepted.csv")
+    assert [(row["path"], row["accept"]) for row in rows] == [("a.dcm", ""), ("b.dcm", "yes")]
+    assert "although it is a special acquisition" in rows[1]["comment"]

@@ -115,6 +115,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TABLE",
         help="a CSV file for the list of files that cannot be used, and why",
     )
+    add(
+        "--accept",
+        action="store_true",
+        help="take files that only a rule of thumb is against (a matrix, a kind of image), with "
+        "'yes' in the manifest's column accept: remove the rows that are no whole-body scans",
+    )
     add("--overwrite", action="store_true", help="replace --out and --unread where they are there")
     add(
         "--workers",
@@ -168,7 +174,7 @@ def _inspected(
 ) -> Iterator[Scan]:
     starts = range(0, len(paths), _FILES_PER_TASK)
     folder = settings.folder.resolve()
-    chunks = [Chunk(folder, tuple(paths[n : n + _FILES_PER_TASK])) for n in starts]
+    chunks = [Chunk(folder, tuple(paths[n : n + _FILES_PER_TASK]), settings.accept) for n in starts]
     pool = WorkerPool(
         settings.workers,
         step_seconds=_FILE_SECONDS,
@@ -191,7 +197,9 @@ def _write(settings: argparse.Namespace, proposal: Proposal) -> None:
     columns = ["path", "patient_id", "label", "study_id", "view"]
     columns += ["frame"] if any(row.frame for row in rows) else []
     columns += ["site"] if any(row.site for row in rows) else []
-    columns += ["sex", "age", "comment"]
+    columns += ["sex", "age"]
+    columns += ["accept"] if any(row.accept for row in rows) else []
+    columns += ["comment"]
     manifest_folder = settings.out.parent.resolve()
     inside = PurePosixPath(settings.folder.resolve().relative_to(manifest_folder).as_posix())
     cells = [
@@ -203,6 +211,7 @@ def _write(settings: argparse.Namespace, proposal: Proposal) -> None:
             "view": row.view,
             "frame": row.frame,
             "site": row.site,
+            "accept": "yes" if row.accept else None,
             "comment": "; ".join(row.comments),
         }
         for row in rows

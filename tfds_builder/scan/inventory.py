@@ -72,6 +72,7 @@ class Scan:
       patient_id, study: PatientID and StudyInstanceUID; empty where there are none.
       views: one or two.
       notes: what is odd about the file as a whole.
+      needs_accept: whether only a rule of thumb is against it.
     """
 
     path: PurePosixPath
@@ -81,14 +82,19 @@ class Scan:
     study: str = ""
     views: tuple[View, ...] = ()
     notes: tuple[str, ...] = ()
+    needs_accept: bool = False
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some files for a worker, and those among them that cost an earlier worker its life."""
+    """Some files for a worker, and those among them that cost an earlier worker its life.
+
+    With `accept`, files that only a rule of thumb is against are not refused.
+    """
 
     folder: Path
     paths: tuple[PurePosixPath, ...]
+    accept: bool = False
     refused: dict[int, str] = field(default_factory=dict)
 
     def without(self, lost: Lost) -> "Chunk":
@@ -185,16 +191,21 @@ def inspect_files(chunk: Chunk, announce: Announce) -> list[Scan]:
         try:
             if number in chunk.refused:
                 raise DataError(chunk.refused[number])
-            scans.append(_inspect(path, read_bytes(chunk.folder / path)))
+            scans.append(_inspect(path, read_bytes(chunk.folder / path), chunk.accept))
         except DataError as error:
             scans.append(Scan(path, reason=str(error)))
     return scans
 
 
-def _inspect(path: PurePosixPath, content: bytes) -> Scan:
+def _inspect(path: PurePosixPath, content: bytes, accept: bool) -> Scan:
     # As `image_file.decode` decides it.
     if content[128:132] == b"DICM" or not is_raster(content):
-        return _of_header(path, read_header(content))
+        try:
+            return _of_header(path, read_header(content))
+        except DataError:
+            if not accept:
+                raise
+        return replace(_of_header(path, read_header(content, accept=True)), needs_accept=True)
     pages = check_raster(content)
     if pages > _MOST_VIEWS:
         raise DataError(f"has {pages} pages, not one or two views")

@@ -45,6 +45,7 @@ class Row:
       frame: where a file needs several rows.
       label: the name of a class, `LEFT_OUT`, or None where nothing gives one.
       comments: what was assumed or is unclear.
+      accept: whether a person must take the file, as only a rule of thumb is against it.
     """
 
     path: PurePosixPath
@@ -57,6 +58,7 @@ class Row:
     frame: int | None = None
     site: str = ""
     label: str | None = None
+    accept: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,11 @@ def _rows_of(scan: Scan, name: PathName) -> list[Row]:
         comments = (_NO_PATIENT, *comments)
     elif patient_by not in _CERTAIN:
         comments = (f"patient from {patient_by}", *comments)
-    row = Row(scan.path, patient, patient_by, study, view, rules, comments, site=name.site)
+    row = Row(
+        *(scan.path, patient, patient_by, study, view, rules, comments),
+        site=name.site,
+        accept=scan.needs_accept,
+    )
     if scan.is_dicom or len(scan.views) == 1:
         return [row]
     pages = len(scan.views)
