@@ -3,7 +3,7 @@
 python tests/lowest_versions.py dev >lowest.txt; pip install -r lowest.txt; pip install --no-deps .
 """
 
-import sys
+import argparse
 import tomllib
 from pathlib import Path
 
@@ -26,4 +26,6 @@ def lowest_versions(*extras: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(lowest_versions(*sys.argv[1:])))
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("extra", nargs="*", help="of pyproject.toml, such as dev")
+    print("\n".join(lowest_versions(*parser.parse_args().extra)))

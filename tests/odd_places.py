@@ -19,8 +19,8 @@ from pathlib import Path
 from dscint_jax import evaluate, export, report
 from dscint_jax.checkpoint import complete_steps
 from dscint_jax.errors import CommandParser, run_command
-from dscint_jax.places import read_path
 from dscint_jax.train import train
+from tfds_builder.places import read_path
 
 from .kill_matrix import make_data
 from .tiny import get_config
