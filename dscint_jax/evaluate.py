@@ -232,8 +232,9 @@ def print_table(result: dict[str, Any]) -> None:
         table.add_column(column, justify="left" if column == "class" else "right")
     for label in result["classes"]:
         values = result["per_class"][label]
-        cells = (metrics.in_words(values[c]) if c != "support" else str(values[c]) for c in columns)
-        table.add_row(label, *cells)
+        # Dashes, as "not defined" in every column would not fit 80 columns.
+        scores = ("-" if values[c] is None else metrics.in_words(values[c]) for c in columns[:-1])
+        table.add_row(label, *scores, str(values["support"]))
     console.print(table)
     for note in notes(result):
         print(note)

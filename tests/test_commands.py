@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 TINY = Path(__file__).parent / "tiny.py"
 STEPS = ("--config.steps=4", "--config.evaluate_every=2")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
-from tfds_builder.classes import Classes, fault_of
+from tfds_builder.classes import Classes, classes_of, fault_of
 from tfds_builder.errors import DataError
 from tfds_builder.manifest import SPLITS
 
@@ -160,8 +160,8 @@ def assign_splits(
     labels: Mapping[str, str],
     fixed: Mapping[str, str] | None = None,
     *,
-    classes: Classes,
     fractions: Mapping[str, float],
+    classes: Classes | None = None,
     seed: int = 0,
     sites: Mapping[str, str] | None = None,
     groups: Iterable[Collection[str]] = (),
@@ -185,8 +185,8 @@ def assign_splits(
     Args:
       labels: pseudonym -> label of every patient.
       fixed: pseudonym -> split of patients whose split is given or known.
-      classes: what the labels are.
       fractions: split -> share, as `shares_of` returns them; they add up to 1.
+      classes: what the labels are; by default, those that occur.
       seed: another seed, another division.
       sites: pseudonym -> site, of patients whose site is known.
       groups: pseudonyms of patients who must stay together; groups that share one are joined.
@@ -199,6 +199,7 @@ def assign_splits(
       TornGroup: patients of one group are given different splits.
       DataError: a fold would be empty.
     """
+    classes = classes or classes_of(labels.values())
     units = _units(labels, fixed or {}, sites or {}, groups, classes)
     splits: dict[str, str] = {}
     progress = {unit.site: _SiteProgress() for unit in units}

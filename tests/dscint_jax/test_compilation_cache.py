@@ -254,6 +254,7 @@ def test_counter_tells_what_was_compiled_and_how_often():
     assert counter.seconds > 0
 
 
+@pytest.mark.slow
 def test_whole_run_compiles_the_train_step_and_the_evaluation_once(config, tmp_path):
     config.steps, config.evaluate_every = 5, 2
     with CompilationCounter() as counter:

@@ -324,7 +324,7 @@ def test_mistakes_are_named(arguments, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dscint", "resnet18"])
+@pytest.mark.parametrize("name", ["dscint", pytest.param("resnet18", marks=pytest.mark.exhaustive)])
 def test_activation_memory_is_about_what_xla_takes_for_another_example(name):
     model, shape, batch = cost.abstract_network(name, num_classes=4), (128, 64, 1), 8
     kept = cost.activation_bytes(model, shape, batch=batch)

@@ -8,6 +8,7 @@ from flax import nnx
 
 from dscint_jax import models
 from dscint_jax.errors import DscintError
+from dscint_jax.models import cost
 
 ENCODER = {"widths": (4, 6, 8), "strides": (2, 1, 1), "pool_after": (2,), "attention_after": 2}
 OPTIONS = {"encoder": "dscint", "encoder_options": ENCODER, "attention_hidden": 5}
@@ -145,14 +146,12 @@ def test_dropout_is_drawn_in_training_only():
 @pytest.mark.parametrize("encoder", [name for name in models.NETWORKS if name != "dual_view"])
 def test_any_network_is_an_encoder(encoder):
     images = jax.ShapeDtypeStruct((3, 2, 256, 64, 1), jnp.float32)
-
-    def logits(images):
-        options = {"encoder": encoder}
-        model = models.build("dual_view", num_classes=4, rngs=nnx.Rngs(params=0), options=options)
-        model.eval()
-        return model(images)
-
-    assert jax.eval_shape(logits, images).shape == (3, 4)
+    options = {"encoder": encoder}
+    model = cost.abstract_network("dual_view", num_classes=4, options=options)
+    model.eval()
+    structure, state = nnx.split(model)
+    logits = jax.eval_shape(lambda s, x: nnx.merge(structure, s)(x), state, images)
+    assert logits.shape == (3, 4)
 
 
 def test_stem_and_head_name_the_first_convolution_and_the_last_layer():

@@ -668,6 +668,7 @@ def test_run_starts_from_the_weights_and_statistics_of_the_file(started, tmp_pat
     assert report.network == "dscint"
 
 
+@pytest.mark.slow
 def test_training_leaves_imported_weights_where_the_learning_rate_is_zero(
     started, tmp_path, capsys
 ):
@@ -682,6 +683,7 @@ def test_training_leaves_imported_weights_where_the_learning_rate_is_zero(
     _assert_same(params, {name: tensors[name] for name in params})
 
 
+@pytest.mark.slow
 def test_resumed_run_does_not_need_the_file_and_ends_in_the_same_bits(started, tmp_path):
     config, _ = started
     run = tmp_path / "run"

@@ -30,8 +30,14 @@ with Interruption(75) as interruption:
 """
 
 
+def _as_by_default():
+    # The tests themselves may run under nohup, and what is ignored stays so in programs started.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def _start(folder, *arguments, **options):
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder), *arguments], **options)
+    words = [sys.executable, "-c", PROGRAM, str(folder), *arguments]
+    process = subprocess.Popen(words, preexec_fn=_as_by_default, **options)
     deadline = time.monotonic() + 60
     while not (folder / "begun").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -69,7 +75,9 @@ def test_terminal_that_closes_is_a_wish_to_stop_and_what_is_printed_then_goes_no
     # In a session of its own, whose terminal this becomes as it is opened.
     begin = f'exec <>{os.ttyname(theirs)} >&0 2>&0; exec \'{sys.executable}\' -c "$0" "$1"'
     process = subprocess.Popen(
-        ["bash", "-c", begin, PROGRAM, str(tmp_path)], start_new_session=True, close_fds=True
+        ["bash", "-c", begin, PROGRAM, str(tmp_path)],
+        start_new_session=True,
+        preexec_fn=_as_by_default,
     )
     while not (tmp_path / "begun").exists():
         os.read(ours, 1000)

@@ -16,6 +16,7 @@ from dscint_jax import models
 from dscint_jax.augment import Augmentation
 from dscint_jax.errors import DscintError
 from dscint_jax.losses import make_loss
+from dscint_jax.models import cost
 from dscint_jax.models.attention import AttentionMaps
 from dscint_jax.optimizers import make_schedule
 from dscint_jax.train_step import (
@@ -178,28 +179,30 @@ def test_training_and_evaluation_differ(name):
         assert (np.asarray(norm.mean[...]) != mean).any()
 
 
-@pytest.mark.parametrize("name", list(models.NETWORKS))
+@functools.cache
+def _abstract(name, channels=1, dtype="float32"):
+    options = _options(name, dtype=dtype)
+    model = cost.abstract_network(name, num_classes=CLASSES, channels=channels, options=options)
+    model.eval()
+    return model
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize(
     ("size", "channels"), [((128, 32), 1), ((256, 64), 3), ((1024, 256), 1), ((135, 41), 1)]
 )
 def test_any_size_from_128x32_up_and_one_or_three_channels(name, size, channels):
     images = jax.ShapeDtypeStruct(_shape(name, size, channels), jnp.float32)
-
-    def logits(images):
-        model = _model(name, in_channels=channels)()
-        model.eval()
-        return model(images)
-
-    result = jax.eval_shape(logits, images)
+    structure, state = nnx.split(_abstract(name, channels))
+    result = jax.eval_shape(lambda s, x: nnx.merge(structure, s)(x), state, images)
     assert result.shape == (EXAMPLES, CLASSES)
     assert result.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", list(models.NETWORKS))
+@pytest.mark.parametrize("name", NETWORKS)
 def test_bfloat16_is_for_the_computation_only(name):
-    model = nnx.eval_shape(_model(name, dtype="bfloat16"))
+    model = _abstract(name, dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
-    model.eval()
     structure, state = nnx.split(model)
     images = jax.ShapeDtypeStruct(_shape(name), jnp.float32)
     program = jax.make_jaxpr(lambda s, x: nnx.merge(structure, s)(x))(state, images)

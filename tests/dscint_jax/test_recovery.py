@@ -23,6 +23,7 @@ from dscint_jax.evaluate import evaluate
 from dscint_jax.trackers import read_metrics
 from dscint_jax.train import train
 
+from .conftest import load_tiny_config
 from .runs import (
     STEPS,
     assert_same_bits,
@@ -41,6 +42,7 @@ def undisturbed(data_dir, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_killed_at_three_random_moments_it_ends_in_the_same_bits(data_dir, undisturbed, tmp_path):
     seed = random.SystemRandom().randrange(2**32)
     print(f"moments drawn from seed {seed}")
@@ -92,6 +94,7 @@ def test_sigusr1_under_slurm_saves_and_puts_the_job_into_the_queue_again(
     assert (ended["why"], ended["step"]) == ("SIGUSR1", int(stopped))
 
 
+@pytest.mark.slow
 def test_sigterm_before_the_first_step_ends_at_once_and_the_command_starts_again(
     data_dir, undisturbed, tmp_path
 ):
@@ -148,6 +151,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_full_disk_is_one_line_and_with_room_again_the_run_ends_in_the_same_bits(
     data_dir, undisturbed, small_disk
 ):
@@ -196,6 +200,17 @@ def _remove(checkpoint):
     shutil.rmtree(checkpoint / "optimizer")
 
 
+@pytest.fixture(scope="module")
+def three_kept(data_dir, tmp_path_factory):
+    """A run of 12 steps that kept its checkpoints of steps 4, 8 and 12."""
+    config = load_tiny_config()
+    config.data.dir = str(data_dir)
+    config.keep_last = 3
+    workdir = tmp_path_factory.mktemp("three")
+    train(config, workdir)
+    return workdir
+
+
 @pytest.mark.parametrize(
     ("damage", "damaged"),
     [
@@ -207,11 +222,10 @@ def _remove(checkpoint):
     ],
 )
 def test_run_with_damaged_checkpoints_goes_on_from_a_whole_one_to_the_same_bits(
-    config, tmp_path, capsys, caplog, damage, damaged
+    config, three_kept, tmp_path, capsys, caplog, damage, damaged
 ):
     config.keep_last = 3
-    train(config, tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "damaged")
+    shutil.copytree(three_kept, tmp_path / "damaged")
     for step in damaged:
         damage(tmp_path / "damaged" / "checkpoints" / str(step))
     capsys.readouterr()
@@ -223,19 +237,18 @@ def test_run_with_damaged_checkpoints_goes_on_from_a_whole_one_to_the_same_bits(
     start = min(damaged) - 4
     assert ("resuming after step" in printed) == (start > 0)
     for step in (4, 8, 12):
-        assert_same_bits(tmp_path / "whole", tmp_path / "damaged", step)
-    assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "damaged")
+        assert_same_bits(three_kept, tmp_path / "damaged", step)
+    assert read_metrics(three_kept) == read_metrics(tmp_path / "damaged")
 
 
 @pytest.mark.parametrize("damage", [_truncate, _flip, lambda path: shutil.rmtree(path / "model")])
 def test_evaluator_goes_on_from_the_one_before_and_says_so(
-    config, tmp_path, capsys, caplog, damage
+    three_kept, tmp_path, capsys, caplog, damage
 ):
-    config.keep_last = 2
-    train(config, tmp_path)
-    damage(tmp_path / "checkpoints" / "12")
+    workdir = shutil.copytree(three_kept, tmp_path / "run")
+    damage(workdir / "checkpoints" / "12")
     capsys.readouterr()
-    assert evaluate(tmp_path, split="test", checkpoint="last")["step"] == 8
+    assert evaluate(workdir, split="test", checkpoint="last")["step"] == 8
     gc.collect()
     shown = capsys.readouterr()
     assert "/12 is damaged" in shown.out
@@ -248,6 +261,7 @@ def _mesh(devices):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spmd", ["jit", "pmap"])
 def test_run_resumes_on_another_number_of_devices_with_the_same_losses(
     config, tmp_path, monkeypatch, capsys, spmd

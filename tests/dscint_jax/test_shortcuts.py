@@ -149,6 +149,7 @@ def test_network_learns_what_is_in_the_neck():
     assert _accuracy(_predict_made(signal=True, steps=60)) > 0.9
 
 
+@pytest.mark.slow
 def test_network_is_at_chance_where_the_neck_says_nothing():
     # Of 128 images with four labels, chance stays under 0.375 in 999 of 1000 cases.
     assert _accuracy(_predict_made(signal=False, steps=20)) < 0.375
@@ -261,6 +262,7 @@ def _command(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_command_prints_a_table_writes_json_and_leaves_the_data_alone(data_dir, tmp_path):
     before = {p: p.stat().st_mtime_ns for p in data_dir.rglob("*")}
     out = tmp_path / "made" / "shortcuts.json"

@@ -54,6 +54,7 @@ def test_loss_that_is_not_finite_stops_the_run_with_its_step(config, tmp_path):
         train(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_finished_run_trained_on_at_a_constant_rate_is_the_longer_run(config, tmp_path):
     config.optimizer.schedule, config.evaluate_every = "constant", 2
     config.optimizer.warmup_steps = 1
@@ -136,7 +137,7 @@ def test_run_on_studies_resumes_to_the_same_bits(trained_on_studies, dual_view_c
     assert read_metrics(workdir) == read_metrics(trained_on_studies)
 
 
-@pytest.mark.parametrize("spmd", ["jit", "pmap"])
+@pytest.mark.parametrize("spmd", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_wherever_the_images_are_kept_a_run_ends_in_the_same_bits(config, trained, tmp_path, spmd):
     config.spmd = spmd
     for cache in ("device", "host", "none"):

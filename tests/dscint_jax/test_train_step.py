@@ -56,8 +56,18 @@ def losses_of_one_device():
     return {}
 
 
-@pytest.mark.parametrize("spmd", ["jit", "pmap"])
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    ("devices", "spmd"),
+    [
+        (8, "pmap"),
+        *(
+            pytest.param(devices, spmd, marks=pytest.mark.slow)
+            for devices in (1, 2, 4, 8)
+            for spmd in ("jit", "pmap")
+            if (devices, spmd) != (8, "pmap")
+        ),
+    ],
+)
 def test_any_number_of_devices_trains_as_one_does_over_20_steps(
     everything, losses_of_one_device, devices, spmd
 ):
@@ -67,7 +77,7 @@ def test_any_number_of_devices_trains_as_one_does_over_20_steps(
     np.testing.assert_allclose(losses, losses_of_one_device["jit"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_devices_agree_with_accumulation_mixup_and_average_on(everything, devices):
     everything.update(accumulation=2, mixup=0.4, ema=0.9, loss="focal")
     experiment = make_experiment(everything, (4, 3, 2, 1), parallel.AXIS)
@@ -96,7 +106,7 @@ def test_devices_agree_with_accumulation_mixup_and_average_on(everything, device
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("spmd", ["jit", "pmap"])
+@pytest.mark.parametrize("spmd", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_same_devices_twice_give_the_same_bits(everything, spmd):
     first, second = (_run(everything, 4, 5, spmd)[1] for _ in range(2))
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
@@ -130,6 +140,7 @@ def test_devices_send_each_other_the_gradients_once_and_norm_statistics(config, 
     assert sizes[:-1] == [16, 16, 32, 32]
 
 
+@pytest.mark.slow
 def test_what_devices_send_grows_neither_with_the_batch_nor_with_their_number(config):
     sizes = _all_reduces(config, 2, 16)[0]
     assert _all_reduces(config, 2, 64)[0] == sizes
@@ -158,7 +169,7 @@ def test_mixup_trains_on_mixtures_and_average_lags_behind(config):
         assert not np.array_equal(average, now)
 
 
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 8])
 def test_batch_statistics_are_those_of_the_whole_batch(config, devices):
     # After one step: AdamW blows up the rounding of later ones.
     one, many = (_run(config, n, steps=1)[1].statistics for n in (1, devices))

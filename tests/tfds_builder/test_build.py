@@ -359,6 +359,7 @@ def test_a_killed_build_leaves_no_data_set_and_the_next_one_succeeds(cohort, tmp
     assert len(every_record(data)) == 80
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_run_again_it_is_complete(cohort, tmp_path):
     """Anew, and in place of a former data set; the moments are others in every run."""
     manifest, data = cohort(24), tmp_path / "data"

@@ -38,7 +38,9 @@ def assert_same_batches(first, second):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), name
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    "devices", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 8]
+)
 @pytest.mark.parametrize("kind", ["images", "copies", "studies"])
 def test_device_and_host_feed_give_the_same_batches_from_any_start(
     devices, kind, make_data_set, studies_dir
