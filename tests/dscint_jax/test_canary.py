@@ -37,6 +37,14 @@ NETWORKS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _compiled_as_users_have_it():
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def _off_by_a_row(vectors):
     return (vectors**2).sum(1).at[-1].set(0)
 
