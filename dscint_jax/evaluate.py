@@ -193,7 +193,7 @@ def result_folder(
             )
         return (out or workdir) / "eval" / split
     name = data_dir.absolute().name if name is None else name
-    if name in ("", ".", "..", *SPLITS) or set(name) & set("/\\\0"):
+    if name in ("", ".", "..", "index.html", *SPLITS) or set(name) & set("/\\\0"):
         raise DscintError(
             f"results on {data_dir} would lie in eval/{name}/{split}; give the data set a name of "
             f"its own by --name, such as --name hospital_b"

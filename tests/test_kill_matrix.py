@@ -10,7 +10,7 @@ from .dscint_jax.conftest import cohort, data_dir  # noqa: F401 - fixtures
 PROJECT = Path(__file__).parent.parent
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 def test_three_of_the_kills_end_in_the_same_bits(data_dir, tmp_path):  # noqa: F811 - the fixture
     seed = random.SystemRandom().randrange(2**16)

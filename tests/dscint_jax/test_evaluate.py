@@ -316,7 +316,7 @@ def test_names_of_other_data_sets_are_folders_of_their_own(evaluated, make_data_
     workdir = _changed(evaluated[0], tmp_path / "run", data={"pool": 1})
     elsewhere, other = make_data_set(test=6), make_data_set(test=7)
     options = {"split": "test", "checkpoint": "best"}
-    for name in ("test", "", "..", "a/b"):
+    for name in ("test", "", "..", "a/b", "index.html"):
         with pytest.raises(DscintError, match="name of its own by --name"):
             evaluate(workdir, **options, data_dir=elsewhere, name=name)
     evaluate(workdir, **options, data_dir=elsewhere, name="b")
