@@ -285,7 +285,9 @@ def _code(value: str, scheme: str, meaning: str) -> Dataset:
 def _detector(view: str) -> Dataset:
     detector = Dataset()
     code = _code(_VIEW_CODES[view], "SCT", CANARY)
-    _set(detector, CollimatorGridName=CANARY, StartAngle=0, ViewCodeSequence=[code])
+    # Angles count from the patient's back.
+    angle = 180 if view == "anterior" else 0
+    _set(detector, CollimatorGridName=CANARY, StartAngle=angle, ViewCodeSequence=[code])
     return detector
 
 
