@@ -21,7 +21,9 @@ from dscint_jax.progress import say
 with Interruption(75) as interruption:
     interruption.nothing_to_save = "compiling" in sys.argv
     Path(sys.argv[1], "begun").touch()
-    while not interruption.signal:
+    # A test that fails leaves no process behind for ever.
+    end = time.monotonic() + 100
+    while not interruption.signal and time.monotonic() < end:
         say("a step")
         time.sleep(0.001)
     for _ in range(20):
