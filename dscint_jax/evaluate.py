@@ -7,11 +7,12 @@ metrics.json and predictions.csv in the work directory's eval/SPLIT/, of another
 eval/NAME/SPLIT/, and a table.
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from rich.table import Table
 
 from dscint_jax import metrics, statistics
 from dscint_jax.atomic import write_text
+from dscint_jax.disk import WriteError
 from dscint_jax.errors import CommandParser, DscintError, run_command
 from dscint_jax.input_pipeline import (
     IDENTITY_FIELDS,
@@ -161,8 +163,20 @@ def evaluate(
         "step": network.step,
     }
     told(result)
-    _write(folder, result, predictions, classes)
+    with or_elsewhere(out):
+        _write(folder, result, predictions, classes)
     return result
+
+
+@contextlib.contextmanager
+def or_elsewhere(out: Path | None) -> Iterator[None]:
+    """Tells who may not write into a work directory that `--out` is another place."""
+    try:
+        yield
+    except WriteError as error:
+        if out:
+            raise
+        raise WriteError(f"{error}; --out DIR takes another folder") from None
 
 
 def result_folder(

@@ -23,7 +23,7 @@ from dscint_jax.augment import Augmentation
 from dscint_jax.baseline import POOL, Baseline, linear_baseline
 from dscint_jax.config import STUDIES
 from dscint_jax.errors import CommandParser, DscintError, run_command
-from dscint_jax.evaluate import METRICS_FILE, leakage_line, notes, result_folder
+from dscint_jax.evaluate import METRICS_FILE, leakage_line, notes, or_elsewhere, result_folder
 from dscint_jax.explain import Explained, explain
 from dscint_jax.input_pipeline import Scintigrams, copies_of, load_split
 from dscint_jax.metrics import (
@@ -115,7 +115,8 @@ def write_report(
     rows = _read_rows(folder / "predictions.csv")
     page = _page(workdir, result, own, network, baseline, rows)
     path = (out or workdir) / "report" / (result["data_set"] or "") / "index.html"
-    write_text(path, page)
+    with or_elsewhere(out):
+        write_text(path, page)
     return path, baseline
 
 

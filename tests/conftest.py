@@ -26,6 +26,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
+@pytest.fixture
+def optimised():
+    """Programs are compiled as users have them: for what compares compilers, or computes much."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 MARKERS = {
     "slow": "also run tests marked slow",
     "exhaustive": "also run tests marked exhaustive, with --run-slow an hour or two",

@@ -23,6 +23,8 @@ EXAMPLES, CLASSES, SIZE = 6, 4, (96, 32)
 
 DSCINT = {"widths": (4, 6, 8), "strides": (2, 1, 1), "pool_after": (2,), "attention_after": 2}
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 OPTIONS = {
     "dscint": {**DSCINT, "hidden": 8, "dropout": 0.0},
     "dual_view": {"encoder": "dscint", "encoder_options": DSCINT, "dropout": 0.0},
@@ -35,14 +37,6 @@ NETWORKS = [
     )
     for name in models.NETWORKS
 ]
-
-
-@pytest.fixture(autouse=True)
-def _compiled_as_users_have_it():
-    before = jax.config.jax_disable_most_optimizations
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def _off_by_a_row(vectors):

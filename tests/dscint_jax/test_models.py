@@ -34,6 +34,17 @@ NETWORKS = [
     pytest.param(name, marks=[] if name in FAMILIES else pytest.mark.exhaustive)
     for name in models.NETWORKS
 ]
+TRAINED = [
+    pytest.param(
+        name,
+        marks=pytest.mark.slow
+        if name in ("dscint", "resnet18", "dual_view")
+        else pytest.mark.exhaustive,
+    )
+    for name in models.NETWORKS
+]
+"""For what compiles or takes whole steps: minutes for the large ones."""
+
 SIZE = (128, 32)
 TRAINING_SIZES = {"inception_v4": (192, 96)}
 """Where not SIZE, which gives Inception-v4 last maps of 2x1: its running statistics would be those
@@ -114,10 +125,12 @@ def _batch_norms(model):
     return [module for _, module in nnx.iter_modules(model) if isinstance(module, nnx.BatchNorm)]
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.exhaustive)]
+)
+@pytest.mark.parametrize("name", TRAINED)
 def test_network_learns_eight_images_by_heart_within_200_steps(name, dtype):
     batch = _batch(name)
     state, train, evaluate = _trainer(name, 1e-4 if "vgg" in name else 3e-4, dtype=dtype)
@@ -132,8 +145,7 @@ def test_network_learns_eight_images_by_heart_within_200_steps(name, dtype):
     assert kinds == {jnp.dtype("float32")}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_every_parameter_has_a_finite_gradient_that_is_not_zero(name):
     model = _model(name)()
     model.eval()
@@ -152,8 +164,7 @@ def test_every_parameter_has_a_finite_gradient_that_is_not_zero(name):
         assert (leaf[...] != 0).any(), path
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_training_and_evaluation_differ(name):
     model, images = _model(name)(), _images(name)
     modules = [module for _, module in nnx.iter_modules(model)]

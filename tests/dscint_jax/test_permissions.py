@@ -114,7 +114,10 @@ def test_colleagues_run_is_evaluated_and_reported_elsewhere_and_stays_as_it_is(r
     assert here[0] == 2
     assert "accuracy" in here[1]
     assert here[1] == there[1]
-    _is_one_line(here[2], f"{run}/eval/test/predictions.csv cannot be written: Permission denied")
+    _is_one_line(
+        here[2],
+        f"{run}/eval/test/predictions.csv cannot be written: Permission denied; --out DIR takes",
+    )
     assert (there[0], there[2]) == (0, "")
     assert (report[0], report[2]) == (0, "")
     assert {str(path) for path in _content(out)} == {
