@@ -29,7 +29,7 @@ jax.config.update("jax_cpu_enable_async_dispatch", False)
 @pytest.fixture
 def optimised():
     """Programs are compiled as users have them: for what compares compilers, or computes much."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
