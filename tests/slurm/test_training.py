@@ -24,10 +24,10 @@ RESENT_AFTER_S = 65
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def _command(data, workdir):
+def _command(data, workdir, steps=STEPS):
     return [
         *(sys.executable, "-m", "dscint_jax.main", "--config", str(PROJECT / "tests" / "tiny.py")),
-        *("--workdir", str(workdir), f"--config.data.dir={data}", f"--config.steps={STEPS}"),
+        *("--workdir", str(workdir), f"--config.data.dir={data}", f"--config.steps={steps}"),
         *("--config.evaluate_every=20", "--config.keep_last=2"),
     ]
 
@@ -64,22 +64,27 @@ def undisturbed(slurm, data_dir, tmp_path_factory):  # noqa: F811 - the fixture
 
 
 def test_two_nodes_with_two_devices_each_train_as_one_process_with_four(
-    undisturbed,
+    slurm,
     data_dir,  # noqa: F811 - the fixture
     tmp_path,
 ):
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    job = slurm.submit(_command(data_dir, together, 20), environment=_environment(2))
+    state, code, log = slurm.wait(job, timeout=400)
+    assert (state, code) == ("COMPLETED", 0), log
     environment = {**os.environ, **_environment(4)}
-    command = [*_command(data_dir, tmp_path), "--distributed=off"]
+    command = [*_command(data_dir, alone, 20), "--distributed=off"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     one, two = (
-        [line["loss"] for line in read_metrics(w) if "loss" in line and line["step"] <= 20]
-        for w in (tmp_path, undisturbed)
+        [line["loss"] for line in read_metrics(workdir) if "loss" in line]
+        for workdir in (alone, together)
     )
     assert len(one) == 20
     np.testing.assert_allclose(two, one, rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_killed_process_ends_the_job_within_a_minute_and_requeued_it_ends_in_the_same_bits(
     slurm,
     undisturbed,
@@ -108,6 +113,7 @@ def test_killed_process_ends_the_job_within_a_minute_and_requeued_it_ends_in_the
     assert read_metrics(tmp_path) == read_metrics(undisturbed)
 
 
+@pytest.mark.exhaustive
 def test_two_nodes_go_on_from_the_checkpoint_before_a_damaged_one(
     slurm,
     undisturbed,
