@@ -36,11 +36,11 @@ SMALLER = (
     # A cohort that is made in seconds.
     (r"--patients \d+", "--patients 24"),
     (r"PATIENTS=\d+", "PATIENTS=24"),
-    # Two steps on images of 128x32 pixels, whatever the config.
+    # Two steps on eight images of 128x32 pixels, whatever the config.
     (
         r"(--config configs/\w+\.py(?::\w+)?)",
         r"\1 --config.steps=2 --config.evaluate_every=2 --config.optimizer.warmup_steps=1"
-        r" --config.data.pool=8",
+        r" --config.data.pool=8 --config.batch_size=8",
     ),
     (r"(-m dscint_jax\.shortcuts)", r"\1 --steps 2"),
     # Random weights in place of a file that would have to be downloaded.

@@ -60,5 +60,5 @@ def test_wheel_holds_the_packages_and_nothing_beside_them(site):
 def test_installed_command_finds_the_shipped_config_from_any_folder(site, tmp_path, config):
     words = ("--config", config, "--workdir", "r", "--config.data.dir=none")
     done = _run(site, tmp_path, "dscint_jax.main", *words)
-    assert done.stderr.startswith("error: none holds no data set"), done.stderr
+    assert done.stderr.startswith(f"error: {tmp_path / 'none'} holds no data set"), done.stderr
     assert not list(tmp_path.iterdir())

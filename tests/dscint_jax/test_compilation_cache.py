@@ -281,7 +281,7 @@ print("hits", events.count("/jax/compilation_cache/cache_hits"), "seconds", coun
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_runs_with_cold_warm_and_no_cache_end_in_the_same_bits(data_dir, environment, tmp_path):
     found = {}
     for name, switch in (("none", "off"), ("cold", "on"), ("warm", "on")):

@@ -11,8 +11,12 @@ from dscint_jax.models.import_torch import import_weights
 
 from . import reference
 
-# Enough in the usual run to see an importer or a layer that broke; all of them with --run-slow.
-QUICK = ("resnet18",)
+MARKS = {
+    # Enough in the usual run to see an importer or a layer that broke.
+    "resnet18": (),
+    # One of every other family.
+    **dict.fromkeys(("alexnet", "vgg16_bn", "densenet121", "inception_v4"), pytest.mark.slow),
+}
 
 
 def _build(network, **options):
@@ -23,7 +27,7 @@ def _build(network, **options):
 
 @pytest.mark.parametrize(
     "network",
-    [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in reference.NAMES],
+    [pytest.param(n, marks=MARKS.get(n, pytest.mark.exhaustive)) for n in reference.NAMES],
 )
 def test_logits_are_those_of_the_reference_implementation(network, tmp_path):
     golden = reference.load(network)

@@ -136,7 +136,7 @@ def test_step_that_is_finite_when_taken_again_is_told_by_the_status(stopped, tmp
     assert "is finite when it is taken again on cpu; it was taken on 8 x cpu" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_learning_rate_that_is_too_high_stops_with_a_step_that_replays(good_dir, tmp_path):
     config = _config(good_dir)
     config.optimizer.learning_rate = 1e30

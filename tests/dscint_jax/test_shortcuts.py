@@ -149,13 +149,13 @@ def test_network_learns_what_is_in_the_neck():
     assert _accuracy(_predict_made(signal=True, steps=60)) > 0.9
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_network_is_at_chance_where_the_neck_says_nothing():
     # Of 128 images with four labels, chance stays under 0.375 in 999 of 1000 cases.
     assert _accuracy(_predict_made(signal=False, steps=20)) < 0.375
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_same_seed_gives_the_same_predictions_and_another_others():
     first, again, other = (
         _predict_made(signal=True, steps=3, seed=seed).probabilities for seed in (5, 5, 6)

@@ -137,7 +137,7 @@ def test_run_on_studies_resumes_to_the_same_bits(trained_on_studies, dual_view_c
     assert read_metrics(workdir) == read_metrics(trained_on_studies)
 
 
-@pytest.mark.parametrize("spmd", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("spmd", ["jit", pytest.param("pmap", marks=pytest.mark.exhaustive)])
 def test_wherever_the_images_are_kept_a_run_ends_in_the_same_bits(config, trained, tmp_path, spmd):
     config.spmd = spmd
     for cache in ("device", "host", "none"):

@@ -61,7 +61,10 @@ def losses_of_one_device():
     [
         (8, "pmap"),
         *(
-            pytest.param(devices, spmd, marks=pytest.mark.slow)
+            pytest.param(
+                *(devices, spmd),
+                marks=pytest.mark.slow if devices == 2 else pytest.mark.exhaustive,
+            )
             for devices in (1, 2, 4, 8)
             for spmd in ("jit", "pmap")
             if (devices, spmd) != (8, "pmap")
@@ -140,7 +143,7 @@ def test_devices_send_each_other_the_gradients_once_and_norm_statistics(config, 
     assert sizes[:-1] == [16, 16, 32, 32]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_what_devices_send_grows_neither_with_the_batch_nor_with_their_number(config):
     sizes = _all_reduces(config, 2, 16)[0]
     assert _all_reduces(config, 2, 64)[0] == sizes
