@@ -34,16 +34,15 @@ NETWORKS = [
     pytest.param(name, marks=[] if name in FAMILIES else pytest.mark.exhaustive)
     for name in models.NETWORKS
 ]
-TRAINED = [
-    pytest.param(
-        name,
-        marks=pytest.mark.slow
-        if name in ("dscint", "resnet18", "dual_view")
-        else pytest.mark.exhaustive,
-    )
-    for name in models.NETWORKS
-]
-"""For what compiles or takes whole steps: minutes for the large ones."""
+
+
+def _slow(*names):
+    """All networks: these in CI, the others, which take minutes, in the night."""
+    return [
+        pytest.param(n, marks=pytest.mark.slow if n in names else pytest.mark.exhaustive)
+        for n in models.NETWORKS
+    ]
+
 
 SIZE = (128, 32)
 TRAINING_SIZES = {"inception_v4": (192, 96)}
@@ -130,7 +129,7 @@ def _batch_norms(model):
 @pytest.mark.parametrize(
     "dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.exhaustive)]
 )
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", _slow("dscint", "dual_view"))
 def test_network_learns_eight_images_by_heart_within_200_steps(name, dtype):
     batch = _batch(name)
     state, train, evaluate = _trainer(name, 1e-4 if "vgg" in name else 3e-4, dtype=dtype)
@@ -145,7 +144,7 @@ def test_network_learns_eight_images_by_heart_within_200_steps(name, dtype):
     assert kinds == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", _slow("dscint", "resnet18", "dual_view"))
 def test_every_parameter_has_a_finite_gradient_that_is_not_zero(name):
     model = _model(name)()
     model.eval()
@@ -164,7 +163,7 @@ def test_every_parameter_has_a_finite_gradient_that_is_not_zero(name):
         assert (leaf[...] != 0).any(), path
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", _slow("dscint", "resnet18", "dual_view"))
 def test_training_and_evaluation_differ(name):
     model, images = _model(name)(), _images(name)
     modules = [module for _, module in nnx.iter_modules(model)]
