@@ -287,6 +287,7 @@ def test_options_reach_the_network(capsys):
     assert found["activation_bytes"] == expected.activation_bytes
 
 
+@pytest.mark.slow
 def test_numbers_do_not_depend_on_devices_and_fit_80_columns(capsys):
     arguments = ("--network", "dscint", "--network", "resnet18")
     expected = _json(capsys, *arguments)

@@ -72,6 +72,7 @@ def test_sigterm_saves_the_step_it_stopped_at_and_exits_with_success(
     assert_same_bits(undisturbed, tmp_path)
 
 
+@pytest.mark.slow
 def test_sigusr1_under_slurm_saves_and_puts_the_job_into_the_queue_again(
     data_dir, tmp_path, monkeypatch
 ):

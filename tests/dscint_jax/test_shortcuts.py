@@ -145,6 +145,7 @@ def _accuracy(predictions):
     return np.trace(predictions.confusion) / predictions.confusion.sum()
 
 
+@pytest.mark.slow
 def test_network_learns_what_is_in_the_neck():
     assert _accuracy(_predict_made(signal=True, steps=60)) > 0.9
 

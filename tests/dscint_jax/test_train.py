@@ -137,6 +137,7 @@ def test_run_on_studies_resumes_to_the_same_bits(trained_on_studies, dual_view_c
     assert read_metrics(workdir) == read_metrics(trained_on_studies)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spmd", ["jit", pytest.param("pmap", marks=pytest.mark.exhaustive)])
 def test_wherever_the_images_are_kept_a_run_ends_in_the_same_bits(config, trained, tmp_path, spmd):
     config.spmd = spmd
@@ -286,12 +287,14 @@ def test_run_tells_how_it_ended_and_where_its_time_went(trained):
     assert any(line.get("images_per_second", 0) > 0 for line in speeds)
 
 
+@pytest.mark.slow
 def test_traced_run_ends_in_the_same_bits(trained, config, tmp_path):
     train(config, tmp_path, window=Window(5, 3))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     assert_same_bits(trained, tmp_path, 12)
 
 
+@pytest.mark.slow
 def test_batch_of_more_images_than_there_are_is_cut_to_what_fits_and_kept_on_resuming(
     config, make_data_set, tmp_path, capsys
 ):
