@@ -8,12 +8,14 @@ import statistics
 import sys
 from pathlib import Path
 
+from dscint_jax.shortcuts import LIMITED
+
 
 def main(limit: float, files: list[Path]) -> None:
     """Prints the means of what sees pixels; the exit status is 1 if one reaches the limit."""
     reports = [json.loads(file.read_text()) for file in files]
     failed = False
-    for name in ("thumbnail", "neck"):
+    for name in LIMITED:
         found = [
             shortcut["scores"]["accuracy"]
             for report in reports

@@ -126,12 +126,12 @@ def _config_file(name: str) -> Path:
     file, shipped = home_expanded(name), _shipped_configs()
     if not file.exists() and file.parent == Path("configs"):
         file = shipped / file.name
-    if file.exists() and ":" in str(file):
-        raise DscintError(
-            f"--config {file}: what follows a colon is taken for a network; use a copy of the file "
-            "in a folder without a colon"
-        )
     if file.exists():
+        if ":" in str(file):
+            raise DscintError(
+                f"--config {file}: what follows a colon is taken for a network; use a copy of the "
+                "file in a folder without a colon"
+            )
         return file
     names = ", ".join(sorted(f"configs/{file.name}" for file in shipped.glob("*.py")))
     raise DscintError(f"--config {name}: there is no such file; shipped are {names}")

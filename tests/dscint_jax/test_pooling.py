@@ -123,6 +123,22 @@ def test_gradient_of_the_largest_goes_whole_to_the_first_of_equals(axes):
     np.testing.assert_array_equal(found, expected)
 
 
+def test_gradient_of_a_regions_maximum_goes_whole_to_one_of_its_places():
+    random = np.random.default_rng(4)
+    x = jnp.array(random.integers(0, 3, (2, 6, 4, 3)), jnp.float32)
+    weights = jnp.array(random.random((2, 3, 2, 3)), jnp.float32)
+    gradient = jax.grad(lambda x: (pooling.region_max(x, (3, 2)) * weights).sum())(x)
+    regions = [
+        (b, slice(2 * i, 2 * i + 2), slice(2 * j, 2 * j + 2), c, (b, i, j, c))
+        for b, i, j, c in np.ndindex(2, 3, 2, 3)
+    ]
+    for b, rows, columns, c, place in regions:
+        inside, given = x[b, rows, columns, c], gradient[b, rows, columns, c]
+        assert np.count_nonzero(given) == 1
+        assert inside[given != 0] == inside.max()
+        assert given.sum() == weights[place]
+
+
 def test_map_too_small_for_the_regions_is_named():
     with pytest.raises(DscintError, match=r"regions 4x2 do not fit the last map of 2x1"):
         pooling.region_max(jnp.zeros((1, 2, 1, 3)), (4, 2))
