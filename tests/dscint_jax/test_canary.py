@@ -32,9 +32,7 @@ OPTIONS = {
 """Few channels, where a network takes their number."""
 
 NETWORKS = [
-    pytest.param(
-        name, marks=pytest.mark.slow if name in (*OPTIONS, "resnet18") else pytest.mark.exhaustive
-    )
+    pytest.param(name, marks=pytest.mark.slow if name == "dscint" else pytest.mark.exhaustive)
     for name in models.NETWORKS
 ]
 

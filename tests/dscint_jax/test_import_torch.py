@@ -668,7 +668,7 @@ def test_run_starts_from_the_weights_and_statistics_of_the_file(started, tmp_pat
     assert report.network == "dscint"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_training_leaves_imported_weights_where_the_learning_rate_is_zero(
     started, tmp_path, capsys
 ):

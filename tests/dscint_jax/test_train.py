@@ -54,7 +54,7 @@ def test_loss_that_is_not_finite_stops_the_run_with_its_step(config, tmp_path):
         train(config, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_finished_run_trained_on_at_a_constant_rate_is_the_longer_run(config, tmp_path):
     config.optimizer.schedule, config.evaluate_every = "constant", 2
     config.optimizer.warmup_steps = 1
@@ -70,6 +70,7 @@ def test_finished_run_trained_on_at_a_constant_rate_is_the_longer_run(config, tm
     assert json.loads((tmp_path / "trained_on" / "config.json").read_text())["steps"] == 4
 
 
+@pytest.mark.slow
 def test_finished_run_trained_on_has_the_rates_of_the_new_total_from_there_on(
     trained, config, tmp_path, capsys
 ):
@@ -126,6 +127,7 @@ def test_network_and_records_that_do_not_fit_are_named_and_nothing_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_run_on_studies_resumes_to_the_same_bits(trained_on_studies, dual_view_config, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(trained_on_studies, workdir)
