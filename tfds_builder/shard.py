@@ -36,7 +36,7 @@ class ShardTask:
       config: 'views' or 'studies'.
       classes: the classes of the data set.
       keep_one_view: see `records.records_of`.
-      suspected: rows at which a worker was lost once, be it for another reason.
+      suspected: rows at which a worker was lost once, be it for another reason; None: before any.
       refused: (row, reason) of rows at which workers were lost twice.
     """
 
@@ -45,11 +45,11 @@ class ShardTask:
     config: str
     classes: Classes
     keep_one_view: bool = False
-    suspected: tuple[int, ...] = ()
+    suspected: tuple[int | None, ...] = ()
     refused: tuple[tuple[int, str], ...] = ()
 
     def after(self, lost: Lost) -> "ShardTask | None":
-        """The task to run after a worker was lost on it, or None where no row is to blame.
+        """The task to run after a worker was lost on it; None where two were before a row.
 
         A worker can be lost for what is not in the file, and its memory be used up by files before
         it: a row is refused only where a second worker, a fresh one, is lost at it too.
@@ -57,7 +57,7 @@ class ShardTask:
         Raises:
           DataError: a worker is lost at a file that is not even decoded.
         """
-        if lost.step is None:
+        if lost.step is None and None in self.suspected:
             return None
         if lost.step in dict(self.refused):
             raise DataError(

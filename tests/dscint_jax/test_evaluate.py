@@ -129,6 +129,7 @@ def test_run_on_a_fold_is_evaluated_on_a_data_set_from_elsewhere(fold_run, make_
     assert result["support"] == 6
 
 
+@pytest.mark.slow
 def test_run_on_studies_is_evaluated_study_by_study(trained_on_studies, studies_dir, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(trained_on_studies, workdir)

@@ -657,6 +657,7 @@ def _checkpoint(workdir, step):
         return {item: checkpointer.restore(folder / item) for item in ("model", "optimizer")}
 
 
+@pytest.mark.slow
 def test_run_starts_from_the_weights_and_statistics_of_the_file(started, tmp_path):
     config, tensors = started
     state, report = make_experiment(config, (9, 9, 9, 9)).imported_state(

@@ -59,6 +59,7 @@ def test_killed_at_two_random_moments_it_ends_in_the_same_bits(data_dir, undistu
     assert [a["start_step"] for a in attempts] == sorted(a["start_step"] for a in attempts)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_the_step_it_stopped_at_and_exits_with_success(
     data_dir, undisturbed, tmp_path
 ):

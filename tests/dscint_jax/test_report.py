@@ -60,6 +60,7 @@ def reported_studies(trained_on_studies, tmp_path_factory):
     return workdir, result, path.read_text(), baseline
 
 
+@pytest.mark.slow
 def test_page_on_studies_counts_studies_and_compares_with_a_baseline_on_both_views(
     reported_studies, studies_dir
 ):

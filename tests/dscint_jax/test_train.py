@@ -362,6 +362,7 @@ def test_split_that_training_needs_and_nobody_is_in_is_said_by_build_and_by_trai
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_lack_of_test_images_is_said_and_does_not_hold_up_training(
     config, build_without, tmp_path, capsys
 ):

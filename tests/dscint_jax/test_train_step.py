@@ -108,7 +108,8 @@ def test_devices_agree_with_accumulation_mixup_and_average_on(everything, device
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("spmd", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("spmd", ["jit", "pmap"])
+@pytest.mark.slow
 def test_same_devices_twice_give_the_same_bits(everything, spmd):
     first, second = (_run(everything, 4, 5, spmd)[1] for _ in range(2))
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
@@ -149,6 +150,7 @@ def test_what_devices_send_grows_neither_with_the_batch_nor_with_their_number(co
     assert _all_reduces(config, 8, 64)[0] == sizes
 
 
+@pytest.mark.slow
 def test_accumulation_gives_the_gradients_of_the_whole_batch(config):
     config.model_options.norm, config.model_options.dropout = "group", 0.0
     whole = _run(config, 2)

@@ -301,6 +301,7 @@ def test_all_inside_is_true_and_writes_nothing_unasked(tmp_path, monkeypatch, ca
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_same_on_any_number_of_workers():
     told = []
     one, two = (

@@ -67,6 +67,7 @@ def _command(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_the_number_of_workers(finished, tmp_path):
     ran = _command("--out", tmp_path / "two", "--patients", PATIENTS, "--seed", SEED,
                    "--workers", 2)  # fmt: skip

@@ -22,4 +22,11 @@ def test_a_file_that_cannot_even_be_read_ends_the_build_by_its_row():
     )
     with pytest.raises(DataError, match="manifest row 7"):
         task.after(Lost(7, "took longer than 30 s"))
-    assert task.after(Lost(None, "the decoder crashed")) is None
+
+
+def test_a_worker_lost_before_any_row_is_replaced_once():
+    task = ShardTask((), "path", "views", classes_of(["normal"]))
+    again = task.after(Lost(None, "the decoder crashed"))
+    assert again.refused == ()
+    assert again.after(Lost(7, "the decoder crashed")).refused == ()
+    assert again.after(Lost(None, "the decoder crashed")) is None
