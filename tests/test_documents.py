@@ -24,6 +24,7 @@ import pytest
 from PIL import Image
 
 from dscint_jax.config import FIELDS
+from tfds_builder.quality import FINDINGS
 
 PROJECT = Path(__file__).parent.parent
 SHELVES = (
@@ -390,6 +391,12 @@ def test_every_command_of_the_packages_is_in_the_list_of_commands():
     assert len(commands) > 10
     for command in commands:
         assert f"`python -m {command}`" in listed, command
+
+
+def test_every_finding_about_pixels_is_explained():
+    spans = _spans("docs/how_to/check_a_data_set.md")
+    for finding in FINDINGS:
+        assert {finding, finding.partition(":")[0]} & set(spans), finding
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=str)
