@@ -38,7 +38,7 @@ Train a network on whole-body bone scintigrams; started again, it resumes.
   --help                  this text
 
 Several processes, on one machine or many, train as one. SLURM's srun, Open MPI's mpirun and TPU
-slices are recognised; elsewhere every process is told its place (see launch/README.md):
+slices are recognised; elsewhere every process is told its place (see docs/how_to/cluster.md):
 
   --coordinator_address HOST:PORT   where process 0 runs, and a free port there
   --num_processes N                 how many there are, on all machines

@@ -1,8 +1,9 @@
 """What the documents tell a reader to type: every block of commands runs, in order, in one folder.
 
 A block of commands is fenced as ```bash; ```text is output, tables and files, ```python is Python.
-Blocks run as they stand but for `SMALLER`. What cannot run here stands behind a comment
-`<!-- parsed only: WHY -->`: its options are compared with the command's --help.
+Blocks run as they stand but for `SMALLER`, and for commands that an earlier document has run with
+the same arguments. What cannot run here stands behind a comment `<!-- parsed only: WHY -->`: its
+options are compared with the command's --help. Links, headings, files and names are checked too.
 """
 
 import ast
@@ -23,14 +24,30 @@ import pytest
 from PIL import Image
 
 from dscint_jax.config import FIELDS
+from tfds_builder.quality import FINDINGS
 
 PROJECT = Path(__file__).parent.parent
+SHELVES = (
+    "docs/getting_started",
+    "docs/how_to",
+    "docs/reference",
+    "docs/explanation",
+    "docs",
+)
+"""Folders of documents, in the order in which their commands run; README.md comes before them."""
+
 DOCUMENTS = (
     "README.md",
-    *sorted(str(path.relative_to(PROJECT)) for path in (PROJECT / "docs").glob("*.md")),
-    "launch/README.md",
+    *(
+        str(path.relative_to(PROJECT))
+        for shelf in SHELVES
+        for path in sorted((PROJECT / shelf).glob("*.md"))
+    ),
+    "CONTRIBUTING.md",
     "tfds_builder/scintigraphy/README.md",
 )
+
+MOST_LINES_OF_README = 150
 
 SMALLER = (
     # A cohort that is made in seconds.
@@ -83,17 +100,48 @@ def _blocks(document):
         yield Block(document, line, match["language"], match["why"] or "", text, output)
 
 
+def _lines(text):
+    """The commands of a block, one a line, without those that are only a comment."""
+    for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+        if shlex.split(line, comments=True):
+            yield line
+
+
+def _words(line):
+    return tuple(shlex.split(line, comments=True))
+
+
+def _without_repeats(blocks):
+    """The blocks with the commands that no block before them has; none that would be empty."""
+    seen = set()
+    for block in blocks:
+        new = [line for line in _lines(block.text) if _words(line) not in seen]
+        seen.update(map(_words, new))
+        if new:
+            yield block._replace(text="\n".join(new))
+
+
 BLOCKS = [block for document in DOCUMENTS for block in _blocks(document)]
 COMMANDS = [block for block in BLOCKS if block.language == "bash"]
-RUN = [block for block in COMMANDS if not block.why_parsed_only]
+NOT_PARSED_ONLY = [block for block in COMMANDS if not block.why_parsed_only]
+RUN = list(_without_repeats(NOT_PARSED_ONLY))
 
 
-def _inline():
-    """Commands within sentences of the README."""
-    prose = FENCE.sub("", (PROJECT / "README.md").read_text())
-    for span in re.findall(r"`([^`]+)`", prose):
-        if span.startswith(("python -m", "./run.sh")):
-            yield " ".join(span.split())
+def _spans(document):
+    """What stands between single backticks in the sentences of a document."""
+    prose = FENCE.sub("", (PROJECT / document).read_text())
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
+
+
+INLINE = sorted(
+    {
+        span
+        for document in DOCUMENTS
+        for span in _spans(document)
+        if span.startswith(("python -m", "./run.sh"))
+    }
+)
+"""Commands within sentences."""
 
 
 def _smaller(text):
@@ -145,8 +193,8 @@ def folder(tmp_path_factory):
 
 
 def _make_hospital(folder):
-    """The README's own folder to try things on, its labels in a table beside it."""
-    (command,) = [text for text in _inline() if "phantom --out hospital" in text]
+    """The documents' own folder to try things on, its labels in a table beside it."""
+    (command,) = [text for text in INLINE if "phantom --out hospital" in text]
     _run(command, folder)
     manifest = folder / "hospital" / "manifest.csv"
     with manifest.open(newline="") as file:
@@ -221,15 +269,142 @@ def test_no_block_hides_behind_another_mark():
             assert not re.match(r" {4,}(\./run\.sh|python|pip|mpirun|node\d)", line), line
 
 
+def test_every_document_stands_on_a_shelf():
+    found = {str(path.relative_to(PROJECT)) for path in (PROJECT / "docs").rglob("*.md")}
+    assert found <= set(DOCUMENTS)
+    assert len(set(DOCUMENTS)) == len(DOCUMENTS)
+    assert all(len(list((PROJECT / shelf).glob("*.md"))) > 1 for shelf in SHELVES)
+
+
+def test_readme_is_read_in_five_minutes():
+    assert len((PROJECT / "README.md").read_text().splitlines()) <= MOST_LINES_OF_README
+
+
+def test_every_command_of_a_block_is_run_once():
+    # One command a line, so that a line can be left out where it was run before.
+    run = [_words(line) for block in RUN for line in _lines(block.text)]
+    assert len(set(run)) == len(run)
+    assert set(run) == {_words(line) for block in NOT_PARSED_ONLY for line in _lines(block.text)}
+    for block in RUN:
+        for line in _lines(block.text):
+            done = subprocess.run(["bash", "-n", "-c", line], capture_output=True, text=True)
+            assert done.returncode == 0, f"{block}: {done.stderr}"
+
+
+def _is_field(name):
+    groups = {field.rpartition(".")[0] for field in FIELDS}
+    return name in {"FIELD", *FIELDS, *groups} or name.startswith("model_options.")
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_field_of_a_config_that_is_named_exists(document):
     for field in re.findall(r"--config\.(\w+(?:\.\w+)*)", (PROJECT / document).read_text()):
-        assert field in {"FIELD", *FIELDS} or field.startswith("model_options."), field
+        assert _is_field(field), field
+    for span in _spans(document):
+        named = re.fullmatch(r"config\.(\w+(?:\.\w+)*)(?:=.*)?", span)
+        if named and named[1] != "json":
+            assert _is_field(named[1]), span
+
+
+def _headings(document):
+    """The anchors of a document's headings, as web pages that show it make them."""
+    found = []
+    for title in re.findall(r"^#+ (.+)$", FENCE.sub("", document.read_text()), re.MULTILINE):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).strip().lower()
+        anchor = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+        repeated = found.count(anchor)
+        found.append(f"{anchor}-{repeated}" if repeated else anchor)
+    return found
+
+
+def _links(document):
+    prose = re.sub(r"`[^`]*`", "", FENCE.sub("", (PROJECT / document).read_text()))
+    links = re.findall(r"\]\(\s*([^)\s]+)\s*\)", prose)
+    return [link for link in links if not link.startswith("https://")]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_link_points_at_a_file_and_a_heading_that_exist(document):
+    for link in _links(document):
+        assert ":" not in link, link
+        path, _, anchor = link.partition("#")
+        target = (PROJECT / document).parent / path if path else PROJECT / document
+        assert target.resolve().is_relative_to(PROJECT.resolve()), link
+        assert target.is_file(), link
+        if anchor:
+            assert anchor in _headings(target), f"{link}: {_headings(target)}"
+
+
+def test_index_links_to_every_document_of_the_shelves():
+    linked = {
+        str((PROJECT / "docs" / link.partition("#")[0]).resolve())
+        for link in _links("docs/README.md")
+    }
+    for path in (PROJECT / "docs").rglob("*.md"):
+        assert path == PROJECT / "docs" / "README.md" or str(path.resolve()) in linked, path
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_path_that_is_named_exists(document):
+    for span in _spans(document):
+        if re.fullmatch(r"(dscint_jax|tfds_builder|tests|configs|docs|launch|\.ci)/[\w./-]*", span):
+            assert (PROJECT / span).exists(), span
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_module_that_is_named_exists(document):
+    named = r"\b(?:dscint_jax|tfds_builder|tests)(?:\.[a-z]\w*)+"
+    for name in re.findall(named, (PROJECT / document).read_text()):
+        assert _module_file(name), name
+
+
+def _module_file(name):
+    path = PROJECT / name.replace(".", "/")
+    found = [path.with_name(f"{path.name}.py"), path / "__init__.py"]
+    return next((one for one in found if one.is_file()), None)
+
+
+def _defines(path, name):
+    begins = rf"^\s*(?:(?:def|class) {name}\b|(?:\w+, )*{name}\b(?:, \w+)*(?:: [^=]+)? = )"
+    return re.search(begins, path.read_text(), re.MULTILINE) is not None
+
+
+def test_every_name_that_the_recipes_say_to_touch_is_in_its_file():
+    prose = FENCE.sub("", (PROJECT / "docs" / "extending.md").read_text())
+    pattern = r"`(?P<path>[\w/]+\.py)`\s+\((?P<names>`\w+`(?:,\s+`\w+`)*)\)"
+    checked = 0
+    for found in re.finditer(pattern, prose):
+        for name in re.findall(r"\w+", found["names"]):
+            assert _defines(PROJECT / found["path"], name), f"{name} in {found['path']}"
+            checked += 1
+    assert checked > 80
+
+
+def test_every_command_of_the_packages_is_in_the_list_of_commands():
+    listed = (PROJECT / "docs" / "reference" / "commands.md").read_text()
+    commands = []
+    for package in ("dscint_jax", "tfds_builder"):
+        for path in (PROJECT / package).rglob("*.py"):
+            if path.name == "__main__.py" or '__name__ == "__main__"' in path.read_text():
+                parts = path.relative_to(PROJECT).with_suffix("").parts
+                commands.append(".".join(part for part in parts if part != "__main__"))
+    assert len(commands) > 10
+    for command in commands:
+        assert f"`python -m {command}`" in listed, command
+
+
+def test_every_finding_about_pixels_is_explained():
+    spans = _spans("docs/how_to/check_a_data_set.md")
+    for finding in FINDINGS:
+        assert {finding, finding.partition(":")[0]} & set(spans), finding
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=str)
-def test_python_is_python(block):
-    ast.parse(block.text)
+def test_python_is_python_and_imports_what_there_is(block):
+    for node in ast.walk(ast.parse(block.text)):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith(("dscint_jax", "tfds_b")):
+            for alias in node.names:
+                assert _defines(_module_file(node.module), alias.name), alias.name
 
 
 @pytest.mark.slow
@@ -244,12 +419,12 @@ def test_options_of_a_block_that_cannot_run_here_are_known(block):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", sorted(set(_inline())))
+@pytest.mark.parametrize("command", INLINE)
 def test_options_of_a_command_in_a_sentence_are_known(command):
     if command.startswith("./run.sh"):
         commands = re.findall(r"^  (\w+)  ", (PROJECT / "run.sh").read_text(), re.MULTILINE)
         assert command.split()[1:2] in [[], *([name] for name in commands)]
-    else:
+    elif not command.startswith(("python -m ruff ", "python -m pytest ")):
         assert _check_options(command) == 1
 
 
