@@ -32,7 +32,6 @@ from dscint_jax.cluster import (
     gather,
     preflight,
 )
-from dscint_jax.compilation_cache import CompilationCache
 from dscint_jax.config import check_config
 from dscint_jax.disk import WriteError, check_writable
 from dscint_jax.durations import resolve_durations
@@ -145,7 +144,6 @@ def train(
     if cluster.is_first:
         check_writable(workdir)
     with (
-        CompilationCache() as cache,
         Interruption(status_when_stopped) as interruption,
         resumable(workdir),
         contextlib.ExitStack() as held,
@@ -158,7 +156,7 @@ def train(
                 remove_parts(workdir)
 
         interruption.nothing_to_save = cluster.process_count == 1
-        _train(config, batch_size, workdir, cluster, window, cache, interruption, begin_to_write)
+        _train(config, batch_size, workdir, cluster, window, interruption, begin_to_write)
 
 
 def _place(text: str, field: str) -> Path:
@@ -174,7 +172,6 @@ def _train(
     workdir: Path,
     cluster: Cluster,
     window: Window | None,
-    cache: CompilationCache,
     interruption: Interruption,
     begin_to_write: Callable[[], None],
 ) -> None:
@@ -250,7 +247,6 @@ def _train(
             batch_size=batch_size,
             imported=imported,
             spmd=config.spmd,
-            compilation_cache=cache.folder is not None,
         )
 
     # Steps
@@ -341,8 +337,6 @@ def _train(
             log.write(step, {f"validation_{name}": value for name, value in scores.items()})
             with timer.measure("checkpoint"):
                 checkpointer.save(state, scores)
-            # All has been compiled that will be.
-            cache.keep()
             progress.say(
                 f"step {step}: validation loss {scores['loss']:.3f}, "
                 f"accuracy {scores['accuracy']:.3f}, F-1 {scores['f1']:.3f}"

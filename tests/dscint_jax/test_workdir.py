@@ -43,9 +43,7 @@ def _advance(ending, step, error=None, why=""):
 
 def test_attempt_tells_what_it_ran_with(tmp_path):
     arguments = ["--config", "tiny.py", "--workdir", "w"]
-    attempt = _record(
-        tmp_path, start_step=7, arguments=arguments, spmd="pmap", compilation_cache=True
-    )
+    attempt = _record(tmp_path, start_step=7, arguments=arguments, spmd="pmap")
     assert attempt["start_step"] == 7
     assert attempt["arguments"] == arguments
     assert (attempt["device_count"], attempt["local_device_count"]) == (8, 8)
