@@ -4,9 +4,9 @@ JAX's key tells apart what a program depends on: jaxlib, its flags, the device a
 instruction sets (XLA_FLAGS=--xla_cpu_max_isa=SSE4_2 changes the topology's fingerprint). Of several
 processes the first writes.
 
-On a CPU the cache is used on Linux from jax 0.11 on: 0.9.1 to 0.10.1 print lines of error for every
-entry that they load (jax-ml/jax issue 38445), and jaxlib on macOS has crashed at large entries
-(uwplasma/vmex pull request 142).
+On a CPU the cache is used on Linux from jax 0.11 on: 0.9.1 to 0.10.1 print two lines of error, on
+many processors, for every entry that they load (jax-ml/jax issue 38445), and jaxlib on macOS has
+crashed at large entries (uwplasma/vmex pull request 142).
 """
 
 import os
