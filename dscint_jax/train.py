@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dscint_jax import parallel
+from dscint_jax import lock, parallel
 from dscint_jax.atomic import remove_parts
 from dscint_jax.canary import check_backend
 from dscint_jax.checkpoint import Checkpointer, completed_step, resumable
@@ -55,7 +55,6 @@ from dscint_jax.input_pipeline import (
     training_order,
 )
 from dscint_jax.interruption import Interrupted, Interruption, requeue
-from dscint_jax.lock import WorkdirLock
 from dscint_jax.models.import_torch import ImportReport
 from dscint_jax.profiling import Profiler, Window
 from dscint_jax.progress import ProgressBar, say
@@ -131,9 +130,8 @@ def train(
         _say(cluster, f"note: {error}")
     config = resolve_durations(config, examples=examples, batch_size=batch_size)
     preflight(cluster, config_facts(_that_must_agree(config)))
-    lock = WorkdirLock(workdir)
     if cluster.is_first:
-        lock.check()
+        lock.check_free(workdir)
     if _is_complete(config, workdir):
         # The data set may have moved; a run that may only be read cannot keep where to.
         with contextlib.suppress(WriteError):
@@ -146,13 +144,13 @@ def train(
     with (
         Interruption(status_when_stopped) as interruption,
         resumable(workdir),
-        contextlib.ExitStack() as held,
+        contextlib.ExitStack() as writing,
     ):
 
         def begin_to_write() -> None:
             interruption.nothing_to_save = False
             if cluster.is_first:
-                held.enter_context(lock)
+                writing.enter_context(lock.held(workdir))
                 remove_parts(workdir)
 
         interruption.nothing_to_save = cluster.process_count == 1
