@@ -286,20 +286,10 @@ def record_end(
     write_json(workdir / "provenance.json", attempts)
 
 
-def how_it_ended(attempt: Mapping[str, Any]) -> str:
-    """Why an attempt ended: 'killed' if it could not say, 'unknown' of one by an early version."""
-    if "ended" not in attempt:
-        return "unknown"
-    ended = attempt["ended"]
-    if ended is None:
-        return "killed"
-    return str(ended.get("why", "unknown")) if isinstance(ended, dict) else "unknown"
-
-
 class Ending:
     """A context manager around the loop that records how the attempt ended, whichever way.
 
-    A kill leaves no time for it; `how_it_ended` tells.
+    A kill leaves no time for it, and `ended` as it was: null.
 
     Args:
       workdir: the run's directory, in which this attempt is recorded.
