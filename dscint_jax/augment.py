@@ -12,7 +12,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from dscint_jax.random_streams import stream_key
 
@@ -201,7 +201,7 @@ def draw_poses(keys: Key[Array, " batch"], shape: tuple[int, int], ranges: Augme
 
 
 def move(
-    images: Float[Array, "batch *view height width channel"], poses: Pose, *, order: int = 1
+    images: Float[Array, "batch *view height width channel"], poses: Pose
 ) -> Float[Array, "batch *view height width channel"]:
     """Moves every image into its pose; what enters from outside is zero.
 
@@ -210,32 +210,22 @@ def move(
     Args:
       images: single views, or pairs of them, the anterior first.
       poses: as many as images.
-      order: of the interpolation: 1 is bilinear, 0 takes the nearest pixel.
     """
 
     def study(views: jax.Array, pose: Pose) -> jax.Array:
         anterior, posterior = views
-        return jnp.stack(
-            [affine(anterior, pose, order), affine(posterior, pose.from_behind, order)]
-        )
+        return jnp.stack([affine(anterior, pose), affine(posterior, pose.from_behind)])
 
     def image(image: jax.Array, pose: Pose) -> jax.Array:
-        return affine(image, pose, order)
+        return affine(image, pose)
 
     return jax.vmap(image if images.ndim == 4 else study)(images, poses)
 
 
-def move_masks(
-    masks: Bool[Array, "batch *view height width 1"], poses: Pose
-) -> Bool[Array, "batch *view height width 1"]:
-    """Moves lesion masks as `move` moves their images; each pixel stays wholly in or out."""
-    return move(masks.astype(jnp.float32), poses, order=0) > 0
-
-
 def affine(
-    image: Float[Array, "height width channel"], pose: Pose, order: int = 1
+    image: Float[Array, "height width channel"], pose: Pose
 ) -> Float[Array, "height width channel"]:
-    """Moves one image into its pose by one interpolation; `order` as for `move`."""
+    """Moves one image into its pose by one bilinear interpolation."""
     height, width, channels = image.shape
     centre = jnp.array([(height - 1) / 2, (width - 1) / 2])
     rows = jnp.arange(height)[:, None] - centre[0] - pose.shift[0]
@@ -244,7 +234,7 @@ def affine(
     source_rows = cos * rows - sin * columns + centre[0]
     source_columns = pose.flip * (sin * rows + cos * columns) + centre[1]
     planes = [
-        map_coordinates(image[..., c], [source_rows, source_columns], order=order, mode="constant")
+        map_coordinates(image[..., c], [source_rows, source_columns], order=1, mode="constant")
         for c in range(channels)
     ]
     return jnp.stack(planes, -1)

@@ -204,10 +204,6 @@ class Checkpointer:
         """Step of the newest complete checkpoint."""
         return max(self.steps(), default=None)
 
-    def best_step(self) -> int | None:
-        """Step of the checkpoint with the highest validation F-1; the later one of equals."""
-        return next(iter(self._best_first()), None)
-
     def check(self, which: str) -> None:
         """Raises DscintError unless there is a checkpoint of that name; see `restore_model`."""
         self._candidates(which)
@@ -344,6 +340,7 @@ class Checkpointer:
         )
 
     def _best_first(self) -> list[int]:
+        """Steps by falling validation F-1; of equals the later first."""
         scores = {}
         for step in self.steps():
             try:

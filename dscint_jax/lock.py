@@ -14,7 +14,6 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from dscint_jax.disk import write_error
@@ -28,90 +27,41 @@ PINNED_FILE = "_CHECKPOINT_METADATA"
 TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
-class WorkdirLock:
-    """A context manager that holds a work directory's lock; it is made if it is not there.
+def check_free(workdir: Path) -> None:
+    """Leaves everything as it is; for the start, long before the directory is needed.
+
+    Raises:
+      DscintError: another process trains there.
+    """
+    with _opened(workdir / LOCK_FILE) as descriptor:
+        if descriptor is not None and not _take(descriptor, fcntl.LOCK_EX):
+            raise _in_use(workdir)
+
+
+@contextlib.contextmanager
+def held(workdir: Path) -> Iterator[None]:
+    """A context that holds a work directory's lock; the directory is made if it is not there.
 
     The file stays when the lock is given back: to remove it would let two processes lock two files
     of the same name. On a file system without locks there is a warning and no lock.
 
-    Args:
-      workdir: the run's directory.
+    Raises:
+      DscintError: another process trains there.
+      WriteError: the directory cannot be written.
     """
-
-    def __init__(self, workdir: Path):
-        self._workdir, self._file = workdir, None
-
-    def check(self) -> None:
-        """Leaves everything as it is; for the start, long before the directory is needed.
-
-        Raises:
-          DscintError: another process trains there.
-        """
+    path = workdir / LOCK_FILE
+    with contextlib.ExitStack() as stack:
         try:
-            descriptor = os.open(self._workdir / LOCK_FILE, os.O_RDWR)
-        except OSError:
-            return
-        try:
-            self._lock(descriptor, warn=False)
-        finally:
-            os.close(descriptor)
-
-    def __enter__(self) -> "WorkdirLock":
-        """Takes the lock.
-
-        Raises:
-          DscintError: another process trains there.
-          WriteError: the directory cannot be written.
-        """
-        path = self._workdir / LOCK_FILE
-        try:
-            self._workdir.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            workdir.mkdir(parents=True, exist_ok=True)
+            # Unbuffered, and not emptied: what it says of a holder is for whoever is refused.
+            file = stack.enter_context(path.open("ab", buffering=0))
+            if not _take(file.fileno(), fcntl.LOCK_EX, warn=True):
+                raise _in_use(workdir)
+            file.truncate(0)
+            file.write(json.dumps(_holder()).encode())
         except OSError as error:
             raise write_error(path, error) from error
-        try:
-            self._lock(self._file, warn=True)
-            self._describe(_holder())
-        except OSError as error:
-            self._close()
-            raise write_error(path, error) from error
-        except DscintError:
-            self._close()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._close()
-
-    def _lock(self, descriptor: int, *, warn: bool) -> None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in TAKEN:
-                raise DscintError(
-                    f"--workdir {self._workdir} is in use by {_read(descriptor)}; wait for it, "
-                    "stop it, or use another --workdir"
-                ) from error
-            if warn:
-                print(
-                    f"warning: {self._workdir} lies on a file system without locks "
-                    f"({error.strerror}); see to it that one training at a time uses it",
-                    file=sys.stderr,
-                )
-
-    def _describe(self, holder: dict[str, Any]) -> None:
-        text = json.dumps(holder).encode()
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, text, 0)
-
-    def _close(self) -> None:
-        os.close(self._file)
-        self._file = None
+        yield
 
 
 @contextlib.contextmanager
@@ -123,7 +73,7 @@ def pinned(checkpoint: Path) -> Iterator[None]:
     Raises:
       FileNotFoundError: the training is taking the checkpoint away, or has done so.
     """
-    with _file_of(checkpoint) as descriptor:
+    with _opened(checkpoint / PINNED_FILE) as descriptor:
         if descriptor is not None and not _take(descriptor, fcntl.LOCK_SH):
             raise FileNotFoundError(errno.ENOENT, "taken away", str(checkpoint))
         # It may have gone between the opening and the lock.
@@ -137,7 +87,7 @@ def take_away(checkpoint: Path, place: Path) -> bool:
     Returns:
       Whether it is gone.
     """
-    with _file_of(checkpoint) as descriptor:
+    with _opened(checkpoint / PINNED_FILE) as descriptor:
         if descriptor is not None and not _take(descriptor, fcntl.LOCK_EX):
             return False
         with contextlib.suppress(FileNotFoundError):
@@ -146,9 +96,9 @@ def take_away(checkpoint: Path, place: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _file_of(checkpoint: Path) -> Iterator[int | None]:
-    """The file to lock, open; None where there is none or it may not be opened."""
-    path, descriptor = checkpoint / PINNED_FILE, None
+def _opened(path: Path) -> Iterator[int | None]:
+    """The file to lock; None where there is none or it may not be opened."""
+    descriptor = None
     # An exclusive lock on NFS needs a file that is open for writing.
     for mode in (os.O_RDWR, os.O_RDONLY):
         with contextlib.suppress(OSError):
@@ -161,11 +111,17 @@ def _file_of(checkpoint: Path) -> Iterator[int | None]:
             os.close(descriptor)
 
 
-def _take(descriptor: int, kind: int) -> bool:
+def _take(descriptor: int, kind: int, *, warn: bool = False) -> bool:
     """Whether no other process holds the lock; on a file system without locks, none does."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except OSError as error:
+        if warn and error.errno not in TAKEN:
+            print(
+                f"warning: the work directory lies on a file system without locks "
+                f"({error.strerror}); see to it that one training at a time uses it",
+                file=sys.stderr,
+            )
         return error.errno not in TAKEN
     return True
 
@@ -179,10 +135,13 @@ def _holder() -> dict[str, Any]:
     }
 
 
-def _read(descriptor: int) -> str:
-    """The holder in words; it may not yet have written who it is."""
+def _in_use(workdir: Path) -> DscintError:
+    """Names the holder, which may not yet have written who it is."""
     try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
-        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+        holder = json.loads((workdir / LOCK_FILE).read_bytes())
+        who = f"process {holder['pid']} on {holder['host']} since {holder['since']}"
     except (OSError, ValueError, KeyError, TypeError):
-        return "another training"
+        who = "another training"
+    return DscintError(
+        f"--workdir {workdir} is in use by {who}; wait for it, stop it, or use another --workdir"
+    )

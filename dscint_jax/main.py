@@ -256,9 +256,11 @@ def main(argv: Sequence[str]) -> None:
 
     def train_until_stopped(cluster: Cluster) -> None:
         # And these after the processes have met: it takes seconds, and they may not fit.
+        from dscint_jax.compilation_cache import use_compilation_cache
         from dscint_jax.profiling import parse_window
         from dscint_jax.train import train
 
+        use_compilation_cache()
         window = parse_window(_PROFILE.value) if _PROFILE.value is not None else None
         status = _STATUS_WHEN_STOPPED.value
         try:

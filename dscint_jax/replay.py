@@ -11,9 +11,11 @@ import dataclasses
 import functools
 import shutil
 import sys
-from collections.abc import Mapping
+import sysconfig
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +31,6 @@ from dscint_jax.config import check_config
 from dscint_jax.errors import CommandParser, DscintError, run_command
 from dscint_jax.experiment import make_experiment
 from dscint_jax.input_pipeline import IDENTITY_FIELDS, HostBatch, device_fields
-from dscint_jax.progress import ProgressBar
-from dscint_jax.tracing import Origin, follow
 from dscint_jax.train_step import Recipe, TrainState, eval_step, train_step
 from dscint_jax.workdir import config_of, read_json, write_json
 
@@ -43,42 +43,31 @@ NAMED_IMAGES = 8
 NOT_REPRODUCED = 1
 """Exit status where all is finite when the step is taken again."""
 
+PACKAGE = Path(__file__).parent
+LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib"))
+
 
 @dataclasses.dataclass(frozen=True)
 class Dump:
-    """One kept step.
+    """One kept step: its number from 1, the state before it, all rows of its batch and their names.
 
-    Attributes:
-      step: its number, from 1.
-      state: before it.
-      batch: device fields, all rows.
-      identity: image_id, patient_key and view of every row.
-      class_counts: of the training split.
-      devices: that it was taken on.
+    The recipe is that of the run, on one device; `devices` tells what the step was taken on.
     """
 
     step: int
     state: TrainState
     batch: HostBatch
-    identity: Mapping[str, list[str]]
-    class_counts: tuple[int, ...]
+    images: Sequence[str]
     devices: str
+    recipe: Recipe
 
 
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """One line of the table.
+class Finding(NamedTuple):
+    """One line of the table; an operation has neither shape nor values."""
 
-    Attributes:
-      tensor: which.
-      shape: of it.
-      bad: how many of its values are not finite.
-      note: what else is known.
-    """
-
-    tensor: str
-    shape: tuple[int, ...]
-    bad: int
+    what: str
+    shape: str = ""
+    values: str = ""
     note: str = ""
 
 
@@ -90,7 +79,7 @@ def write_dump(
     batch: HostBatch,
     class_counts: tuple[int, ...],
     seed: int,
-) -> Path:
+) -> None:
     """Keeps a step that was not finite; one kept before at the same step is replaced.
 
     Args:
@@ -101,47 +90,35 @@ def write_dump(
       class_counts: of the training split.
       seed: of the run.
 
-    Returns:
-      The folder.
-
     Raises:
       WriteError: it cannot be written.
     """
     folder = workdir / FOLDER / str(step)
     # Written last, it says that the others are whole.
     (folder / STEP_FILE).unlink(missing_ok=True)
-    arrays = {name: np.asarray(leaf) for name, leaf in _named(state).items()}
-    write_bytes(folder / STATE_FILE, safetensors.numpy.save(arrays))
-    fields = {name: np.ascontiguousarray(v) for name, v in device_fields(batch).items()}
-    write_bytes(folder / BATCH_FILE, safetensors.numpy.save(fields))
+    for file, fields in ((STATE_FILE, _named(state)), (BATCH_FILE, device_fields(batch))):
+        arrays = {name: np.array(value, order="C") for name, value in fields.items()}
+        write_bytes(folder / file, safetensors.numpy.save(arrays))
     devices = jax.devices()
-    write_json(
-        folder / STEP_FILE,
-        {
-            "step": step,
-            "seed": seed,
-            "class_counts": class_counts,
-            "devices": f"{len(devices)} x {devices[0].device_kind}",
-            **{name: batch[name].tolist() for name in IDENTITY_FIELDS},
-        },
-    )
-    return folder
+    facts = {
+        "step": step,
+        "seed": seed,
+        "class_counts": class_counts,
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        **{name: batch[name].tolist() for name in IDENTITY_FIELDS},
+    }
+    write_json(folder / STEP_FILE, facts)
 
 
 def failure(workdir: Path, step: int, batch: HostBatch) -> DscintError:
     """The one line that training ends with when a step was not finite."""
-    scale = batch["scale"].reshape(len(batch["scale"]), -1)
-    odd = ~(np.isfinite(scale) & (scale > 0)).all(1)
+    odd = _no_divisor(batch["scale"])
     # What no counts can be divided by is named first, and said to be so.
-    names = [str(name) for name in batch["image_id"]]
-    shown = [name for name, bad in zip(names, odd, strict=True) if bad] or names
-    more = f" and {len(shown) - NAMED_IMAGES} more" if len(shown) > NAMED_IMAGES else ""
-    images = ", ".join(shown[:NAMED_IMAGES]) + more
     cause = (
-        f"its batch holds images whose scale is no positive number ({images}): mend them "
-        "and build the data set again"
+        f"its batch holds images whose scale is no positive number "
+        f"({_of(odd, batch['image_id'])}): mend them and build the data set again"
         if odd.any()
-        else f"its batch: {images}; lower config.optimizer.learning_rate"
+        else f"its batch: {_of(~odd, batch['image_id'])}; lower config.optimizer.learning_rate"
     )
     return DscintError(
         f"the loss is not finite at step {step}, {cause}, and use a new --workdir; to see what "
@@ -150,20 +127,13 @@ def failure(workdir: Path, step: int, batch: HostBatch) -> DscintError:
 
 
 def read_dump(workdir: Path, step: int | None = None) -> Dump:
-    """Reads a kept step.
-
-    Args:
-      workdir: the run's directory.
-      step: its number; None for the newest.
+    """Reads a kept step, the newest if `step` is None.
 
     Raises:
       DscintError: there is none, or it is damaged or of another network.
     """
-    kept = sorted(
-        int(path.parent.name)
-        for path in (workdir / FOLDER).glob(f"*/{STEP_FILE}")
-        if path.parent.name.isdecimal()
-    )
+    files = (workdir / FOLDER).glob(f"*/{STEP_FILE}")
+    kept = sorted(int(file.parent.name) for file in files if file.parent.name.isdecimal())
     if not kept:
         raise DscintError(f"{workdir} holds no step whose loss was not finite: no {FOLDER}/STEP")
     if step is not None and step not in kept:
@@ -171,51 +141,41 @@ def read_dump(workdir: Path, step: int | None = None) -> Dump:
     folder = workdir / FOLDER / str(kept[-1] if step is None else step)
     facts = read_json(folder / STEP_FILE)
     arrays, batch = (_read_arrays(folder / name) for name in (STATE_FILE, BATCH_FILE))
+    config = ConfigDict(config_of(workdir))
+    check_config(config)
     try:
-        counts = tuple(facts["class_counts"])
-        like = jax.eval_shape(make_experiment(_config(workdir), counts).initial_state)
-        leaves = {name: arrays[name].astype(leaf.dtype) for name, leaf in _named(like).items()}
-        state = jax.tree.unflatten(jax.tree.structure(like), leaves.values())
-        return Dump(
-            step=facts["step"],
-            state=state,
-            batch=batch,
-            identity={name: facts[name] for name in IDENTITY_FIELDS},
-            class_counts=counts,
-            devices=facts["devices"],
-        )
+        experiment = make_experiment(config, tuple(facts["class_counts"]))
+        like = jax.eval_shape(experiment.initial_state)
+        leaves = [arrays[name].astype(leaf.dtype) for name, leaf in _named(like).items()]
+        state = jax.tree.unflatten(jax.tree.structure(like), leaves)
+        told = facts["step"], state, batch, facts["image_id"], facts["devices"]
     except (KeyError, TypeError) as error:
         raise DscintError(f"{folder} does not fit the run's config: {error} is missing") from error
+    return Dump(*told, experiment.recipe)
 
 
 def replay(workdir: Path, step: int | None = None) -> tuple[Dump, list[Finding]]:
     """Takes a kept step again, on one device, operation by operation.
 
     Returns:
-      What was kept; and what is not finite, in the order in which it arises, nothing if all is
-      finite.
+      What was kept; and what is not finite, what comes first first, nothing if all is finite.
 
     Raises:
       DscintError: as `read_dump`.
     """
     dump = read_dump(workdir, step)
-    recipe = make_experiment(_config(workdir), dump.class_counts).recipe
-    with ProgressBar("taking the step again", noun="operations") as bar:
-        (metrics, gradients), origins = follow(
-            functools.partial(_metrics_and_gradients, recipe=recipe),
-            {"state": dump.state, "batch": dump.batch},
-            lambda done, total: bar.update(done, total=total),
-        )
-    found = _given(dump)
-    firsts = {one.first(): None for one in origins if one}
-    found += [_finding_of(first, dump) for first in firsts if first.operation != "given"]
-    found += _alone(dump, recipe)
-    found += _not_finite("metric ", metrics) + _not_finite("gradient of ", gradients)
-    return dump, found
+    # Of NumPy's arrays NumPy would do some operations, which JAX does not watch.
+    state, batch = jax.tree.map(jnp.asarray, (dump.state, dump.batch))
+    take_step = functools.partial(_metrics_and_gradients, state, batch, dump.recipe)
+    with jax.disable_jit():
+        metrics, gradients = take_step()
+        found = _not_finite("metric ", metrics) + _not_finite("gradient of ", gradients)
+        first = _first_operation(take_step) if found else []
+    return dump, [*_given(dump), *first, *_alone(dump), *found]
 
 
 def _metrics_and_gradients(
-    state: TrainState, batch: HostBatch, *, recipe: Recipe
+    state: TrainState, batch: HostBatch, recipe: Recipe
 ) -> tuple[dict[str, jax.Array], Any]:
     """What a training step computes, with the gradients that it hands to the optimizer."""
     seen = []
@@ -230,59 +190,75 @@ def _metrics_and_gradients(
     return {name: metrics[name] for name in ("loss", "gradient_norm")}, seen[-1]
 
 
+def _first_operation(take_step: Callable[[], Any]) -> list[Finding]:
+    """The first that gives a NaN; where none does, an infinity."""
+    for watch, note in (
+        (jax.debug_nans, "the first result with a nan in it"),
+        (jax.debug_infs, "no nan; the first infinite result, unless it is meant, as padding is"),
+    ):
+        try:
+            with watch(True):
+                take_step()
+        except FloatingPointError as error:
+            operation = str(error).rpartition(" encountered in ")[2]
+            return [Finding(f"{operation} at {_place(error)}", note=note)]
+    return []
+
+
+def _place(error: BaseException) -> str:
+    """Such as 'augment.py:57 (normalise)': the innermost line that is no library's.
+
+    Of an operation of back-propagation also the line whose gradient it is, which JAX has as cause.
+    """
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).is_relative_to(PACKAGE)
+        or not any(Path(frame.filename).is_relative_to(place) for place in LIBRARIES)
+    ]
+    place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno} ({frames[-1].name})"
+    return f"{place}, gradient of {_place(error.__cause__)}" if error.__cause__ else place
+
+
 def _given(dump: Dump) -> list[Finding]:
     """What was not finite, or no scale, before the step began."""
     batch = dict(dump.batch)
-    scale = batch.pop("scale")
+    odd = _no_divisor(batch.pop("scale"))
     found = _not_finite("before the step: ", dump.state) + _not_finite("batch ", batch)
-    odd = ~(np.isfinite(scale) & (scale > 0))
-    if odd.any():
-        rows = np.flatnonzero(odd.reshape(len(odd), -1).any(1))
-        note = f"no positive number: {_images(dump, rows)}"
-        found.append(Finding("batch scale", scale.shape, int(odd.sum()), note))
-    return found
+    return found + _finding("batch scale", odd, f"no positive number: {_of(odd, dump.images)}")
 
 
-def _alone(dump: Dump, recipe: Recipe) -> list[Finding]:
+def _alone(dump: Dump) -> list[Finding]:
     """Images that the network, before the step, cannot classify even without the others."""
-    evaluate = jax.jit(functools.partial(eval_step, recipe=recipe))
+    evaluate = jax.jit(functools.partial(eval_step, recipe=dump.recipe))
     result = evaluate(dump.state.params, dump.state.statistics, dump.batch)
-    probabilities = np.asarray(result.probabilities)
-    rows = np.flatnonzero(~np.isfinite(probabilities).all(1))
-    if not len(rows):
-        return []
-    note = f"without augmentation, running statistics: {_images(dump, rows)}"
-    return [Finding("probabilities", probabilities.shape, int(rows.size), note)]
-
-
-def _finding_of(origin: Origin, dump: Dump) -> Finding:
-    of_images = origin.shape[:1] == (len(dump.batch["label"]),)
-    note = f"first, {origin.nan} nan and {origin.infinite} infinite, of finite values"
-    if of_images and len(origin.rows) < origin.shape[0]:
-        note += f": {_images(dump, origin.rows)}"
-    name = f"{origin.operation} at {origin.place}"
-    return Finding(name, origin.shape, origin.nan + origin.infinite, note)
+    odd = ~np.isfinite(result.probabilities)
+    note = f"without augmentation, running statistics: {_of(odd, dump.images)}"
+    return _finding("probabilities", odd, note)
 
 
 def _not_finite(prefix: str, tree: Any) -> list[Finding]:
-    found = []
-    for name, leaf in _named(tree).items():
-        values = np.asarray(leaf, np.float64)
-        if bad := int((~np.isfinite(values)).sum()):
-            found.append(Finding(prefix + name, values.shape, bad))
-    return found
+    leaves = {name: np.asarray(leaf, np.float64) for name, leaf in _named(tree).items()}
+    lines = (_finding(prefix + name, ~np.isfinite(leaf)) for name, leaf in leaves.items())
+    return [line for found in lines for line in found]
 
 
-def _images(dump: Dump, rows: Any) -> str:
-    names = [dump.identity["image_id"][row] for row in rows]
+def _finding(what: str, odd: np.ndarray, note: str = "") -> list[Finding]:
+    """A line, if any value is odd."""
+    shape = "x".join(map(str, odd.shape)) or "scalar"
+    return [Finding(what, shape, f"{odd.sum()} of {odd.size}", note)] if odd.any() else []
+
+
+def _no_divisor(scale: np.ndarray) -> np.ndarray:
+    """Where counts cannot be divided by it."""
+    return ~(np.isfinite(scale) & (scale > 0))
+
+
+def _of(odd: np.ndarray, images: Sequence[str]) -> str:
+    """The names of the images with an odd value."""
+    names = [str(images[row]) for row in np.flatnonzero(odd.reshape(len(odd), -1).any(1))]
     more = f" and {len(names) - NAMED_IMAGES} more" if len(names) > NAMED_IMAGES else ""
     return ", ".join(names[:NAMED_IMAGES]) + more
-
-
-def _config(workdir: Path) -> ConfigDict:
-    config = ConfigDict(config_of(workdir))
-    check_config(config)
-    return config
 
 
 def _named(tree: Any) -> dict[str, Any]:
@@ -299,22 +275,18 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise DscintError(f"{path} cannot be read: {error.strerror}") from error
     # The library's own exception is of no public type.
     except Exception as error:
-        raise DscintError(f"{path} is damaged: {error}; train again to keep the step anew") from (
-            error
-        )
+        reason = f"{path} is damaged: {error}; train again to keep the step anew"
+        raise DscintError(reason) from error
 
 
 def print_table(dump: Dump, found: list[Finding]) -> None:
     """Prints what is not finite, what comes first first."""
     console = Console(width=max(shutil.get_terminal_size().columns, 100), highlight=False)
     table = Table(title=f"step {dump.step}, taken on {dump.devices}: what is not finite")
-    for column, justify in (("tensor", "left"), ("shape", "left"), ("values", "right")):
-        table.add_column(column, justify=justify, overflow="fold")
-    table.add_column("", overflow="fold")
-    for one in found:
-        shape = "x".join(map(str, one.shape)) or "scalar"
-        size = int(np.prod(one.shape))
-        table.add_row(one.tensor, shape, f"{one.bad} of {size}", one.note)
+    for column in ("what", "shape", "values", ""):
+        table.add_column(column, overflow="fold")
+    for finding in found:
+        table.add_row(*finding)
     console.print(table)
 
 

@@ -140,11 +140,6 @@ class Trackers:
         self._required, self._speeds = dict(required), speeds
         self._optional: dict[str, Tracker] = {}
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the trackers beside the JSON lines that still take values."""
-        return tuple(self._optional)
-
     def add(self, name: str, tracker: Tracker) -> None:
         """Adds one whose failure does not end the run."""
         self._optional[name] = tracker

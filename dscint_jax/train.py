@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dscint_jax import parallel
+from dscint_jax import lock, parallel
 from dscint_jax.atomic import remove_parts
 from dscint_jax.canary import check_backend
 from dscint_jax.checkpoint import Checkpointer, completed_step, resumable
@@ -32,7 +32,6 @@ from dscint_jax.cluster import (
     gather,
     preflight,
 )
-from dscint_jax.compilation_cache import CompilationCache
 from dscint_jax.config import check_config
 from dscint_jax.disk import WriteError, check_writable
 from dscint_jax.durations import resolve_durations
@@ -56,7 +55,6 @@ from dscint_jax.input_pipeline import (
     training_order,
 )
 from dscint_jax.interruption import Interrupted, Interruption, requeue
-from dscint_jax.lock import WorkdirLock
 from dscint_jax.models.import_torch import ImportReport
 from dscint_jax.profiling import Profiler, Window
 from dscint_jax.progress import ProgressBar, say
@@ -132,9 +130,8 @@ def train(
         _say(cluster, f"note: {error}")
     config = resolve_durations(config, examples=examples, batch_size=batch_size)
     preflight(cluster, config_facts(_that_must_agree(config)))
-    lock = WorkdirLock(workdir)
     if cluster.is_first:
-        lock.check()
+        lock.check_free(workdir)
     if _is_complete(config, workdir):
         # The data set may have moved; a run that may only be read cannot keep where to.
         with contextlib.suppress(WriteError):
@@ -145,20 +142,19 @@ def train(
     if cluster.is_first:
         check_writable(workdir)
     with (
-        CompilationCache() as cache,
         Interruption(status_when_stopped) as interruption,
         resumable(workdir),
-        contextlib.ExitStack() as held,
+        contextlib.ExitStack() as writing,
     ):
 
         def begin_to_write() -> None:
             interruption.nothing_to_save = False
             if cluster.is_first:
-                held.enter_context(lock)
+                writing.enter_context(lock.held(workdir))
                 remove_parts(workdir)
 
         interruption.nothing_to_save = cluster.process_count == 1
-        _train(config, batch_size, workdir, cluster, window, cache, interruption, begin_to_write)
+        _train(config, batch_size, workdir, cluster, window, interruption, begin_to_write)
 
 
 def _place(text: str, field: str) -> Path:
@@ -174,7 +170,6 @@ def _train(
     workdir: Path,
     cluster: Cluster,
     window: Window | None,
-    cache: CompilationCache,
     interruption: Interruption,
     begin_to_write: Callable[[], None],
 ) -> None:
@@ -250,7 +245,6 @@ def _train(
             batch_size=batch_size,
             imported=imported,
             spmd=config.spmd,
-            compilation_cache=cache.folder is not None,
         )
 
     # Steps
@@ -341,8 +335,6 @@ def _train(
             log.write(step, {f"validation_{name}": value for name, value in scores.items()})
             with timer.measure("checkpoint"):
                 checkpointer.save(state, scores)
-            # All has been compiled that will be.
-            cache.keep()
             progress.say(
                 f"step {step}: validation loss {scores['loss']:.3f}, "
                 f"accuracy {scores['accuracy']:.3f}, F-1 {scores['f1']:.3f}"

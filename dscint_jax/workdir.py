@@ -202,7 +202,6 @@ def record_attempt(
     batch_size: int | None = None,
     imported: ImportReport | None = None,
     spmd: str = "jit",
-    compilation_cache: bool = False,
     arguments: Sequence[str] | None = None,
 ) -> None:
     """Appends to provenance.json what this attempt ran with and where it started.
@@ -218,7 +217,6 @@ def record_attempt(
       batch_size: examples a step; fewer than config.batch_size where the training split is smaller.
       imported: the weights that it started from instead of random ones.
       spmd: how the step is spread over the devices: 'jit' or 'pmap'.
-      compilation_cache: whether programs were loaded from a cache.
       arguments: of the command line; None takes this process's.
     """
     if jax.process_index() != 0:
@@ -247,7 +245,7 @@ def record_attempt(
             "xla_flags": os.environ.get("XLA_FLAGS", ""),
             "jax_config": {
                 "spmd": spmd,
-                "compilation_cache": compilation_cache,
+                "compilation_cache": _loads_compiled(),
                 **{name: getattr(jax.config, f"jax_{name}") for name in RECORDED_SETTINGS},
             },
         }
@@ -288,20 +286,10 @@ def record_end(
     write_json(workdir / "provenance.json", attempts)
 
 
-def how_it_ended(attempt: Mapping[str, Any]) -> str:
-    """Why an attempt ended: 'killed' if it could not say, 'unknown' of one by an early version."""
-    if "ended" not in attempt:
-        return "unknown"
-    ended = attempt["ended"]
-    if ended is None:
-        return "killed"
-    return str(ended.get("why", "unknown")) if isinstance(ended, dict) else "unknown"
-
-
 class Ending:
     """A context manager around the loop that records how the attempt ended, whichever way.
 
-    A kill leaves no time for it; `how_it_ended` tells.
+    A kill leaves no time for it, and `ended` as it was: null.
 
     Args:
       workdir: the run's directory, in which this attempt is recorded.
@@ -383,6 +371,12 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
+
+
+def _loads_compiled() -> bool:
+    """Whether programs may come from JAX's persistent cache instead of the compiler."""
+    folder, on = jax.config.jax_compilation_cache_dir, jax.config.jax_enable_compilation_cache
+    return bool(folder and on)
 
 
 def _git_commit() -> str:

@@ -48,11 +48,6 @@ class DeviceCache:
             out_shardings=NamedSharding(mesh, PartitionSpec(parallel.AXIS)),
         )
 
-    @property
-    def size(self) -> int:
-        """Bytes on all devices together."""
-        return sum(column.nbytes for column in self._columns.values())
-
     def batch(self, indices: Int[np.ndarray, "batch"]) -> parallel.DeviceBatch:
         """The images of a batch, sharded over the devices in the order of their indices."""
         everywhere = NamedSharding(self._mesh, PartitionSpec())

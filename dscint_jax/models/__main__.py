@@ -4,8 +4,8 @@
     python -m dscint_jax.models --network dscint --network my_package.my_module:build
     python -m dscint_jax.models --layers resnet18
 
-In: names of networks and the size of their images. Out: parameters, weight layers, multiply-adds
-and activation memory of each; or the layers of one. Nothing is computed but shapes, on the CPU.
+In: names of networks and the size of their images. Out: parameters, layers, operations and
+activation memory of each; or the layers of one. Nothing is computed but shapes, on the CPU.
 """
 
 import argparse
@@ -27,9 +27,10 @@ from dscint_jax.models import cost
 
 NOTE = """\
 parameters      trained numbers
-weight layers   on the longest way from the image to the logits: convolutions +
-                fully connected layers, without shortcuts and gates of attention
-multiply-adds   of one example's forward pass: convolutions and matrix products
+weight layers   kernels of convolutions + matrices of fully connected layers,
+                also those of shortcuts and gates of attention
+GFLOPs          of one example's forward pass, as XLA counts them: a multiply-add
+                is two, and padding is not computed
 activations     what back-propagation keeps of a training batch, before XLA
                 merges and recomputes"""
 
@@ -76,8 +77,8 @@ def main(argv: list[str] | None = None) -> None:
 def _parser() -> CommandParser:
     parser = CommandParser(
         prog="python -m dscint_jax.models",
-        description="Table of the networks: parameters, weight layers, multiply-adds and "
-        "activation memory. Needs no GPU and makes no arrays.",
+        description="Table of the networks: parameters, layers, operations and activation "
+        "memory. Needs no GPU and makes no arrays.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -152,15 +153,14 @@ def _costs_table(settings: argparse.Namespace, costs: dict[str, cost.Cost]) -> T
     table.add_column("network", overflow="fold")
     table.add_column("parameters", justify="right")
     table.add_column("weight\nlayers", justify="right", no_wrap=True)
-    table.add_column("multiply-adds\n1e9", justify="right")
+    table.add_column("GFLOPs", justify="right")
     table.add_column(f"activations\nof {settings.batch}, GiB", justify="right")
     for name, found in costs.items():
-        layers = found.weight_layers
         table.add_row(
             escape(name),
             f"{found.parameters:,}",
-            f"{layers.convolutions} + {layers.fully_connected}",
-            f"{found.multiply_adds / 1e9:.2f}",
+            f"{found.convolutions} + {found.fully_connected}",
+            f"{found.flops / 1e9:.2f}",
             f"{found.activation_bytes / 2**30:.2f}",
         )
     return table

@@ -20,9 +20,6 @@ open_gate = nnx.initializers.constant(2.0)
 
 ATTENTION_KINDS = ("none", "channel", "spatial", "hybrid")
 
-GATE_SCOPE = "attention_gate"
-"""The name scope of what computes a gate, by which `models.cost` tells it from the network."""
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +107,9 @@ class HybridAttention(nnx.Module):
         """Returns the gated features and the gates."""
         channel = spatial = None
         if self.channel_gate is not None:
-            with jax.named_scope(GATE_SCOPE):
-                channel = self.channel_gate(x)
+            channel = self.channel_gate(x)
             x = x * channel[:, None, None, :]
         if self.spatial_gate is not None:
-            with jax.named_scope(GATE_SCOPE):
-                spatial = self.spatial_gate(x)
+            spatial = self.spatial_gate(x)
             x = x * spatial
         return x, AttentionMaps(channel, spatial)

@@ -1,7 +1,7 @@
-"""What a network costs: parameters, multiply-adds, weight layers, activation memory.
+"""What a network costs: parameters, layers, operations, activation memory.
 
 In: a network of the registry or one of a user's own, and the size of its images. Out: counts, taken
-from the program that JAX traces of it, so that no network has to tell them and no array is made.
+from what JAX traces of it, so that no network has to tell them and no array is made.
 """
 
 import contextlib
@@ -18,15 +18,6 @@ from jax.extend import core
 
 from dscint_jax import models
 from dscint_jax.errors import DscintError
-from dscint_jax.models.program import (
-    CONSTANT,
-    IMAGE,
-    WEIGHTS,
-    Value,
-    WeightLayers,
-    follow,
-    merged,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,34 +26,18 @@ class Cost:
 
     Attributes:
       parameters: trained numbers; those shared by several layers once.
-      weight_layers: on the longest way from the image to the logits.
-      multiply_adds: of one example's forward pass in evaluation, as `Forward` has them.
+      convolutions: kernels of four axes, also those of shortcuts and gates of attention.
+      fully_connected: matrices, likewise.
+      flops: of one example's forward pass in evaluation, as `forward_flops` has them.
       activation_bytes: what back-propagation keeps of a batch's forward pass, as `activation_bytes`
         has it.
     """
 
     parameters: int
-    weight_layers: WeightLayers
-    multiply_adds: int
+    convolutions: int
+    fully_connected: int
+    flops: int
     activation_bytes: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Forward:
-    """What one example's forward pass consists of.
-
-    Attributes:
-      multiply_adds: of convolutions and matrix products, of what comes from the image with weights
-        or with itself, gates of attention too. Each output of a convolution takes kernel rows x
-        kernel columns x input channels / groups of them; padding counts as if it were image.
-        Nothing else counts: sums, normalisations, activations, poolings (also those that are a
-        matrix product with a constant), and what is computed of the weights alone. The body of a
-        loop of unknown length counts once; of alternatives, the largest.
-      weight_layers: on the longest way from the image to the logits.
-    """
-
-    multiply_adds: int
-    weight_layers: WeightLayers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,10 +84,15 @@ def network_cost(
     """
     model = abstract_network(name, num_classes=num_classes, channels=channels, options=options)
     shape = example_shape(model, size, channels)
+    axes = [leaf.ndim for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))]
     with _reading(name, shape):
-        forward = forward_cost(model, shape)
-        memory = activation_bytes(model, shape, batch=batch)
-    return Cost(parameter_count(model), forward.weight_layers, forward.multiply_adds, memory)
+        return Cost(
+            parameters=parameter_count(model),
+            convolutions=axes.count(4),
+            fully_connected=axes.count(2),
+            flops=forward_flops(model, shape),
+            activation_bytes=activation_bytes(model, shape, batch=batch),
+        )
 
 
 def network_layers(
@@ -189,7 +169,8 @@ def layers_of(model: nnx.Module, shape: Sequence[int]) -> list[Layer]:
       model: a network.
       shape: of one example.
     """
-    program, params, _ = _forward_program(model, shape)
+    evaluate, (params, *rest) = _evaluation(model, shape)
+    program = jax.make_jaxpr(evaluate)(params, *rest).jaxpr
     first_use: dict[core.Var, int] = {}
     for number, equation in enumerate(program.eqns):
         for variable in equation.invars:
@@ -212,6 +193,21 @@ def _child(module: Any, key: str | int) -> Any:
     return attributes[key] if key in attributes else module[key]
 
 
+def forward_flops(model: nnx.Module, shape: Sequence[int]) -> int:
+    """Floating-point operations of one example's forward pass in evaluation, as XLA counts them.
+
+    A multiply-add is two. Padding is not computed and does not count, so that there are a few
+    percent less than twice the multiply-adds that papers give; what is no convolution or matrix
+    product counts too, and is little.
+
+    Args:
+      model: a network.
+      shape: of one example.
+    """
+    evaluate, arguments = _evaluation(model, shape)
+    return int(jax.jit(evaluate).lower(*arguments).cost_analysis()["flops"])
+
+
 def activation_bytes(model: nnx.Module, shape: Sequence[int], *, batch: int) -> int:
     """What back-propagation keeps of a batch's forward pass, the images too.
 
@@ -230,33 +226,35 @@ def activation_bytes(model: nnx.Module, shape: Sequence[int], *, batch: int) -> 
     graph, params, random, statistics = nnx.split(model, nnx.Param, nnx.RngState, ...)
 
     def pullback(
-        params: nnx.State,
-        statistics: nnx.State,
-        random: nnx.State,
-        key: jax.Array,
-        images: jax.Array,
+        params: nnx.State, statistics: nnx.State, random: nnx.State, key: Any, images: Any
     ) -> Callable:
         def logits(params: nnx.State) -> jax.Array:
             network = nnx.merge(graph, params, random, statistics, copy=True)
             return network(images, rngs=nnx.Rngs(key))
 
-        _, to_params = jax.vjp(logits, params)
-        return to_params
+        return jax.vjp(logits, params)[1]
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     images = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
     program = jax.make_jaxpr(pullback)(params, statistics, random, key, images).jaxpr
-    inputs = [
-        *_all(WEIGHTS, params),
-        *_all(CONSTANT, statistics),
-        # Masks of dropout are kept as the images are.
-        *_all(IMAGE, (random, key, images)),
-    ]
-    kept, _ = follow(program, inputs)
-    of_batch = {
-        variable for variable, value in zip(program.outvars, kept, strict=True) if value.image
-    }
-    return sum(variable.aval.size * variable.aval.dtype.itemsize for variable in of_batch)
+    fixed = len(jax.tree.leaves((params, statistics)))
+    # Masks of dropout are kept as the images are.
+    depends = _depends(program, [place >= fixed for place in range(len(program.invars))])
+    kept = {variable for variable, one in zip(program.outvars, depends, strict=True) if one}
+    return sum(array.aval.size * array.aval.dtype.itemsize for array in kept)
+
+
+def _depends(program: core.Jaxpr, inputs: Sequence[bool]) -> list[bool]:
+    """Which outputs are computed of any of those inputs that are True."""
+    known = {variable for variable, one in zip(program.invars, inputs, strict=True) if one}
+    for equation in program.eqns:
+        operands = [isinstance(one, core.Var) and one in known for one in equation.invars]
+        if equation.primitive.name in ("jit", "pjit"):
+            results = _depends(equation.params["jaxpr"].jaxpr, operands)
+        else:
+            results = [any(operands)] * len(equation.outvars)
+        known |= {variable for variable, one in zip(equation.outvars, results, strict=True) if one}
+    return [isinstance(one, core.Var) and one in known for one in program.outvars]
 
 
 class _UnwrittenCount(nnx.RngCount):
@@ -270,32 +268,14 @@ class _UnwrittenCount(nnx.RngCount):
         """Leaves the count as it is."""
 
 
-def _all(value: Value, tree: Any) -> list[Value]:
-    return [value] * len(jax.tree.leaves(tree))
-
-
-def forward_cost(model: nnx.Module, shape: Sequence[int]) -> Forward:
-    """Multiply-adds and weight layers of a network in evaluation.
-
-    Args:
-      model: a network.
-      shape: of one example.
-    """
-    program, params, statistics = _forward_program(model, shape)
-    inputs = [*_all(WEIGHTS, params), *_all(CONSTANT, statistics), IMAGE]
-    outputs, multiply_adds = follow(program, inputs)
-    return Forward(multiply_adds, merged(outputs).depth)
-
-
-def _forward_program(
+def _evaluation(
     model: nnx.Module, shape: Sequence[int]
-) -> tuple[core.Jaxpr, nnx.State, nnx.State]:
-    """One example's forward pass in evaluation, and its inputs before the image."""
+) -> tuple[Callable[..., jax.Array], tuple[nnx.State, nnx.State, jax.ShapeDtypeStruct]]:
+    """One example's forward pass in evaluation; its parameters, statistics and image."""
     model.eval()
     graph, params, statistics = nnx.split(model, nnx.Param, ...)
 
     def logits(params: nnx.State, statistics: nnx.State, images: jax.Array) -> jax.Array:
         return nnx.merge(graph, params, statistics, copy=True)(images)
 
-    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    return jax.make_jaxpr(logits)(params, statistics, images).jaxpr, params, statistics
+    return logits, (params, statistics, jax.ShapeDtypeStruct((1, *shape), jnp.float32))

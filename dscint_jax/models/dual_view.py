@@ -23,7 +23,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from dscint_jax.errors import DscintError
-from dscint_jax.models.attention import GATE_SCOPE, AttentionMaps
+from dscint_jax.models.attention import AttentionMaps
 from dscint_jax.models.layers import Dropout
 from dscint_jax.models.options import OptionError, check_choice, check_dropout, check_size
 
@@ -55,8 +55,7 @@ class StudyAttention(nnx.Module):
 
         Of a study without any view, as padding is, both views are taken as present.
         """
-        with jax.named_scope(GATE_SCOPE):
-            scores = self.score(nnx.tanh(self.content(maps)) * nnx.sigmoid(self.gate(maps)))
+        scores = self.score(nnx.tanh(self.content(maps)) * nnx.sigmoid(self.gate(maps)))
         present = present | ~present.any(1, keepdims=True)
         scores = jnp.where(present[:, :, None, None, None], scores.astype(jnp.float32), -jnp.inf)
         return jax.nn.softmax(scores, axis=(1, 2, 3))

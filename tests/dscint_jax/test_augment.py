@@ -13,7 +13,6 @@ from dscint_jax.augment import (
     augment_images,
     draw_poses,
     move,
-    move_masks,
     normalise,
 )
 from dscint_jax.random_streams import stream_key
@@ -178,40 +177,6 @@ def test_translation_happens_in_the_share_that_is_asked_for():
     ranges = Augmentation(translation=(0.2, 0.2), translated=0.25)
     poses = draw_poses(jax.random.split(jax.random.key(1), 2000), (64, 64), ranges)
     assert 0.2 < np.asarray((poses.shift != 0).any(-1)).mean() < 0.3
-
-
-def test_masks_follow_their_images():
-    ranges = Augmentation(
-        mirror=0.5,
-        translation=(0.1, 0.1),
-        rotation=30.0,
-        rotated=1.0,
-        scaling=0.2,
-        scaled=1.0,
-    )
-    mask = np.zeros((64, 48), bool)
-    mask[20:26, 30:38] = True
-    masks = jnp.array(np.broadcast_to(mask[None, :, :, None], (50, 64, 48, 1)))
-    poses = draw_poses(jax.random.split(jax.random.key(2), 50), (64, 48), ranges)
-    moved = np.asarray(move_masks(masks, poses))[..., 0]
-    images = np.asarray(move(masks.astype(jnp.float32), poses))[..., 0]
-    assert moved.dtype == bool
-    # Where the interpolated image of the lesion is wholly bright or dark, so is the mask.
-    assert moved[images > 0.99].all()
-    assert not moved[images < 0.01].any()
-    assert moved.any((1, 2)).all()
-
-
-def test_masks_of_studies_follow_both_views():
-    ranges = Augmentation(mirror=0.5, translation=(0.1, 0.2), rotation=20.0, rotated=1.0)
-    anterior = np.zeros((8, 48, 32, 1), bool)
-    anterior[:, 10:16, 20:26] = True
-    masks = jnp.array(np.stack([anterior, anterior[:, :, ::-1]], axis=1))
-    poses = draw_poses(jax.random.split(jax.random.key(3), 8), (48, 32), ranges)
-    moved = np.asarray(move_masks(masks, poses))
-    # The nearest pixel of a place halfway between two may be either.
-    assert (moved[:, 1] != moved[:, 0, :, ::-1]).mean() < 0.005
-    assert moved.any((2, 3, 4)).all()
 
 
 def _counts(mean, shape=(400, 16, 16, 1), seed=0):

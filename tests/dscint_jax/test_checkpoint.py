@@ -98,7 +98,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path, kept, expected):
 def test_best_is_the_highest_score_and_the_later_of_equals(tmp_path):
     _save(tmp_path, {1: 0.9, 2: 0.9, 3: 0.2, 4: None}, keep_last=4)
     checkpointer = Checkpointer(tmp_path, read_only=True)
-    assert (checkpointer.best_step(), checkpointer.last_step()) == (2, 4)
+    assert (checkpointer._best_first()[0], checkpointer.last_step()) == (2, 4)
 
 
 def _largest(folder):

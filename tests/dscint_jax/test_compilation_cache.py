@@ -1,26 +1,18 @@
-import errno
+import collections
 import os
+import re
 import subprocess
 import sys
-import time
-import warnings
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from dscint_jax import compilation_cache
-from dscint_jax.compilation_cache import (
-    CompilationCache,
-    CompilationCounter,
-    _clear,
-    _processor,
-    chosen_folder,
-)
-from dscint_jax.errors import DscintError
+from dscint_jax.compilation_cache import CPU_SINCE, use_compilation_cache
 from dscint_jax.train import train
 
 from .conftest import TESTS
@@ -29,15 +21,20 @@ HITS, MISSES = (f"/jax/compilation_cache/cache_{kind}" for kind in ("hits", "mis
 
 
 @pytest.fixture
-def environment(tmp_path, monkeypatch):
-    """An empty cache folder, and a cache that is on although this is a CPU."""
-    for name in (compilation_cache.SWITCH, compilation_cache.FOLDER_VARIABLE):
-        monkeypatch.delenv(name, raising=False)
+def folder(tmp_path, monkeypatch):
+    """Where the entries go; nothing of the cache is set, and it is used although this is a CPU."""
+    before = dict(jax.config.values)
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax_cache.reset_cache()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv(compilation_cache.SWITCH, "on")
+    monkeypatch.setattr(compilation_cache, "CPU_SINCE", (0,))
     monkeypatch.setattr(compilation_cache, "MIN_COMPILE_TIME_S", 0.0)
     monkeypatch.setattr(compilation_cache.platform, "system", lambda: "Linux")
-    return tmp_path / "dscint-jax" / "compilation"
+    yield tmp_path / "dscint-jax" / "compilation"
+    for name, value in before.items():
+        if jax.config.values[name] != value:
+            jax.config.update(name, value)
+    jax_cache.reset_cache()
 
 
 def _compute():
@@ -60,214 +57,183 @@ def _compute():
     return value.tobytes(), events.count(HITS), events.count(MISSES)
 
 
-def _entries(root):
-    return sorted(root.glob("*/*-cache"))
-
-
-def test_second_process_loads_what_the_first_compiled(environment):
+def test_what_was_compiled_once_is_loaded_the_next_time(folder):
     plain, *_ = _compute()
-    with CompilationCache() as cache:
-        cold, hits, misses = _compute()
-    assert cache.folder.parent == environment
+    use_compilation_cache()
+    cold, hits, misses = _compute()
     assert (hits, misses) == (0, 1)
-    with CompilationCache():
-        warm, hits, misses = _compute()
+    warm, hits, misses = _compute()
     assert (hits, misses) == (1, 0)
     assert plain == cold == warm
-    assert len(_entries(environment)) == 1
-    assert not list(environment.glob("*/.*"))
-
-
-def test_cache_leaves_the_configuration_of_jax_as_it_was(environment):
-    before = dict(jax.config.values)
-    with CompilationCache():
-        assert jax.config.values != before
-    assert jax.config.values == before
-    assert _compute()[1:] == (0, 0)
-
-
-def test_entries_are_kept_before_the_end_when_asked_to(environment):
-    with CompilationCache() as cache:
-        _compute()
-        assert not _entries(environment)
-        cache.keep()
-        assert len(_entries(environment)) == 1
-        # As a process that starts while the first still runs.
-        names = [path.name for path in _entries(environment)]
-        cache.keep()
-        assert [path.name for path in _entries(environment)] == names
+    assert len(list(folder.glob("*-cache"))) == 1
+    assert folder.stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:200], lambda data: b"", lambda data: b"x"])
-def test_damaged_entry_is_compiled_anew_without_a_word(environment, damage, capfd):
-    with CompilationCache():
-        good, *_ = _compute()
-    (entry,) = _entries(environment)
+def test_damaged_entry_is_compiled_anew_and_costs_one_warning(folder, damage):
+    use_compilation_cache()
+    good, *_ = _compute()
+    (entry,) = folder.glob("*-cache")
     entry.write_bytes(damage(entry.read_bytes()))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with CompilationCache():
-            again, hits, _ = _compute()
-    assert (again, hits) == (good, 0)
-    assert not capfd.readouterr().err
+    # `run_command` has it unsaid.
+    with pytest.warns(UserWarning, match="Error reading persistent compilation cache") as warned:
+        again, hits, _ = _compute()
+    assert (again, hits, len(warned)) == (good, 0, 1)
 
 
-def test_file_system_without_hard_links_is_copied_on(environment, monkeypatch):
-    def refuse(source, target):
-        raise OSError(errno.EPERM, "no links here")
+def test_longest_unused_entry_goes_when_there_are_too_many(folder, monkeypatch):
+    use_compilation_cache()
+    _compute()
+    (entry,) = folder.glob("*-cache")
+    monkeypatch.setattr(compilation_cache, "MAX_BYTES", int(1.5 * entry.stat().st_size))
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax_cache.reset_cache()
+    use_compilation_cache()
+    jax.clear_caches()
+    jax.jit(lambda x: jnp.cos(x @ x.T).sum())(np.ones((40, 50), np.float32))
+    assert not entry.exists()
+    assert len(list(folder.glob("*-cache"))) == 1
 
-    monkeypatch.setattr(os, "link", refuse)
-    with CompilationCache():
-        _compute()
-    with CompilationCache():
-        assert _compute()[1:] == (1, 0)
-    assert len(list(environment.glob("*/*"))) == 1
 
-
-def test_folder_that_cannot_be_written_is_one_warning(environment, tmp_path, capsys):
+def test_folder_that_cannot_be_made_is_one_warning(folder, tmp_path, capsys):
     (tmp_path / "dscint-jax").write_text("in the way")
-    with CompilationCache() as cache:
-        assert _compute()[1:] == (0, 0)
-    assert cache.folder is None
-    assert "cannot be written" in cache.reason
+    use_compilation_cache()
+    assert _compute()[1:] == (0, 0)
     error = capsys.readouterr().err
-    assert error.count("warning: no compilation cache") == 1
+    assert error.startswith("warning: no compilation cache: ")
     assert error.count("\n") == 1
 
 
-PROCESS = """
-import sys, time
-import jax, jax.numpy as jnp, numpy as np
-from dscint_jax import compilation_cache
-compilation_cache.MIN_COMPILE_TIME_S = 0.0
-with compilation_cache.CompilationCache() as cache:
-    def fresh(x):
-        return jnp.sin(x @ x.T).sum()
-    for size in range(3, 9):
-        value = jax.jit(fresh)(np.ones((size, size), np.float32))
-        cache.keep()
-    print(float(value))
-"""
+def test_user_without_a_home_directory_has_no_cache(folder, monkeypatch, capsys):
+    def refuse():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(compilation_cache.Path, "home", refuse)
+    use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir is None
+    assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_processes_that_write_at_once_leave_whole_entries(environment):
-    command = [sys.executable, "-c", PROCESS]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    for _ in range(2):
-        processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
-        results = [process.communicate(timeout=100) for process in processes]
-        assert [process.returncode for process in processes] == [0, 0], results
-        assert len(set(results)) == 1
-        assert results[0][1] == ""
-    assert not list(environment.glob("*/.*"))
-    with CompilationCache():
-        for entry in _entries(environment):
-            data = jax._src.compilation_cache.decompress_executable(entry.read_bytes())
-            assert len(data) > 1000
-    assert sum(entry.name.startswith("jit_fresh-") for entry in _entries(environment)) == 6
-
-
-def _make_entry(folder, name, size, age):
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-cache"
-    path.write_bytes(b"x" * size)
-    then = time.time() - age
-    os.utime(path, (then, then))
-    return path
-
-
-def test_entries_longest_unused_go_when_there_are_too_many(tmp_path, monkeypatch):
-    monkeypatch.setattr(compilation_cache, "MAX_BYTES", 250)
-    old = _make_entry(tmp_path / "jaxlib-1", "a", 100, age=300)
-    used = _make_entry(tmp_path / "jaxlib-1", "b", 100, age=200)
-    new = _make_entry(tmp_path / "jaxlib-2", "c", 100, age=100)
-    _clear(tmp_path)
-    assert [path.exists() for path in (old, used, new)] == [False, True, True]
-
-
-def test_folders_of_killed_processes_are_cleared_away_when_old(tmp_path):
-    for name, age in (("new", 10.0), ("old", compilation_cache.STALE_AFTER_S + 10)):
-        folder = tmp_path / "jaxlib-1" / f".process-{name}"
-        _make_entry(folder, "a", 10, age)
-        then = time.time() - age
-        os.utime(folder, (then, then))
-    _clear(tmp_path)
-    assert [path.name for path in (tmp_path / "jaxlib-1").iterdir()] == [".process-new"]
-
-
-def test_environment_chooses_the_folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    monkeypatch.setattr(compilation_cache.jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(compilation_cache.platform, "system", lambda: "Linux")
-    inside = Path("dscint-jax") / "compilation"
-    assert chosen_folder({})[0] == tmp_path / ".cache" / inside
-    assert chosen_folder({"XDG_CACHE_HOME": "/x"})[0] == Path("/x") / inside
-    named = {"JAX_COMPILATION_CACHE_DIR": "/y", "XDG_CACHE_HOME": "/x"}
-    assert chosen_folder(named)[0] == Path("/y")
-    assert chosen_folder({**named, "DSCINT_COMPILATION_CACHE": "off"})[0] is None
-    monkeypatch.setattr(compilation_cache.platform, "system", lambda: "Darwin")
-    assert chosen_folder({})[0] == tmp_path / "Library" / "Caches" / inside
-    with pytest.raises(DscintError, match="DSCINT_COMPILATION_CACHE is 'maybe'; it must be on or"):
-        chosen_folder({"DSCINT_COMPILATION_CACHE": "maybe"})
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("jax_compilation_cache_dir", "/y"), ("jax_enable_compilation_cache", False)],
+)
+def test_what_the_user_tells_jax_is_left_alone(folder, name, value):
+    jax.config.update(name, value)
+    before = dict(jax.config.values)
+    use_compilation_cache()
+    assert jax.config.values == before
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize(
     ("system", "version", "on"),
     [
-        ("Linux", (0, 10, 2), True),
+        ("Linux", (0, 11, 0), True),
         ("Linux", (0, 12, 0, 1), True),
         ("Linux", (0, 10, 1), False),
         ("Darwin", (0, 12, 0), False),
     ],
 )
-def test_cpu_has_a_cache_where_loading_was_seen_to_work(monkeypatch, system, version, on):
+def test_cpu_has_a_cache_where_loading_was_seen_to_work(folder, monkeypatch, system, version, on):
+    monkeypatch.setattr(compilation_cache, "CPU_SINCE", CPU_SINCE)
     monkeypatch.setattr(compilation_cache.platform, "system", lambda: system)
     monkeypatch.setattr(compilation_cache.jax, "__version_info__", version)
-    folder, reason = chosen_folder({})
-    assert (folder is not None) == on == (not reason)
-    for wish in ({"DSCINT_COMPILATION_CACHE": "on"}, {"JAX_COMPILATION_CACHE_DIR": "/y"}):
-        assert chosen_folder(wish)[0] is not None
+    use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == (str(folder) if on else None)
 
 
-def test_another_processor_has_other_entries(monkeypatch):
-    here = _processor()
-    read = Path.read_text
-    for old, new in ((" avx2", " avx3"), (" sse4_2", "")):
-        monkeypatch.setattr(Path, "read_text", lambda p, o=old, n=new: read(p).replace(o, n))
-        there = _processor()
-        monkeypatch.undo()
-        if old in read(Path("/proc/cpuinfo")):
-            assert there != here
-    assert _processor() == here
+KEY = """
+import jax
+from jax._src.lib import xla_client
+
+print(xla_client.get_topology_for_devices(jax.devices()).fingerprint())
+"""
 
 
-def test_counter_tells_what_was_compiled_and_how_often():
-    def doubled(x):
-        return 2 * x
+def test_another_processor_has_other_entries():
+    # What JAX's key has of a device; flags of XLA are in the key too, but not in this.
+    found = set()
+    for flags in ("", "--xla_cpu_max_isa=SSE4_2"):
+        run = subprocess.run(
+            [sys.executable, "-c", KEY],
+            env={**os.environ, "XLA_FLAGS": flags},
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert run.returncode == 0, run.stderr
+        found.add(run.stdout)
+    assert len(found) == 2
 
-    step = jax.jit(doubled)
-    with CompilationCounter() as counter:
-        for size in (3, 3, 4, 3, 4):
-            step(np.ones(size, np.float32))
-    step(np.ones(5, np.float32))
-    assert counter.counts["doubled"] == 2
-    assert counter.seconds > 0
+
+PROCESS = """
+import jax, jax.numpy as jnp, numpy as np
+from dscint_jax import compilation_cache
+compilation_cache.MIN_COMPILE_TIME_S = 0.0
+compilation_cache.CPU_SINCE = (0,)
+compilation_cache.use_compilation_cache()
+def fresh(x):
+    return jnp.sin(x @ x.T).sum()
+for size in range(3, 9):
+    value = jax.jit(fresh)(np.ones((size, size), np.float32))
+print(float(value))
+"""
+
+
+def _environment(**changes):
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("JAX_COMPILATION_CACHE")}
+    return {**inherited, **changes}
+
+
+def test_processes_that_write_at_once_leave_whole_entries(folder, tmp_path):
+    command = [sys.executable, "-W", "error", "-c", PROCESS]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = _environment(XDG_CACHE_HOME=str(tmp_path))
+    for _ in range(2):
+        processes = [subprocess.Popen(command, env=environment, **pipes) for _ in range(2)]
+        results = [process.communicate(timeout=100) for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], results
+        assert len({printed for printed, _ in results}) == 1
+    entries = list(folder.glob("*-cache"))
+    for entry in entries:
+        data = jax._src.compilation_cache.decompress_executable(entry.read_bytes())
+        assert len(data) > 1000
+    assert sum(entry.name.startswith("jit_fresh-") for entry in entries) == 6
+
+
+COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture
+def compilations():
+    """Counts, by name, the functions that JAX compiles."""
+    counts = collections.Counter()
+
+    def listen(event, seconds, **details):
+        if event == COMPILE_EVENT:
+            # JAX's own name is 'jit(train_step)'.
+            counts[re.sub(r"^\w+\((.*)\)$", r"\1", str(details.get("fun_name", "")))] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield counts
+    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.mark.slow
-def test_whole_run_compiles_the_train_step_and_the_evaluation_once(config, tmp_path):
+def test_whole_run_compiles_the_train_step_and_the_evaluation_once(config, tmp_path, compilations):
     config.steps, config.evaluate_every = 5, 2
-    with CompilationCounter() as counter:
-        train(config, tmp_path)
-    assert counter.counts["train_step"] == 1
-    assert counter.counts["eval_step"] == 1
+    train(config, tmp_path)
+    assert compilations["train_step"] == 1
+    assert compilations["eval_step"] == 1
 
 
 RUN = """
 import sys
 from pathlib import Path
 import jax
-from dscint_jax.compilation_cache import CompilationCache, CompilationCounter
+from dscint_jax import compilation_cache
 from dscint_jax.train import train
 sys.path.insert(0, sys.argv[1])
 import tiny
@@ -275,34 +241,37 @@ config = tiny.get_config()
 config.data.dir = sys.argv[2]
 events = []
 jax.monitoring.register_event_listener(lambda event, **details: events.append(event))
-with CompilationCache() as cache, CompilationCounter() as counter:
-    train(config, Path(sys.argv[3]))
-print("hits", events.count("/jax/compilation_cache/cache_hits"), "seconds", counter.seconds)
+compilation_cache.CPU_SINCE = (0,)
+compilation_cache.use_compilation_cache()
+train(config, Path(sys.argv[3]))
+print("hits", events.count("/jax/compilation_cache/cache_hits"))
 """
 
 
 @pytest.mark.exhaustive
-def test_runs_with_cold_warm_and_no_cache_end_in_the_same_bits(data_dir, environment, tmp_path):
+def test_runs_with_cold_warm_and_no_cache_end_in_the_same_bits(data_dir, tmp_path):
     found = {}
-    for name, switch in (("none", "off"), ("cold", "on"), ("warm", "on")):
+    for name, on in (("none", "false"), ("cold", "true"), ("warm", "true")):
         workdir = tmp_path / name
         run = subprocess.run(
             [sys.executable, "-c", RUN, str(TESTS), str(data_dir), str(workdir)],
-            env={**os.environ, compilation_cache.SWITCH: switch, "XLA_FLAGS": ""},
+            env=_environment(
+                XDG_CACHE_HOME=str(tmp_path), JAX_ENABLE_COMPILATION_CACHE=on, XLA_FLAGS=""
+            ),
             capture_output=True,
             text=True,
             timeout=200,
         )
-        assert (run.returncode, run.stderr) == (0, "")
-        words = run.stdout.split()
+        assert run.returncode == 0, run.stderr
+        if jax.__version_info__ >= CPU_SINCE:
+            assert run.stderr == ""
         with ocp.StandardCheckpointer() as checkpointer:
             items = [
                 checkpointer.restore(workdir / "checkpoints" / "12" / item)
                 for item in ("model", "optimizer")
             ]
         arrays = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(items)]
-        found[name] = (int(words[-3]), float(words[-1]), arrays)
+        found[name] = (int(run.stdout.split()[-1]), arrays)
     assert found["none"][0] == found["cold"][0] == 0
     assert found["warm"][0] > 3
-    assert found["warm"][1] < found["cold"][1] / 2
-    assert found["none"][2] == found["cold"][2] == found["warm"][2]
+    assert found["none"][1] == found["cold"][1] == found["warm"][1]

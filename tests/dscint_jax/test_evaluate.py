@@ -85,7 +85,7 @@ def test_batch_size_does_not_change_the_metrics(evaluated):
 def test_best_is_the_highest_validation_f1_and_any_kept_step_can_be_named(evaluated):
     workdir, result = evaluated
     checkpointer = Checkpointer(workdir, read_only=True)
-    assert result["step"] == checkpointer.best_step()
+    assert result["step"] == checkpointer._best_first()[0]
     step = checkpointer.last_step()
     assert evaluate(workdir, split="validation", checkpoint=str(step))["step"] == step
     assert evaluate(workdir, split="validation", checkpoint="last")["step"] == step
@@ -94,7 +94,7 @@ def test_best_is_the_highest_validation_f1_and_any_kept_step_can_be_named(evalua
 def test_damaged_checkpoint_gives_way_to_the_next_with_a_warning(config, tmp_path, capsys):
     config.keep_last = 3
     train(config, tmp_path)
-    best = Checkpointer(tmp_path, read_only=True).best_step()
+    best = Checkpointer(tmp_path, read_only=True)._best_first()[0]
     shutil.rmtree(tmp_path / "checkpoints" / str(best) / "model")
     assert evaluate(tmp_path, split="test", checkpoint="best")["step"] != best
     assert f"/{best} is damaged" in capsys.readouterr().out

@@ -119,9 +119,9 @@ def test_sigterm_before_the_first_step_ends_at_once_and_the_command_starts_again
 HOLD = """
 import sys
 from pathlib import Path
-from dscint_jax.lock import WorkdirLock
+from dscint_jax.lock import held
 
-with WorkdirLock(Path(sys.argv[1])):
+with held(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """

@@ -93,12 +93,11 @@ def test_replay_names_the_operation_and_the_image_that_come_first(stopped):
     workdir, _, step = stopped
     dump, found = replay(workdir)
     assert dump.step == step
-    assert found[0].tensor == "batch scale"
+    assert found[0].what == "batch scale"
     assert found[0].note == "no positive number: train-17"
-    lines = {one.tensor: one for one in found}
-    first = next(one for one in found if one.note.startswith("first"))
-    assert re.match(r"\w+ at augment\.py:\d+ \(\w+\)", first.tensor)
-    assert first.note.endswith("of finite values: train-17")
+    lines = {one.what: one for one in found}
+    assert re.fullmatch(r"\w+ at augment\.py:\d+ \(\w+\)", found[1].what)
+    assert found[1].note.startswith("the first result with a nan")
     assert lines["probabilities"].note.endswith("train-17")
     assert "metric loss" in lines
     assert any(name.startswith("gradient of ") for name in lines)
@@ -143,7 +142,7 @@ def test_learning_rate_that_is_too_high_stops_with_a_step_that_replays(good_dir,
     with pytest.raises(DscintError, match=r"not finite at step \d+, its batch: .*lower config\."):
         train(config, tmp_path)
     _, found = replay(tmp_path)
-    assert any(one.note.startswith("first") for one in found)
+    assert any("the first" in one.note for one in found)
 
 
 def test_what_is_not_there_or_damaged_is_named(stopped, trained, tmp_path):

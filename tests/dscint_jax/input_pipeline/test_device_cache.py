@@ -94,7 +94,8 @@ def test_counts_lie_on_the_devices_in_the_smallest_type_and_come_out_whole(large
     counts[13] = largest
     cache = DeviceCache(_made(counts), make_mesh(8))
     # 20 images on 8 devices, 3 on each; a scale, a label and a mask besides.
-    assert cache.size == 24 * (size + 4 + 4 + 1)
+    taken = sum(column.nbytes for column in cache._columns.values())
+    assert taken == 24 * (size + 4 + 4 + 1)
     batch = cache.batch(np.arange(16))
     assert batch["counts"].dtype == np.int32
     np.testing.assert_array_equal(batch["counts"][:, 0, 0, 0], counts[:16])
