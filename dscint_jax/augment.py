@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from dscint_jax.pytree import pytree
 from dscint_jax.random_streams import stream_key
 
 
@@ -72,7 +73,7 @@ class Augmentation:
         return bool(self.thinning and self.thinned)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class Pose:
     """How a patient lies; of several, every attribute has a leading axis.

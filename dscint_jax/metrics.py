@@ -11,12 +11,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from clu import metrics as clu_metrics
 from jaxtyping import Array, Bool, Float, Int
+
+from dscint_jax.pytree import pytree
 
 METRIC_NAMES = ("accuracy", "precision", "recall", "specificity", "f1")
 
@@ -36,7 +37,8 @@ NOT_DEFINED = "not defined"
 """What is printed where a metric has no value."""
 
 
-@flax.struct.dataclass
+@pytree
+@dataclasses.dataclass(frozen=True)
 class ConfusionMatrix(clu_metrics.Metric):
     """Counts of (true class, predicted class); merging adds, so any batching gives the same."""
 
@@ -64,7 +66,7 @@ class ConfusionMatrix(clu_metrics.Metric):
 
     def merge(self, other: "ConfusionMatrix") -> "ConfusionMatrix":
         """The matrix of both sets of images."""
-        return self.replace(counts=self.counts + other.counts)
+        return ConfusionMatrix(self.counts + other.counts)
 
     def compute(self) -> Int[Array, "true predicted"]:
         """The counts."""

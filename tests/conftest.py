@@ -18,9 +18,17 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-for-
 
 import jax
 import pytest
+from jaxtyping import install_import_hook
 
+# Every annotated function checks its arguments and results, shapes among them, wherever a test
+# calls it in this process. As PEP 484 has it, an int is a float.
+install_import_hook(
+    ["dscint_jax", "tfds_builder"],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Eight devices on few cores: with steps queued up, their collectives can wait for each other
 # forever.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
