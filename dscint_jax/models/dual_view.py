@@ -129,7 +129,7 @@ class DualView(nnx.Module):
           DscintError: the images are no pairs of views.
         """
         maps, shares = self._weigh(images)
-        features = (maps * shares).sum((1, 2, 3))
+        features = (maps.astype(jnp.float32) * shares).sum((1, 2, 3))
         return self.head(self.dropout(features, rngs=rngs)).astype(jnp.float32)
 
     def attention_maps(

@@ -103,8 +103,8 @@ class StandardisedConv(nnx.Module):
         self.dtype = dtype
 
     def __call__(
-        self, x: Float[Array, "batch height width channel"]
-    ) -> Float[Array, "batch height width channel"]:
+        self, x: Float[Array, "batch height width in"]
+    ) -> Float[Array, "batch small_height small_width out"]:
         """Returns the features, smaller by the stride."""
         kernel = self._standardised_kernel()
         return _convolved(x, kernel, self.bias, self.stride, "SAME", self.dtype)
@@ -274,8 +274,8 @@ class ConvBlock(nnx.Module):
         self.norm = NORMS[norm](out_features, dtype=dtype, rngs=rngs) if norm else None
 
     def __call__(
-        self, x: Float[Array, "batch height width channel"]
-    ) -> Float[Array, "batch height width channel"]:
+        self, x: Float[Array, "batch height width in"]
+    ) -> Float[Array, "batch small_height small_width out"]:
         """Returns the block's features, smaller by the stride."""
         x = self.conv(x)
         if self.norm is not None:
