@@ -17,12 +17,12 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-for-tests-")
 
 import jax
+import jaxtyping
 import pytest
-from jaxtyping import install_import_hook
 
 # Every annotated function checks its arguments and results, shapes among them, wherever a test
 # calls it in this process. As PEP 484 has it, an int is a float.
-install_import_hook(
+jaxtyping.install_import_hook(
     ["dscint_jax", "tfds_builder"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
@@ -41,6 +41,15 @@ def optimised():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def unchecked():
+    """Hints are not held: for what refuses, in words, values that hints forbid."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 MARKERS = {
