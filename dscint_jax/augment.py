@@ -12,8 +12,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Real
 
+from dscint_jax.pytree import pytree
 from dscint_jax.random_streams import stream_key
 
 
@@ -72,7 +73,7 @@ class Augmentation:
         return bool(self.thinning and self.thinned)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class Pose:
     """How a patient lies; of several, every attribute has a leading axis.
@@ -96,7 +97,7 @@ class Pose:
 
 
 def normalise(
-    counts: Int[Array, "batch *view height width 1"],
+    counts: Real[Array, "batch *view height width 1"],
     scale: Float[Array, " batch *view"],
     *,
     clip: float,
@@ -117,10 +118,10 @@ def normalise(
 
 def augment_counts(
     keys: Key[Array, " batch"],
-    counts: Int[Array, "batch *view height width 1"],
+    counts: Real[Array, "batch *view height width 1"],
     scale: Float[Array, " batch *view"],
     ranges: Augmentation,
-) -> tuple[Int[Array, "batch *view height width 1"], Float[Array, " batch *view"]]:
+) -> tuple[Real[Array, "batch *view height width 1"], Float[Array, " batch *view"]]:
     """Thins the counts and changes the brightness of every image, or study, by its own key.
 
     Returns:
@@ -187,7 +188,7 @@ def draw_poses(keys: Key[Array, " batch"], shape: tuple[int, int], ranges: Augme
     def one(key: jax.Array) -> Pose:
         mirror_key, shift_key, angle_key, rotated_key, *new_keys = jax.random.split(key, 7)
         size_key, scaled_key, translated_key = new_keys
-        limit = jnp.array(ranges.translation) * jnp.array(shape)
+        limit = jnp.array(ranges.translation) * jnp.array(shape, jnp.float32)
         shift = jnp.round(jax.random.uniform(shift_key, (2,), minval=-1.0, maxval=1.0) * limit)
         degrees = jax.random.uniform(angle_key, minval=-1.0, maxval=1.0) * ranges.rotation
         return Pose(
@@ -228,8 +229,8 @@ def affine(
     """Moves one image into its pose by one bilinear interpolation."""
     height, width, channels = image.shape
     centre = jnp.array([(height - 1) / 2, (width - 1) / 2])
-    rows = jnp.arange(height)[:, None] - centre[0] - pose.shift[0]
-    columns = jnp.arange(width)[None, :] - centre[1] - pose.shift[1]
+    rows = jnp.arange(height, dtype=jnp.float32)[:, None] - centre[0] - pose.shift[0]
+    columns = jnp.arange(width, dtype=jnp.float32)[None, :] - centre[1] - pose.shift[1]
     cos, sin = jnp.cos(pose.angle) / pose.size, jnp.sin(pose.angle) / pose.size
     source_rows = cos * rows - sin * columns + centre[0]
     source_columns = pose.flip * (sin * rows + cos * columns) + centre[1]

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 from sklearn.base import TransformerMixin, clone
@@ -99,7 +101,7 @@ def baseline_of(
     split: str,
     num_classes: int,
     *,
-    move_copies: Callable[[np.ndarray, np.ndarray], Any] | None = None,
+    move_copies: Callable[[jax.Array, jax.Array], Any] | None = None,
 ) -> Baseline:
     """The linear baseline on images in memory.
 
@@ -156,7 +158,7 @@ def fit_logistic(
 def score_by_patient(
     labels: Int[np.ndarray, " image"],
     predicted: Int[np.ndarray, " image"],
-    patients: Sequence[str],
+    patients: Sequence[str] | np.ndarray,
     num_classes: int,
 ) -> tuple[dict[str, float | None], dict[str, tuple[float, float] | None]]:
     """The five metrics by name, and their 95 % intervals, resampled by patient."""
@@ -166,11 +168,12 @@ def score_by_patient(
 
 
 def _features(
-    batch: HostBatch, move_copies: Callable[[np.ndarray, np.ndarray], Any] | None
+    batch: HostBatch, move_copies: Callable[[jax.Array, jax.Array], Any] | None
 ) -> Float[np.ndarray, "image feature"]:
     """Pixels as the networks see them: the square root of counts over the image's scale."""
     ratio = batch["counts"] / batch["scale"][..., None, None, None]
     images = np.sqrt(ratio)
     if COPY in batch:
-        images = np.asarray(move_copies(images.astype(np.float32), batch[COPY]))
+        pixels = jnp.asarray(images.astype(np.float32))
+        images = np.asarray(move_copies(pixels, jnp.asarray(batch[COPY])))
     return images.reshape(len(images), -1)

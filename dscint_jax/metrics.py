@@ -9,14 +9,15 @@ specificity is 0.9933).
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from clu import metrics as clu_metrics
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Real
+
+from dscint_jax.pytree import pytree
 
 METRIC_NAMES = ("accuracy", "precision", "recall", "specificity", "f1")
 
@@ -32,11 +33,14 @@ PUBLISHED_DSCINT = {
 PUBLISHED_CLASSES = frozenset({"normal", "metastasis", "arthritis", "thyroid_carcinoma"})
 """The classes of the same."""
 
+Numbers = np.ndarray | np.number
+
 NOT_DEFINED = "not defined"
 """What is printed where a metric has no value."""
 
 
-@flax.struct.dataclass
+@pytree
+@dataclasses.dataclass(frozen=True)
 class ConfusionMatrix(clu_metrics.Metric):
     """Counts of (true class, predicted class); merging adds, so any batching gives the same."""
 
@@ -64,7 +68,7 @@ class ConfusionMatrix(clu_metrics.Metric):
 
     def merge(self, other: "ConfusionMatrix") -> "ConfusionMatrix":
         """The matrix of both sets of images."""
-        return self.replace(counts=self.counts + other.counts)
+        return ConfusionMatrix(self.counts + other.counts)
 
     def compute(self) -> Int[Array, "true predicted"]:
         """The counts."""
@@ -86,7 +90,7 @@ class OneVsRest:
     support: np.ndarray
 
 
-def one_vs_rest(confusion: Int[np.ndarray, "... true predicted"]) -> OneVsRest:
+def one_vs_rest(confusion: Real[np.ndarray, "... true predicted"]) -> OneVsRest:
     """Per-class metrics of one or many confusion matrices (rows true, columns predicted)."""
     confusion = np.asarray(confusion, np.float64)
     hit = np.diagonal(confusion, axis1=-2, axis2=-1)
@@ -102,7 +106,7 @@ def one_vs_rest(confusion: Int[np.ndarray, "... true predicted"]) -> OneVsRest:
     )
 
 
-def five_metrics(confusion: Int[np.ndarray, "... true predicted"]) -> dict[str, np.ndarray]:
+def five_metrics(confusion: Real[np.ndarray, "... true predicted"]) -> dict[str, np.ndarray]:
     """Accuracy and the class means of precision, recall, specificity and F-1.
 
     The means run over the classes that images of the same matrix have: scikit-learn's
@@ -133,7 +137,7 @@ def has_published_classes(result: Mapping[str, Any]) -> bool:
     return {*result["classes"]} - {*result["absent"]} == PUBLISHED_CLASSES
 
 
-def defined(value: float) -> float | None:
+def defined(value: SupportsFloat) -> float | None:
     """A number as JSON can hold it: None where it is not defined."""
     return None if math.isnan(value) else float(value)
 
@@ -180,7 +184,7 @@ def summary(confusion: Int[np.ndarray, "true predicted"], classes: Sequence[str]
     }
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def _ratio(numerator: Numbers, denominator: Numbers) -> np.ndarray:
     numerator, denominator = np.broadcast_arrays(numerator, denominator)
     undefined = np.full(numerator.shape, np.nan)
     return np.divide(numerator, denominator, out=undefined, where=denominator > 0)

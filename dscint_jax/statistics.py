@@ -17,7 +17,7 @@ from dscint_jax.metrics import METRIC_NAMES, five_metrics
 def patient_confusions(
     labels: Int[np.ndarray, " image"],
     predicted: Int[np.ndarray, " image"],
-    patients: Sequence[str],
+    patients: Sequence[str] | np.ndarray,
     num_classes: int,
 ) -> Int[np.ndarray, "patient true predicted"]:
     """One confusion matrix a patient, patients in sorted order."""

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from dscint_jax.atomic import write_text
 from dscint_jax.disk import write_error
@@ -44,6 +44,7 @@ MLFLOW_PARAMETER_LENGTH = 6000
 Values = Mapping[str, float]
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Something that takes metrics. Any exception means that it can take no more."""
 

@@ -17,7 +17,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from dscint_jax.augment import (
     Augmentation,
@@ -32,12 +32,13 @@ from dscint_jax.metrics import ConfusionMatrix
 from dscint_jax.models import AttentionMaps
 from dscint_jax.models.layers import DROPOUT_BY_EXAMPLE, Dropout
 from dscint_jax.optimizers import update_average
+from dscint_jax.pytree import pytree
 from dscint_jax.random_streams import stream_key
 
 Batch = Mapping[str, jax.Array]
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class TrainState:
     """All that training changes; what a checkpoint holds.
@@ -53,7 +54,7 @@ class TrainState:
     step: Int[Array, ""]
     params: nnx.State
     statistics: nnx.State
-    optimizer: optax.OptState
+    optimizer: PyTree
     average: tuple[nnx.State, nnx.State] | None = None
 
     @property
@@ -93,7 +94,7 @@ class Recipe:
     axis: str | None = None
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """What one evaluated batch gives.

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -78,8 +79,8 @@ class TrainedNetwork:
         if COPY not in batch:
             return np.sqrt(ratio)
         ranges, seed = Augmentation(**self.config.augmentation), self.config.seed
-        images = np.sqrt(ratio).astype(np.float32)
-        return np.asarray(apply_copies(images, batch[COPY], ranges, seed=seed))
+        images = jnp.asarray(np.sqrt(ratio).astype(np.float32))
+        return np.asarray(apply_copies(images, jnp.asarray(batch[COPY]), ranges, seed=seed))
 
     def leakage(self) -> Leakage | None:
         """How much of the split training knows, record by record; None of another data set.

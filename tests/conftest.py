@@ -18,10 +18,18 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-for-
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
+import jaxtyping
 import pytest
 
+# Every annotated function checks its arguments and results, shapes among them, wherever a test
+# calls it in this process. As PEP 484 has it, an int is a float.
+jaxtyping.install_import_hook(
+    ["dscint_jax", "tfds_builder"],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Eight devices on few cores: with steps queued up, their collectives can wait for each other
 # forever.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
@@ -34,6 +42,15 @@ def optimised():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def unchecked():
+    """Hints are not held: for what refuses, in words, values that hints forbid."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 MARKERS = {

@@ -36,8 +36,11 @@ def run_on_beam(
       DataError: Beam is not installed; the pipeline failed; a task could not be written.
     """
     try:
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
+        # An extra, which need not be installed.
+        import apache_beam as beam  # pyright: ignore[reportMissingImports]
+        from apache_beam.options.pipeline_options import (  # pyright: ignore[reportMissingImports]
+            PipelineOptions,
+        )
     except ImportError:
         raise DataError(
             "--beam_runner needs Apache Beam: pip install -c constraints.txt '.[beam]'"

@@ -17,9 +17,8 @@ import shutil
 import tempfile
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import tensorflow_datasets as tfds
 from rich.console import Console
@@ -36,13 +35,13 @@ from tfds_builder.findings import (
     rejection_reasons,
     remove_stale,
 )
-from tfds_builder.ingest import Ingested, ingest
+from tfds_builder.ingest import Ingested, RunTasks, WriteShard, ingest
 from tfds_builder.manifest import Row, read_manifest
 from tfds_builder.plan import Options, Plan, plan_data_set, rows_to_ask
 from tfds_builder.progress import make_console, progress, say
 from tfds_builder.records import CONFIGS, STUDIES_CONFIG, VIEWS_CONFIG
 from tfds_builder.scan.inventory import Chunk, inspect_files
-from tfds_builder.scintigraphy.scintigraphy_dataset_builder import VERSION, Builder
+from tfds_builder.scintigraphy.scintigraphy_dataset_builder import VERSION, Builder, metadata_of
 from tfds_builder.shard import FILE_SECONDS, Shard, ShardTask, shard_pool
 from tfds_builder.study import Study, digests_of_studies
 from tfds_builder.workers import Lost, WorkerPool
@@ -296,15 +295,13 @@ def _build(
     new_splits.replace(settings.data_dir / splits.FILE_NAME)
     _move_into_place(staging, staging / final.relative_to(settings.data_dir), final)
     remove_stale(settings.data_dir)
-    _report(console, ingested[0], builder.info.metadata, final, time.monotonic() - started)
+    _report(console, ingested[0], final, time.monotonic() - started)
 
 
-def _runner(
-    settings: argparse.Namespace, pool: WorkerPool, console: Console
-) -> Callable[..., Iterator[Shard]]:
+def _runner(settings: argparse.Namespace, pool: WorkerPool, console: Console) -> RunTasks:
     """What runs shard tasks: the pool, or a Beam runner."""
 
-    def run(function: Callable[..., Shard], tasks: Sequence[ShardTask]) -> Iterator[Shard]:
+    def run(function: WriteShard, tasks: Sequence[ShardTask]) -> Iterator[Shard]:
         if settings.beam_runner:
             return run_on_beam(
                 tasks,
@@ -411,9 +408,7 @@ def _move_into_place(staging: Path, built: Path, final: Path) -> None:
     built.rename(final)
 
 
-def _report(
-    console: Console, ingested: Ingested, metadata: dict[str, Any], final: Path, seconds: float
-) -> None:
+def _report(console: Console, ingested: Ingested, final: Path, seconds: float) -> None:
     table = Table(title="images (patients)")
     table.add_column("split")
     names = ingested.plan.classes.names
@@ -427,6 +422,7 @@ def _report(
         table.add_row(split, *cells, f"{found['images']} ({found['patients']})")
     console.print(table)
     _report_splits(console, ingested)
+    metadata = metadata_of(ingested)
     for rule, times in metadata["view_rules"].items():
         say(console, f"view by {rule} ({times}x)")
     for note, times in metadata["notes"].items():

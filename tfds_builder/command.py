@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,10 +33,22 @@ def available_cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+def parent_of_worker() -> BaseProcess:
+    """The process that started this worker.
+
+    Raises:
+      RuntimeError: this is no worker of `multiprocessing`.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        raise RuntimeError("this process is no worker: it has no parent to follow")
+    return parent
+
+
 def follow_parent() -> None:
     """Makes this worker leave Ctrl-C to its parent, and end however the parent ended."""
+    parent = parent_of_worker()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
 
     def follow() -> None:
         parent.join()

@@ -9,7 +9,9 @@ import re
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_fragments, generate_frames, parse_basic_offsets
-from pydicom.pixels import get_decoder
+
+# Documented as a name of this package, which does not list its names.
+from pydicom.pixels import get_decoder  # pyright: ignore[reportPrivateImportUsage]
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -141,9 +143,9 @@ def _decoded(dataset: Dataset) -> np.ndarray:
     """The pixels as they are stored, in this machine's byte order."""
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
-        plugin = {"decoding_plugin": _plugin(syntax)} if syntax.is_encapsulated else {}
+        plugin = _plugin(syntax) if syntax.is_encapsulated else None
         # What lies above BitsStored is masked here, alike in every syntax.
-        dataset.pixel_array_options(correct_unused_bits=False, **plugin)
+        dataset.pixel_array_options(correct_unused_bits=False, decoding_plugin=plugin or "")
         stored = dataset.pixel_array
     except MemoryError:
         raise

@@ -10,16 +10,16 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tfds_builder import splits
 from tfds_builder.duplicates import Copies, find_copies
 from tfds_builder.errors import DataError
 from tfds_builder.plan import Layout, Plan
 from tfds_builder.shard import Shard, ShardTask, write_shard
-from tfds_builder.study import Facts, Study
+from tfds_builder.study import Announce, Facts, Study
 
-RunTasks = Callable[[Callable[..., Any], Sequence[ShardTask]], Iterable[Shard]]
+WriteShard = Callable[[ShardTask, Announce], Shard]
+RunTasks = Callable[[WriteShard, Sequence[ShardTask]], Iterable[Shard]]
 
 CROWDED = "looks like too many others (lettering in the picture?): copies cannot be told"
 
@@ -65,7 +65,7 @@ class Ingested:
     duplicates: tuple[Duplicate, ...]
     crowded: frozenset[str]
     rejected: tuple[tuple[int, str], ...]
-    proof: dict[str, Any]
+    proof: splits.Proof
     fingerprint: str
 
     @property
@@ -187,7 +187,7 @@ def _duplicates(images: Sequence[Facts], copies: Copies) -> list[Duplicate]:
     ]
 
 
-def _statistics(facts: Facts) -> tuple[Any, ...]:
+def _statistics(facts: Facts) -> tuple[bytes, int, str, float]:
     quality = facts.quality
     return facts.signature, quality.total, repr(quality.dispersion), facts.scale
 

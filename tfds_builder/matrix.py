@@ -54,7 +54,7 @@ class Fit:
 
     @property
     def _scaled(self) -> tuple[int, int]:
-        return tuple(n // self.pool * self.repeat for n in (self.rows, self.columns))
+        return self.rows // self.pool * self.repeat, self.columns // self.pool * self.repeat
 
     def counts(self, native: np.ndarray) -> np.ndarray:
         """Whole, non-negative counts (rows, columns) -> uint16 (1024, 256).

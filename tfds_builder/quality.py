@@ -120,14 +120,14 @@ def assess(native: np.ndarray, pixel_spacing_mm: float, counts_ratio: float) -> 
             dispersion, whiteness = _noise(native, body)
             found[INVERTED] = _inverted(blocks)
             found[NOT_A_BODY] = not found[INVERTED] and _uniform(blocks)
-        # Where the background is what is bright, nothing else can be judged.
-        if not found.get(INVERTED, True):
-            noise = dispersion if dispersion > 1 else 1.0
-            found[SMOOTHED] = dispersion < _DISPERSION[0] or whiteness < _LEAST_WHITENESS
-            found[RESCALED] = dispersion > _DISPERSION[1]
-            found[WRAPPED] = _wrapped(native, highest, noise)
-            found[PATTERN] = _patterned(by_column, noise)
-            found |= _cut(native, sums, blocks, box, body, noise)
+            # Where the background is what is bright, nothing else can be judged.
+            if not found[INVERTED]:
+                noise = dispersion if dispersion > 1 else 1.0
+                found[SMOOTHED] = dispersion < _DISPERSION[0] or whiteness < _LEAST_WHITENESS
+                found[RESCALED] = dispersion > _DISPERSION[1]
+                found[WRAPPED] = _wrapped(native, highest, noise)
+                found[PATTERN] = _patterned(by_column, noise)
+                found |= _cut(native, sums, blocks, box, body, noise)
     return Quality(total, dispersion, tuple(text for text in FINDINGS if found.get(text)))
 
 
@@ -202,7 +202,8 @@ def _box(native: np.ndarray) -> Box:
     rows, columns = native.shape
     if all(edge.any() for edge in (native[0], native[-1], native[:, 0], native[:, -1])):
         return (0, rows), (0, columns)
-    return _extent(native.any(axis=1)), _extent(native.any(axis=0))
+    filled_rows, filled_columns = np.asarray(native.any(axis=1)), np.asarray(native.any(axis=0))
+    return _extent(filled_rows), _extent(filled_columns)
 
 
 def _extent(filled: np.ndarray) -> tuple[int, int]:
@@ -266,7 +267,7 @@ def _wrapped(native: np.ndarray, highest: int, dispersion: float) -> bool:
         other = native[rows + down, columns + right].astype(np.float32)
         noise = np.sqrt(dispersion * (bright + other))
         falls += np.count_nonzero(bright - other > np.maximum(fall, _WRAP_SIGMAS * noise))
-    return falls >= _FEWEST_FALLS
+    return bool(falls >= _FEWEST_FALLS)
 
 
 def _patterned(by_column: np.ndarray, dispersion: float) -> bool:

@@ -178,7 +178,8 @@ def serialise(record: Record, classes: Classes) -> bytes:
     Its features are in a fixed order, so that builds can be compared by byte.
     """
     names_of = {"label": classes.names, "view": VIEW_NAMES}
-    example = tf_example_pb2.Example()
+    # Its classes are made at run time.
+    example = tf_example_pb2.Example()  # pyright: ignore[reportAttributeAccessIssue]
     features = example.features.feature
     for name, value in record.items():
         feature = features[name]

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from array_record.python import array_record_module
+# Compiled, without hints.
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from tfds_builder.classes import Classes
 from tfds_builder.errors import DataError

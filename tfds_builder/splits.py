@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 from tfds_builder.classes import Classes, classes_of, fault_of
 from tfds_builder.errors import DataError
@@ -56,6 +57,24 @@ class Membership:
     label: str
     split: str
     site: str = ""
+
+
+class Holdings(TypedDict):
+    """What a split holds; `patients_by_site` is there where sites are known."""
+
+    patients: int
+    studies: int
+    images: int
+    images_by_class: dict[str, int]
+    patients_by_class: dict[str, int]
+    patients_by_site: NotRequired[dict[str, int]]
+
+
+class Proof(TypedDict):
+    """What each split holds, and for each pair 'a & b' how much they share: nothing."""
+
+    splits: dict[str, Holdings]
+    intersections: dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True)
@@ -150,9 +169,9 @@ def check_division(
 def _division(names: Collection[str]) -> str:
     if set(names) <= set(SPLITS):
         return ", ".join(SPLITS)
-    folds = [_FOLD.fullmatch(name) for name in names]
-    if all(folds):
-        return f"{1 + max(int(fold[1]) for fold in folds)} folds"
+    folds = [int(fold[1]) for name in names if (fold := _FOLD.fullmatch(name))]
+    if len(folds) == len(names):
+        return f"{1 + max(folds)} folds"
     return ", ".join(sorted(names))
 
 
@@ -434,7 +453,7 @@ def prove_disjoint(
     members: Iterable[Membership],
     classes: tuple[str, ...],
     names: tuple[str, ...] = SPLITS,
-) -> dict[str, object]:
+) -> Proof:
     """Counts what each split holds and shows that splits share no patient, study or image.
 
     Args:
@@ -484,11 +503,12 @@ def _intersections(by_split: dict[str, list[Membership]]) -> dict[str, dict[str,
     return intersections
 
 
-def _holdings(
-    members: list[Membership], classes: tuple[str, ...], sites: list[str]
-) -> dict[str, object]:
-    holdings: dict[str, object] = {
-        **{kind: len(found) for kind, found in _identifiers(members).items()},
+def _holdings(members: list[Membership], classes: tuple[str, ...], sites: list[str]) -> Holdings:
+    held = _identifiers(members)
+    holdings: Holdings = {
+        "patients": len(held["patients"]),
+        "studies": len(held["studies"]),
+        "images": len(held["images"]),
         "images_by_class": _counts((m.label for m in members), classes),
         "patients_by_class": _counts(
             (label for _, label in {(m.patient_key, m.label) for m in members}), classes

@@ -139,12 +139,12 @@ def read_study(
     used: Counter[str] = Counter()
     for row in study.rows:
         announce(row.number)
-        contents = _contents(row)
-        digests[row.number] = tuple(_digest(content) for content in contents)
+        content, mask = _contents(row)
+        digests[row.number] = _digest(content), _digest(mask)
         try:
             if refused and row.number in refused:
                 raise DataError(refused[row.number])
-            own = _read_row(study, row, *contents)
+            own = _read_row(study, row, content, mask)
         except MemoryError:
             raise  # The worker pool tries again, in a fresh worker.
         except DataError as error:
@@ -184,7 +184,8 @@ def digests_of_studies(
     for study in studies:
         for row in study.rows:
             announce(row.number)
-            digests[row.number] = tuple(_digest(content) for content in _contents(row))
+            content, mask = _contents(row)
+            digests[row.number] = _digest(content), _digest(mask)
     return digests
 
 
@@ -201,16 +202,18 @@ def _content(path: Path) -> bytes | DataError:
 
 
 def _digest(content: bytes | DataError) -> bytes:
-    usable = isinstance(content, bytes) and content
-    return hashlib.sha256(content).digest() if usable else b""
+    if isinstance(content, DataError) or not content:
+        return b""
+    return hashlib.sha256(content).digest()
 
 
 def _read_row(
     study: Study, row: Row, content: bytes | DataError, mask: bytes | DataError
 ) -> list[Image]:
-    for one in (content, mask):
-        if isinstance(one, DataError):
-            raise one
+    if isinstance(content, DataError):
+        raise content
+    if isinstance(mask, DataError):
+        raise mask
     scintigram = decode(content, row.frame, row.view, row.accept)
     rows, columns = scintigram.views[0].native.shape
     fit = fit_of(rows, columns)

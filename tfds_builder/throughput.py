@@ -23,7 +23,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pydicom
-from array_record.python import array_record_module
+
+# Compiled, without hints.
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from tfds_builder.command import CommandParser, available_cores
 from tfds_builder.errors import DataError, run_command

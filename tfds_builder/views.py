@@ -355,11 +355,15 @@ def _evidence(header: Dataset, frames: list[_Frame], count: int, is_prone: bool)
             CODED: coded,
             VENDOR: _vendor_views(header, frame.number, count),
             TEXT: _only(views_in(" | ".join(str(text) for text in texts if text))),
-            ANGLE: frozenset({angle} - {None}),
-            ORDER: frozenset({order} - {None}),
+            ANGLE: _known(angle),
+            ORDER: _known(order),
         }
         evidence.append(Evidence(frame.number, says))
     return evidence
+
+
+def _known(name: str | None) -> frozenset[str]:
+    return frozenset() if name is None else frozenset({name})
 
 
 def _only(names: frozenset[str]) -> frozenset[str]:
@@ -406,7 +410,7 @@ def _vendor_views(header: Dataset, number: int, count: int) -> frozenset[str]:
 
 def _vendor_name(text: str) -> frozenset[str]:
     suffix = {"_E": ANTERIOR, "_F": POSTERIOR}.get(text.strip("\0 ").upper()[-2:])
-    return _only(views_in(text)) or frozenset({suffix} - {None})
+    return _only(views_in(text)) or _known(suffix)
 
 
 def _views_by_angle(frames: list[_Frame]) -> list[str | None]:

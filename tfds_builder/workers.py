@@ -30,7 +30,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Self, TypeVar
 
-from tfds_builder.command import follow_parent
+from tfds_builder.command import follow_parent, parent_of_worker
 from tfds_builder.errors import DataError
 
 Announce = Callable[[int], None]
@@ -166,8 +166,7 @@ class WorkerPool:
         """Gives waiting tasks to idle workers, then to new ones."""
         for worker in self._workers.values():
             if self._waiting and not worker.job:
-                worker.job = self._waiting.popleft()
-                self._send(worker)
+                self._send(worker, self._waiting.popleft())
         while self._waiting and len(self._workers) < self._count:
             self._start(self._waiting.popleft())
 
@@ -188,10 +187,10 @@ class WorkerPool:
         worker = _Worker(process, connection, job, self._clock + _START_SECONDS)
         self._workers[connection] = worker
 
-    def _send(self, worker: _Worker) -> None:
-        worker.begun, worker.step = False, None
+    def _send(self, worker: _Worker, job: _Job) -> None:
+        worker.job, worker.begun, worker.step = job, False, None
         worker.deadline = self._clock + _START_SECONDS
-        message = ForkingPickler.dumps((worker.job.function, worker.job.task))
+        message = ForkingPickler.dumps((job.function, job.task))
         with suppress(OSError):  # The worker is dead, which is noticed at the next look.
             worker.connection.send_bytes(message)
 
@@ -207,7 +206,8 @@ class WorkerPool:
         heard = wait(list(self._workers), seconds)
         self._clock += min(time.monotonic() - started, seconds)
         for connection in heard:
-            self._hear(self._workers[connection])
+            if isinstance(connection, Connection):
+                self._hear(self._workers[connection])
         for worker in list(self._workers.values()):
             if worker.deadline <= self._clock:
                 self._replace(worker, f"took longer than {self._step_seconds:g} s")
@@ -218,9 +218,11 @@ class WorkerPool:
         except (OSError, EOFError):
             self._replace(worker, "the decoder crashed")
             return
+        if worker.job is None:
+            raise RuntimeError("a worker spoke without a task")
         match pickle.loads(message):
             case "ready", _:
-                self._send(worker)
+                self._send(worker, worker.job)
             case "begun", _:
                 self._false_starts = 0
                 worker.begun = True
@@ -345,7 +347,7 @@ def _end_with_parent() -> None:
     `follow_parent` cannot, while a decoder that hangs holds the interpreter's lock. The sentinel is
     a pipe that ends with the parent, which then raises SIGIO, whose default action ends a process.
     """
-    sentinel = multiprocessing.parent_process().sentinel
+    sentinel = parent_of_worker().sentinel
     fcntl.fcntl(sentinel, fcntl.F_SETOWN, os.getpid())
     flags = fcntl.fcntl(sentinel, fcntl.F_GETFL)
     fcntl.fcntl(sentinel, fcntl.F_SETFL, flags | os.O_ASYNC)

@@ -157,7 +157,7 @@ def _as_integers(values: jax.Array) -> Int[Array, "..."]:
     return values.astype(jnp.int32)
 
 
-def _from_integers(values: Int[Array, "..."], kind: jnp.dtype) -> jax.Array:
+def _from_integers(values: Int[Array, "..."], kind: np.dtype) -> jax.Array:
     if kind == jnp.float32:
         return jax.lax.bitcast_convert_type(values, jnp.float32)
     return values.astype(kind)

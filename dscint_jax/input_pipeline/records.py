@@ -5,10 +5,10 @@ the keys of all. Counts stay integers: a smaller image is a sum over blocks of p
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 
 DEVICE_FIELDS = ("counts", "scale", "label", "mask")
 COPY = "copy"
@@ -34,6 +34,7 @@ def no_progress(done: int, total: int) -> None:
     """Tells nobody."""
 
 
+@runtime_checkable
 class Images(Protocol):
     """Images at random access, as `DiskImages` and `HeldImages` have them."""
 
@@ -98,7 +99,7 @@ class DiskImages:
             chunks = []
             for indices in _chunks(np.arange(len(self))):
                 chunks.append(self._keys_of(_records(self._records, indices)))
-                progress(indices[-1] + 1, len(self))
+                progress(int(indices[-1]) + 1, len(self))
             self._keys = _joined(chunks)
         return self._keys
 
@@ -172,7 +173,7 @@ def count_type(most: int) -> type[np.integer]:
 
 
 def sum_pool(
-    counts: Int[np.ndarray, "*view height width 1"], side: int
+    counts: Integer[np.ndarray, "*view height width 1"], side: int
 ) -> Int[np.ndarray, "*view small_height small_width 1"]:
     """Sums blocks of side x side pixels: no count is lost, and Poisson stays Poisson."""
     *views, height, width, _ = counts.shape
@@ -182,7 +183,7 @@ def sum_pool(
 
 def _put(held: np.ndarray | None, counts: np.ndarray, start: int, total: int) -> np.ndarray:
     """Puts counts behind those that are held, in a wider type if they need one."""
-    kind = np.dtype(count_type(counts.max(initial=0)))
+    kind = np.dtype(count_type(int(counts.max(initial=0))))
     if held is None:
         held = np.zeros((total, *counts.shape[1:]), kind)
     if kind.itemsize > held.dtype.itemsize:

@@ -10,6 +10,7 @@ import functools
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dscint_jax.models.layers import Conv, Dropout, apply_layers, flatten
@@ -42,7 +43,7 @@ class AlexNet(nnx.Module):
         num_classes: int,
         in_channels: int = 1,
         dropout: float = 0.5,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         check_dropout(dropout)

@@ -7,12 +7,13 @@ reading of it.
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dscint_jax.models.pooling import largest
+from dscint_jax.pytree import pytree
 
 # Gates start nearly open, at sigmoid(2) = 0.88: at sigmoid(0) two of them would quarter the
 # features before anything is learned.
@@ -21,7 +22,7 @@ open_gate = nnx.initializers.constant(2.0)
 ATTENTION_KINDS = ("none", "channel", "spatial", "hybrid")
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class AttentionMaps:
     """What a network's attention weighed; None where it has no such attention.
@@ -40,7 +41,7 @@ class AttentionMaps:
 class ChannelGate(nnx.Module):
     """One weight a channel, from its mean and maximum over the image through a shared MLP."""
 
-    def __init__(self, features: int, *, reduction: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, features: int, *, reduction: int, dtype: DTypeLike, rngs: nnx.Rngs):
         hidden = max(features // reduction, 4)
         self.squeeze = nnx.Linear(features, hidden, dtype=dtype, rngs=rngs)
         # The two descriptors' outputs add up, and so do their biases.
@@ -59,7 +60,7 @@ class ChannelGate(nnx.Module):
 class SpatialGate(nnx.Module):
     """One weight a position, from the mean and maximum over the channels around it."""
 
-    def __init__(self, *, kernel: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, *, kernel: int, dtype: DTypeLike, rngs: nnx.Rngs):
         self.conv = nnx.Conv(
             2, 1, kernel_size=(kernel, kernel), bias_init=open_gate, dtype=dtype, rngs=rngs
         )
@@ -91,7 +92,7 @@ class HybridAttention(nnx.Module):
         kind: str = "hybrid",
         reduction: int = 8,
         kernel: int = 7,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         # Both gates draw their weights, whichever is kept: so all other weights of a network are

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dscint_jax.models.layers import BatchNorm, Conv, he_normal
@@ -28,7 +29,7 @@ FIRST_FEATURES = 2 * GROWTH
 class DenseLayer(nnx.Module):
     """Two normalised convolutions, 1x1 and 3x3; adds GROWTH channels to its input."""
 
-    def __init__(self, in_features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, in_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm1 = BatchNorm(in_features, dtype=dtype, rngs=rngs)
         self.conv1 = Conv(in_features, BOTTLENECK, 1, kernel_init=he_normal, dtype=dtype, rngs=rngs)
         self.norm2 = BatchNorm(BOTTLENECK, dtype=dtype, rngs=rngs)
@@ -48,7 +49,7 @@ class DenseLayer(nnx.Module):
 class Transition(nnx.Module):
     """Halves the channels by a 1x1 convolution, height and width by averages."""
 
-    def __init__(self, in_features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, in_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm = BatchNorm(in_features, dtype=dtype, rngs=rngs)
         self.conv = Conv(
             in_features, in_features // 2, 1, kernel_init=he_normal, dtype=dtype, rngs=rngs
@@ -80,7 +81,7 @@ class DenseNet(nnx.Module):
         depths: Sequence[int],
         num_classes: int,
         in_channels: int = 1,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         shared = {"dtype": dtype, "rngs": rngs}

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dscint_jax.models.attention import ATTENTION_KINDS, AttentionMaps, HybridAttention
@@ -115,7 +116,7 @@ class Dscint(nnx.Module):
         regions: tuple[int, int] = (8, 2),
         hidden: int = 128,
         dropout: float = 0.2,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         check_choice("reading", reading, READINGS)

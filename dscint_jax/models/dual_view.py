@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from dscint_jax.errors import DscintError
@@ -40,7 +41,7 @@ class StudyAttention(nnx.Module):
       rngs: the `params` stream.
     """
 
-    def __init__(self, features: int, *, hidden: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, features: int, *, hidden: int, dtype: DTypeLike, rngs: nnx.Rngs):
         self.content = nnx.Linear(features, hidden, dtype=dtype, rngs=rngs)
         self.gate = nnx.Linear(features, hidden, dtype=dtype, rngs=rngs)
         # Without a bias, which would raise all scores alike and leave the shares as they are.
@@ -93,7 +94,7 @@ class DualView(nnx.Module):
         encoder_options: Mapping[str, Any] | None = None,
         attention_hidden: int = 128,
         dropout: float = 0.2,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         check_size("attention_hidden", attention_hidden)
@@ -127,7 +128,7 @@ class DualView(nnx.Module):
           DscintError: the images are no pairs of views.
         """
         maps, shares = self._weigh(images)
-        features = (maps * shares).sum((1, 2, 3))
+        features = (maps.astype(jnp.float32) * shares).sum((1, 2, 3))
         return self.head(self.dropout(features, rngs=rngs)).astype(jnp.float32)
 
     def attention_maps(

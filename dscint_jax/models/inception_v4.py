@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dscint_jax.models.layers import BatchNorm, Conv, Dropout, Layer, apply_layers
@@ -34,7 +35,7 @@ class ConvNorm(nnx.Module):
         *,
         stride: int = 1,
         padding: int | tuple[int, int] = 0,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.conv = Conv(
@@ -207,7 +208,7 @@ class InceptionV4(nnx.Module):
         num_classes: int,
         in_channels: int = 1,
         dropout: float = 0.2,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         check_dropout(dropout)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dscint_jax.errors import DscintError
@@ -48,7 +49,7 @@ class Conv(nnx.Module):
         padding: str | int | tuple[int, int] = 0,
         use_bias: bool = False,
         kernel_init: nnx.Initializer = he_normal_out,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         rows_columns = (kernel, kernel) if isinstance(kernel, int) else kernel
@@ -91,7 +92,7 @@ class StandardisedConv(nnx.Module):
         *,
         stride: int,
         use_bias: bool,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         shape = (kernel, kernel, in_features, out_features)
@@ -102,8 +103,8 @@ class StandardisedConv(nnx.Module):
         self.dtype = dtype
 
     def __call__(
-        self, x: Float[Array, "batch height width channel"]
-    ) -> Float[Array, "batch height width channel"]:
+        self, x: Float[Array, "batch height width in"]
+    ) -> Float[Array, "batch small_height small_width out"]:
         """Returns the features, smaller by the stride."""
         kernel = self._standardised_kernel()
         return _convolved(x, kernel, self.bias, self.stride, "SAME", self.dtype)
@@ -123,7 +124,7 @@ def _convolved(
     bias: nnx.Param | None,
     stride: int,
     padding: str | int | tuple[int, int],
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
 ) -> jax.Array:
     if x.shape[-1] != kernel.shape[2]:
         raise DscintError(
@@ -151,7 +152,7 @@ class BatchNorm(nnx.BatchNorm):
       rngs: the `params` stream.
     """
 
-    def __init__(self, features: int, *, epsilon: float = 1e-5, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, features: int, *, epsilon: float = 1e-5, dtype: DTypeLike, rngs: nnx.Rngs):
         super().__init__(features, momentum=0.9, epsilon=epsilon, dtype=dtype, rngs=rngs)
 
     def __call__(
@@ -217,7 +218,7 @@ class Dropout(nnx.Dropout):
 
 
 def group_norm(
-    features: int, *, groups: int | None = None, dtype: jnp.dtype, rngs: nnx.Rngs
+    features: int, *, groups: int | None = None, dtype: DTypeLike, rngs: nnx.Rngs
 ) -> nnx.GroupNorm:
     """GroupNorm (Wu and He 2018), by default in the most groups that have 16 channels or more."""
     if groups is None:
@@ -259,7 +260,7 @@ class ConvBlock(nnx.Module):
         stride: int,
         standardised: bool,
         norm: str | None,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         shared = {"stride": stride, "use_bias": norm is None, "dtype": dtype, "rngs": rngs}
@@ -273,8 +274,8 @@ class ConvBlock(nnx.Module):
         self.norm = NORMS[norm](out_features, dtype=dtype, rngs=rngs) if norm else None
 
     def __call__(
-        self, x: Float[Array, "batch height width channel"]
-    ) -> Float[Array, "batch height width channel"]:
+        self, x: Float[Array, "batch height width in"]
+    ) -> Float[Array, "batch small_height small_width out"]:
         """Returns the block's features, smaller by the stride."""
         x = self.conv(x)
         if self.norm is not None:

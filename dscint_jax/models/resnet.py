@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dscint_jax.models.layers import BatchNorm, Conv, apply_layers
@@ -30,7 +31,7 @@ class BasicBlock(nnx.Module):
     EXPANSION = 1
 
     def __init__(
-        self, in_features: int, width: int, *, stride: int, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, in_features: int, width: int, *, stride: int, dtype: DTypeLike, rngs: nnx.Rngs
     ):
         conv = functools.partial(Conv, dtype=dtype, rngs=rngs)
         norm = functools.partial(BatchNorm, dtype=dtype, rngs=rngs)
@@ -55,7 +56,7 @@ class Bottleneck(nnx.Module):
     EXPANSION = 4
 
     def __init__(
-        self, in_features: int, width: int, *, stride: int, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, in_features: int, width: int, *, stride: int, dtype: DTypeLike, rngs: nnx.Rngs
     ):
         conv = functools.partial(Conv, dtype=dtype, rngs=rngs)
         norm = functools.partial(BatchNorm, dtype=dtype, rngs=rngs)
@@ -112,7 +113,7 @@ class ResNet(nnx.Module):
         depths: Sequence[int],
         num_classes: int,
         in_channels: int = 1,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.conv1 = Conv(in_channels, 64, 7, stride=2, padding=3, dtype=dtype, rngs=rngs)

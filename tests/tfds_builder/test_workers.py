@@ -15,6 +15,7 @@ from types import ModuleType
 
 import pytest
 
+from tfds_builder.command import follow_parent
 from tfds_builder.errors import DataError
 from tfds_builder.workers import Lost, WorkerPool
 
@@ -334,3 +335,10 @@ def test_a_program_that_was_stopped_for_a_while_does_not_take_its_workers_for_hu
 def test_what_decoders_print_is_not_seen(tmp_path):
     with _start_program("make_noise", tmp_path) as program:
         assert program.communicate() == ("2 0\n", "")
+
+
+def test_a_process_that_is_no_worker_has_no_parent_to_follow():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(RuntimeError, match="no worker"):
+        follow_parent()
+    assert signal.getsignal(signal.SIGINT) is before

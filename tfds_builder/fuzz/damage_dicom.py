@@ -84,7 +84,7 @@ def wrong_vectors(random: Random, draft: Draft) -> None:
             draft.put(random.choice((_DETECTOR_SEQUENCE, _COUNTS_SEQUENCE)), b"SQ", b"")
         case 3:
             draft.put_number(_FRAME_POINTER, *vector)
-            draft.find(_FRAME_POINTER).kind = b"AT"
+            draft.element(_FRAME_POINTER).kind = b"AT"
 
 
 def absurd_length(random: Random, draft: Draft) -> None:
@@ -107,7 +107,7 @@ def nested_sequences(random: Random, draft: Draft) -> None:
     value = opening + (inner + opening) * (depth - 1) + closing * closings
     tag = random.choice((0x00081140, _DETECTOR_SEQUENCE, 0x0040A730, 0x00091001))
     draft.put(tag, random.choice((b"SQ", b"SQ", b"UN")), value)
-    draft.find(tag).length = UNDEFINED
+    draft.element(tag).length = UNDEFINED
 
 
 def many_parts(random: Random, draft: Draft) -> None:
@@ -120,7 +120,7 @@ def many_parts(random: Random, draft: Draft) -> None:
         draft.put(tag, b"SQ", item * count)
         if random.random() < 0.5:
             draft.put(tag, b"SQ", item * count + end)
-            draft.find(tag).length = UNDEFINED
+            draft.element(tag).length = UNDEFINED
         return
     # What follows the first one's value is read as elements, though it is kept as one here.
     element = random.choice(draft.body)
@@ -286,7 +286,7 @@ def rle_bomb(random: Random, draft: Draft) -> None:
     runs = b"\x81\0" * (rows * columns // 128 * random.choice((1, 1, 4)))
     table = struct.pack("<16I", 2, 64, 64 + len(runs), *[0] * 13)
     draft.put(PIXEL_DATA, b"OB", b"")
-    draft.find(PIXEL_DATA).length = UNDEFINED
+    draft.element(PIXEL_DATA).length = UNDEFINED
     draft.put_fragments([b"", table + runs + runs])
 
 

@@ -78,8 +78,19 @@ class Draft:
         )
 
     def find(self, tag: int) -> Element | None:
-        """The first element of this tag."""
+        """The first element of this tag, or None."""
         return next((one for one in (*self.meta, *self.body) if one.tag == tag), None)
+
+    def element(self, tag: int) -> Element:
+        """The first element of this tag.
+
+        Raises:
+          KeyError: there is none.
+        """
+        element = self.find(tag)
+        if element is None:
+            raise KeyError(f"({tag >> 16:04X},{tag & 0xFFFF:04X})")
+        return element
 
     def put(self, tag: int, kind: bytes, value: bytes) -> None:
         """Gives an element another value, or adds it."""
@@ -126,7 +137,7 @@ class Draft:
     def put_fragments(self, fragments: list[bytes]) -> None:
         """Sets the pixel data, the offset table first."""
         items = (b"\xfe\xff\x00\xe0" + struct.pack("<I", len(one)) + one for one in fragments)
-        self.find(PIXEL_DATA).value = b"".join(items) + b"\xfe\xff\xdd\xe0\0\0\0\0"
+        self.element(PIXEL_DATA).value = b"".join(items) + b"\xfe\xff\xdd\xe0\0\0\0\0"
 
 
 def _elements(

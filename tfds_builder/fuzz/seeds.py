@@ -137,15 +137,15 @@ def _unusual() -> Iterator[Seed]:
 def _compressed() -> Iterator[Seed]:
     for views in (1, 2):
         counts = body_counts(*_USUAL, views)
-        for name, syntax, options in (
-            ("RLE", RLELossless, {}),
-            ("JPEG-LS", JPEGLSLossless, {}),
-            ("JPEG-LS near-lossless", JPEGLSNearLossless, {"jls_error": 2}),
-            ("JPEG 2000", JPEG2000Lossless, {}),
-            ("JPEG 2000 lossy", JPEG2000Lossy, {"j2k_cr": [8]}),
+        for name, syntax, error, ratios in (
+            ("RLE", RLELossless, None, None),
+            ("JPEG-LS", JPEGLSLossless, None, None),
+            ("JPEG-LS near-lossless", JPEGLSNearLossless, 2, None),
+            ("JPEG 2000", JPEG2000Lossless, None, None),
+            ("JPEG 2000 lossy", JPEG2000Lossy, None, [8.0]),
         ):
             dataset = _dataset(counts)
-            dataset.compress(syntax, generate_instance_uid=False, **options)
+            dataset.compress(syntax, generate_instance_uid=False, jls_error=error, j2k_cr=ratios)
             yield _dicom(f"{name}, {views} views", dataset, syntax)
         for name, syntax in (("lossless", JPEGLossless), ("lossless SV1", JPEGLosslessSV1)):
             frames = [_lossless_jpeg(one, syntax) for one in counts]

@@ -154,10 +154,10 @@ class Ledger:
         fault = fault_of(outcome, self.file_seconds)
         if fault:
             self.faults.append((outcome.number, fault))
-        elif outcome.images:
-            self.ingested += 1
-        else:
+        elif outcome.reason:
             self.rejected[_NUMBER.sub("#", outcome.reason)] += 1
+        else:
+            self.ingested += 1
         self.slowest = max(self.slowest, outcome, key=lambda one: one.seconds)
         self.resident = max(self.resident, outcome.resident)
         return fault

@@ -42,7 +42,7 @@ def _axial(patient: Patient, z: np.ndarray) -> np.ndarray:
     return np.interp(z, _LANDMARKS, (knots - zero) * scale)
 
 
-def breadth(patient: Patient, z: np.ndarray | float) -> np.ndarray:
+def breadth(patient: Patient, z: np.ndarray | float) -> np.ndarray | float:
     """Factor on the reference width at z, which counts in the reference body."""
     sizes = (1.0, 1.0, patient.shoulders, 1.0, 1.0, patient.pelvis, patient.pelvis)
     return patient.breadth * np.interp(z, (0, 230, 290, 440, 620, 720, 900), sizes)

@@ -123,19 +123,19 @@ def _splat(
 
 
 def _blur_sum(slabs: np.ndarray, sigma_mm: np.ndarray, grid: Grid) -> np.ndarray:
-    spectrum = scipy.fft.rfft2(slabs, overwrite_x=True)
+    spectrum = np.asarray(scipy.fft.rfft2(slabs, overwrite_x=True))
     squared = _squared_frequency(grid)
     total = np.zeros(spectrum.shape[1:], np.complex64)
     for part, sigma in zip(spectrum, sigma_mm, strict=True):
         total += part * np.exp(np.float32(-2 * np.pi**2 * sigma**2) * squared)
-    return np.maximum(scipy.fft.irfft2(total, s=grid.shape), 0)
+    return np.maximum(np.asarray(scipy.fft.irfft2(total, s=grid.shape)), 0)
 
 
 def add_scatter(primary: np.ndarray, ratio: float, grid: Grid) -> np.ndarray:
     """Adds scatter of `ratio` times the primary's sum to views (2, rows, columns)."""
-    spectrum = scipy.fft.rfft2(primary)
+    spectrum = np.asarray(scipy.fft.rfft2(primary))
     spectrum *= 1 + np.float32(ratio) * _scatter_spectrum(grid)
-    return np.maximum(scipy.fft.irfft2(spectrum, s=grid.shape), 0)
+    return np.maximum(np.asarray(scipy.fft.irfft2(spectrum, s=grid.shape)), 0)
 
 
 def scaled_expectation(views: np.ndarray, counts: float, background: float) -> np.ndarray:

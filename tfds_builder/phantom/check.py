@@ -13,7 +13,8 @@ import json
 import logging
 import math
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -43,18 +44,8 @@ HOT_SPOT_RANGES = {"rib": (2.5, 2.5), "pelvis": (2.0, 3.0), "humerus": (7.0, 17.
 """Contrast of lesions of clinical scans with the other side."""
 
 INK, GRID, ACCENT, SECOND = "#1d2733", "#d9dee5", "#0b6e99", "#c2541b"
-STYLE = {
-    "font.family": "sans-serif",
-    "font.size": 8,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
+
+Three = tuple[float, float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +60,8 @@ class Row:
     view: str
     statistic: str
     bin: str
-    real: tuple[float, float, float]
-    cohort: tuple[float, float, float]
+    real: Three
+    cohort: Three
     judged: bool = True
 
     @property
@@ -210,23 +201,28 @@ def compare(measured: Sequence[Measured]) -> list[Row]:
             cohort = np.percentile([m.views[number][name] for m in measured], PERCENTILES, axis=0)
             for place, label in enumerate(statistic.bins):
                 figures = _figures(real[view], name, place)
-                rows.append(Row(view, name, label, figures, tuple(map(float, cohort[:, place]))))
+                rows.append(Row(view, name, label, figures, _three(cohort[:, place])))
         rows += _hot_spot_rows(measured, number)
     return rows
 
 
-def _figures(real: dict[str, dict[str, np.ndarray]], name: str, place: int) -> tuple:
+def _figures(real: dict[str, dict[str, np.ndarray]], name: str, place: int) -> Three:
     if name in KNOWN_RANGES:
         low, high = KNOWN_RANGES[name]
         return low, math.nan, high
-    return tuple(float(real[name][key][place]) for key in ("min", "median", "max"))
+    return _three(real[name][key][place] for key in ("min", "median", "max"))
+
+
+def _three(values: Iterable[float]) -> Three:
+    low, middle, high = map(float, values)
+    return low, middle, high
 
 
 def _hot_spot_rows(measured: Sequence[Measured], number: int) -> Iterator[Row]:
     for name, (low, high) in HOT_SPOT_RANGES.items():
         values = [value for m in measured for value in m.hot_spots[number][name]]
         if values:
-            cohort = tuple(map(float, np.percentile(values, PERCENTILES)))
+            cohort = _three(np.percentile(values, PERCENTILES))
             yield Row(VIEWS[number], "hot spot", name, (low, math.nan, high), cohort, judged=False)
 
 
@@ -291,8 +287,25 @@ def _write(out: Path, rows: Sequence[Row], heading: str) -> None:
 
 def _save(drawn: Figure, path: Path) -> None:
     # What is laid out only when it is drawn takes its style then.
-    with mpl.rc_context(STYLE):
+    with _style():
         drawn.savefig(path, format="png", dpi=150, metadata={"Software": None})
+
+
+def _style() -> AbstractContextManager[None]:
+    return mpl.rc_context(
+        {
+            "font.family": "sans-serif",
+            "font.size": 8,
+            "axes.edgecolor": INK,
+            "axes.labelcolor": INK,
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "axes.titlelocation": "left",
+            "text.color": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+        }
+    )
 
 
 def csv_text(rows: Sequence[Row]) -> str:
@@ -312,7 +325,7 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 def figure(rows: Sequence[Row], heading: str) -> Figure:
     """A line of panels for each view: profiles along the body, quantiles, single figures."""
-    with mpl.rc_context(STYLE):
+    with _style():
         drawn = Figure(figsize=(15.0, 6.8), layout="constrained")
         drawn.suptitle(heading, x=0.01, ha="left", fontsize=11)
         panels = drawn.subplots(len(VIEWS), 5, width_ratios=(3, 3, 3, 2, 2))

@@ -137,8 +137,8 @@ class Chart:
         height = 1 + (ratio - 1) / len(chosen) ** 0.5
         spread = self.rng.uniform(0.8, 1.25, (len(chosen), 3)) * size
         return tuple(
-            Focus(point, tuple(float(s) for s in row), float(height))
-            for point, row in zip(chosen, spread, strict=True)
+            Focus(point, (float(x), float(y), float(z)), float(height))
+            for point, (x, y, z) in zip(chosen, spread, strict=True)
         )
 
     def lesion(self, kind: str, site: str, foci: tuple[Focus, ...], cold: bool = False) -> None:

@@ -60,7 +60,7 @@ def _draining_vein(chart: Chart, side: str, above_elbow: bool, study: int) -> No
     if chart.chance(0.4):
         name = f"humerus_head_{side}"
         offset = (-32 * _sign(side), 10.0, 45.0)
-        node = Focus(chart.along(name, 0.5), (5.0,) * 3, chart.uniform(1.8, 4), offset)
+        node = Focus(chart.along(name, 0.5), (5.0, 5.0, 5.0), chart.uniform(1.8, 4), offset)
         chart.harmless("axillary_node", name, node, study=study)
 
 
@@ -162,7 +162,9 @@ def _rib_fractures(chart: Chart) -> None:
         gap = np.abs(part[:, :2] - chart.skeleton.points[point, :2]).sum(axis=1)
         point = chart.skeleton.named(name).start + int(gap.argmin())
         size = chart.uniform(3.4, 4.4)
-        chart.harmless("rib_fracture", name, Focus(point, (size,) * 3, chart.uniform(1.7, 2.9)))
+        chart.harmless(
+            "rib_fracture", name, Focus(point, (size, size, size), chart.uniform(1.7, 2.9))
+        )
 
 
 def _compression_fracture(chart: Chart) -> None:

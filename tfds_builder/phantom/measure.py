@@ -94,9 +94,10 @@ def find_body(counts: np.ndarray) -> np.ndarray:
     smooth = ndimage.gaussian_filter(np.asarray(counts, float), _BODY_SIGMA)
     lit = smooth[smooth > 0.5]
     level = max(_FEWEST_COUNTS, _BODY_SHARE * float(np.median(lit)) if lit.size else 0.0)
-    regions, number = ndimage.label(smooth > level)
+    # SciPy has no hints: of what `label` returns, the kind for another `output` is inferred.
+    regions, number = ndimage.label(smooth > level)  # pyright: ignore[reportGeneralTypeIssues]
     largest = np.bincount(regions.flat)[1:].argmax() + 1 if number else -1
-    body = ndimage.binary_fill_holes(regions == largest)
+    body = np.asarray(ndimage.binary_fill_holes(regions == largest), bool)
     if np.count_nonzero(body.any(axis=1)) < BANDS:
         raise DataError("the view shows no body: measure a whole-body view of more counts")
     return body
@@ -155,7 +156,7 @@ def noise(counts: np.ndarray, body: np.ndarray) -> float:
       counts, body: (rows, columns).
     """
     counts = np.asarray(counts, float)
-    deep = ndimage.binary_erosion(body, iterations=_MARGIN)
+    deep = np.asarray(ndimage.binary_erosion(body, iterations=_MARGIN), bool)
     if not deep.any():
         return float("nan")
     level = np.maximum(ndimage.gaussian_filter(counts, _BODY_SIGMA), 1e-6)
@@ -173,7 +174,7 @@ def background(counts: np.ndarray, body: np.ndarray, pixel_mm: float) -> float:
       counts, body: (rows, columns).
       pixel_mm: size of a pixel.
     """
-    far = ndimage.distance_transform_edt(~body, sampling=pixel_mm) > FAR_MM
+    far = np.asarray(ndimage.distance_transform_edt(~body, sampling=pixel_mm)) > FAR_MM
     return float(np.mean(counts[far])) if far.any() else float("nan")
 
 

@@ -147,8 +147,11 @@ def _emission(
     """What a part of unit activity gives to the front and to the back camera, in mm."""
     window, middle, half = drawn.window, drawn.middle, drawn.half
     given = (1 - np.exp(-2 * attenuation * half)) / attenuation
-    covers = front[window] - middle - half, middle - half - back[window]
-    return tuple(given * np.exp(-attenuation * np.clip(cover, 0, 80)) for cover in covers)
+    to_front, to_back = (
+        given * np.exp(-attenuation * np.clip(cover, 0, 80))
+        for cover in (front[window] - middle - half, middle - half - back[window])
+    )
+    return to_front, to_back
 
 
 def _draw(part: _Part, patient: Patient, pose: Pose, grid: Grid, top_mm: float) -> _Drawn:

@@ -102,6 +102,6 @@ def _quadratic(u: np.ndarray) -> np.ndarray:
 
 def arc(points: list, steps: int = 40) -> np.ndarray:
     """A smooth path (steps, 3) through the given points (cubic by chord length)."""
-    points = np.asarray(points, float)
-    chord = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
-    return PchipInterpolator(chord, points, axis=0)(np.linspace(0, chord[-1], steps))
+    path = np.asarray(points, float)
+    chord = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))])
+    return PchipInterpolator(chord, path, axis=0)(np.linspace(0, chord[-1], steps))

@@ -257,9 +257,9 @@ def _arms(parts: _Parts) -> None:
         parts.pair(f"metacarpal_{finger + 1}", "hand", "hand", 4.0, tube([base, knuckle], 4.5))
         parts.pair(f"phalanges_{finger + 1}", "hand", "hand", 3.0, tube([knuckle, tip], 4))
         parts.pair(
-            f"knuckle_{finger + 1}", "hand", "hand", 5.0, ellipsoid(tuple(knuckle), (6,) * 3)
+            f"knuckle_{finger + 1}", "hand", "hand", 5.0, ellipsoid(tuple(knuckle), (6, 6, 6))
         )
-        parts.pair(f"finger_{finger + 1}", "hand", "hand", 4.5, ellipsoid(tuple(middle), (5,) * 3))
+        parts.pair(f"finger_{finger + 1}", "hand", "hand", 4.5, ellipsoid(tuple(middle), (5, 5, 5)))
 
 
 def _pelvis(parts: _Parts) -> None:
@@ -323,7 +323,9 @@ def _legs(parts: _Parts) -> None:
         bones = tube([(base, 42, 1616), head_of], 4.5), tube([head_of, tip], 4)
         parts.pair(f"metatarsal_{toe + 1}", "foot", "leg", 4.4, *bones)
         size = 8 if toe == 0 else 5.5
-        parts.pair(f"toe_{toe + 1}", "foot", "leg", 5.0, ellipsoid(tuple(head_of), (size,) * 3))
+        parts.pair(
+            f"toe_{toe + 1}", "foot", "leg", 5.0, ellipsoid(tuple(head_of), (size, size, size))
+        )
 
 
 _GROWTH_PLATES = (

@@ -47,7 +47,8 @@ def _waves() -> np.ndarray:
     rng = np.random.Generator(np.random.PCG64(0))
     direction = rng.standard_normal((BONE_WAVES, 3))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-    length = np.exp(rng.uniform(*np.log(BONE_WAVELENGTHS_MM), BONE_WAVES))
+    shortest, longest = np.log(BONE_WAVELENGTHS_MM)
+    length = np.exp(rng.uniform(shortest, longest, BONE_WAVES))
     phase = reference_skeleton().points @ (2 * np.pi * direction / length[:, None]).T
     return np.ascontiguousarray(
         np.concatenate([np.cos(phase), np.sin(phase)], axis=1).T, np.float32

@@ -56,7 +56,7 @@ def cut_jpeg(content: bytes) -> Container:
             start = b"\xff%c%b" % (marker, (len(segment) + 2).to_bytes(2, "big"))
             kept += [start, segment, scan]
             filled += [start, segment, scan, _FILLER if marker == _SOS else b""]
-    if not scans:
+    if size is None or not scans:
         raise damaged("JPEG", "no pixels")
     kept.append(b"\xff\xd9")
     filled.append(b"\xff\xd9")

@@ -206,9 +206,10 @@ def _columns(path: Path, rows: Rows) -> tuple[str, tuple[int, int], Rows]:
     """The key, the places of name and label in a row, and the rows below the header."""
     for n, (_, cells) in enumerate(rows[:_MOST_ROWS_ABOVE_HEADER]):
         label = _place(cells, "label")
-        key = next((key for key in KEYS if _place(cells, key) is not None), "")
-        if key and label is not None:
-            return key, (_place(cells, key), label), rows[n + 1 :]
+        places = ((key, _place(cells, key)) for key in KEYS)
+        key, name = next((found for found in places if found[1] is not None), ("", None))
+        if name is not None and label is not None:
+            return key, (name, label), rows[n + 1 :]
     if all(not any(cells[2:]) for _, cells in rows):
         return "", (0, 1), rows
     number, cells = rows[0]

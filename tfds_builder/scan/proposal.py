@@ -143,12 +143,12 @@ def _rows_of(scan: Scan, name: PathName) -> list[Row]:
 
 def _view_of(scan: Scan, name: PathName) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     """The manifest's view, what names each view of the file, and comments."""
-    if len(scan.views) > 1:
+    if len(scan.views) != 1:
         comments = [note for view in scan.views for note in view.notes]
         if not scan.is_dicom:
             comments.append(_NO_VIEW)
         return "", tuple(view.rule for view in scan.views), tuple(dict.fromkeys(comments))
-    (only,) = scan.views
+    only = scan.views[0]
     if only.name != UNKNOWN:
         return "", (only.rule,), only.notes + _disagreement(only, name)
     if not name.view:

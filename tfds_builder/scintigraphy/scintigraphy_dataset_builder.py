@@ -9,7 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import tensorflow_datasets as tfds
 
@@ -61,9 +61,15 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self._plan = plan
         self._ingest = ingest or self._ingest_here
 
+    @property
+    def _config_name(self) -> str:
+        if self.builder_config is None:
+            raise RuntimeError("a builder that has configurations was made without one")
+        return self.builder_config.name
+
     def _info(self) -> tfds.core.DatasetInfo:
         info = self.dataset_info_from_configs(
-            features=features(self.builder_config.name),
+            features=features(self._config_name),
             supervised_keys=("image", "label"),
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(),
@@ -94,12 +100,22 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         folder = place / _SHARD_FOLDER
         folder.mkdir(parents=True)
         ingested = self._ingest(plan, folder)
-        self.info.features["label"].names = list(plan.classes.names)
+        self._enter_classes(plan.classes.names)
         infos = [self._split_info(split, ingested) for split in ingested.shards]
         shutil.rmtree(folder)
         write_findings(ingested, place)
-        self.info.metadata.update(_metadata(ingested))
+        if not isinstance(self.info.metadata, tfds.core.MetadataDict):
+            raise TypeError("the metadata are not those of _info")
+        self.info.metadata.update(metadata_of(ingested))
         return [info for info in infos if info.shard_lengths]
+
+    def _enter_classes(self, names: tuple[str, ...]) -> None:
+        """Gives the label its names, which only the data tell."""
+        known = self.info.features
+        label = known["label"] if isinstance(known, tfds.features.FeaturesDict) else None
+        if not isinstance(label, tfds.features.ClassLabel):
+            raise TypeError("the features are not those of _info")
+        label.names = list(names)
 
     def _split_info(self, split: str, ingested: Ingested) -> tfds.core.SplitInfo:
         """Gives a split's shards their TFDS names."""
@@ -121,7 +137,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         key, _ = deidentify.read_or_create_key(key_file)
         known = splits.read_splits(Path(self._data_dir_root) / splits.FILE_NAME)
         manifest = folder / "manifest.csv"
-        options = Options(config=self.builder_config.name)
+        options = Options(config=self._config_name)
         return plan_data_set(manifest, read_manifest(manifest), key, known, options)
 
     def _ingest_here(self, plan: Plan, folder: Path) -> Ingested:
@@ -138,7 +154,34 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return ingested
 
 
-def _metadata(ingested: Ingested) -> dict[str, Any]:
+class Metadata(TypedDict):
+    """What metadata.json holds.
+
+    Attributes:
+      class_counts: split -> class -> records.
+      fingerprint: see `Plan.fingerprint`.
+      split_proof: what each split holds, and that they share nothing.
+      view_rules, manufacturers, pixel_spacings_mm, sexes, age_bands: value -> images.
+      notes: what was assumed, changed or found -> how often.
+      rejected_rows: rows of the manifest that cannot be used.
+      images_left_out: images in no record.
+    """
+
+    class_counts: dict[str, dict[str, int]]
+    fingerprint: str
+    split_proof: splits.Proof
+    view_rules: dict[str, int]
+    notes: dict[str, int]
+    manufacturers: dict[str, int]
+    pixel_spacings_mm: dict[str, int]
+    sexes: dict[str, int]
+    age_bands: dict[str, int]
+    rejected_rows: int
+    images_left_out: int
+
+
+def metadata_of(ingested: Ingested) -> Metadata:
+    """The metadata of a data set that is written."""
     images = ingested.images
     return {
         "class_counts": {
