@@ -14,63 +14,9 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Int, Key, Real
 
+from dscint_jax.config import Augmentation
 from dscint_jax.pytree import pytree
 from dscint_jax.random_streams import stream_key
-
-
-@dataclasses.dataclass(frozen=True)
-class Augmentation:
-    """Ranges and probabilities of the random transformations; all zero changes nothing.
-
-    Attributes:
-      mirror: probability of exchanging left and right.
-      translation: largest shift, as a fraction of the image's height and of its width; a shift is
-        a whole number of pixels, so that it leaves the noise as it is.
-      translated: probability of a translation.
-      rotation: largest angle, degrees.
-      rotated: probability of a rotation. Interpolation smooths the noise, and a network that sees
-        smoothed images only is a stranger to the others.
-      scaling: largest change of size either way: of 0.1, sizes from 1/1.1 to 1.1 times the
-        image's, even in their logarithm. The counts a pixel stay: it is the patient who is larger.
-      scaled: probability of a scaling, which interpolates too.
-      intensity: largest change of brightness, in the same way; in counts, before the square root.
-      intensified: probability of it.
-      thinning: largest share of the counts that is lost, as by a shorter scan. Each count is kept
-        or lost by itself (binomial), so that Poisson counts stay Poisson counts.
-      thinned: probability of a thinning.
-    """
-
-    mirror: float = 0.0
-    translation: tuple[float, float] = (0.0, 0.0)
-    translated: float = 1.0
-    rotation: float = 0.0
-    rotated: float = 0.0
-    scaling: float = 0.0
-    scaled: float = 0.0
-    intensity: float = 0.0
-    intensified: float = 0.0
-    thinning: float = 0.0
-    thinned: float = 0.0
-
-    @property
-    def moves(self) -> bool:
-        """Whether any image can be moved at all."""
-        return bool(
-            self.mirror
-            or (any(self.translation) and self.translated)
-            or (self.rotation and self.rotated)
-            or (self.scaling and self.scaled)
-        )
-
-    @property
-    def changes_intensity(self) -> bool:
-        """Whether the brightness of any image can change."""
-        return bool(self.intensity and self.intensified)
-
-    @property
-    def thins(self) -> bool:
-        """Whether any image can lose counts."""
-        return bool(self.thinning and self.thinned)
 
 
 @pytree

@@ -1,264 +1,516 @@
-"""The fields a config has, and what they may hold; `configs/dscint.py` says what each means.
+"""A run's config: every field with its type, default, limits and meaning, in one line each.
 
-A field that is missing, misspelt or of another type is found here, before anything is loaded.
+A config file, such as `configs/dscint.py`, has a function `get_config()` that returns a `Config`
+and states what differs from the defaults. Values that do not fit are found here, before anything
+is loaded. A run keeps its config as `config.json`.
 """
 
-import copy
+import dataclasses
 import difflib
+import json
 import math
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
-
-from ml_collections import ConfigDict
 
 from dscint_jax.errors import DscintError
 
 VIEWS, STUDIES = "views", "studies"
 PATIENT, AUGMENTED = "patient", "augmented"
+DEVICE, HOST, DISK, AUTO = "device", "host", "none", "auto"
 
-FIELDS: dict[str, type] = {
-    "seed": int,
-    "steps": object,
-    "batch_size": int,
-    "accumulation": int,
-    "spmd": str,
-    "protocol": str,
-    "loss": str,
-    "focal_gamma": float,
-    "class_weights": str,
-    "label_smoothing": float,
-    "mixup": float,
-    "ema": float,
-    "data.dir": str,
-    "data.records": str,
-    "data.fold": int,
-    "data.pool": int,
-    "data.clip": float,
-    "data.cache": str,
-    "data.cache_gib": float,
-    "data.threads": int,
-    "data.sampling": str,
-    "data.copies": int,
-    "augmentation.mirror": float,
-    "augmentation.translation": tuple,
-    "augmentation.translated": float,
-    "augmentation.rotation": float,
-    "augmentation.rotated": float,
-    "augmentation.scaling": float,
-    "augmentation.scaled": float,
-    "augmentation.intensity": float,
-    "augmentation.intensified": float,
-    "augmentation.thinning": float,
-    "augmentation.thinned": float,
-    "model": str,
-    "model_options": ConfigDict,
-    "init_from": str,
-    "optimizer.name": str,
-    "optimizer.momentum": float,
-    "optimizer.learning_rate": float,
-    "optimizer.schedule": str,
-    "optimizer.warmup_steps": object,
-    "optimizer.weight_decay": float,
-    "optimizer.clip_norm": float,
-    "log_every": object,
-    "evaluate_every": object,
-    "keep_last": int,
-    "keep_best": int,
-    "trackers": tuple,
-    "project": str,
-}
-
-DURATIONS = ("steps", "optimizer.warmup_steps", "log_every", "evaluate_every")
-"""Fields that hold a number of steps, or a text such as '30 epochs': see `durations`."""
-
-LATER_FIELDS: dict[str, Any] = {
-    "data.fold": -1,
-    "data.records": VIEWS,
-    "init_from": "",
-    "keep_best": 1,
-    "accumulation": 1,
-    "spmd": "jit",
-    "protocol": PATIENT,
-    "loss": "cross_entropy",
-    "focal_gamma": 2.0,
-    "mixup": 0.0,
-    "ema": 0.0,
-    "data.cache": "auto",
-    "data.threads": 2,
-    "data.sampling": "shuffled",
-    "data.copies": 8,
-    "optimizer.name": "adamw",
-    "optimizer.momentum": 0.9,
-    "optimizer.schedule": "cosine",
-    "trackers": ["tensorboard"],
-    "project": "dscint",
-    "augmentation.translated": 1.0,
-    "augmentation.scaling": 0.1,
-    "augmentation.scaled": 0.0,
-    "augmentation.intensity": 0.2,
-    "augmentation.intensified": 0.0,
-    "augmentation.thinning": 0.5,
-    "augmentation.thinned": 0.0,
-}
-"""Fields that earlier versions did not have, with the value that means what those did."""
-
-LATER_DSCINT_OPTIONS: dict[str, Any] = {
-    "dtype": "float32",
-    "norm": "batch",
-    "reading": "eight",
-    "width": 1.0,
-    "widths": None,
-    "strides": None,
-    "pool_after": None,
-    "kernel": 3,
-    "attention_reduction": 8,
-}
-"""The same of Dscint's own options."""
-
-PROBABILITIES = tuple(
-    f"augmentation.{name}"
-    for name in ("mirror", "translated", "rotated", "scaled", "intensified", "thinned")
-)
-"""Fields that hold the probability of a random transformation."""
-
-AT_LEAST: dict[str, float] = {
-    "seed": 0,
-    "batch_size": 1,
-    "accumulation": 1,
-    "focal_gamma": 0,
-    "label_smoothing": 0,
-    "mixup": 0,
-    "ema": 0,
-    "data.fold": -1,
-    "data.pool": 1,
-    "data.cache_gib": 0,
-    "data.threads": 1,
-    "data.copies": 2,
-    **dict.fromkeys(PROBABILITIES, 0),
-    "augmentation.rotation": 0,
-    "augmentation.scaling": 0,
-    "augmentation.intensity": 0,
-    "augmentation.thinning": 0,
-    "optimizer.learning_rate": 0,
-    "optimizer.momentum": 0,
-    "optimizer.weight_decay": 0,
-    "keep_last": 1,
-    "keep_best": 1,
-}
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "data.records": (VIEWS, STUDIES),
-    "data.cache": ("auto", "device", "host", "none"),
-    "data.sampling": ("shuffled", "balanced"),
-    "spmd": ("jit", "pmap"),
-    "protocol": (PATIENT, AUGMENTED),
-    "loss": ("cross_entropy", "focal"),
-    "class_weights": ("none", "balanced"),
-    "optimizer.name": ("adamw", "sgd"),
-    "optimizer.schedule": ("cosine", "linear", "constant"),
-}
-
-MORE_THAN_ZERO = ("data.clip", "optimizer.clip_norm")
-AT_MOST_ONE = ("label_smoothing", *PROBABILITIES)
-LESS_THAN_ONE = ("augmentation.thinning", "ema", "optimizer.momentum")
+Duration = int | str
+"""Steps, or a text such as '30 epochs', '50_000 examples', '5 %'; see `resolve_durations`."""
 
 
-def check_config(config: ConfigDict) -> None:
-    """Checks names, types and ranges of all fields.
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a field may hold: bounds that belong to it, bounds that do not, or choices."""
 
-    Raises:
-      DscintError: names the first field that does not fit.
-    """
-    given = _flatten(config)
-    for field, value in given.items():
-        _check_json(field, value)
-    for field in given:
-        if field not in FIELDS:
-            close = difflib.get_close_matches(field, FIELDS, n=1)
-            hint = f"; did you mean config.{close[0]}?" if close else ""
-            raise DscintError(f"config.{field} is no field of a config{hint}")
-    for field, kind in FIELDS.items():
-        if field not in given:
-            raise DscintError(f"config.{field} is missing; configs/dscint.py has every field")
-        _check_type(field, given[field], kind)
-    if given["seed"] >= 2**32:
-        raise DscintError(f"config.seed is {given['seed']}; it must be less than 2**32")
-    for field, value in given.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise DscintError(f"config.{field} is {value}; it must be finite")
-    for field, least in AT_LEAST.items():
-        if given[field] < least:
-            raise DscintError(f"config.{field} is {given[field]}; it must be at least {least}")
-    for field in MORE_THAN_ZERO:
-        if given[field] <= 0:
-            raise DscintError(f"config.{field} is {given[field]}; it must be more than 0")
-    for field in AT_MOST_ONE:
-        if given[field] > 1:
-            raise DscintError(f"config.{field} is {given[field]}; it must be at most 1")
-    for field in LESS_THAN_ONE:
-        if given[field] >= 1:
-            raise DscintError(f"config.{field} is {given[field]}; it must be less than 1")
-    for field, choices in CHOICES.items():
-        if given[field] not in choices:
-            raise DscintError(
-                f"config.{field} is '{given[field]}'; it must be {' or '.join(choices)}"
-            )
-    translation = given["augmentation.translation"]
-    if len(translation) != 2 or not all(_is_fraction(part) for part in translation):
-        raise DscintError(
-            f"config.augmentation.translation is {translation}; it must be two fractions in [0, 1)"
-        )
+    least: float = -math.inf
+    most: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
+    choices: tuple[str, ...] = ()
+
+    def fault(self, value: Any) -> str | None:
+        """What a value must be and is not."""
+        if self.choices:
+            return None if value in self.choices else " or ".join(self.choices)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not isinstance(number, (int, float)):
+                continue
+            if not math.isfinite(number):
+                return "finite"
+            if number < self.least:
+                return f"at least {self.least}"
+            if number > self.most:
+                return f"at most {self.most}"
+            if number <= self.above:
+                return f"more than {self.above}"
+            if number >= self.below:
+                return f"less than {self.below}"
+        return None
 
 
-def add_later_fields(config: dict[str, Any]) -> dict[str, Any]:
-    """A config that an earlier version wrote, with `LATER_FIELDS` where it has none."""
-    config = copy.deepcopy(config)
-    for field, value in LATER_FIELDS.items():
-        *groups, name = field.split(".")
-        place = config
-        for group in groups:
-            place = place.setdefault(group, {})
-        place.setdefault(name, value)
-    if config.get("model") == "dscint":
-        config["model_options"] = LATER_DSCINT_OPTIONS | config["model_options"]
-    return config
+def limits_of(field: dataclasses.Field[Any]) -> Limits:
+    """What a field may hold."""
+    return field.metadata.get("limits", Limits())
 
 
-def _is_fraction(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
+def meaning_of(field: dataclasses.Field[Any]) -> str:
+    """What a field is for, with its choices."""
+    choices = limits_of(field).choices
+    chosen = f" One of {', '.join(choices)}." if choices else ""
+    return field.metadata["meaning"] + chosen
 
 
-def _flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    fields = {}
-    for name, value in config.items():
-        field = prefix + name
-        if isinstance(value, ConfigDict) and FIELDS.get(field) is not ConfigDict:
-            fields.update(_flatten(value, field + "."))
-        else:
-            fields[field] = value
-    return fields
+def _field(default: Any, meaning: str, **limits: Any) -> Any:
+    return dataclasses.field(
+        default=default, metadata={"meaning": meaning, "limits": Limits(**limits)}
+    )
 
 
-def _check_json(field: str, value: Any) -> None:
-    """A work directory keeps its config as JSON."""
-    if isinstance(value, ConfigDict):
-        for name, inner in value.items():
-            _check_json(f"{field}.{name}", inner)
+def _probability(default: float, of: str) -> Any:
+    return _field(default, f"Probability of {of}.", least=0, most=1)
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value is of a field's type; a bool is no number here, an int is a float."""
+    arguments = typing.get_args(kind)
+    if isinstance(kind, types.UnionType):
+        # What a duration may be is said when it is resolved.
+        return True
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if arguments[-1] is ...:
+            return all(_is_of(part, arguments[0]) for part in value)
+        return len(value) == len(arguments) and all(map(_is_of, value, arguments))
+    accepted = {float: (float, int)}.get(kind, typing.get_origin(kind) or kind)
+    return isinstance(value, accepted) and not isinstance(value, bool)
+
+
+def _in_words(kind: Any) -> str:
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)
+        return "a list of texts" if inner[-1] is ... else f"{len(inner)} numbers"
+    if dataclasses.is_dataclass(kind) or typing.get_origin(kind):
+        return "a group of fields"
+    return {int: "a whole number", float: "a number", str: "a text"}[kind]
+
+
+def _check_json(name: str, value: Any) -> None:
+    """Raises DscintError unless config.json can hold a value."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_json(f"{name}.{key}", inner)
     elif isinstance(value, (list, tuple)):
         for inner in value:
-            _check_json(field, inner)
+            _check_json(name, inner)
     elif not isinstance(value, (str, int, float, bool, type(None))):
         raise DscintError(
-            f"config.{field} is a {type(value).__name__}; it must be a number, a text, a truth "
-            "value, None, or a list of them"
+            f"{name} is a {type(value).__name__}; it must be a number, a text, a truth value, "
+            "None, or a list of them"
         )
 
 
-def _check_type(field: str, value: Any, kind: type) -> None:
-    accepted = {float: (float, int), tuple: (tuple, list)}.get(kind, kind)
-    if kind is object:
-        # What a duration may be, `durations` knows.
-        return
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+class _Group:
+    """Fields that are checked as they are given; `_PREFIX` is what stands before their names."""
+
+    _PREFIX = "config."
+
+    def __post_init__(self) -> None:
+        kinds = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            name, value = self._PREFIX + field.name, getattr(self, field.name)
+            if not _is_of(value, kinds[field.name]):
+                raise DscintError(f"{name} is {value!r}; it must be {_in_words(kinds[field.name])}")
+            fault = limits_of(field).fault(value)
+            if fault:
+                shown = f"'{value}'" if isinstance(value, str) else value
+                raise DscintError(f"{name} is {shown}; it must be {fault}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data(_Group):
+    """Which images are trained on, how large, and where they are kept."""
+
+    _PREFIX = "config.data."
+
+    dir: str = _field("data", "The --data_dir that tfds_builder.build filled.")
+    records: str = _field(
+        VIEWS, "What one example is: an image, or both views of a study.", choices=(VIEWS, STUDIES)
+    )
+    fold: int = _field(
+        -1,
+        "Of a data set that was built in folds, the one to test on, from 0: the next one "
+        "validates, the others train. -1: the data set is divided into train, validation and test.",
+        least=-1,
+    )
+    pool: int = _field(
+        1,
+        "Side of the blocks of pixels whose counts are summed: 1 keeps 1024x256, 4 gives 256x64.",
+        least=1,
+    )
+    clip: float = _field(3.0, "Upper limit of a normalised pixel, sqrt(counts / scale).", above=0)
+    cache: str = _field(
+        AUTO,
+        "Where training images stay: on the accelerator, in this machine's memory or on the disk "
+        "('none'); 'auto' takes the first that has room. The batches are the same.",
+        choices=(AUTO, DEVICE, HOST, DISK),
+    )
+    cache_gib: float = _field(
+        8.0, "What 'auto' may take of the machine's memory for a split, GiB.", least=0
+    )
+    threads: int = _field(2, "Threads that read images.", least=1)
+    sampling: str = _field(
+        "shuffled",
+        "'shuffled': every image once an epoch. 'balanced': every class equally often.",
+        choices=("shuffled", "balanced"),
+    )
+    copies: int = _field(
+        8, "Copies of every image under protocol 'augmented', itself among them.", least=2
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation(_Group):
+    """Ranges and probabilities of the random transformations; all zero changes nothing.
+
+    A shift is a whole number of pixels, so that it leaves the noise as it is. Rotation and scaling
+    interpolate, which smooths the noise, and a network that sees smoothed images only is a stranger
+    to the others. Sizes and factors are even in their logarithm.
+    """
+
+    _PREFIX = "config.augmentation."
+
+    mirror: float = _probability(0.0, "exchanging left and right")
+    translation: tuple[float, float] = _field(
+        (0.0, 0.0), "Largest shift, as fractions of the image's height and width.", least=0, below=1
+    )
+    translated: float = _probability(1.0, "a shift")
+    rotation: float = _field(0.0, "Largest rotation, degrees.", least=0)
+    rotated: float = _probability(0.0, "a rotation")
+    scaling: float = _field(
+        0.0,
+        "Largest change of size: 0.1 gives sizes from 1/1.1 to 1.1. The counts a pixel stay: it is "
+        "the patient who is larger.",
+        least=0,
+    )
+    scaled: float = _probability(0.0, "a change of size")
+    intensity: float = _field(
+        0.0,
+        "Largest change of brightness, in counts: 0.2 gives factors from 1/1.2 to 1.2.",
+        least=0,
+    )
+    intensified: float = _probability(0.0, "a change of brightness")
+    thinning: float = _field(
+        0.0,
+        "Largest share of the counts that is lost, as in a shorter scan. Each count is kept or "
+        "lost by itself (binomial), so that Poisson counts stay Poisson counts.",
+        least=0,
+        below=1,
+    )
+    thinned: float = _probability(0.0, "a loss of counts")
+
+    @property
+    def moves(self) -> bool:
+        """Whether any image can be moved at all."""
+        return bool(
+            self.mirror
+            or (any(self.translation) and self.translated)
+            or (self.rotation and self.rotated)
+            or (self.scaling and self.scaled)
+        )
+
+    @property
+    def changes_intensity(self) -> bool:
+        """Whether the brightness of any image can change."""
+        return bool(self.intensity and self.intensified)
+
+    @property
+    def thins(self) -> bool:
+        """Whether any image can lose counts."""
+        return bool(self.thinning and self.thinned)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer(_Group):
+    """How the parameters follow the gradients."""
+
+    _PREFIX = "config.optimizer."
+
+    name: str = _field(
+        "adamw",
+        "'adamw' (Loshchilov and Hutter 2019), or 'sgd' with Nesterov's momentum, whose decay is "
+        "added to the gradient.",
+        choices=("adamw", "sgd"),
+    )
+    momentum: float = _field(0.9, "Of 'sgd'.", least=0, below=1)
+    learning_rate: float = _field(
+        1e-3, "Peak of the schedule, after a linear warm-up from 0.", least=0
+    )
+    schedule: str = _field(
+        "cosine",
+        "What follows the warm-up: half a cosine to zero, a straight way there, or the peak.",
+        choices=("cosine", "linear", "constant"),
+    )
+    warmup_steps: Duration = _field(500, "Length of the warm-up: steps, or '5 %', '2 epochs'.")
+    weight_decay: float = _field(
+        1e-2,
+        "Share of the parameters, times the learning rate, that a step takes away; of those with "
+        "one axis, such as biases, nothing.",
+        least=0,
+    )
+    clip_norm: float = _field(1.0, "Largest norm of all gradients together.", above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(_Group):
+    """All that a run is made from; the defaults are Dscint's at full size."""
+
+    seed: int = _field(0, "Everything random follows from this number.", least=0, below=2**32)
+    steps: Duration = _field(
+        20_000,
+        "Optimiser steps, or '30 epochs', '600_000 examples'; the learning rate's schedule ends "
+        "with them.",
+    )
+    batch_size: int = _field(32, "Images a step, over all devices together.", least=1)
+    accumulation: int = _field(
+        1,
+        "Parts that a batch is computed in, one after the other, where memory does not hold it at "
+        "once. BatchNorm then normalises by each part.",
+        least=1,
+    )
+    spmd: str = _field(
+        "jit",
+        "How steps run on many devices: 'jit' (the compiler divides the batch) or 'pmap' (each "
+        "device its own part); both end in the same numbers, up to rounding.",
+        choices=("jit", "pmap"),
+    )
+    protocol: str = _field(
+        PATIENT,
+        "'patient': no patient on both sides of a split. 'augmented': as the published system, "
+        "every image is copied with random transformations first, and the copies are split: to "
+        "measure what that leaks, not to report.",
+        choices=(PATIENT, AUGMENTED),
+    )
+    loss: str = _field(
+        "cross_entropy",
+        "'focal' (Lin et al. 2017) turns to what is hard, by focal_gamma.",
+        choices=("cross_entropy", "focal"),
+    )
+    focal_gamma: float = _field(2.0, "Exponent of the focal loss.", least=0)
+    class_weights: str = _field(
+        "none",
+        "Weights of the classes in the loss: 'balanced' is by inverse frequency.",
+        choices=("none", "balanced"),
+    )
+    label_smoothing: float = _field(
+        0.0, "Share of the target that is spread over all classes.", least=0, most=1
+    )
+    mixup: float = _field(
+        0.0,
+        "Mixes pairs of images and their labels (Zhang et al. 2018), in shares drawn from "
+        "Beta(mixup, mixup); 0 does not.",
+        least=0,
+    )
+    ema: float = _field(
+        0.0,
+        "Decay of the exponential moving average of the parameters that is validated and tested, "
+        "such as 0.999; 0 tests the parameters themselves.",
+        least=0,
+        below=1,
+    )
+    data: Data = Data()
+    augmentation: Augmentation = Augmentation(
+        mirror=0.5,
+        translation=(0.03, 0.05),
+        rotation=3.0,
+        rotated=0.25,
+        scaling=0.1,
+        intensity=0.2,
+        thinning=0.5,
+    )
+    model: str = _field(
+        "dscint", "A network of dscint_jax/models, or 'my_package.my_module:build' of your own."
+    )
+    model_options: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict, metadata={"meaning": "The network's own arguments; see its class."}
+    )
+    init_from: str = _field(
+        "", "A .safetensors or .pth file with weights to start from; empty: random ones."
+    )
+    optimizer: Optimizer = Optimizer()
+    log_every: Duration = _field(50, "Steps between two lines of train_metrics.jsonl.")
+    evaluate_every: Duration = _field(
+        500, "Steps between two validations, each of which saves a checkpoint."
+    )
+    keep_last: int = _field(2, "How many of the newest checkpoints are kept.", least=1)
+    keep_best: int = _field(1, "How many of the best by validation F-1 are kept.", least=1)
+    trackers: tuple[str, ...] = _field(
+        ("tensorboard",),
+        "Where metrics go beside train_metrics.jsonl: 'tensorboard', 'wandb', 'mlflow'.",
+    )
+    project: str = _field("dscint", "What wandb and mlflow call the project.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_json("config.model_options", self.model_options)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Config":
+        """A config of nested mappings, such as config.json holds; lists become tuples.
+
+        Raises:
+          DscintError: names the first field that is unknown, missing or does not fit.
+        """
+        return _made_of(cls, values, "config.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as nested dicts."""
+        return dataclasses.asdict(self)
+
+    def replaced(self, fields: Mapping[str, Any]) -> "Config":
+        """A copy with other values, such as {"steps": 12, "data.pool": 4, "model_options.norm": x}.
+
+        Raises:
+          DscintError: names the first field that is unknown or does not fit.
+        """
+        values = self.to_dict()
+        for name, value in fields.items():
+            *groups, last = name.split(".")
+            place = values
+            for group in groups:
+                place = place.setdefault(group, {})
+            place[last] = value
+        return self.from_dict(values)
+
+
+def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
+    """Every field by its dotted name, with its description and value; groups are entered."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from fields_of(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", field, value
+
+
+FIELDS = tuple(name for name, _, _ in fields_of(Config()))
+"""The dotted names of all fields."""
+
+DURATIONS = tuple(name for name, field, _ in fields_of(Config()) if field.type == Duration)
+"""Those that hold a number of steps, or a text such as '30 epochs'."""
+
+
+def read_config(path: Path) -> Config:
+    """The config that a run keeps as config.json.
+
+    Raises:
+      DscintError: the file cannot be read or is no config of a run.
+    """
+    try:
+        return Config.from_dict(json.loads(path.read_text()))
+    except OSError as error:
+        raise DscintError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    except (ValueError, AttributeError, TypeError):
+        raise DscintError(f"{path} is no config of a run") from None
+    except DscintError as error:
+        raise DscintError(f"{path} is no config of a run: {error}") from None
+
+
+def _made_of(kind: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    kinds = typing.get_type_hints(kind)
+    made = {}
+    for name, value in values.items():
+        if name not in fields:
+            known = [one for one in FIELDS if f"config.{one}".startswith(prefix)]
+            given = f"{prefix}{name}".removeprefix("config.")
+            close = difflib.get_close_matches(given, known or FIELDS, n=1)
+            hint = f"; did you mean config.{close[0]}?" if close else ""
+            raise DscintError(f"{prefix}{name} is no field of a config{hint}")
+        if dataclasses.is_dataclass(kinds[name]) and isinstance(value, Mapping):
+            value = _made_of(kinds[name], value, f"{prefix}{name}.")
+        made[name] = _with_tuples(value)
+    for name in fields:
+        if name not in made:
+            raise DscintError(f"{prefix}{name} is missing")
+    return kind(**made)
+
+
+def _with_tuples(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _with_tuples(inner) for name, inner in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+MAY_BE_ZERO = ("optimizer.warmup_steps",)
+
+MOST_STEPS = 2**31 - 1
+"""What the step number of a training state, an int32, can hold."""
+
+_DURATION = re.compile(
+    r"([0-9_]+(?:\.[0-9]+)?)\s*(steps?|epochs?|examples?|percent|%)?", re.ASCII | re.IGNORECASE
+)
+
+
+def resolve_durations(config: Config, *, examples: int, batch_size: int) -> Config:
+    """A copy of the config in which every duration is a number of steps.
+
+    An epoch is as many steps as the training split has whole batches; what does not come out even
+    is rounded to the nearest step, and to one at least. A share is one of all steps.
+
+    Args:
+      config: with durations in any unit.
+      examples: images, or studies, of the training split.
+      batch_size: those of a step.
+
+    Raises:
+      DscintError: names the field that is no duration.
+    """
+    units = {"step": 1.0, "epoch": float(max(examples // batch_size, 1)), "example": 1 / batch_size}
+    given = {name: value for name, _, value in fields_of(config) if name in DURATIONS}
+    total = _steps("steps", given.pop("steps"), units)
+    units["percent"] = total / 100
+    rest = {name: _steps(name, value, units) for name, value in given.items()}
+    return config.replaced({"steps": total, **rest})
+
+
+def _steps(field: str, value: Duration, units: Mapping[str, float]) -> int:
+    least = 0 if field in MAY_BE_ZERO else 1
+    number, unit = _parse_duration(field, value)
+    if unit not in units:
         raise DscintError(
-            f"config.{field} is {value!r}; it must be of type {kind.__name__.lower()}"
+            f"config.{field} is '{value}'; give it in steps, epochs or examples: percent are of it"
         )
+    if number < least:
+        raise DscintError(f"config.{field} is {value}; it must be at least {least}")
+    if number > MOST_STEPS / units[unit]:
+        raise DscintError(f"config.{field} is more than {MOST_STEPS} steps; make it shorter")
+    if unit == "step" and number != int(number):
+        raise DscintError(f"config.{field} is {value}; steps are whole")
+    return max(round(number * units[unit]), least)
+
+
+def _parse_duration(field: str, value: Any) -> tuple[float, str]:
+    """A number and its unit, in the singular."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value, "step"
+    match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
+    try:
+        number = float(match[1]) if match else None
+    except ValueError:
+        number = None
+    if match is None or number is None:
+        raise DscintError(
+            f"config.{field} is {value!r}; it must be a whole number of steps, or a text such as "
+            f"'30 epochs', '50000 examples' or '5 %'"
+        )
+    unit = (match[2] or "step").lower().replace("%", "percent")
+    return number, unit if unit == "percent" else unit.rstrip("s")

@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 from clu import parameter_overview
 from flax import nnx
-from ml_collections import ConfigDict
 
 from dscint_jax import models
-from dscint_jax.augment import Augmentation
+from dscint_jax.config import Config
 from dscint_jax.errors import DscintError
 from dscint_jax.input_pipeline import Accelerators, Scintigrams, copies_of, load_split
 from dscint_jax.losses import make_loss
@@ -52,12 +51,12 @@ class Experiment:
 
 
 def make_experiment(
-    config: ConfigDict, class_counts: tuple[int, ...], axis: str | None = None
+    config: Config, class_counts: tuple[int, ...], axis: str | None = None
 ) -> Experiment:
     """Builds the network and the recipe.
 
     Args:
-      config: as `configs/dscint.py` documents.
+      config: with durations in steps.
       class_counts: images of each class; as many as the network has outputs, and in training the
         ground of balanced class weights.
       axis: name of the axis that training batches are divided over, as `parallel.AXIS`; None where
@@ -76,23 +75,12 @@ def make_experiment(
         )
 
     training, inference, params, statistics = split_network(nnx.eval_shape(build), axis)
-    schedule = make_schedule(
-        config.optimizer.schedule,
-        config.optimizer.learning_rate,
-        steps=config.steps,
-        warmup_steps=config.optimizer.warmup_steps,
-    )
+    schedule = make_schedule(config.optimizer, steps=int(config.steps))
     recipe = Recipe(
         training=training,
         inference=inference,
-        optimizer=make_optimizer(
-            schedule,
-            name=config.optimizer.name,
-            weight_decay=config.optimizer.weight_decay,
-            clip_norm=config.optimizer.clip_norm,
-            momentum=config.optimizer.momentum,
-        ),
-        augmentation=Augmentation(**config.augmentation),
+        optimizer=make_optimizer(config.optimizer, schedule),
+        augmentation=config.augmentation,
         loss=make_loss(
             class_weights=class_weights(config.class_weights, class_counts),
             label_smoothing=config.label_smoothing,
@@ -141,7 +129,7 @@ def class_weights(kind: str, counts: tuple[int, ...]) -> tuple[float, ...]:
 
 
 def load_images(
-    config: ConfigDict,
+    config: Config,
     split: str,
     progress: Callable[[int, int], None] = lambda done, total: None,
     *,
@@ -152,7 +140,7 @@ def load_images(
     """Opens a split as the config describes.
 
     Args:
-      config: as `configs/dscint.py` documents.
+      config: with durations in steps.
       split: 'train', 'validation' or 'test'.
       progress: told how many of how many images were read.
       cache: where the images stay; None: where the config says.

@@ -64,7 +64,7 @@ def _metadata(
         # Loaders of other libraries ask for it.
         "format": "pt",
         "network": config.model,
-        "model_options": config.model_options.to_json(sort_keys=True),
+        "model_options": json.dumps(config.model_options, sort_keys=True),
         "classes": json.dumps(classes),
         "step": str(trained.step),
         "records": config.data.records,

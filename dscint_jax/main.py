@@ -6,18 +6,18 @@ Any field of the config: --config.batch_size=16, --config.data.dir=data.
 """
 
 import argparse
-import ast
+import functools
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, FieldReference, config_flags
 
-from dscint_jax import saved_config
-from dscint_jax.durations import free_durations
+from dscint_jax.config import DURATIONS, Config, fields_of, meaning_of, read_config
 from dscint_jax.errors import DscintError
 from tfds_builder.places import home_expanded, read_path
 
@@ -55,7 +55,13 @@ another process did, 2 bad input, 130 Ctrl-C."""
 _CONFIG_VALUE = re.compile(r"(.+?\.py)(?::(.*))?", re.DOTALL)
 """FILE or FILE:NETWORK; a folder may have ".py" in its name too."""
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="The experiment's config file.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    help_string="The experiment's config file.",
+    # Any argument of the network may be set; other names are found by `Config.from_dict`.
+    accept_new_attributes=True,
+    lock_config=False,
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go.")
 _PROFILE = flags.DEFINE_string("profile", None, "FIRST:COUNT, the steps to trace.")
 _COORDINATOR_ADDRESS = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
@@ -72,29 +78,65 @@ _STATUS_WHEN_STOPPED = flags.DEFINE_integer(
 )
 
 
-class _WithFreeDurations(flags.ArgumentParser):
-    """Loads a config file, in which durations may then be overridden by texts and by numbers."""
+class _ConfigParser(flags.ArgumentParser):
+    """From --config's value to a ConfigDict, whose fields further flags override."""
 
     def __init__(self, loader: flags.ArgumentParser):
         self._loader = loader
 
-    def parse(self, path: str) -> Any:
-        config = self._loader.parse(path)
-        if isinstance(config, ConfigDict):
-            free_durations(config)
-        return config
+    def parse(self, value: str) -> Any:
+        if Path(value).is_dir():
+            saved = Path(value) / "config.json"
+            file = saved if saved.is_file() else "configs/dscint.py"
+            raise DscintError(f"--config {value} is a folder; name a file, such as {file}")
+        if value.endswith(".json"):
+            return _overridable(read_config(home_expanded(value)))
+        config = self._loader.parse(_located(value))
+        if config is None or isinstance(config, (str, int, list, dict, ConfigDict)):
+            raise DscintError(
+                f"--config {value}: get_config returns a {type(config).__name__}; it must return a "
+                "dscint_jax.config.Config"
+            )
+        # A file that cannot be read says so when it is first used.
+        return _overridable(config) if isinstance(config, Config) else config
 
 
-flags.FLAGS["config"].parser = _WithFreeDurations(flags.FLAGS["config"].parser)
+def _located(value: str) -> str:
+    """FILE or FILE:NETWORK with the path of the file, one's own or the shipped one."""
+    parts = _CONFIG_VALUE.fullmatch(value)
+    if not parts:
+        return value
+    file, network = _config_file(parts[1]), parts[2]
+    return str(file) if network is None else f"{file}:{network}"
+
+
+def _overridable(config: Config) -> ConfigDict:
+    """A ConfigDict in which a duration may be a number or a text, and an option anything."""
+    values = config.to_dict()
+    for field in DURATIONS:
+        *groups, name = field.split(".")
+        place = functools.reduce(dict.__getitem__, groups, values)
+        place[name] = FieldReference(place[name], field_type=object)
+    options = values["model_options"]
+    for name, option in options.items():
+        if not isinstance(option, dict):
+            options[name] = FieldReference(option, field_type=object)
+    found = ConfigDict(values)
+    found.lock()
+    found.model_options.unlock()
+    return found
+
+
+flags.FLAGS["config"].parser = _ConfigParser(flags.FLAGS["config"].parser)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Reads the command line; asks for help print it, mistakes become one line."""
     if {"-h", "--help", "-help", "--helpfull", "--helpshort"} & set(argv[1:]):
-        print(USAGE)
+        print(f"{USAGE}\n\n{_fields_in_words()}")
         sys.exit(0)
     try:
-        rest = flags.FLAGS(_with_saved_config(_with_network(_with_shipped_config(argv))))
+        rest = flags.FLAGS(list(argv))
         _check_flags(rest)
     except DscintError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -106,15 +148,15 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     return rest
 
 
-def _with_shipped_config(argv: Sequence[str]) -> list[str]:
-    """The arguments, with --config configs/NAME.py as the file that it means."""
-    argv = list(argv)
-    for i, value in _values(argv, "config"):
-        if parts := _CONFIG_VALUE.fullmatch(value):
-            file, network = _config_file(parts[1]), parts[2]
-            named = f"{file}:{network}" if network is not None else str(file)
-            argv[i] = argv[i].removesuffix(value) + named
-    return argv
+def _fields_in_words() -> str:
+    """The fields of a config, for --help."""
+    lines = ["Fields of a config, with the values of configs/dscint.py:", ""]
+    for name, field, default in fields_of(Config()):
+        lines.append(f"  {name} = {default!r}")
+        lines += textwrap.wrap(
+            meaning_of(field), 90, initial_indent=" " * 6, subsequent_indent=" " * 6
+        )
+    return "\n".join(lines)
 
 
 def _config_file(name: str) -> Path:
@@ -141,67 +183,6 @@ def _shipped_configs() -> Path:
     """A wheel holds them within the package; in a checkout they lie beside it."""
     inside = PACKAGE / "configs"
     return inside if inside.is_dir() else PACKAGE.parent / "configs"
-
-
-def _with_network(argv: Sequence[str]) -> list[str]:
-    """The arguments, with a network named by --config.model handed to the config file.
-
-    A config file that takes a network's name knows its options too; set as a field afterwards, the
-    name would stand beside the options of another network.
-    """
-    argv = list(argv)
-    models, files = (_values(argv, flag) for flag in ("config.model", "config"))
-    if not models or not files:
-        return argv
-    model, place = models[-1][1], files[-1][0]
-    parts = _CONFIG_VALUE.fullmatch(files[-1][1])
-    if not parts or not _takes_argument(Path(parts[1])):
-        return argv
-    named = parts[2]
-    if named not in (None, model):
-        raise DscintError(
-            f"--config names the network {named} and --config.model {model}; name one"
-        )
-    if named is None:
-        argv[place] += f":{model}"
-    return argv
-
-
-def _with_saved_config(argv: Sequence[str]) -> list[str]:
-    """The arguments, with a run's config.json handed to the config file that reads one."""
-    argv = list(argv)
-    for place, value in _values(argv, "config"):
-        if Path(value).is_dir():
-            saved = Path(value) / "config.json"
-            file = saved if saved.is_file() else "configs/dscint.py"
-            raise DscintError(f"--config {value} is a folder; name a file, such as {file}")
-        if value.endswith(".json"):
-            argv[place] = f"{argv[place].removesuffix(value)}{saved_config.__file__}:{value}"
-    return argv
-
-
-def _values(argv: Sequence[str], flag: str) -> list[tuple[int, str]]:
-    """Where a flag's values stand and what they are: after '=' or as the next argument."""
-    found = []
-    for i, argument in enumerate(argv):
-        name, equals, value = argument.partition("=")
-        if name not in (f"--{flag}", f"-{flag}"):
-            continue
-        if equals:
-            found.append((i, value))
-        elif i + 1 < len(argv):
-            found.append((i + 1, argv[i + 1]))
-    return found
-
-
-def _takes_argument(path: Path) -> bool:
-    """Whether the file's get_config has a parameter; what is wrong with the file is said later."""
-    try:
-        tree = ast.parse(path.read_text())
-    except (OSError, ValueError, SyntaxError):
-        return False
-    functions = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "get_config"]
-    return any(f.args.args or f.args.posonlyargs for f in functions)
 
 
 def _reason(error: Exception) -> str:
@@ -236,8 +217,19 @@ def _check_flags(rest: Sequence[str]) -> None:
         if flag.value is None:
             raise DscintError(f"--{flag.name} is missing, such as --{flag.name} {example}")
     _read_workdir()
+    _read_config()
+
+
+def _read_config() -> Config:
+    """The config as the flags have it."""
     # A config file that failed to load says so only when it is first used.
-    _CONFIG.value.keys()
+    given = _CONFIG.value.to_dict()
+    if "config.model" in flags.FLAGS:
+        raise DscintError(
+            f"--config.model={given['model']}: name the network after the config file, which knows "
+            f"what it needs: --config FILE:{given['model']}"
+        )
+    return Config.from_dict(given)
 
 
 def _read_workdir() -> Path:
@@ -265,7 +257,7 @@ def main(argv: Sequence[str]) -> None:
         status = _STATUS_WHEN_STOPPED.value
         try:
             train(
-                *(_CONFIG.value, _read_workdir()),
+                *(_read_config(), _read_workdir()),
                 cluster=cluster,
                 window=window,
                 status_when_stopped=status,

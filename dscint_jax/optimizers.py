@@ -1,6 +1,5 @@
 """Optimisers and learning rates: from the names in a config to optax transformations."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,58 +8,48 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from dscint_jax.config import Optimizer
 
-def make_optimizer(
-    schedule: Callable[[Any], Any],
-    *,
-    name: str = "adamw",
-    weight_decay: float,
-    clip_norm: float,
-    momentum: float = 0.9,
-) -> optax.GradientTransformation:
+
+def make_optimizer(config: Optimizer, schedule: optax.Schedule) -> optax.GradientTransformation:
     """An optimiser after clipping by the global norm; what has one axis does not decay.
 
     So biases and scales of normalisation stay as they are; kernels and embeddings decay.
 
     Args:
+      config: `name`, `weight_decay`, `clip_norm` and `momentum` are read.
       schedule: learning rate by step.
-      name: 'adamw' (Loshchilov and Hutter 2019) or 'sgd' with Nesterov's momentum, whose decay is
-        added to the gradient.
-      weight_decay: share of the parameters, by the learning rate, that a step takes away.
-      clip_norm: largest norm of all gradients together.
-      momentum: of 'sgd'.
     """
 
     def decays(params: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
-    transformations = {
-        "adamw": lambda: [optax.adamw(schedule, weight_decay=weight_decay, mask=decays)],
-        "sgd": lambda: [
-            optax.add_decayed_weights(weight_decay, decays),
-            optax.sgd(schedule, momentum=momentum, nesterov=True),
-        ],
-    }
-    return optax.chain(optax.clip_by_global_norm(clip_norm), *transformations[name]())
+    if config.name == "adamw":
+        rule = optax.adamw(schedule, weight_decay=config.weight_decay, mask=decays)
+    else:
+        rule = optax.chain(
+            optax.add_decayed_weights(config.weight_decay, decays),
+            optax.sgd(schedule, momentum=config.momentum, nesterov=True),
+        )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
 
 
-def make_schedule(name: str, peak: float, *, steps: int, warmup_steps: int) -> optax.Schedule:
-    """Learning rate: linear from 0 to `peak` over the warm-up, then as `name` says.
+def make_schedule(config: Optimizer, *, steps: int) -> optax.Schedule:
+    """Learning rate: linear from 0 to the peak over the warm-up, then as `config.schedule` says.
 
     Args:
-      name: 'cosine' for half a cosine to 0, 'linear' for a straight way there, 'constant'.
-      peak: the highest.
+      config: `schedule`, `learning_rate` and `warmup_steps` (a number of steps) are read; the
+        warm-up is at most all steps but one.
       steps: of the training.
-      warmup_steps: at most all steps but one.
     """
-    warmup_steps = min(warmup_steps, steps - 1)
-    if name == "cosine":
+    peak, warmup_steps = config.learning_rate, min(int(config.warmup_steps), steps - 1)
+    if config.schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, steps)
     rest = steps - warmup_steps
     after = {
         "linear": optax.linear_schedule(peak, 0.0, rest),
         "constant": optax.constant_schedule(peak),
-    }[name]
+    }[config.schedule]
     return optax.join_schedules(
         [optax.linear_schedule(0.0, peak, warmup_steps), after], [warmup_steps]
     )

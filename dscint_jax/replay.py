@@ -22,12 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import safetensors.numpy
-from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
 from dscint_jax.atomic import write_bytes
-from dscint_jax.config import check_config
 from dscint_jax.errors import CommandParser, DscintError, run_command
 from dscint_jax.experiment import make_experiment
 from dscint_jax.input_pipeline import IDENTITY_FIELDS, HostBatch, device_fields
@@ -141,8 +139,7 @@ def read_dump(workdir: Path, step: int | None = None) -> Dump:
     folder = workdir / FOLDER / str(kept[-1] if step is None else step)
     facts = read_json(folder / STEP_FILE)
     arrays, batch = (_read_arrays(folder / name) for name in (STATE_FILE, BATCH_FILE))
-    config = ConfigDict(config_of(workdir))
-    check_config(config)
+    config = config_of(workdir)
     try:
         experiment = make_experiment(config, tuple(facts["class_counts"]))
         like = jax.eval_shape(experiment.initial_state)

@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from dscint_jax import figures
 from dscint_jax.atomic import write_text
-from dscint_jax.augment import Augmentation
 from dscint_jax.baseline import POOL, Baseline, linear_baseline
 from dscint_jax.config import STUDIES
 from dscint_jax.errors import CommandParser, DscintError, run_command
@@ -131,7 +129,7 @@ def _baseline(workdir: Path, network: TrainedNetwork) -> Baseline | None:
     if network.trained_on:
         config, elsewhere = network.config, None
     else:
-        config = ConfigDict(config_of(workdir))
+        config = config_of(workdir)
         data = network.config.data
         place, fold, classes = Path(data.dir), data.fold, network.images.classes
         try:
@@ -157,7 +155,7 @@ def _baseline(workdir: Path, network: TrainedNetwork) -> Baseline | None:
         fold=config.data.fold,
         records=config.data.records,
         copies=copies_of(config),
-        ranges=Augmentation(**config.augmentation),
+        ranges=config.augmentation,
         elsewhere=elsewhere,
     )
 

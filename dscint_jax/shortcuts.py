@@ -18,14 +18,13 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 from scipy import ndimage
 from sklearn.preprocessing import OneHotEncoder
 
 from dscint_jax.baseline import POOL, baseline_of, fit_logistic, score_by_patient
-from dscint_jax.config import add_later_fields
+from dscint_jax.config import Augmentation, Config, Optimizer
 from dscint_jax.errors import CommandParser, DscintError, run_command
 from dscint_jax.evaluate import Predictions, predict_split
 from dscint_jax.experiment import make_experiment
@@ -308,38 +307,25 @@ def _categories(train: np.ndarray, values: np.ndarray) -> Int[np.ndarray, " imag
     return np.where(known[index] == values, index, -1)
 
 
-def neck_config(*, steps: int, seed: int) -> ConfigDict:
+def neck_config(*, steps: int, seed: int) -> Config:
     """The neck's network and its training: Dscint with four convolutions and no attention."""
-    return ConfigDict(
-        add_later_fields(
-            {
-                "seed": seed,
-                "steps": steps,
-                "class_weights": "none",
-                "label_smoothing": 0.0,
-                "data": {"clip": 3.0},
-                "augmentation": {"mirror": 0.5, "translation": (0.06, 0.06)},
-                "model": "dscint",
-                "model_options": {
-                    "widths": (16, 32, 48, 48),
-                    "strides": (2, 1, 1, 1),
-                    "pool_after": (2, 3),
-                    "norm_layers": (0, 1, 2, 3),
-                    "standardised": False,
-                    "attention": "none",
-                    "attention_after": 1,
-                    "regions": (3, 3),
-                    "hidden": 32,
-                    "dropout": 0.2,
-                },
-                "optimizer": {
-                    "learning_rate": 3e-3,
-                    "warmup_steps": 30,
-                    "weight_decay": 1e-2,
-                    "clip_norm": 1.0,
-                },
-            }
-        )
+    return Config(
+        seed=seed,
+        steps=steps,
+        augmentation=Augmentation(mirror=0.5, translation=(0.06, 0.06)),
+        model_options={
+            "widths": (16, 32, 48, 48),
+            "strides": (2, 1, 1, 1),
+            "pool_after": (2, 3),
+            "norm_layers": (0, 1, 2, 3),
+            "standardised": False,
+            "attention": "none",
+            "attention_after": 1,
+            "regions": (3, 3),
+            "hidden": 32,
+            "dropout": 0.2,
+        },
+        optimizer=Optimizer(learning_rate=3e-3, warmup_steps=30),
     )
 
 

@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from dscint_jax import lock, parallel
 from dscint_jax.atomic import remove_parts
@@ -32,9 +31,8 @@ from dscint_jax.cluster import (
     gather,
     preflight,
 )
-from dscint_jax.config import check_config
+from dscint_jax.config import Config, resolve_durations
 from dscint_jax.disk import WriteError, check_writable
-from dscint_jax.durations import resolve_durations
 from dscint_jax.errors import DscintError
 from dscint_jax.evaluate import score_split
 from dscint_jax.experiment import Experiment, load_images, make_experiment
@@ -55,6 +53,7 @@ from dscint_jax.input_pipeline import (
     training_order,
 )
 from dscint_jax.interruption import Interrupted, Interruption, requeue
+from dscint_jax.models import complete_options
 from dscint_jax.models.import_torch import ImportReport
 from dscint_jax.profiling import Profiler, Window
 from dscint_jax.progress import ProgressBar, say
@@ -77,7 +76,7 @@ LOADING_TIMEOUT_S = 3600.0
 
 
 def train(
-    config: ConfigDict,
+    config: Config,
     workdir: Path,
     *,
     cluster: Cluster = ALONE,
@@ -97,7 +96,7 @@ def train(
     to its first step, so that all end together.
 
     Args:
-      config: as `configs/dscint.py` documents.
+      config: of the run; its durations may be in any unit.
       workdir: where checkpoints and metrics go; the same folder in all processes.
       cluster: the processes that train together.
       window: steps to trace for a profile.
@@ -107,13 +106,17 @@ def train(
       DscintError: a config value, the data set or the work directory does not fit, another
         process trains there, a disk is full, or the loss stopped being finite.
     """
-    check_config(config)
     check_trackers(config.trackers)
     require_packages(config.trackers if cluster.is_first else ())
-    # Absolute, so that the run can be evaluated from any folder.
-    config.data.dir = str(_place(config.data.dir, "data.dir").absolute())
-    if config.init_from:
-        config.init_from = str(_place(config.init_from, "init_from"))
+    init_from = str(_place(config.init_from, "init_from")) if config.init_from else ""
+    config = config.replaced(
+        {
+            # Absolute, so that the run can be evaluated from any folder.
+            "data.dir": str(_place(config.data.dir, "data.dir").absolute()),
+            "init_from": init_from,
+            "model_options": complete_options(config.model, config.model_options),
+        }
+    )
     examples = _size(config, "train")
     # What is missing is said before anything is read.
     _size(config, "validation")
@@ -136,7 +139,7 @@ def train(
         # The data set may have moved; a run that may only be read cannot keep where to.
         with contextlib.suppress(WriteError):
             if cluster.is_first:
-                claim(workdir, config.to_dict())
+                claim(workdir, config)
         _say(cluster, f"training is complete: {workdir} holds step {config.steps}")
         return
     if cluster.is_first:
@@ -165,7 +168,7 @@ def _place(text: str, field: str) -> Path:
 
 
 def _train(
-    config: ConfigDict,
+    config: Config,
     batch_size: int,
     workdir: Path,
     cluster: Cluster,
@@ -214,7 +217,7 @@ def _train(
     # Checkpoints
     begin_to_write()
     if cluster.is_first:
-        fewer = claim(workdir, config.to_dict())
+        fewer = claim(workdir, config)
         if fewer:
             _say(
                 cluster,
@@ -388,23 +391,21 @@ def _train(
     _say(cluster, timer.summary(config.steps - start))
 
 
-def _first_state(
-    config: ConfigDict, experiment: Experiment
-) -> tuple[TrainState, ImportReport | None]:
+def _first_state(config: Config, experiment: Experiment) -> tuple[TrainState, ImportReport | None]:
     """The state before the first step, and what of it came from a file."""
     if config.init_from:
         return experiment.imported_state(Path(config.init_from))
     return experiment.initial_state(), None
 
 
-def _size(config: ConfigDict, split: str) -> int:
+def _size(config: Config, split: str) -> int:
     data = config.data
     return split_size(
         Path(data.dir), split, fold=data.fold, records=data.records, copies=copies_of(config)
     )
 
 
-def _batch_size(config: ConfigDict, workdir: Path, examples: int) -> int:
+def _batch_size(config: Config, workdir: Path, examples: int) -> int:
     """Examples a step: what the config asks for, or what a smaller training split has.
 
     A run goes on with what it began with, which its provenance tells.
@@ -426,10 +427,10 @@ def _batch_size(config: ConfigDict, workdir: Path, examples: int) -> int:
     )
 
 
-def _is_complete(config: ConfigDict, workdir: Path) -> bool:
+def _is_complete(config: Config, workdir: Path) -> bool:
     if not (workdir / "config.json").exists():
         return False
-    check_claim(workdir, config.to_dict())
+    check_claim(workdir, config)
     if completed_step(workdir) != config.steps:
         return False
     check_data(workdir, fingerprint_of(Path(config.data.dir), config.data.records))
@@ -437,11 +438,9 @@ def _is_complete(config: ConfigDict, workdir: Path) -> bool:
     return checkpointer.is_whole(config.steps) and checkpointer.has_scores(config.steps)
 
 
-def _that_must_agree(config: ConfigDict) -> ConfigDict:
+def _that_must_agree(config: Config) -> Config:
     """The config without what each machine may have a place of its own for."""
-    shared = ConfigDict(config.to_dict())
-    del shared.data["dir"], shared["init_from"]
-    return shared
+    return config.replaced({"data.dir": "", "init_from": ""})
 
 
 def _room(cluster: Cluster, mesh: Mesh) -> Accelerators:
@@ -451,7 +450,7 @@ def _room(cluster: Cluster, mesh: Mesh) -> Accelerators:
     return dataclasses.replace(here, free=min(free) if min(free) >= 0 else None)
 
 
-def _load(cluster: Cluster, config: ConfigDict, split: str, **options: Any) -> Scintigrams:
+def _load(cluster: Cluster, config: Config, split: str, **options: Any) -> Scintigrams:
     noun = NOUNS[config.data.records]
     with ProgressBar(f"reading {split} {noun}", noun=noun, shown=cluster.is_first) as bar:
         return load_images(
@@ -476,7 +475,7 @@ def _say(cluster: Cluster, text: str) -> None:
 
 
 def _check_network(
-    config: ConfigDict,
+    config: Config,
     classes: int,
     steps: tuple[parallel.TrainStep, parallel.EvalStep],
     state: TrainState,

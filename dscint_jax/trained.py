@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from dscint_jax import parallel
-from dscint_jax.augment import Augmentation, apply_copies
+from dscint_jax.augment import apply_copies
 from dscint_jax.canary import check_backend
 from dscint_jax.checkpoint import Checkpointer
-from dscint_jax.config import PATIENT, check_config
+from dscint_jax.config import PATIENT, Config
 from dscint_jax.experiment import load_images, make_experiment
 from dscint_jax.input_pipeline import (
     COPY,
@@ -49,7 +48,7 @@ class TrainedNetwork:
       trained_on: whether it was trained on the data set that the split is of.
     """
 
-    config: ConfigDict
+    config: Config
     step: int
     last_step: int
     images: Scintigrams
@@ -78,7 +77,7 @@ class TrainedNetwork:
         ratio = batch["counts"] / batch["scale"][..., None, None, None]
         if COPY not in batch:
             return np.sqrt(ratio)
-        ranges, seed = Augmentation(**self.config.augmentation), self.config.seed
+        ranges, seed = self.config.augmentation, self.config.seed
         images = jnp.asarray(np.sqrt(ratio).astype(np.float32))
         return np.asarray(apply_copies(images, jnp.asarray(batch[COPY]), ranges, seed=seed))
 
@@ -113,7 +112,7 @@ class TrainedWeights:
       params, statistics: of the network.
     """
 
-    config: ConfigDict
+    config: Config
     step: int
     params: nnx.State
     statistics: nnx.State
@@ -130,8 +129,7 @@ def load_weights(workdir: Path, *, checkpoint: str, num_classes: int) -> Trained
     Raises:
       DscintError: no run, or no such checkpoint.
     """
-    config = ConfigDict(config_of(workdir))
-    check_config(config)
+    config = config_of(workdir)
     checkpointer = Checkpointer(workdir, read_only=True)
     experiment = make_experiment(config, (1,) * num_classes)
     shapes = (experiment.params, experiment.statistics)
@@ -157,18 +155,17 @@ def load_trained(
       DscintError: no run, no such checkpoint, no data set, or not the one trained on; or the
         backend computes wrongly.
     """
-    config = ConfigDict(config_of(workdir))
-    check_config(config)
+    config = config_of(workdir)
     check_backend()
-    trained_on = True
+    trained_on = data_dir is None or is_trained_on(workdir, data_dir)
     if data_dir is not None:
-        config.data.dir = str(data_dir)
-        trained_on = is_trained_on(workdir, data_dir)
-        # Copies are a way of training on a data set; of another one, the images are tested.
-        config.protocol = config.protocol if trained_on else PATIENT
+        config = config.replaced({"data.dir": str(data_dir)})
         # A data set from elsewhere need not be in folds because the one trained on was.
         if not folds_of(open_dataset(data_dir, config.data.records).info.splits):
-            config.data.fold = NO_FOLD
+            config = config.replaced({"data.fold": NO_FOLD})
+    if not trained_on:
+        # Copies are a way of training on a data set; of another one, the images are tested.
+        config = config.replaced({"protocol": PATIENT})
     checkpointer = Checkpointer(workdir, read_only=True)
     checkpointer.check(checkpoint)
     noun = NOUNS[config.data.records]
@@ -204,7 +201,7 @@ def load_trained(
 
 def records_of(workdir: Path) -> str:
     """What a run reads: 'views' or 'studies'."""
-    return config_of(workdir)["data"]["records"]
+    return config_of(workdir).data.records
 
 
 def is_trained_on(workdir: Path, data_dir: Path) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from dscint_jax.atomic import write_text
-from dscint_jax.config import add_later_fields
+from dscint_jax.config import Config, read_config
 from dscint_jax.errors import DscintError
 from dscint_jax.models.import_torch import ImportReport
 
@@ -81,7 +81,7 @@ def read_json(path: Path) -> Any:
         raise DscintError(f"{path} is not valid JSON ({error}); restore or delete it") from error
 
 
-def check_claim(workdir: Path, config: dict[str, Any]) -> int | None:
+def check_claim(workdir: Path, config: Config) -> int | None:
     """Checks that a work directory, if it is not new, belongs to a config; writes nothing.
 
     The data set may have moved: its fingerprint counts (`check_data`), not its path. A run may be
@@ -94,27 +94,26 @@ def check_claim(workdir: Path, config: dict[str, Any]) -> int | None:
       DscintError: the directory belongs to another config.
     """
     _check_settings(workdir)
-    config = json.loads(json.dumps(config))
     path = workdir / "config.json"
-    old = _read_config(path) if path.exists() else config
-    differences = [d for d in _differences(old, config) if d[0] not in MAY_CHANGE]
+    old = read_config(path) if path.exists() else config
+    differences = [d for d in _differences(_plain(old), _plain(config)) if d[0] not in MAY_CHANGE]
     # The same file may lie elsewhere; a resumed run does not read it.
-    if Path(old["init_from"]).name != Path(config["init_from"]).name:
-        differences.append(("init_from", old["init_from"], config["init_from"]))
-    more = old["steps"] < config["steps"]
-    if more:
+    if Path(old.init_from).name != Path(config.init_from).name:
+        differences.append(("init_from", old.init_from, config.init_from))
+    fewer = int(old.steps) if int(old.steps) < int(config.steps) else None
+    if fewer:
         differences = [d for d in differences if d[0] != "steps"]
     if differences:
-        field, old, new = differences[0]
+        field, there, here = differences[0]
         others = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
         raise DscintError(
-            f"{workdir} holds another config: config.{field} is {old} there and {new} "
+            f"{workdir} holds another config: config.{field} is {there} there and {here} "
             f"here{others}; use another --workdir, or the same config to resume"
         )
-    return old["steps"] if more else None
+    return fewer
 
 
-def claim(workdir: Path, config: dict[str, Any]) -> int | None:
+def claim(workdir: Path, config: Config) -> int | None:
     """Marks a work directory with its config, after `check_claim`, whose result it returns.
 
     Raises:
@@ -123,13 +122,12 @@ def claim(workdir: Path, config: dict[str, Any]) -> int | None:
     """
     fewer = check_claim(workdir, config)
     path = workdir / "config.json"
-    config = json.loads(json.dumps(config))
-    if not path.exists() or _read_config(path) != config:
-        write_json(path, config)
+    if not path.exists() or read_config(path) != config:
+        write_json(path, config.to_dict())
     return fewer
 
 
-def config_of(workdir: Path) -> dict[str, Any]:
+def config_of(workdir: Path) -> Config:
     """The config a work directory was trained with.
 
     Raises:
@@ -141,7 +139,7 @@ def config_of(workdir: Path) -> dict[str, Any]:
             f"--config ... --workdir {workdir}"
         )
     _check_settings(workdir)
-    return _read_config(workdir / "config.json")
+    return read_config(workdir / "config.json")
 
 
 def _check_settings(workdir: Path) -> None:
@@ -155,12 +153,9 @@ def _check_settings(workdir: Path) -> None:
             )
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    config = read_json(path)
-    try:
-        return add_later_fields(config)
-    except (AttributeError, TypeError, KeyError):
-        raise DscintError(f"{path} is no config of a run; restore it") from None
+def _plain(config: Config) -> Any:
+    """What config.json holds, lists in place of tuples."""
+    return json.loads(json.dumps(config.to_dict()))
 
 
 def attempts_of(workdir: Path) -> list[dict[str, Any]]:

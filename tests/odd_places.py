@@ -53,9 +53,7 @@ def come_through(folder: Path, data_dir: Path) -> None:
     data, workdir, out = folder / "data", folder / "run", folder / "network.safetensors"
     shutil.copytree(data_dir, data)
     config = get_config()
-    config.data.dir = str(data)
-    config.steps = STEPS
-    config.evaluate_every = 2
+    config = config.replaced({"data.dir": str(data), "steps": STEPS, "evaluate_every": 2})
     train(config, read_path(str(workdir)))
     with contextlib.redirect_stdout(io.StringIO()) as again:
         train(config, read_path(str(workdir)))

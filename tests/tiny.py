@@ -6,24 +6,26 @@ python -m dscint_jax.main --config tests/tiny.py --workdir ... --config.data.dir
 import importlib.util
 from pathlib import Path
 
-from ml_collections import ConfigDict
+from dscint_jax.config import Config
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     path = Path(__file__).parent.parent / "configs" / "quickstart.py"
     spec = importlib.util.spec_from_file_location("quickstart", path)
     quickstart = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(quickstart)
-    config = quickstart.get_config()
-    config.steps = 12
-    config.batch_size = 8
-    config.data.pool = 16
-    config.model_options.widths = (8, 8, 16)
-    config.model_options.strides = (2, 1, 1)
-    config.model_options.pool_after = (2,)
-    config.model_options.attention_after = 2
-    config.model_options.hidden = 8
-    config.optimizer.warmup_steps = 2
-    config.log_every = 1
-    config.evaluate_every = 4
-    return config
+    return quickstart.get_config().replaced(
+        {
+            "steps": 12,
+            "batch_size": 8,
+            "data.pool": 16,
+            "model_options.widths": (8, 8, 16),
+            "model_options.strides": (2, 1, 1),
+            "model_options.pool_after": (2,),
+            "model_options.attention_after": 2,
+            "model_options.hidden": 8,
+            "optimizer.warmup_steps": 2,
+            "log_every": 1,
+            "evaluate_every": 4,
+        }
+    )

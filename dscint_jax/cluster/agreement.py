@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from dscint_jax.cluster.launch import visible_gpus
 from dscint_jax.cluster.rendezvous import (
@@ -26,6 +25,7 @@ from dscint_jax.cluster.rendezvous import (
     machine_identity,
     numbers,
 )
+from dscint_jax.config import Config
 from dscint_jax.errors import DscintError
 
 PREFIX = "dscint"
@@ -200,7 +200,7 @@ def preflight(cluster: Cluster, facts: Mapping[str, str], timeout_s: float = TIM
     agree_all(cluster, "preflight", facts, timeout_s)
 
 
-def config_facts(config: ConfigDict) -> dict[str, str]:
+def config_facts(config: Config) -> dict[str, str]:
     """A resolved config as facts, one a field: {'config.batch_size': '32', ...}."""
 
     def flatten(value: Any, field: str) -> dict[str, str]:

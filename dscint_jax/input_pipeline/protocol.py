@@ -11,9 +11,8 @@ import zlib
 
 import numpy as np
 from jaxtyping import Int
-from ml_collections import ConfigDict
 
-from dscint_jax.config import AUGMENTED, STUDIES
+from dscint_jax.config import AUGMENTED, STUDIES, Config
 from dscint_jax.input_pipeline.dataset import SPLITS
 from dscint_jax.input_pipeline.records import HostBatch
 
@@ -52,7 +51,7 @@ class Leakage:
     images_of_a_patient_in_training: int
 
 
-def copies_of(config: ConfigDict) -> Copies | None:
+def copies_of(config: Config) -> Copies | None:
     """The copies that a config asks for; None where images are split by patient."""
     if config.protocol != AUGMENTED:
         return None

@@ -24,7 +24,6 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from ml_collections import ConfigDict
 
 from dscint_jax.errors import DscintError
 from dscint_jax.models import densenet, resnet, vgg
@@ -103,6 +102,20 @@ def build(
     return model
 
 
+def complete_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with the network's defaults for those not given: what a run keeps of a network.
+
+    Defaults that are no number, text, truth value, None or list of them are left out.
+    """
+    found = dict(options)
+    for option, default in (_defaults_of(_find(name)) or {}).items():
+        if option == "dtype":
+            default = jnp.dtype(default).name
+        if isinstance(default, (str, int, float, bool, tuple, type(None))):
+            found.setdefault(option, default)
+    return found
+
+
 def _check_names(
     name: str, network: Callable[..., nnx.Module], options: Mapping[str, Any], field: str
 ) -> None:
@@ -123,7 +136,7 @@ def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain_value(value: Any) -> Any:
-    if isinstance(value, (Mapping, ConfigDict)):
+    if isinstance(value, Mapping):
         return _plain(value)
     return tuple(map(_plain_value, value)) if isinstance(value, (list, tuple)) else value
 
@@ -172,6 +185,12 @@ def _call(
 
 def _options_of(network: Callable[..., nnx.Module]) -> list[str] | None:
     """Names of a network's own keyword arguments; None if it takes any."""
+    defaults = _defaults_of(network)
+    return defaults and [*defaults]
+
+
+def _defaults_of(network: Callable[..., nnx.Module]) -> dict[str, Any] | None:
+    """A network's own keyword arguments with their defaults; None if it takes any."""
     bound = network.keywords if isinstance(network, functools.partial) else {}
     target = network.func if isinstance(network, functools.partial) else network
     # A module's class shows the signature of its metaclass; its options stand in __init__.
@@ -183,4 +202,4 @@ def _options_of(network: Callable[..., nnx.Module]) -> list[str] | None:
     parameters = signature.parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
-    return [p.name for p in parameters if p.name not in ("self", *GIVEN, *bound)]
+    return {p.name: p.default for p in parameters if p.name not in ("self", *GIVEN, *bound)}

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from ml_collections import ConfigDict
 
 from dscint_jax.train import train
 from tfds_builder import build
@@ -29,19 +28,20 @@ def load_tiny_config():
 def load_dual_view_config():
     """The tiny config with the dual-view network, on studies."""
     config = load_tiny_config()
-    config.data.records = "studies"
-    config.keep_last = 3
-    config.model = "dual_view"
     encoder = {name: config.model_options[name] for name in ("widths", "strides", "pool_after")}
-    config.model_options = ConfigDict(
+    return config.replaced(
         {
-            "encoder": "dscint",
-            "encoder_options": {**encoder, "attention_after": 2},
-            "attention_hidden": 8,
-            "dropout": 0.1,
+            "data.records": "studies",
+            "keep_last": 3,
+            "model": "dual_view",
+            "model_options": {
+                "encoder": "dscint",
+                "encoder_options": {**encoder, "attention_after": 2},
+                "attention_hidden": 8,
+                "dropout": 0.1,
+            },
         }
     )
-    return config
 
 
 @pytest.fixture(scope="session")
@@ -162,7 +162,7 @@ def folds_dir(make_data_set) -> Path:
 def config(data_dir):
     """The tiny config, on the small cohort."""
     config = load_tiny_config()
-    config.data.dir = str(data_dir)
+    config = config.replaced({"data.dir": str(data_dir)})
     return config
 
 
@@ -170,7 +170,7 @@ def config(data_dir):
 def trained(data_dir, tmp_path_factory) -> Path:
     """The work directory of one finished tiny run; tests only read it."""
     config = load_tiny_config()
-    config.data.dir = str(data_dir)
+    config = config.replaced({"data.dir": str(data_dir)})
     workdir = tmp_path_factory.mktemp("trained")
     train(config, workdir)
     return workdir
@@ -180,7 +180,7 @@ def trained(data_dir, tmp_path_factory) -> Path:
 def dual_view_config(studies_dir):
     """The dual-view config, on the small cohort's studies."""
     config = load_dual_view_config()
-    config.data.dir = str(studies_dir)
+    config = config.replaced({"data.dir": str(studies_dir)})
     return config
 
 
@@ -188,7 +188,7 @@ def dual_view_config(studies_dir):
 def trained_on_studies(studies_dir, tmp_path_factory) -> Path:
     """The work directory of one finished dual-view run; tests only read it."""
     config = load_dual_view_config()
-    config.data.dir = str(studies_dir)
+    config = config.replaced({"data.dir": str(studies_dir)})
     workdir = tmp_path_factory.mktemp("trained_on_studies")
     train(config, workdir)
     return workdir

@@ -5,7 +5,6 @@ import pytest
 from scipy import ndimage
 
 from dscint_jax.augment import (
-    Augmentation,
     Pose,
     affine,
     apply_copies,
@@ -15,6 +14,7 @@ from dscint_jax.augment import (
     move,
     normalise,
 )
+from dscint_jax.config import Augmentation
 from dscint_jax.random_streams import stream_key
 
 

@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 
 from dscint_jax import canary, models
-from dscint_jax.augment import Augmentation
 from dscint_jax.canary import check_backend
+from dscint_jax.config import Augmentation
 from dscint_jax.errors import DscintError
 from dscint_jax.evaluate import evaluate
 from dscint_jax.losses import make_loss

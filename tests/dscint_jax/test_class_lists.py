@@ -40,7 +40,7 @@ def test_classes_of_a_label_table_are_those_of_metrics_and_report(name, cohort, 
     scan.main([str(folder), "--out", str(manifest), *labels, *listed, "--workers", "1"])
     data_dir = tmp_path / "data"
     build.main(["--manifest", str(manifest), "--data_dir", str(data_dir), *listed])
-    config.data.dir = str(data_dir)
+    config = config.replaced({"data.dir": str(data_dir)})
     train(config, tmp_path / "run")
     result = evaluate(tmp_path / "run", split="test", checkpoint="best")
     page, _ = write_report(tmp_path / "run")

@@ -223,7 +223,7 @@ def compilations():
 
 @pytest.mark.slow
 def test_whole_run_compiles_the_train_step_and_the_evaluation_once(config, tmp_path, compilations):
-    config.steps, config.evaluate_every = 5, 2
+    config = config.replaced({"steps": 5, "evaluate_every": 2})
     train(config, tmp_path)
     assert compilations["train_step"] == 1
     assert compilations["eval_step"] == 1
@@ -237,8 +237,7 @@ from dscint_jax import compilation_cache
 from dscint_jax.train import train
 sys.path.insert(0, sys.argv[1])
 import tiny
-config = tiny.get_config()
-config.data.dir = sys.argv[2]
+config = tiny.get_config().replaced({"data.dir": sys.argv[2]})
 events = []
 jax.monitoring.register_event_listener(lambda event, **details: events.append(event))
 compilation_cache.CPU_SINCE = (0,)

@@ -92,7 +92,7 @@ def test_best_is_the_highest_validation_f1_and_any_kept_step_can_be_named(evalua
 
 
 def test_damaged_checkpoint_gives_way_to_the_next_with_a_warning(config, tmp_path, capsys):
-    config.keep_last = 3
+    config = config.replaced({"keep_last": 3})
     train(config, tmp_path)
     best = Checkpointer(tmp_path, read_only=True)._best_first()[0]
     shutil.rmtree(tmp_path / "checkpoints" / str(best) / "model")
@@ -343,8 +343,7 @@ def test_no_baseline_where_the_data_set_trained_on_is_not_at_hand(
 
 def test_run_is_evaluated_from_any_folder(config, tmp_path, monkeypatch):
     monkeypatch.chdir(Path(config.data.dir).parent)
-    config.data.dir = Path(config.data.dir).name
-    config.steps = 4
+    config = config.replaced({"data.dir": Path(config.data.dir).name, "steps": 4})
     train(config, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     assert evaluate(Path("run"), split="test", checkpoint="best")["step"] == 4

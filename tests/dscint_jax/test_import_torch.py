@@ -639,14 +639,20 @@ def test_bad_pickle_is_refused_in_one_line_and_runs_nothing(tmp_path, case):
 @pytest.fixture
 def started(config, tmp_path):
     """A config whose run starts from a file of other weights, and these weights."""
-    config.seed = 5
+    config = config.replaced({"seed": 5})
     other = make_experiment(config, (9, 9, 9, 9)).initial_state()
     tensors = torch_state_dict(other.params, other.statistics)
     random = _random({name: values.shape for name, values in tensors.items()})
     tensors |= {name: t for name, t in random.items() if "running" in name}
-    config.seed = 0
-    config.init_from = str(tmp_path / "weights.safetensors")
-    config.steps, config.evaluate_every, config.keep_last = 6, 2, 3
+    config = config.replaced(
+        {
+            "seed": 0,
+            "init_from": str(tmp_path / "weights.safetensors"),
+            "steps": 6,
+            "evaluate_every": 2,
+            "keep_last": 3,
+        }
+    )
     write_safetensors(tmp_path / "weights.safetensors", tensors, {})
     return config, tensors
 
@@ -674,8 +680,7 @@ def test_training_leaves_imported_weights_where_the_learning_rate_is_zero(
     started, tmp_path, capsys
 ):
     config, tensors = started
-    config.optimizer.learning_rate = 0.0
-    config.steps = 2
+    config = config.replaced({"optimizer.learning_rate": 0.0, "steps": 2})
     train(config, tmp_path / "run")
     report = f"weights.safetensors: {len(tensors)} tensors loaded into dscint\n"
     assert report in capsys.readouterr().out

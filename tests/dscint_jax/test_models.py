@@ -10,10 +10,9 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from ml_collections import ConfigDict
 
 from dscint_jax import models
-from dscint_jax.augment import Augmentation
+from dscint_jax.config import Augmentation, Optimizer
 from dscint_jax.errors import DscintError
 from dscint_jax.losses import make_loss
 from dscint_jax.models import cost
@@ -104,10 +103,11 @@ def _trainer(name, learning_rate, **options):
     # The rate ends at zero, so that the running statistics settle on what the weights have become;
     # networks without BatchNorm have none and learn more slowly.
     steps = 60 if _batch_norms(model) else 200
+    schedule = Optimizer(learning_rate=learning_rate, warmup_steps=5)
     recipe = Recipe(
         training=training,
         inference=inference,
-        optimizer=optax.adam(make_schedule("cosine", learning_rate, steps=steps, warmup_steps=5)),
+        optimizer=optax.adam(make_schedule(schedule, steps=steps)),
         augmentation=Augmentation(),
         loss=make_loss(class_weights=(1.0,) * CLASSES),
         clip=3.0,
@@ -328,7 +328,7 @@ def test_mistakes_in_a_network_of_ones_own_are_named(own_module, name, message):
 
 
 def test_options_that_json_made_lists_of_are_tuples_again(own_module):
-    options = ConfigDict({"sizes": [1, 2], "table": {"inner": [3]}})
+    options = {"sizes": [1, 2], "table": {"inner": [3]}}
     model = models.build(
         f"{own_module}:Sized", num_classes=4, rngs=nnx.Rngs(params=0), options=options
     )

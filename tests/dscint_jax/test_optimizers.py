@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from dscint_jax.config import Optimizer
 from dscint_jax.optimizers import make_optimizer, make_schedule, update_average
 
 
@@ -12,7 +13,9 @@ from dscint_jax.optimizers import make_optimizer, make_schedule, update_average
     [("cosine", 0.05, 0.0), ("linear", 0.05, 0.0), ("constant", 0.1, 0.1)],
 )
 def test_learning_rate_warms_up_then_follows_the_schedule(name, half_way, end):
-    schedule = make_schedule(name, 0.1, steps=110, warmup_steps=10)
+    schedule = make_schedule(
+        Optimizer(schedule=name, learning_rate=0.1, warmup_steps=10), steps=110
+    )
     values = np.array([float(schedule(step)) for step in range(111)])
     assert values[0] == 0
     assert abs(values.max() - 0.1) < 1e-7
@@ -23,15 +26,13 @@ def test_learning_rate_warms_up_then_follows_the_schedule(name, half_way, end):
 
 @pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
 def test_warm_up_longer_than_the_training_leaves_a_schedule(name):
-    schedule = make_schedule(name, 0.1, steps=1, warmup_steps=40)
+    schedule = make_schedule(Optimizer(schedule=name, warmup_steps=40), steps=1)
     assert np.isfinite([float(schedule(step)) for step in range(3)]).all()
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_kernels_decay_and_biases_do_not(name):
-    optimizer = make_optimizer(
-        optax.constant_schedule(0.1), name=name, weight_decay=0.5, clip_norm=1.0
-    )
+    optimizer = make_optimizer(Optimizer(name=name, weight_decay=0.5), optax.constant_schedule(0.1))
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     zero = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(zero, optimizer.init(params), params)
@@ -42,7 +43,7 @@ def test_kernels_decay_and_biases_do_not(name):
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_optimiser_descends(name):
     optimizer = make_optimizer(
-        optax.constant_schedule(0.05), name=name, weight_decay=0.0, clip_norm=1.0
+        Optimizer(name=name, weight_decay=0.0), optax.constant_schedule(0.05)
     )
     params = jnp.array([3.0, -2.0])
     state = optimizer.init(params)

@@ -206,8 +206,7 @@ def _remove(checkpoint):
 def three_kept(data_dir, tmp_path_factory):
     """A run of 12 steps that kept its checkpoints of steps 4, 8 and 12."""
     config = load_tiny_config()
-    config.data.dir = str(data_dir)
-    config.keep_last = 3
+    config = config.replaced({"data.dir": str(data_dir), "keep_last": 3})
     workdir = tmp_path_factory.mktemp("three")
     train(config, workdir)
     return workdir
@@ -226,7 +225,7 @@ def three_kept(data_dir, tmp_path_factory):
 def test_run_with_damaged_checkpoints_goes_on_from_a_whole_one_to_the_same_bits(
     config, three_kept, tmp_path, capsys, caplog, damage, damaged
 ):
-    config.keep_last = 3
+    config = config.replaced({"keep_last": 3})
     shutil.copytree(three_kept, tmp_path / "damaged")
     for step in damaged:
         damage(tmp_path / "damaged" / "checkpoints" / str(step))

@@ -21,8 +21,16 @@ from .conftest import load_tiny_config
 
 def _config(data_dir):
     config = load_tiny_config()
-    config.data.dir, config.data.pool, config.steps = str(data_dir), 1, 12
-    config.log_every, config.evaluate_every, config.keep_last = 3, 4, 3
+    config = config.replaced(
+        {
+            "data.dir": str(data_dir),
+            "data.pool": 1,
+            "steps": 12,
+            "log_every": 3,
+            "evaluate_every": 4,
+            "keep_last": 3,
+        }
+    )
     return config
 
 
@@ -66,8 +74,9 @@ def test_kept_state_is_the_one_before_the_bad_step(stopped, good_dir, tmp_path):
     # The same order and the same images but for one scale: the same steps up to the bad one.
     workdir, _, step = stopped
     config = _config(good_dir)
-    config.steps, config.optimizer.schedule, config.evaluate_every = 12, "cosine", 1
-    config.keep_last = 12
+    config = config.replaced(
+        {"steps": 12, "optimizer.schedule": "cosine", "evaluate_every": 1, "keep_last": 12}
+    )
     train(config, tmp_path)
     kept = read_dump(workdir, step).state
     assert int(kept.step) == step - 1
@@ -138,7 +147,7 @@ def test_step_that_is_finite_when_taken_again_is_told_by_the_status(stopped, tmp
 @pytest.mark.exhaustive
 def test_learning_rate_that_is_too_high_stops_with_a_step_that_replays(good_dir, tmp_path):
     config = _config(good_dir)
-    config.optimizer.learning_rate = 1e30
+    config = config.replaced({"optimizer.learning_rate": 1e30})
     with pytest.raises(DscintError, match=r"not finite at step \d+, its batch: .*lower config\."):
         train(config, tmp_path)
     _, found = replay(tmp_path)

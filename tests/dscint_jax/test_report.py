@@ -5,7 +5,6 @@ import shutil
 import numpy as np
 import pytest
 
-from dscint_jax.augment import Augmentation
 from dscint_jax.baseline import baseline_of, linear_baseline
 from dscint_jax.errors import DscintError
 from dscint_jax.evaluate import evaluate
@@ -14,6 +13,7 @@ from dscint_jax.figures import scintigram_figure
 from dscint_jax.input_pipeline import Copies
 from dscint_jax.report import choose_examples, write_report
 from dscint_jax.trained import load_trained
+from dscint_jax.workdir import config_of
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +191,7 @@ def test_page_on_copies_says_first_that_training_has_copies_of_the_same_images(
         f"The score is not one for new patients."
     ) in top
     copies = Copies(2, seed=config["seed"])
-    ranges = Augmentation(**config["augmentation"])
+    ranges = config_of(workdir).augmentation
     assert baseline == linear_baseline(data_dir, copies=copies, ranges=ranges)
     assert baseline != linear_baseline(data_dir, copies=copies)
 

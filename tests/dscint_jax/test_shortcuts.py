@@ -167,7 +167,7 @@ def test_same_seed_gives_the_same_predictions_and_another_others():
 
 def test_network_that_diverges_is_an_error_not_a_low_score(monkeypatch):
     broken = shortcuts.neck_config(steps=2, seed=0)
-    broken.optimizer.learning_rate = float("nan")
+    broken = broken.replaced({"optimizer.learning_rate": 1e30})
     monkeypatch.setattr(shortcuts, "neck_config", lambda **_: broken)
     with pytest.raises(DscintError, match="diverged"):
         _predict_made(signal=True, steps=2)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from dscint_jax.config import Optimizer
 from dscint_jax.errors import DscintError
 from dscint_jax.evaluate import evaluate
 from dscint_jax.optimizers import make_schedule
@@ -23,7 +24,7 @@ def test_finished_run_is_left_alone_and_another_config_refused(trained, config):
     before = sorted(path.stat().st_mtime_ns for path in trained.rglob("*"))
     train(config, trained)
     assert before == sorted(path.stat().st_mtime_ns for path in trained.rglob("*"))
-    config.optimizer.learning_rate = 0.5
+    config = config.replaced({"optimizer.learning_rate": 0.5})
     with pytest.raises(DscintError, match=r"config\.optimizer\.learning_rate is 0\.004 there"):
         train(config, trained)
 
@@ -49,20 +50,25 @@ def test_workdir_holds_config_provenance_metrics_and_events(trained, data_dir):
 
 
 def test_loss_that_is_not_finite_stops_the_run_with_its_step(config, tmp_path):
-    config.optimizer.learning_rate = 1e30
+    config = config.replaced({"optimizer.learning_rate": 1e30})
     with pytest.raises(DscintError, match=r"the loss is not finite at step \d+, its batch: "):
         train(config, tmp_path)
 
 
 @pytest.mark.exhaustive
 def test_finished_run_trained_on_at_a_constant_rate_is_the_longer_run(config, tmp_path):
-    config.optimizer.schedule, config.evaluate_every = "constant", 2
-    config.optimizer.warmup_steps = 1
-    config.steps = 4
+    config = config.replaced(
+        {
+            "optimizer.schedule": "constant",
+            "evaluate_every": 2,
+            "optimizer.warmup_steps": 1,
+            "steps": 4,
+        }
+    )
     train(config, tmp_path / "longer")
-    config.steps = 2
+    config = config.replaced({"steps": 2})
     train(config, tmp_path / "trained_on")
-    config.steps = 4
+    config = config.replaced({"steps": 4})
     train(config, tmp_path / "trained_on")
     assert_same_bits(tmp_path / "longer", tmp_path / "trained_on", step=4)
     attempts = json.loads((tmp_path / "trained_on" / "provenance.json").read_text())
@@ -75,7 +81,7 @@ def test_finished_run_trained_on_has_the_rates_of_the_new_total_from_there_on(
     trained, config, tmp_path, capsys
 ):
     workdir = shutil.copytree(trained, tmp_path / "run")
-    config.steps = 14
+    config = config.replaced({"steps": 14})
     train(config, workdir)
     printed = capsys.readouterr().out
     assert "trained on: 14 steps instead of 12; from here on the learning rate is that of 14" in (
@@ -84,7 +90,9 @@ def test_finished_run_trained_on_has_the_rates_of_the_new_total_from_there_on(
     assert "resuming after step 12" in printed
     logged = [line["learning_rate"] for line in read_metrics(workdir) if "learning_rate" in line]
     peak = config.optimizer.learning_rate
-    of_12, of_14 = (make_schedule("cosine", peak, steps=n, warmup_steps=2) for n in (12, 14))
+    of_12, of_14 = (
+        make_schedule(Optimizer(learning_rate=peak, warmup_steps=2), steps=n) for n in (12, 14)
+    )
     expected = [*map(of_12, range(12)), *map(of_14, range(12, 14))]
     np.testing.assert_allclose(logged, expected, rtol=1e-5, atol=1e-9)
 
@@ -103,28 +111,25 @@ def test_finished_run_trained_on_has_the_rates_of_the_new_total_from_there_on(
 def test_values_that_no_run_can_have_are_named_and_nothing_is_written(
     config, tmp_path, field, value, message
 ):
-    config[field] = value
     with pytest.raises(DscintError, match=message):
-        train(config, tmp_path / "run")
+        train(config.replaced({field: value}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_network_and_records_that_do_not_fit_are_named_and_nothing_is_written(
     config, dual_view_config, studies_dir, data_dir, tmp_path
 ):
-    config.data.update(dir=str(studies_dir), records="studies")
+    config = config.replaced({"data.dir": str(studies_dir), "data.records": "studies"})
     message = (
         r"config\.model dscint does not take examples of shape \(2, 64, 16, 1\).*studies.*ndim"
     )
     with pytest.raises(DscintError, match=message):
         train(config, tmp_path / "run")
-    dual_view_config.data.update(dir=str(data_dir), records="views")
+    dual_view_config = dual_view_config.replaced(
+        {"data.dir": str(data_dir), "data.records": "views"}
+    )
     with pytest.raises(DscintError, match=r"dual_view reads studies; set --config\.data\.records"):
         train(dual_view_config, tmp_path / "run")
-    dual_view_config.data.records = "pairs"
-    with pytest.raises(DscintError, match=r"config\.data\.records is 'pairs'.*views or studies"):
-        train(dual_view_config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
@@ -142,9 +147,9 @@ def test_run_on_studies_resumes_to_the_same_bits(trained_on_studies, dual_view_c
 @pytest.mark.slow
 @pytest.mark.parametrize("spmd", ["jit", pytest.param("pmap", marks=pytest.mark.exhaustive)])
 def test_wherever_the_images_are_kept_a_run_ends_in_the_same_bits(config, trained, tmp_path, spmd):
-    config.spmd = spmd
+    config = config.replaced({"spmd": spmd})
     for cache in ("device", "host", "none"):
-        config.data.cache = cache
+        config = config.replaced({"data.cache": cache})
         train(config, tmp_path / cache)
     for cache in ("host", "none"):
         assert_same_bits(tmp_path / "device", tmp_path / cache, 12)
@@ -166,25 +171,6 @@ def test_other_data_than_trained_on_is_refused(trained, config, tmp_path):
         train(config, workdir)
     with pytest.raises(DscintError, match="was trained on another data set"):
         evaluate(workdir, split="test", checkpoint="best")
-
-
-def test_misspelt_and_missing_fields_are_named(config, tmp_path):
-    config.log_evry = 3
-    with pytest.raises(DscintError, match=r"config\.log_evry.*did you mean config\.log_every"):
-        train(config, tmp_path)
-    del config["log_evry"]
-    del config.data["pool"]
-    with pytest.raises(DscintError, match=r"config\.data\.pool is missing"):
-        train(config, tmp_path)
-
-
-@pytest.mark.parametrize(
-    "translation", [("a", "b"), (0.1, None), (0.1,), (True, 0.1), (0.1, 1.0), (-0.1, 0.1)]
-)
-def test_translation_that_is_no_two_fractions_is_named(config, tmp_path, translation):
-    config.augmentation.translation = translation
-    with pytest.raises(DscintError, match=r"config\.augmentation\.translation .* two fractions"):
-        train(config, tmp_path)
 
 
 OWN_NETWORKS = """
@@ -227,13 +213,13 @@ def _own(tmp_path, monkeypatch, config, network):
     (tmp_path / "own_nets.py").write_text(OWN_NETWORKS)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "own_nets", raising=False)
-    config.model, config.model_options = f"own_nets:{network}", {}
+    config = config.replaced({"model": f"own_nets:{network}", "model_options": {}})
     return config
 
 
 def test_network_of_ones_own_trains_and_is_evaluated(config, tmp_path, monkeypatch):
     config = _own(tmp_path, monkeypatch, config, "Mean")
-    config.steps, config.evaluate_every = 2, 2
+    config = config.replaced({"steps": 2, "evaluate_every": 2})
     train(config, tmp_path / "run")
     result = evaluate(tmp_path / "run", split="test", checkpoint="last")
     assert result["step"] == 2
@@ -301,9 +287,15 @@ def test_batch_of_more_images_than_there_are_is_cut_to_what_fits_and_kept_on_res
     config, make_data_set, tmp_path, capsys
 ):
     # Eight devices share 40 of the 42 images evenly.
-    config.data.dir = str(make_data_set(train=42, validation=9, test=9))
-    config.data.pool = 1
-    config.batch_size, config.steps, config.evaluate_every = 48, "2 epochs", "1 epoch"
+    config = config.replaced(
+        {
+            "data.dir": str(make_data_set(train=42, validation=9, test=9)),
+            "data.pool": 1,
+            "batch_size": 48,
+            "steps": "2 epochs",
+            "evaluate_every": "1 epoch",
+        }
+    )
     workdir = tmp_path / "run"
     train(config, workdir)
     said = [line for line in capsys.readouterr().out.splitlines() if "batch_size" in line]
@@ -354,7 +346,7 @@ def build_without(cohort, tmp_path):
 def test_split_that_training_needs_and_nobody_is_in_is_said_by_build_and_by_train(
     config, build_without, tmp_path, capsys, empty
 ):
-    config.data.dir = str(build_without(empty))
+    config = config.replaced({"data.dir": str(build_without(empty))})
     said = " ".join(capsys.readouterr().out.split())
     assert f"note: split {empty} is empty, so no network can be trained on this data set" in said
     with pytest.raises(DscintError, match=rf"split '{empty}' of .* is empty; build with more"):
@@ -366,7 +358,7 @@ def test_split_that_training_needs_and_nobody_is_in_is_said_by_build_and_by_trai
 def test_lack_of_test_images_is_said_and_does_not_hold_up_training(
     config, build_without, tmp_path, capsys
 ):
-    config.data.dir, config.steps = str(build_without("test")), 1
+    config = config.replaced({"data.dir": str(build_without("test")), "steps": 1})
     said = " ".join(capsys.readouterr().out.split())
     assert "note: split test is empty, so no network can be evaluated on this data set" in said
     train(config, tmp_path / "run")
@@ -378,15 +370,23 @@ def test_lack_of_test_images_is_said_and_does_not_hold_up_training(
 def test_fewer_training_images_than_devices_are_one_line_and_nothing_is_written(
     config, make_data_set, tmp_path
 ):
-    config.data.dir, config.data.pool = str(make_data_set(train=7, validation=9, test=9)), 1
+    config = config.replaced(
+        {"data.dir": str(make_data_set(train=7, validation=9, test=9)), "data.pool": 1}
+    )
     with pytest.raises(DscintError, match=r"has 7, and a batch needs 8 at least \(8 device"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_copies_too_few_for_a_validation_split_are_one_line(config, make_data_set, tmp_path):
-    config.data.dir = str(make_data_set(train=1, validation=1, test=1))
-    config.protocol, config.data.copies, config.data.pool = "augmented", 2, 1
+    config = config.replaced(
+        {
+            "data.dir": str(make_data_set(train=1, validation=1, test=1)),
+            "protocol": "augmented",
+            "data.copies": 2,
+            "data.pool": 1,
+        }
+    )
     with pytest.raises(DscintError, match=r"split 'validation' of .* is empty"):
         train(config, tmp_path / "run")
 

@@ -44,11 +44,9 @@ def _run(config, devices, steps=5, spmd="jit"):
 @pytest.fixture
 def everything(config):
     """All that is random, and BatchNorm."""
-    config.steps = 20
-    config.model_options.dropout = 0.3
-    for name in ("rotated", "scaled", "intensified", "thinned"):
-        config.augmentation[name] = 0.5
-    return config
+    names = ("rotated", "scaled", "intensified", "thinned")
+    halves = {f"augmentation.{name}": 0.5 for name in names}
+    return config.replaced({"steps": 20, "model_options.dropout": 0.3, **halves})
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +133,7 @@ def _all_reduces(config, devices, batch_size):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_devices_send_each_other_the_gradients_once_and_norm_statistics(config, accumulation):
-    config.accumulation = accumulation
+    config = config.replaced({"accumulation": accumulation})
     sizes, params = _all_reduces(config, 4, 16)
     loss_and_accuracy = 2
     assert sizes[-1] == sum(leaf.size for leaf in jax.tree.leaves(params)) + loss_and_accuracy
@@ -152,9 +150,9 @@ def test_what_devices_send_grows_neither_with_the_batch_nor_with_their_number(co
 
 @pytest.mark.slow
 def test_accumulation_gives_the_gradients_of_the_whole_batch(config):
-    config.model_options.norm, config.model_options.dropout = "group", 0.0
+    config = config.replaced({"model_options.norm": "group", "model_options.dropout": 0.0})
     whole = _run(config, 2)
-    config.accumulation = 4
+    config = config.replaced({"accumulation": 4})
     parts = _run(config, 2)
     np.testing.assert_allclose(parts[0], whole[0], rtol=1e-5)
 
@@ -162,9 +160,9 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch(config):
 @pytest.mark.slow
 def test_mixup_trains_on_mixtures_and_average_lags_behind(config):
     plain = _run(config, 1)
-    config.mixup = 1.0
+    config = config.replaced({"mixup": 1.0})
     assert abs(_run(config, 1)[0][0] - plain[0][0]) > 1e-3
-    config.mixup, config.ema = 0.0, 0.99
+    config = config.replaced({"mixup": 0.0, "ema": 0.99})
     losses, state, _ = _run(config, 1)
     assert losses == plain[0]
     assert state.evaluated is state.average
@@ -188,9 +186,17 @@ def test_train_step_compiles_once(config):
 
 
 def test_network_learns_one_batch_by_heart(config):
-    config.steps, config.augmentation.rotation, config.augmentation.mirror = 150, 0.0, 0.0
-    config.augmentation.translation, config.model_options.dropout = (0.0, 0.0), 0.0
-    config.optimizer.learning_rate, config.label_smoothing = 1e-2, 0.0
+    config = config.replaced(
+        {
+            "steps": 150,
+            "augmentation.rotation": 0.0,
+            "augmentation.mirror": 0.0,
+            "augmentation.translation": (0.0, 0.0),
+            "model_options.dropout": 0.0,
+            "optimizer.learning_rate": 1e-2,
+            "label_smoothing": 0.0,
+        }
+    )
     experiment = make_experiment(config, (1, 1, 1, 1), parallel.AXIS)
     state = parallel.replicate(experiment.initial_state(), _mesh(1))
     step = parallel.compile_train_step(experiment.recipe, _mesh(1))

@@ -158,41 +158,29 @@ with Ending(workdir, 0):
     assert attempts_of(tmp_path)[-1]["ended"] is None
 
 
-def _claim(folder, change=lambda config: None, take=claim):
-    config = load_tiny_config()
-    change(config)
-    return take(folder, config.to_dict())
-
-
-def _steps(steps):
-    def change(config):
-        config.steps = steps
-
-    return change
+def _claim(folder, fields=None, take=claim):
+    return take(folder, load_tiny_config().replaced(fields or {}))
 
 
 def test_more_steps_are_taken_and_recorded_and_fewer_refused(tmp_path):
     assert _claim(tmp_path) is None
     before = (tmp_path / "config.json").read_bytes()
-    assert _claim(tmp_path, _steps(20), check_claim) == 12
+    assert _claim(tmp_path, {"steps": 20}, check_claim) == 12
     assert (tmp_path / "config.json").read_bytes() == before
-    assert _claim(tmp_path, _steps(20)) == 12
-    assert config_of(tmp_path)["steps"] == 20
-    assert _claim(tmp_path, _steps(20)) is None
+    assert _claim(tmp_path, {"steps": 20}) == 12
+    assert config_of(tmp_path).steps == 20
+    assert _claim(tmp_path, {"steps": 20}) is None
     with pytest.raises(DscintError, match=r"config\.steps is 20 there and 12 here"):
         _claim(tmp_path)
-    assert config_of(tmp_path)["steps"] == 20
+    assert config_of(tmp_path).steps == 20
 
 
 def test_more_steps_with_another_change_are_another_config(tmp_path):
     _claim(tmp_path)
 
-    def change(config):
-        config.steps, config.seed = 20, 5
-
     with pytest.raises(DscintError, match=r"config\.seed is 0 there and 5 here; use another"):
-        _claim(tmp_path, change)
-    assert config_of(tmp_path)["steps"] == 12
+        _claim(tmp_path, {"steps": 20, "seed": 5})
+    assert config_of(tmp_path).steps == 12
 
 
 def test_run_of_other_types_is_refused_wherever_its_config_is_read(tmp_path):
@@ -206,7 +194,7 @@ def test_run_of_other_types_is_refused_wherever_its_config_is_read(tmp_path):
                 read(tmp_path)
     finally:
         jax.config.update("jax_enable_x64", False)
-    assert config_of(tmp_path)["steps"] == 12
+    assert config_of(tmp_path).steps == 12
 
 
 def test_commit_is_that_of_the_checkout_and_not_of_a_repository_around_an_installed_copy(

@@ -52,7 +52,7 @@ def test_one_fold_tests_the_next_validates_and_the_others_train(folds_dir, fold,
 
 
 def test_training_reads_the_fold_that_the_config_names(config, folds_dir):
-    config.data.update(dir=str(folds_dir), pool=1, fold=1)
+    config = config.replaced({"data.dir": str(folds_dir), "data.pool": 1, "data.fold": 1})
     assert len(load_images(config, "train")) == 11 + 14 + 15
 
 
