@@ -21,6 +21,7 @@ from dscint_jax.config import (
 from dscint_jax.errors import DscintError
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
+DOCS = CONFIGS.parent / "docs"
 
 # Prints what the flags and 100 training images in batches of 10 make of the durations.
 PROGRAM = """
@@ -106,6 +107,13 @@ def test_copy_has_other_values_and_the_config_stays():
     assert other.model_options == {"norm": "batch", "hidden": 8}
     assert config == Config(model_options={"norm": "batch"})
     assert other.replaced({"model_options": {}}).model_options == {}
+
+
+def test_reference_of_the_documents_is_what_the_fields_say():
+    spec = importlib.util.spec_from_file_location("make", DOCS / "make_configuration.py")
+    make = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make)
+    assert make.FILE.read_text() == make.text(), "run python docs/make_configuration.py"
 
 
 def test_group_is_checked_when_it_is_made():
