@@ -11,10 +11,10 @@ FILE = Path(__file__).parent / "reference" / "configuration.md"
 
 HEAD = """# Configuration
 
-Every field of a config, as `--config.FIELD=VALUE` sets it, with the values of `configs/dscint.py`. A config
-file of your own is a copy of that one: it states what differs. A length of training may be a number of steps
-or a text such as `30 epochs`, `50_000 examples` or `5 %`. Written from `dscint_jax/config.py` by
-`python docs/make_configuration.py`.
+Every field of a config, as `--config.FIELD=VALUE` sets it, with the values of `configs/dscint.py`.
+A config file of your own is a copy of that one: it states what differs. A length of training may be
+a number of steps or a text such as `30 epochs`, `50_000 examples` or `5 %`. Written from
+`dscint_jax/config.py` by `python docs/make_configuration.py`.
 
 | field | value | meaning |
 |---|---|---|

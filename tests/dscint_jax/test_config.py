@@ -1,5 +1,6 @@
 """Configs: what a field may hold, durations in every unit, files and the command line."""
 
+import importlib.util
 import json
 import subprocess
 import sys
