@@ -29,8 +29,8 @@ NOTE = """\
 parameters      trained numbers
 weight layers   kernels of convolutions + matrices of fully connected layers,
                 also those of shortcuts and gates of attention
-GFLOPs          of one example's forward pass, as XLA counts them: a multiply-add
-                is two, and padding is not computed
+GFLOPs          of one example's forward pass, as XLA counts them: two of a
+                multiply-add, none of padding
 activations     what back-propagation keeps of a training batch, before XLA
                 merges and recomputes"""
 
