@@ -43,7 +43,7 @@ class Limits:
         for number in value if isinstance(value, tuple) else (value,):
             if not isinstance(number, (int, float)):
                 continue
-            if not math.isfinite(number):
+            if isinstance(number, float) and not math.isfinite(number):
                 return "finite"
             if number < self.least:
                 return f"at least {self.least}"

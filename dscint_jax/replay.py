@@ -152,7 +152,7 @@ def read_dump(workdir: Path, step: int | None = None) -> Dump:
 
 
 def replay(workdir: Path, step: int | None = None) -> tuple[Dump, list[Finding]]:
-    """Takes a kept step again, on one device, operation by operation.
+    """Takes a kept step again, on one device; one that is not finite operation by operation too.
 
     Returns:
       What was kept; and what is not finite, what comes first first, nothing if all is finite.
@@ -161,18 +161,17 @@ def replay(workdir: Path, step: int | None = None) -> tuple[Dump, list[Finding]]
       DscintError: as `read_dump`.
     """
     dump = read_dump(workdir, step)
+    take_step = functools.partial(_metrics_and_gradients, recipe=dump.recipe)
+    metrics, gradients = jax.jit(take_step)(dump.state, dump.batch)
+    found = _not_finite("metric ", metrics) + _not_finite("gradient of ", gradients)
     # Of NumPy's arrays NumPy would do some operations, which JAX does not watch.
-    state, batch = jax.tree.map(jnp.asarray, (dump.state, dump.batch))
-    take_step = functools.partial(_metrics_and_gradients, state, batch, dump.recipe)
-    with jax.disable_jit():
-        metrics, gradients = take_step()
-        found = _not_finite("metric ", metrics) + _not_finite("gradient of ", gradients)
-        first = _first_operation(take_step) if found else []
+    arrays = jax.tree.map(jnp.asarray, (dump.state, dump.batch))
+    first = _first_operation(lambda: take_step(*arrays)) if found else []
     return dump, [*_given(dump), *first, *_alone(dump), *found]
 
 
 def _metrics_and_gradients(
-    state: TrainState, batch: HostBatch, recipe: Recipe
+    state: TrainState, batch: HostBatch, *, recipe: Recipe
 ) -> tuple[dict[str, jax.Array], Any]:
     """What a training step computes, with the gradients that it hands to the optimizer."""
     seen = []
@@ -194,7 +193,7 @@ def _first_operation(take_step: Callable[[], Any]) -> list[Finding]:
         (jax.debug_infs, "no nan; the first infinite result, unless it is meant, as padding is"),
     ):
         try:
-            with watch(True):
+            with jax.disable_jit(), watch(True):
                 take_step()
         except FloatingPointError as error:
             operation = str(error).rpartition(" encountered in ")[2]
@@ -293,7 +292,7 @@ def main() -> None:
         prog="python -m dscint_jax.replay",
         description="Take a step whose loss was not finite again: what fails first?",
         epilog=(
-            "The step is taken on one device, operation by operation. "
+            "The step is taken on one device, and, if it is not finite, operation by operation. "
             f"Exit status: 0 if it is not finite again, {NOT_REPRODUCED} if it is, 2 bad input."
         ),
     )

@@ -24,7 +24,7 @@ import pytest
 # Every annotated function checks its arguments and results, shapes among them, wherever a test
 # calls it in this process. As PEP 484 has it, an int is a float.
 jaxtyping.install_import_hook(
-    ["dscint_jax", "tfds_builder"],
+    ["tfds_builder"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

@@ -27,10 +27,10 @@ from dscint_jax.models import cost
 
 NOTE = """\
 parameters      trained numbers
-weight layers   kernels of convolutions + matrices of fully connected layers,
-                also those of shortcuts and gates of attention
-GFLOPs          of one example's forward pass, as XLA counts them: a multiply-add
-                is two, and padding is not computed
+kernels         of convolutions + of fully connected layers; shortcuts, parallel
+                branches and the gates of attention have theirs too
+GFLOPs          of one example's forward pass, as XLA counts them: two of a
+                multiply-add, none of padding
 activations     what back-propagation keeps of a training batch, before XLA
                 merges and recomputes"""
 
@@ -152,7 +152,7 @@ def _costs_table(settings: argparse.Namespace, costs: dict[str, cost.Cost]) -> T
     )
     table.add_column("network", overflow="fold")
     table.add_column("parameters", justify="right")
-    table.add_column("weight\nlayers", justify="right", no_wrap=True)
+    table.add_column("kernels", justify="right", no_wrap=True)
     table.add_column("GFLOPs", justify="right")
     table.add_column(f"activations\nof {settings.batch}, GiB", justify="right")
     for name, found in costs.items():

@@ -84,12 +84,12 @@ def network_cost(
     """
     model = abstract_network(name, num_classes=num_classes, channels=channels, options=options)
     shape = example_shape(model, size, channels)
-    axes = [leaf.ndim for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))]
+    convolutions, fully_connected = kernel_counts(model)
     with _reading(name, shape):
         return Cost(
             parameters=parameter_count(model),
-            convolutions=axes.count(4),
-            fully_connected=axes.count(2),
+            convolutions=convolutions,
+            fully_connected=fully_connected,
             flops=forward_flops(model, shape),
             activation_bytes=activation_bytes(model, shape, batch=batch),
         )
@@ -160,6 +160,12 @@ def example_shape(model: nnx.Module, size: tuple[int, int], channels: int) -> tu
 def parameter_count(model: nnx.Module) -> int:
     """Trained numbers; running statistics are none."""
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def kernel_counts(model: nnx.Module) -> tuple[int, int]:
+    """How many parameters have four axes, as kernels of convolutions, and two, as matrices."""
+    axes = [leaf.ndim for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))]
+    return axes.count(4), axes.count(2)
 
 
 def layers_of(model: nnx.Module, shape: Sequence[int]) -> list[Layer]:
