@@ -252,9 +252,9 @@ def main(argv: Sequence[str]) -> None:
         from dscint_jax.profiling import parse_window
         from dscint_jax.train import train
 
-        use_compilation_cache()
         window = parse_window(_PROFILE.value) if _PROFILE.value is not None else None
         status = _STATUS_WHEN_STOPPED.value
+        use_compilation_cache()
         try:
             train(
                 *(_read_config(), _read_workdir()),
