@@ -31,8 +31,8 @@ LOOK_EVERY_S = 1.0
 LINGER_S = 5.0
 SHOWN = 8
 LOST_CONNECTION = re.compile(r"\bgloo\b|\bnccl|connection (closed|reset) by peer", re.IGNORECASE)
-PACKAGES = ("dscint-jax", "jax", "jaxlib")
-PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin", "libtpu", "jax-rocm7-plugin")
+PACKAGES = ("dscint-jax", "jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin")
+PACKAGES += ("jax-rocm7-plugin", "libtpu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ def barrier(cluster: Cluster, name: str, timeout_s: float = TIMEOUT_S) -> None:
     except jax.errors.JaxRuntimeError as error:
         # JAX lists who did not come, each with its number as the last of a line.
         listed = str(error).partition("timed out task names:")[2].partition("RPC:")[0]
-        missing = [int(found[-1]) for line in listed.split("\n") if (found := _numbers(line))]
+        missing = [int(number) for number in re.findall(r"(\d+)\D*$", listed, re.MULTILINE)]
         absent = f"; missing: {in_words(missing)}" if missing else ""
         raise DscintError(
             f"the processes did not all reach '{name}' within {timeout_s:g} s{absent}; see their "
@@ -128,7 +128,7 @@ def gather(cluster: Cluster, name: str, value: str, timeout_s: float = TIMEOUT_S
     client, folder = store(), f"{PREFIX}/{name}/values"
     client.key_value_set(f"{folder}/{cluster.process_index}", value, allow_overwrite=True)
     barrier(cluster, name, timeout_s)
-    found = {int(_last(key)): text for key, text in client.key_value_dir_get(folder)}
+    found = {int(key.rpartition("/")[2]): text for key, text in client.key_value_dir_get(folder)}
     # None overwrites its value before all have read it.
     barrier(cluster, f"{name} (read)", timeout_s)
     return [found[index] for index in sorted(found)]
@@ -191,11 +191,10 @@ def check_software(cluster: Cluster) -> None:
     Raises:
       DscintError: versions, visible GPUs, platforms or numbers of processes differ.
     """
-    plugins = [name for name in PLUGINS if _version(name) != "not installed"]
     facts = {
         # JAX lets processes pass that were told different numbers.
         "the number of processes": str(cluster.process_count),
-        **{f"the version of {name}": _version(name) for name in (*PACKAGES, *plugins)},
+        **{f"the version of {name}": _version(name) for name in PACKAGES},
         "JAX_PLATFORMS": jax.config.jax_platforms or "not set",
         "the number of visible GPUs": str(visible_gpus()),
     }
@@ -279,7 +278,7 @@ def publish_failure(cluster: Cluster, reason: str) -> None:
         deadline = time.monotonic() + LINGER_S
         while cluster.is_first and time.monotonic() < deadline:
             gone = client.key_value_dir_get(f"{PREFIX}/gone") + client.key_value_dir_get(FAILURES)
-            if len({_last(key) for key, _ in gone}) == cluster.process_count:
+            if len({key.rpartition("/")[2] for key, _ in gone}) == cluster.process_count:
                 break
             time.sleep(LOOK_EVERY_S / 10)
     except jax.errors.JaxRuntimeError:
@@ -308,14 +307,6 @@ def _failure_elsewhere() -> str:
         if failures := store().key_value_dir_get(FAILURES):
             return failures[0][1]
     return ""
-
-
-def _last(key: str) -> str:
-    return key.rpartition("/")[2]
-
-
-def _numbers(text: str) -> list[str]:
-    return re.findall(r"\d+", text)
 
 
 def _version(package: str) -> str:

@@ -10,7 +10,6 @@ import importlib.util
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,16 +31,15 @@ HEARTBEAT_TIMEOUT_S = 20
 """A process that has died ends the others within about this time."""
 
 LAUNCHERS = {
-    "environment": ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),
-    "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    "environment": ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID", ""),
+    "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OmpiCluster"),
     # Only srun sets the first, and to 1 in a shell inside an allocation of several tasks.
-    "SLURM": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    "SLURM": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SlurmCluster"),
 }
-"""The variables that hold the number of processes and that of this one."""
+"""The variables of the number of processes and of this one's; JAX's class that knows the rest."""
 
 CONNECT_S = 5.0
 WAITING_LINE_EVERY_S = 20.0
-STARTED = "started"
 
 
 def find_cluster(
@@ -67,14 +65,14 @@ def find_cluster(
         if len(absent) < len(flags):
             raise DscintError("--distributed=off and --coordinator_address exclude each other")
         return ALONE
-    if len(absent) == len(flags):
-        return _of_environment()
-    if absent:
-        raise DscintError(
-            f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing: "
-            f"{', '.join(flags)} go together"
-        )
-    return _checked("flags", tuple(flags), coordinator_address, num_processes, process_id)
+    if not absent:
+        return _place("flags", coordinator_address, num_processes, process_id)
+    if len(absent) < len(flags):
+        raise DscintError(f"missing: {' and '.join(absent)}; {', '.join(flags)} go together")
+    for kind, (count, index, detected) in LAUNCHERS.items():
+        if count in os.environ:
+            return _launched(kind, count, index, detected)
+    return Cluster(0, 0, "TPU", host=socket.gethostname()) if _on_several_tpus() else ALONE
 
 
 def join(cluster: Cluster, timeout_s: float, workdir: Path | None) -> Cluster:
@@ -109,64 +107,60 @@ def join(cluster: Cluster, timeout_s: float, workdir: Path | None) -> Cluster:
     with _without_proxies(), _noted(cluster, workdir) as note:
         # In a thread, as JAX does not hear a Ctrl-C meanwhile.
         pool = ThreadPoolExecutor(1)
-        try:
-            joined = pool.submit(jax.distributed.initialize, **arguments)
-            _wait(joined, cluster, timeout_s, note)
-        except (RuntimeError, ValueError) as error:
-            raise DscintError(f"JAX cannot join the processes of the run: {error}") from error
-        finally:
-            pool.shutdown(wait=False)
-    _restore_sigterm()
+        joined = pool.submit(jax.distributed.initialize, **arguments)
+        pool.shutdown(wait=False)
+        _wait(joined, cluster, timeout_s, note)
+    # JAX's preemption service has taken it.
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
     if cluster.kind == "TPU":
-        cluster = dataclasses.replace(
-            cluster, process_index=jax.process_index(), process_count=jax.process_count()
-        )
-        if cluster.process_count == 1:
+        index, count = jax.process_index(), jax.process_count()
+        cluster = dataclasses.replace(cluster, process_index=index, process_count=count)
+        if count == 1:
             jax.distributed.shutdown()
             return ALONE
     return dataclasses.replace(cluster, watch=FailureWatch(cluster))
 
 
-def _of_environment() -> Cluster:
-    environment = os.environ
-    kind = next((kind for kind, (size, _) in LAUNCHERS.items() if environment.get(size)), None)
-    if kind is None:
-        return Cluster(0, 0, "TPU", host=socket.gethostname()) if _on_several_tpus() else ALONE
-    size, rank = LAUNCHERS[kind]
-    index = environment.get(rank)
-    if kind == "environment":
-        index = index or environment.get("JOB_COMPLETION_INDEX")
-    if environment[size] == "1":
+def _place(kind: str, address: str, count: int, index: int) -> Cluster:
+    _host_and_port(address)
+    if not 0 <= index < count:
+        raise DscintError(
+            f"this is process {index} of {count}; they are numbered from 0 to {count - 1}"
+        )
+    here = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    return Cluster(index, count, kind, address, here) if count > 1 else ALONE
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise DscintError(f"the coordinator '{address}' is not HOST:PORT, such as node1:12345")
+    return host.strip("[]"), int(port)
+
+
+def _launched(kind: str, count: str, index: str, detected: str) -> Cluster:
+    """The place that the variables of these names tell."""
+    if kind == "environment" and "JOB_COMPLETION_INDEX" in os.environ:
+        # An indexed job of Kubernetes.
+        index = "JOB_COMPLETION_INDEX"
+    if _number(count) == 1:
         return ALONE
-    names = ("JAX_COORDINATOR_ADDRESS", size, rank)
-    for name, text in ((size, environment[size]), (rank, index)):
-        if text and not text.isdecimal():
-            raise DscintError(f"{name}={text} in the environment is not a number")
-    address = environment.get(names[0])
-    if not address and kind != "environment":
-        address = _coordinator_of(kind)
-    if not address or not index:
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if not address and detected:
+        from jax._src import clusters
+
+        port = os.environ.get("JAX_COORDINATOR_PORT")
+        # Open MPI 5 does not tell what JAX looks for.
+        with contextlib.suppress(KeyError, RuntimeError, ValueError):
+            address = getattr(clusters, detected).get_coordinator_address(
+                timeout_secs=None, override_coordinator_port=port
+            )
+    if not address:
         raise DscintError(
-            f"{size} is set and {names[0] if not address else rank} is not; set all of "
-            f"{', '.join(names)}, or none"
+            f"{count} is set, and nothing says where process 0 is; set the variable "
+            f"JAX_COORDINATOR_ADDRESS, with mpirun by -x JAX_COORDINATOR_ADDRESS=HOST:PORT"
         )
-    return _checked(kind, names, address, int(environment[size]), int(index))
-
-
-def _coordinator_of(kind: str) -> str:
-    """Where JAX's own detection puts process 0, such as 'node1:61441'."""
-    from jax._src import clusters
-
-    detected = {"Open MPI": clusters.OmpiCluster, "SLURM": clusters.SlurmCluster}[kind]
-    try:
-        return detected.get_coordinator_address(
-            timeout_secs=None, override_coordinator_port=os.environ.get("JAX_COORDINATOR_PORT")
-        )
-    except (KeyError, RuntimeError, ValueError):
-        raise DscintError(
-            f"{kind} does not say where process 0 is; set JAX_COORDINATOR_ADDRESS=HOST:PORT, with "
-            f"mpirun by -x JAX_COORDINATOR_ADDRESS=HOST:PORT"
-        ) from None
+    return _place(kind, address, _number(count), _number(index))
 
 
 def _on_several_tpus() -> bool:
@@ -180,19 +174,11 @@ def _on_several_tpus() -> bool:
     return "TPU_SKIP_MDS_QUERY" not in os.environ and bool(importlib.util.find_spec("libtpu"))
 
 
-def _checked(kind: str, names: tuple[str, ...], address: str, count: int, index: int) -> Cluster:
-    """The place; the names are those under which the user gave the values."""
-    host, colon, port = address.rpartition(":")
-    if not (host and colon and port.isdecimal() and 0 < int(port) < 2**16):
-        raise DscintError(f"{names[0]} '{address}' is not HOST:PORT, such as node1:12345")
-    if count < 1:
-        raise DscintError(f"{names[1]} is {count}; it counts from 1")
-    if not 0 <= index < count:
-        raise DscintError(
-            f"{names[2]} is {index}; with {names[1]} {count} it is one of 0 to {count - 1}"
-        )
-    here = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    return Cluster(index, count, kind, address, here) if count > 1 else ALONE
+def _number(name: str, default: str = "") -> int:
+    text = os.environ.get(name, default)
+    if not text.isdecimal():
+        raise DscintError(f"{name}={text} in the environment is not a number")
+    return int(text)
 
 
 def _local_gpus(cluster: Cluster) -> list[int] | None:
@@ -204,17 +190,16 @@ def _local_gpus(cluster: Cluster) -> list[int] | None:
     Raises:
       DscintError: the GPUs cannot be shared out evenly.
     """
-    environment = os.environ
     index, here = 0, 1
     if cluster.kind == "Open MPI":
-        index = int(environment.get("OMPI_COMM_WORLD_LOCAL_RANK", 0))
-        here = int(environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", 1))
+        index = _number("OMPI_COMM_WORLD_LOCAL_RANK", "0")
+        here = _number("OMPI_COMM_WORLD_LOCAL_SIZE", "1")
     elif cluster.kind == "SLURM":
-        index = int(environment.get("SLURM_LOCALID", 0))
-        here = -(-cluster.process_count // int(environment.get("SLURM_STEP_NUM_NODES", 1)))
+        index = _number("SLURM_LOCALID", "0")
+        here = -(-cluster.process_count // _number("SLURM_STEP_NUM_NODES", "1"))
     gpus = visible_gpus()
     # One GPU visible to each of several processes: each was given its own.
-    if here == 1 or gpus <= 1 or environment.get("JAX_LOCAL_DEVICE_IDS"):
+    if here == 1 or gpus <= 1 or os.environ.get("JAX_LOCAL_DEVICE_IDS"):
         return None
     share, rest = divmod(gpus, here)
     if rest or not share:
@@ -227,7 +212,7 @@ def _local_gpus(cluster: Cluster) -> list[int] | None:
 
 def _check_port(cluster: Cluster) -> None:
     """Raises DscintError if the port is taken; two coordinators of JAX would share it unheard."""
-    host, port = _host_and_port(cluster)
+    host, port = _host_and_port(cluster.coordinator)
     with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -246,17 +231,15 @@ def _noted(cluster: Cluster, workdir: Path | None) -> Iterator[Path | None]:
 
     After a failure it stays, as others may have yet to see that this process was there.
     """
-    note = workdir / STARTED / str(cluster.process_index) if workdir else None
-    try:
+    note = workdir / "started" / str(cluster.process_index) if workdir else None
+    # A finished run may lie where nothing can be written.
+    with contextlib.suppress(OSError):
         if note:
             note.parent.mkdir(parents=True, exist_ok=True)
             note.touch()
-    except OSError:
-        # A finished run may lie where nothing can be written.
-        note = None
     yield note
-    if note:
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        if note:
             note.unlink()
             note.parent.rmdir()
 
@@ -265,14 +248,17 @@ def _wait(joined: Future, cluster: Cluster, timeout_s: float, note: Path | None)
     """Returns when all have joined; says now and then what is waited for.
 
     Raises:
-      DscintError: they have not, in time. RuntimeError, ValueError: JAX's own.
+      DscintError: they have not, in time, or JAX refuses something.
     """
     deadline = time.monotonic() + timeout_s
     while (left := deadline - time.monotonic()) > 0:
-        with contextlib.suppress(TimeoutError):
+        try:
             return joined.result(min(left, WAITING_LINE_EVERY_S))
-        if left > WAITING_LINE_EVERY_S:
-            print(f"waiting: {_why_apart(cluster, timeout_s, note)}", flush=True)
+        except TimeoutError:
+            if left > WAITING_LINE_EVERY_S:
+                print(f"waiting: {_why_apart(cluster, timeout_s, note)}", flush=True)
+        except (RuntimeError, ValueError) as error:
+            raise DscintError(f"JAX cannot join the processes of the run: {error}") from error
     raise DscintError(
         f"{cluster.who} has not met the others at {cluster.coordinator or 'the TPU slice'} within "
         f"{timeout_s:g} s: {_why_apart(cluster, timeout_s, note)}; see their logs, or wait longer "
@@ -281,43 +267,32 @@ def _wait(joined: Future, cluster: Cluster, timeout_s: float, note: Path | None)
 
 
 def _why_apart(cluster: Cluster, timeout_s: float, note: Path | None) -> str:
-    if not cluster.coordinator:
+    if cluster.kind == "TPU":
         return "not all have come"
-    host, port = _host_and_port(cluster)
+    (name, port), node = _host_and_port(cluster.coordinator), cluster.host
     try:
-        socket.create_connection((host, port), timeout=CONNECT_S).close()
+        socket.create_connection((name, port), timeout=CONNECT_S).close()
     except socket.gaierror:
-        return f"the coordinator's name {host} does not resolve on {cluster.host}"
+        return f"the coordinator's name {name} does not resolve on {node}"
     except OSError as error:
         if cluster.is_first:
-            return f"{cluster.host} is not the coordinator {host}; name the host of process 0"
-        if isinstance(error, ConnectionRefusedError):
-            return f"nobody listens there{_loopback_hint(cluster, host)}"
-        return f"{(error.strerror or str(error)).lower()}; a firewall may be in the way"
-    if note is None:
-        return "not all have come"
-    with contextlib.suppress(OSError):
+            return f"{node} is not the coordinator {name}; name the host of process 0"
+        if not isinstance(error, ConnectionRefusedError):
+            return f"{(error.strerror or str(error)).lower()}; a firewall may be in the way"
+        if not (address := loopback_of(name)):
+            return "nobody listens there"
+        return (
+            f"nobody listens there; on {node} the name {name} resolves to {address}, which is "
+            f"{node} itself: if process 0 runs on another machine, give that one's address, or "
+            f"mend /etc/hosts"
+        )
+    with contextlib.suppress(OSError, AttributeError):
         # Older ones are of an attempt that has given up.
         since = note.stat().st_mtime - timeout_s
         here = {int(n.name) for n in note.parent.iterdir() if n.stat().st_mtime >= since}
         if missing := set(range(cluster.process_count)) - here:
             return f"missing: {in_words(missing)}"
-    return "all have started, but not all with the same number of processes or the same address"
-
-
-def _loopback_hint(cluster: Cluster, host: str) -> str:
-    address = loopback_of(host)
-    if not address:
-        return ""
-    return (
-        f"; on {cluster.host} the name {host} resolves to {address}, which is {cluster.host} "
-        f"itself: if process 0 runs on another machine, give that one's address, or mend /etc/hosts"
-    )
-
-
-def _host_and_port(cluster: Cluster) -> tuple[str, int]:
-    host, _, port = cluster.coordinator.rpartition(":")
-    return host.strip("[]"), int(port)
+    return "not all have come, or not with the same number of processes and the same address"
 
 
 @contextlib.contextmanager
@@ -328,10 +303,3 @@ def _without_proxies() -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
-
-
-def _restore_sigterm() -> None:
-    """Gives SIGTERM back its meaning of before, which JAX's preemption service has taken."""
-    handler = signal.getsignal(signal.SIGTERM)
-    if threading.current_thread() is threading.main_thread() and handler is not None:
-        signal.signal(signal.SIGTERM, handler)

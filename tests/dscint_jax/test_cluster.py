@@ -512,9 +512,10 @@ def test_place_is_read_from_the_environment(started_with, environment, expected)
     ("environment", "message"),
     [
         ({**SLURM, "SLURM_PROCID": "x"}, "SLURM_PROCID=x in the environment is not a number"),
-        ({**SLURM, "SLURM_PROCID": "4"}, "SLURM_PROCID is 4; with SLURM_STEP_NUM_TASKS 4"),
-        ({**SLURM, "JAX_COORDINATOR_ADDRESS": "n"}, "JAX_COORDINATOR_ADDRESS 'n' is not HOST:PORT"),
-        ({**VARIABLES, "JAX_PROCESS_ID": ""}, "JAX_NUM_PROCESSES is set and JAX_PROCESS_ID is not"),
+        ({**SLURM, "SLURM_PROCID": "4"}, "this is process 4 of 4; they are numbered from 0 to 3"),
+        ({**SLURM, "JAX_COORDINATOR_ADDRESS": "n"}, "the coordinator 'n' is not HOST:PORT"),
+        ({**VARIABLES, "JAX_PROCESS_ID": ""}, "JAX_PROCESS_ID= in the environment is not a number"),
+        ({"JAX_NUM_PROCESSES": "2"}, "JAX_NUM_PROCESSES is set, and nothing says where process 0"),
         (
             {k: v for k, v in OPEN_MPI.items() if "uri" not in k},
             "-x JAX_COORDINATOR_ADDRESS=HOST:PORT",
@@ -529,17 +530,17 @@ def test_environment_that_contradicts_itself_is_named(started_with, environment,
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("a:1", None, None), "--num_processes and --process_id are missing"),
-        (("a:1", 2, None), "--process_id is missing"),
-        (("a", 2, 1), "--coordinator_address 'a' is not HOST:PORT"),
-        (("a:0", 2, 1), "--coordinator_address 'a:0' is not HOST:PORT"),
-        (("a:1", 2, 2), "--process_id is 2; with --num_processes 2 it is one of 0 to 1"),
-        (("a:1", 0, 0), "--num_processes is 0"),
+        (("a:1", None, None), "missing: --num_processes and --process_id;"),
+        (("a:1", 2, None), "missing: --process_id;"),
+        (("a", 2, 1), "the coordinator 'a' is not HOST:PORT"),
+        (("a:0", 2, 1), "the coordinator 'a:0' is not HOST:PORT"),
+        (("a:1", 2, 2), "this is process 2 of 2; they are numbered from 0 to 1"),
+        (("a:1", 0, 0), "this is process 0 of 0"),
     ],
 )
-def test_flags_that_do_not_fit_together_are_named(flags, message):
+def test_flags_that_do_not_fit_together_are_named(started_with, flags, message):
     with pytest.raises(DscintError, match=message):
-        find_cluster(*flags, "auto")
+        started_with({}, *flags)
 
 
 def test_flags_go_before_the_environment_and_off_runs_alone(started_with):
