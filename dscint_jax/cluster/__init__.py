@@ -112,8 +112,8 @@ def _run(
             raise
         leave(cluster)
     except BaseException as error:
-        # JAX is not, or no longer, connected, as after a stop by a signal.
-        if not jax.distributed.is_initialized():
+        # All have left together, as after a stop by a signal, or there are no others.
+        if cluster is ALONE or (cluster.watch and not jax.distributed.is_initialized()):
             raise
         _end(cluster, error)
 

@@ -213,16 +213,16 @@ def _local_gpus(cluster: Cluster) -> list[int] | None:
 def _check_port(cluster: Cluster) -> None:
     """Raises DscintError if the port is taken; two coordinators of JAX would share it unheard."""
     host, port = _host_and_port(cluster.coordinator)
-    with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            raise DscintError(
-                f"port {port} of the coordinator {host} cannot be used "
-                f"({(error.strerror or str(error)).lower()}); choose another, with "
-                f"--coordinator_address or the variable JAX_COORDINATOR_PORT"
-            ) from None
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    try:
+        socket.create_server(("", port), family=family, dualstack_ipv6=dual).close()
+    except OSError as error:
+        raise DscintError(
+            f"port {port} of the coordinator {host} cannot be used "
+            f"({(error.strerror or str(error)).lower()}); choose another, with "
+            f"--coordinator_address or the variable JAX_COORDINATOR_PORT"
+        ) from None
 
 
 @contextlib.contextmanager

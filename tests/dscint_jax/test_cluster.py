@@ -265,7 +265,7 @@ def machines(tmp_path):
         _remove_machines(hosts)
         pytest.skip("network namespaces need Linux, iproute2 and root")
 
-    def run(body, **names):
+    def run(body, timeout=15, **names):
         program = PROGRAM.format(body="\n".join("    " + line for line in body.splitlines()))
         for index, node in enumerate(NODES):
             known = {**NODES, **names.get(node, {})}
@@ -324,10 +324,10 @@ def test_machine_whose_own_name_is_loopback_is_named(machines, node):
 
 @pytest.mark.slow
 def test_machine_that_takes_the_coordinator_for_itself_is_named(machines):
-    processes = machines("print('reached')", node2={"node1": "127.0.1.1"})
+    processes = machines("print('reached')", 6, node2={"node1": "127.0.1.1"})
     assert _ends(processes) == [2, 2]
     assert "on node2 the name node1 resolves to 127.0.1.1" in processes[1].err
-    assert "within 15 s: " in processes[0].err
+    assert "within 6 s: " in processes[0].err
 
 
 LOOP = """\
@@ -391,12 +391,12 @@ def test_processes_that_count_differently_are_refused(run):
 
 def test_missing_processes_are_named_in_time_in_one_line(run):
     began = time.monotonic()
-    processes = run("print('reached')", counts=(4, 4), timeout=3)
+    processes = run("print('reached')", counts=(4, 4), timeout=6)
     assert _ends(processes) == [2, 2]
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 30
     for process in processes:
         assert process.err.startswith("error: process ")
-        assert "within 3 s: missing: processes 2, 3; see their logs" in process.err
+        assert "within 6 s: missing: processes 2, 3; see their logs" in process.err
         assert process.err.count("\n") == 1
 
 
@@ -430,8 +430,8 @@ def test_coordinator_that_cannot_be_reached_is_told(monkeypatch, index, host, me
     assert message in _why_apart(cluster, 1, None)
 
 
-def test_port_in_use_is_refused():
-    with socket.create_server(("", 0)) as server:
+def test_port_in_use_is_refused_though_the_other_would_share_it_as_jax_does():
+    with socket.create_server(("", 0), reuse_port=True) as server:
         port = server.getsockname()[1]
         with pytest.raises(DscintError, match=f"port {port} of the coordinator localhost .*in use"):
             _check_port(Cluster(0, 2, "flags", f"localhost:{port}", "vm"))
