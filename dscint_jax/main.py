@@ -274,6 +274,7 @@ def main(argv: Sequence[str]) -> None:
         process_id=_PROCESS_ID.value,
         distributed=_DISTRIBUTED.value,
         initialization_timeout_s=_INITIALIZATION_TIMEOUT.value,
+        workdir=_read_workdir(),
     )
 
 

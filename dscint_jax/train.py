@@ -293,9 +293,8 @@ def _train(
         moments = itertools.count(1)
 
         def asked_to_stop() -> bool:
-            if interruption.signal:
-                stop.request(interruption.signal.name)
-            return stop.should_stop_after(next(moments))
+            wish = interruption.signal.name if interruption.signal else None
+            return stop.should_stop_after(next(moments), wish)
 
         def check(steps_taken: float) -> None:
             step = bad_step(steps_taken)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dscint_jax.cluster.launch import Launch, launch_of_environment
+from dscint_jax.cluster import find_cluster
 from dscint_jax.main import USAGE
 
 PROJECT = Path(__file__).parent.parent
@@ -63,7 +63,7 @@ def test_jobset_restarts_the_whole_set_and_leaves_time_to_save(jobset, job, cont
     assert int(status.partition("=")[2]) > 0
 
 
-def test_every_pod_of_the_jobset_finds_its_place(jobset, job, container):
+def test_every_pod_of_the_jobset_finds_its_place(monkeypatch, jobset, job, container):
     (replicated,) = jobset["spec"]["replicatedJobs"]
     assert replicated["replicas"] == 1
     environment = {each["name"]: each["value"] for each in container["env"]}
@@ -72,8 +72,11 @@ def test_every_pod_of_the_jobset_finds_its_place(jobset, job, container):
     coordinator = f"{pod_0}.{jobset['spec']['network']['subdomain']}:{port}"
     assert job["completions"] == job["parallelism"]
     for index in range(job["parallelism"]):
-        launch = launch_of_environment({**environment, "JOB_COMPLETION_INDEX": str(index)})
-        assert launch == Launch("environment", coordinator, index, job["parallelism"])
+        for name, value in {**environment, "JOB_COMPLETION_INDEX": str(index)}.items():
+            monkeypatch.setenv(name, value)
+        cluster = find_cluster(None, None, None, "auto")
+        assert (cluster.kind, cluster.coordinator) == ("environment", coordinator)
+        assert (cluster.process_index, cluster.process_count) == (index, job["parallelism"])
 
 
 def test_jobset_mounts_its_volumes_and_gives_flags_that_exist(job, container):

@@ -1,30 +1,27 @@
 """Several processes, on one machine or many, that train as one.
 
-    run_together(lambda cluster: train(config, workdir, cluster=cluster), distributed="auto")
+    run_together(train_in, distributed="auto", workdir=workdir)
 
-In: how the processes were started (flags, SLURM, Kubernetes, Open MPI, TPU; `launch`). Out: a
-`Cluster`, or one line that says what is wrong (`rendezvous`, `agreement`). All end together:
-normally, with an error, or after the same step (`stopping`). A process alone pays nothing.
+In: what each process is to do, and how it was started (`joining`). Out: nothing; all end together:
+normally, with an error (`cluster`), or after the same step (`agreed_stop`).
 """
 
 import contextlib
+import functools
 import os
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 import jax
 
-from dscint_jax.cluster.agreement import (
+from dscint_jax.cluster.agreed_stop import AgreedStop
+from dscint_jax.cluster.cluster import (
     ALONE,
     Cluster,
-    FailureWatch,
-    agree,
     barrier,
-    broadcast,
     cause_elsewhere,
     check_devices,
     check_software,
@@ -33,35 +30,20 @@ from dscint_jax.cluster.agreement import (
     preflight,
     publish_failure,
 )
-from dscint_jax.cluster.launch import (
-    Launch,
-    launch_of_environment,
-    launch_of_flags,
-    local_devices,
-)
-from dscint_jax.cluster.rendezvous import meet, wait_for_coordinator
-from dscint_jax.cluster.stopping import AgreedStop
-from dscint_jax.errors import DscintError, run_command
+from dscint_jax.cluster.joining import find_cluster, join
+from dscint_jax.errors import run_command
 
 __all__ = [
     "ALONE",
     "AgreedStop",
     "Cluster",
-    "agree",
     "barrier",
-    "broadcast",
     "config_facts",
     "gather",
     "leave",
     "preflight",
     "run_together",
-    "start",
 ]
-
-INITIALIZATION_TIMEOUT_S = 60
-HEARTBEAT_TIMEOUT_S = 20
-"""A process that has died ends the others within about this time."""
-
 
 END_TIMEOUT_S = 600
 """How long a process that has finished waits for the others to finish."""
@@ -74,7 +56,8 @@ def run_together(
     num_processes: int | None = None,
     process_id: int | None = None,
     distributed: str = "auto",
-    initialization_timeout_s: float = INITIALIZATION_TIMEOUT_S,
+    initialization_timeout_s: float = 60,
+    workdir: Path | None = None,
 ) -> None:
     """Runs a command's `main` as `run_command` does, in all processes of the run.
 
@@ -82,67 +65,23 @@ def run_together(
     when it has failed in one, which ends the others with status 1 and a line on stderr.
 
     Args:
-      main: what to do; it gets the cluster.
-      coordinator_address, num_processes, process_id, distributed, initialization_timeout_s: as
-        `start` takes them.
-    """
-    cluster, failure = ALONE, ""
-
-    def join_and_run() -> None:
-        nonlocal cluster, failure
-        launch = find_launch(coordinator_address, num_processes, process_id, distributed)
-        try:
-            cluster = _join(launch, initialization_timeout_s)
-            _check(cluster)
-            try:
-                main(cluster)
-            except SystemExit:
-                leave(cluster)
-                raise
-            leave(cluster)
-        except BaseException as error:
-            # From here on this process says itself why it ends.
-            if cluster.watch:
-                cluster.watch.close()
-                error = cause_elsewhere(cluster, error)
-            failure = " ".join(str(error).split()) or type(error).__name__
-            raise error
-
-    try:
-        run_command(join_and_run)
-    except BaseException as error:
-        if cluster.process_count == 1 or not jax.distributed.is_initialized():
-            raise
-        _fail(cluster, error, failure)
-
-
-def start(
-    *,
-    coordinator_address: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
-    distributed: str = "auto",
-    initialization_timeout_s: float = INITIALIZATION_TIMEOUT_S,
-) -> Cluster:
-    """Joins the other processes of the run, if there are any; before any device is touched.
-
-    Args:
+      main: what to do; it gets the cluster, and no device has been touched before.
       coordinator_address: HOST:PORT of process 0; this and the next two go together.
       num_processes: of the run, on all machines.
       process_id: of this process, from 0.
       distributed: 'auto' asks the environment where these three are not given; 'off' runs alone.
       initialization_timeout_s: how long to wait for the other processes.
-
-    Returns:
-      the cluster; `leave` ends it.
-
-    Raises:
-      DscintError: the processes do not find each other, or differ in software or devices.
+      workdir: a folder that all processes see, in which they note that they have started.
     """
-    launch = find_launch(coordinator_address, num_processes, process_id, distributed)
-    cluster = _join(launch, initialization_timeout_s)
-    _check(cluster)
-    return cluster
+
+    def find_and_run() -> None:
+        place = find_cluster(coordinator_address, num_processes, process_id, distributed)
+        if place is ALONE:
+            main(ALONE)
+        else:
+            _run(main, place, initialization_timeout_s, workdir)
+
+    run_command(find_and_run)
 
 
 def leave(cluster: Cluster) -> None:
@@ -155,122 +94,51 @@ def leave(cluster: Cluster) -> None:
         return
     # Until all are here, the failure of one must still end the others.
     barrier(cluster, "end", END_TIMEOUT_S)
-    if cluster.watch:
-        cluster.watch.close()
+    cluster.watch.close()
     jax.distributed.shutdown()
 
 
-def find_launch(
-    coordinator_address: str | None,
-    num_processes: int | None,
-    process_id: int | None,
-    distributed: str,
-    environment: Mapping[str, str] = os.environ,
-) -> Launch | None:
-    """How this process was started; None if it runs alone. Arguments as of `start`.
-
-    Raises:
-      DscintError: flags or environment contradict themselves.
-    """
-    launch = launch_of_flags(coordinator_address, num_processes, process_id)
-    if distributed == "off":
-        if launch:
-            raise DscintError("--distributed=off and --coordinator_address exclude each other")
-        return None
-    launch = launch or launch_of_environment(environment)
-    return launch if launch and launch.process_count != 1 else None
-
-
-def _join(launch: Launch | None, timeout_s: float) -> Cluster:
-    if launch is None:
-        return ALONE
-    # Processes on CPUs exchange gradients by it; on accelerators it is not asked.
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    timeouts = {
-        "initialization_timeout": max(int(timeout_s), 1),
-        "heartbeat_timeout_seconds": HEARTBEAT_TIMEOUT_S,
-    }
-    if launch.kind == "TPU":
-        return _join_tpu(launch, timeouts)
-    devices = local_devices(launch, os.environ)
-    meet(launch, timeout_s, behind_service="KUBERNETES_SERVICE_HOST" in os.environ)
-    if launch.process_index > 0:
-        wait_for_coordinator(launch)
+def _run(
+    main: Callable[[Cluster], None], cluster: Cluster, timeout_s: float, workdir: Path | None
+) -> None:
     try:
-        with _without_proxies():
-            jax.distributed.initialize(
-                launch.coordinator,
-                launch.process_count,
-                launch.process_index,
-                local_device_ids=devices,
-                # It would give a process that is alone on its machine one GPU only.
-                cluster_detection_method="deactivate",
-                **timeouts,
-            )
-    except RuntimeError as error:
-        raise DscintError(
-            f"JAX cannot join the processes at {launch.coordinator}: {error}"
-        ) from error
-    _restore_sigterm()
-    return Cluster(
-        launch.process_index,
-        launch.process_count,
-        launch.kind,
-        launch.coordinator,
-        launch.node,
-        FailureWatch(launch.process_index, f"process {launch.process_index} on {launch.node}"),
-    )
-
-
-def _join_tpu(launch: Launch, timeouts: Mapping[str, int]) -> Cluster:
-    """A TPU slice, whose hosts JAX finds by itself."""
-    try:
-        jax.distributed.initialize(**timeouts)
-    except (RuntimeError, ValueError) as error:
-        raise DscintError(
-            f"JAX cannot join the hosts of the TPU slice: {error}; --distributed=off runs alone"
-        ) from error
-    _restore_sigterm()
-    index, count = jax.process_index(), jax.process_count()
-    if count == 1:
-        jax.distributed.shutdown()
-        return ALONE
-    who = f"process {index} on {launch.node}"
-    return Cluster(index, count, launch.kind, "", launch.node, FailureWatch(index, who))
-
-
-def _check(cluster: Cluster) -> None:
-    if cluster.process_count > 1:
+        cluster = join(cluster, timeout_s, workdir)
         check_software(cluster)
         check_devices(cluster)
+        try:
+            main(cluster)
+        except SystemExit:
+            leave(cluster)
+            raise
+        leave(cluster)
+    except BaseException as error:
+        # All have left together, as after a stop by a signal, or there are no others.
+        if cluster is ALONE or (cluster.watch and not jax.distributed.is_initialized()):
+            raise
+        _end(cluster, error)
 
 
-@contextlib.contextmanager
-def _without_proxies() -> Iterator[None]:
-    """Hides the variables of a web proxy, which JAX would ask for the way to the coordinator."""
-    hidden = {name: os.environ.pop(name) for name in list(os.environ) if "_proxy" in name.lower()}
+def _end(cluster: Cluster, error: BaseException) -> NoReturn:
+    """Ends this process in an error as `run_command` would, and lets the others know."""
+    if cluster.watch:
+        cluster.watch.close()
+        error = cause_elsewhere(cluster, error)
+    status = 1
     try:
-        yield
-    finally:
-        os.environ.update(hidden)
-
-
-def _restore_sigterm() -> None:
-    """Gives SIGTERM back its meaning of before, which JAX's preemption service has taken."""
-    handler = signal.getsignal(signal.SIGTERM)
-    if threading.current_thread() is threading.main_thread() and handler is not None:
-        signal.signal(signal.SIGTERM, handler)
-
-
-def _fail(cluster: Cluster, error: BaseException, failure: str) -> NoReturn:
-    """Ends this process in an error, and lets the others know."""
-    status = error.code if isinstance(error, SystemExit) else 1
-    if not isinstance(error, SystemExit):
-        traceback.print_exception(error)
-    publish_failure(cluster, failure)
+        run_command(functools.partial(_raise, error))
+    except SystemExit as ending:
+        status = ending.code
+    except BaseException:
+        traceback.print_exc()
+    if cluster.watch:
+        publish_failure(cluster, " ".join(str(error).split()) or type(error).__name__)
     for stream in (sys.stdout, sys.stderr):
         # A stream that could not be written is None, or fails again.
         with contextlib.suppress(AttributeError, OSError, ValueError):
             stream.flush()
     # A normal exit would wait for the others, which wait for this process.
     os._exit(status if isinstance(status, int) and status else 1)
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error

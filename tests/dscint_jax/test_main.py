@@ -182,7 +182,7 @@ def test_only_a_run_stopped_by_sigterm_ends_with_the_given_status(status, argume
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["--num_processes=2", "--process_id=1"], "--coordinator_address is missing"),
+        (["--num_processes=2", "--process_id=1"], "missing: --coordinator_address"),
         (["--distributed=maybe"], "--distributed=maybe"),
     ],
 )

@@ -35,9 +35,9 @@ run_together(main)
 """
 
 ALONE = """
-from dscint_jax.cluster import start
+from dscint_jax.cluster import run_together
 
-print(start())
+run_together(print)
 """
 
 FAILS_IN_ONE = """

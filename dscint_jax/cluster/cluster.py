@@ -7,71 +7,32 @@ part. Every wait has an end, and an error names the processes that did not come 
 import contextlib
 import dataclasses
 import importlib.metadata
+import ipaddress
 import json
 import os
 import re
+import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 
-from dscint_jax.cluster.launch import visible_gpus
-from dscint_jax.cluster.rendezvous import (
-    addresses_of,
-    are_loopback,
-    machine_identity,
-    numbers,
-)
 from dscint_jax.config import Config
 from dscint_jax.errors import DscintError
 
 PREFIX = "dscint"
+FAILURES = f"{PREFIX}/failures"
 TIMEOUT_S = 120.0
 LOOK_EVERY_S = 1.0
 LINGER_S = 5.0
+SHOWN = 8
 LOST_CONNECTION = re.compile(r"\bgloo\b|\bnccl|connection (closed|reset) by peer", re.IGNORECASE)
-
-
-class FailureWatch:
-    """While active, ends this process with a line on stderr soon after another has failed.
-
-    Args:
-      process_index: of this process.
-      who: this process's name in messages.
-    """
-
-    def __init__(self, process_index: int, who: str) -> None:
-        self._process_index = process_index
-        self._who = who
-        self._client = store()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="failure watch", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stops looking; a failure of another process no longer ends this one."""
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.wait(LOOK_EVERY_S):
-            try:
-                failures = self._client.key_value_dir_get(f"{PREFIX}/failures")
-            except jax.errors.JaxRuntimeError:
-                continue
-            if failures and not self._over.is_set():
-                self._end(failures[0][1])
-
-    def _end(self, failure: str) -> None:
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            self._client.key_value_set(f"{PREFIX}/gone/{self._process_index}", "")
-        sys.stdout.flush()
-        print(f"error: {self._who} ends because of {failure}", file=sys.stderr, flush=True)
-        # The main thread may be inside a collective that nobody else will ever join.
-        os._exit(1)
+PACKAGES = ("dscint-jax", "jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin")
+PACKAGES += ("jax-rocm7-plugin", "libtpu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +41,9 @@ class Cluster:
 
     Attributes:
       process_index: of this process, from 0.
-      process_count: of all.
+      process_count: of all, on all machines.
       kind: how they were started: 'alone', 'flags', 'environment', 'Open MPI', 'SLURM', 'TPU'.
-      coordinator: HOST:PORT of process 0; empty for a process alone.
+      coordinator: HOST:PORT of process 0; empty for a process alone and on TPUs.
       host: what this process's machine is called.
       watch: ends this process when another fails; None for a process alone.
     """
@@ -90,9 +51,9 @@ class Cluster:
     process_index: int
     process_count: int
     kind: str
-    coordinator: str
+    coordinator: str = ""
     host: str = ""
-    watch: FailureWatch | None = dataclasses.field(default=None, repr=False, compare=False)
+    watch: "FailureWatch | None" = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def is_first(self) -> bool:
@@ -105,7 +66,34 @@ class Cluster:
         return f"process {self.process_index} on {self.host}"
 
 
-ALONE = Cluster(0, 1, "alone", "")
+ALONE = Cluster(0, 1, "alone")
+
+
+class FailureWatch:
+    """While active, ends this process with a line on stderr soon after another has failed."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="failure watch", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops looking; a failure of another process no longer ends this one."""
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(LOOK_EVERY_S):
+            failure = _failure_elsewhere()
+            if failure and not self._over.is_set():
+                with contextlib.suppress(jax.errors.JaxRuntimeError):
+                    store().key_value_set(f"{PREFIX}/gone/{self._cluster.process_index}", "")
+                sys.stdout.flush()
+                who = self._cluster.who
+                print(f"error: {who} ends because of {failure}", file=sys.stderr, flush=True)
+                # The main thread may be inside a collective that nobody else will ever join.
+                os._exit(1)
 
 
 def barrier(cluster: Cluster, name: str, timeout_s: float = TIMEOUT_S) -> None:
@@ -119,8 +107,10 @@ def barrier(cluster: Cluster, name: str, timeout_s: float = TIMEOUT_S) -> None:
     try:
         store().wait_at_barrier(f"{PREFIX}/{name}", int(timeout_s * 1000))
     except jax.errors.JaxRuntimeError as error:
-        missing = _missing(str(error))
-        absent = f"; missing: {missing}" if missing else ""
+        # JAX lists who did not come, each with its number as the last of a line.
+        listed = str(error).partition("timed out task names:")[2].partition("RPC:")[0]
+        missing = [int(number) for number in re.findall(r"(\d+)\D*$", listed, re.MULTILINE)]
+        absent = f"; missing: {in_words(missing)}" if missing else ""
         raise DscintError(
             f"the processes did not all reach '{name}' within {timeout_s:g} s{absent}; see their "
             f"logs"
@@ -141,25 +131,7 @@ def gather(cluster: Cluster, name: str, value: str, timeout_s: float = TIMEOUT_S
     found = {int(key.rpartition("/")[2]): text for key, text in client.key_value_dir_get(folder)}
     # None overwrites its value before all have read it.
     barrier(cluster, f"{name} (read)", timeout_s)
-    return [found[index] for index in range(cluster.process_count)]
-
-
-def broadcast(cluster: Cluster, name: str, text: str = "", timeout_s: float = TIMEOUT_S) -> str:
-    """Process 0's text, in every process; what the others give is not looked at.
-
-    Raises:
-      DscintError: some process has not called it in time.
-    """
-    return gather(cluster, name, text if cluster.is_first else "", timeout_s)[0]
-
-
-def agree(cluster: Cluster, name: str, value: str, timeout_s: float = TIMEOUT_S) -> None:
-    """Checks that every process has the same value.
-
-    Raises:
-      DscintError: two differ; it names both values and processes. Or some did not come in time.
-    """
-    agree_all(cluster, name, {name: value}, timeout_s)
+    return [found[index] for index in sorted(found)]
 
 
 def agree_all(
@@ -217,12 +189,15 @@ def check_software(cluster: Cluster) -> None:
     Where one process had no GPU or another plugin, JAX would wait in vain for its devices.
 
     Raises:
-      DscintError: versions, visible GPUs or platforms differ.
+      DscintError: versions, visible GPUs, platforms or numbers of processes differ.
     """
-    packages = ("dscint-jax", "jax", "jaxlib", *_plugins())
-    facts = {f"the version of {package}": _version(package) for package in packages}
-    facts["JAX_PLATFORMS"] = jax.config.jax_platforms or "not set"
-    facts["the number of visible GPUs"] = str(visible_gpus(os.environ))
+    facts = {
+        # JAX lets processes pass that were told different numbers.
+        "the number of processes": str(cluster.process_count),
+        **{f"the version of {name}": _version(name) for name in PACKAGES},
+        "JAX_PLATFORMS": jax.config.jax_platforms or "not set",
+        "the number of visible GPUs": str(visible_gpus()),
+    }
     agree_all(cluster, "software", facts)
 
 
@@ -248,18 +223,34 @@ def _check_own_names(cluster: Cluster) -> None:
     Gloo, which connects CPU processes, takes the address of the machine's own name. With one such
     machine it may connect by luck, as the side with the lower address waits; with two it cannot.
     """
-    own = addresses_of(os.uname().nodename)
-    address = own[0] if are_loopback(own) else ""
-    told = json.dumps([os.uname().nodename, machine_identity(), address])
-    machines = [json.loads(text) for text in gather(cluster, "machines", told)]
-    if len({identity for _, identity, _ in machines}) == 1:
-        return
-    for host, _, address in machines:
-        if address:
+    name = socket.gethostname()
+    told = gather(cluster, "addresses", json.dumps([name, loopback_of(name)]))
+    address_of = dict(map(json.loads, told))
+    for host, address in address_of.items():
+        if address and len(address_of) > 1:
             raise DscintError(
                 f"on {host} its own name resolves to {address}, under which no other machine "
                 f"finds it; in its /etc/hosts remove {host} from the line of {address}"
             )
+
+
+def loopback_of(host: str) -> str:
+    """A loopback address that the name has here, if it has no other ones; else empty."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return ""
+    addresses = [address[4][0].partition("%")[0] for address in found]
+    return addresses[0] if all(ipaddress.ip_address(a).is_loopback for a in addresses) else ""
+
+
+def visible_gpus(devices: Path = Path("/dev")) -> int:
+    """How many NVIDIA GPUs this process sees, told without starting CUDA."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        named = [name.strip() for name in listed.split(",") if name.strip()]
+        return len(named[: named.index("-1")] if "-1" in named else named)
+    return sum(1 for path in devices.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name))
 
 
 def cause_elsewhere(cluster: Cluster, error: BaseException) -> BaseException:
@@ -267,9 +258,8 @@ def cause_elsewhere(cluster: Cluster, error: BaseException) -> BaseException:
     # JAX raises them as ValueError or RuntimeError, in the words of the library that connects.
     if isinstance(error, DscintError) or not LOST_CONNECTION.search(str(error)):
         return error
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-        if failures := store().key_value_dir_get(f"{PREFIX}/failures"):
-            return DscintError(f"{cluster.who} ends because of {failures[0][1]}")
+    if failure := _failure_elsewhere():
+        return DscintError(f"{cluster.who} ends because of {failure}")
     # A process that was killed says nothing itself.
     return DscintError(
         f"{cluster.who} has lost its connection to another process; see the others' logs for why "
@@ -282,12 +272,12 @@ def publish_failure(cluster: Cluster, reason: str) -> None:
 
     Process 0 waits a moment: with it the store would be gone before they could read.
     """
-    client, folder = store(), f"{PREFIX}/failures"
+    client = store()
     try:
-        client.key_value_set(f"{folder}/{cluster.process_index}", f"{cluster.who}: {reason}")
+        client.key_value_set(f"{FAILURES}/{cluster.process_index}", f"{cluster.who}: {reason}")
         deadline = time.monotonic() + LINGER_S
         while cluster.is_first and time.monotonic() < deadline:
-            gone = client.key_value_dir_get(f"{PREFIX}/gone") + client.key_value_dir_get(folder)
+            gone = client.key_value_dir_get(f"{PREFIX}/gone") + client.key_value_dir_get(FAILURES)
             if len({key.rpartition("/")[2] for key, _ in gone}) == cluster.process_count:
                 break
             time.sleep(LOOK_EVERY_S / 10)
@@ -297,18 +287,26 @@ def publish_failure(cluster: Cluster, reason: str) -> None:
 
 
 def store() -> Any:
-    """JAX's client of the key-value store; there is one once `start` has joined a cluster."""
+    """JAX's client of the key-value store; there is one once the processes have met."""
     # JAX offers the store to libraries under this private name alone; Orbax uses it too.
     from jax._src import distributed
 
     return distributed.global_state.client
 
 
-def _missing(message: str) -> str:
-    """The processes that JAX says did not come to a barrier; empty if it names none."""
-    listed = message.partition("timed out task names:")[2].partition("RPC:")[0]
-    found = [re.findall(r"\d+", line) for line in listed.split("\n")]
-    return numbers([int(words[-1]) for words in found if words]) if any(found) else ""
+def in_words(indices: Iterable[int]) -> str:
+    """'processes 1, 2, 5'; of many the first ones."""
+    indices = sorted(indices)
+    shown = ", ".join(map(str, indices[:SHOWN])) + (", ..." if len(indices) > SHOWN else "")
+    return f"process{'es' if len(indices) > 1 else ''} {shown}"
+
+
+def _failure_elsewhere() -> str:
+    """What a process that ends in an error has told the others; empty if none has."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        if failures := store().key_value_dir_get(FAILURES):
+            return failures[0][1]
+    return ""
 
 
 def _version(package: str) -> str:
@@ -316,9 +314,3 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _plugins() -> list[str]:
-    """The installed packages that bring an accelerator to JAX."""
-    names = ("jax-cuda12-plugin", "jax-cuda13-plugin", "libtpu", "jax-rocm7-plugin")
-    return [name for name in names if _version(name) != "not installed"]
