@@ -28,7 +28,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from tfds_builder.command import follow_parent, parent_of_worker
 from tfds_builder.errors import DataError
@@ -111,7 +111,7 @@ class WorkerPool:
         self._clock = 0.0
         self._false_starts = 0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "WorkerPool":
         return self
 
     def __exit__(self, *_: object) -> None:
