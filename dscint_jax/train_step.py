@@ -149,7 +149,9 @@ def train_step(
         examples |= {"share": share, "other": partners(batch["label"])}
 
     gradients, statistics, metrics = _gradients(state, examples, recipe)
-    updates, optimizer = recipe.optimizer.update(gradients, state.optimizer, state.params)
+    # Optax mixes its integer count of steps with floats, also where users have JAX refuse that.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, optimizer = recipe.optimizer.update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.average and jax.tree.map(
         lambda old, new: update_average(old, new, state.step, recipe.average),
