@@ -415,10 +415,11 @@ class Checkpointer:
         recorded = self._record(step).arrays
         wanted = _summary(like)
         self._check_fit(step, {n: a for n, a in recorded.items() if _item(n) in like}, wanted)
-        items = self._read(
+        read = self._read(
             step, **{name: ocp.args.StandardRestore(item) for name, item in like.items()}
         )
-        found = _summary({name: items[name] for name in like})
+        items = {name: read[name] for name in like}
+        found = _summary(items)
         for name, summary in found.items():
             if summary != recorded[name]:
                 raise _DamagedError(f"the values of {name} are not those that were saved")

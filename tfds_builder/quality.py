@@ -307,9 +307,9 @@ def _cut(
     sides = [sums[along, :, left : left + _STRIP], sums[along, :, right - _STRIP : right]]
     near, far = (side.sum(axis=(1, 2), dtype=np.float32) for side in sides)
     return {
-        CUT_TOP: _brightest(first, _STRETCH) > least,
-        CUT_BOTTOM: _brightest(last, _STRETCH) > least,
-        CUT_SIDE: max(_brightest(side, _STRETCH // _BLOCK) for side in (near, far)) > least,
+        CUT_TOP: bool(_brightest(first, _STRETCH) > least),
+        CUT_BOTTOM: bool(_brightest(last, _STRETCH) > least),
+        CUT_SIDE: bool(max(_brightest(side, _STRETCH // _BLOCK) for side in (near, far)) > least),
     }
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from dscint_jax.checkpoint import REPLACED, Checkpointer, complete_steps, completed_step
 from dscint_jax.errors import DscintError
@@ -22,8 +23,10 @@ OPTIMIZER = optax.adam(1e-3)
 
 def _state(step):
     random = np.random.default_rng(step)
-    params = {"kernel": jnp.array(random.normal(size=(40, 50)), jnp.float32), "bias": jnp.ones(3)}
-    statistics = {"mean": jnp.array(random.normal(size=7), jnp.bfloat16), "count": jnp.int32(step)}
+    kernel = jnp.array(random.normal(size=(40, 50)), jnp.float32)
+    params = nnx.State({"kernel": kernel, "bias": jnp.ones(3)})
+    mean = jnp.array(random.normal(size=7), jnp.bfloat16)
+    statistics = nnx.State({"mean": mean, "count": jnp.int32(step)})
     return TrainState(jnp.int32(step), params, statistics, OPTIMIZER.init(params))
 
 
@@ -222,7 +225,8 @@ def test_damaged_twice_at_the_same_step_neither_is_lost(workdir):
 )
 def test_checkpoint_of_another_network_is_no_damage(workdir, change, expected):
     state = _state(0)
-    other = TrainState(state.step, change(state.params), state.statistics, state.optimizer)
+    params = nnx.State(change(dict(state.params)))
+    other = TrainState(state.step, params, state.statistics, state.optimizer)
     with pytest.raises(DscintError, match=f"does not fit .*{expected}"):
         Checkpointer(workdir).restore_newest(_like(other))
     assert _names(workdir) == ["1", "2", "3"]

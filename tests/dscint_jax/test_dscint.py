@@ -102,6 +102,7 @@ def test_network_takes_any_image_size():
         ({"dropout": 1.0}, "dropout"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_options_that_do_not_fit_are_named(options, message):
     with pytest.raises(DscintError, match=message):
         _build(**options)
@@ -186,12 +187,14 @@ def test_widths_and_what_they_replace_exclude_each_other(options):
         ("dropout", True),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_option_of_another_type_or_size_is_named(option, value):
     with pytest.raises(DscintError, match=rf"config\.model_options\.{option} "):
         _build(**{option: value})
 
 
 @pytest.mark.parametrize("width", [True, "a", 0, -1.0, float("inf")])
+@pytest.mark.usefixtures("unchecked")
 def test_width_that_is_no_factor_is_named(width):
     with pytest.raises(DscintError, match=r"config\.model_options\.width .* more than 0"):
         models.build("dscint", num_classes=4, rngs=nnx.Rngs(params=0), options={"width": width})

@@ -28,11 +28,13 @@ def test_rows_of_a_process_are_those_that_the_sharding_gives_its_devices():
 
 
 @pytest.mark.parametrize("process, rows", [(0, slice(0, 6)), (1, slice(6, 18)), (2, slice(18, 24))])
+@pytest.mark.usefixtures("unchecked")
 def test_processes_have_the_rows_of_their_devices(process, rows, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: process)
     assert local_rows(24, _mesh(0, 1, 1, 2)) == rows
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_devices_apart_none_at_all_and_a_batch_not_even_are_refused():
     with pytest.raises(DscintError, match=r"process 0 has devices \[0, 2\] of 4"):
         local_rows(8, _mesh(0, 1, 0, 1))

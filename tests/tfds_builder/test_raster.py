@@ -539,6 +539,7 @@ def test_a_tiff_with_endless_pages_is_refused(words):
     assert time.monotonic() - started < 0.5
 
 
+@pytest.mark.usefixtures("unchecked")  # Checks of a hint at every segment take their time too.
 def test_jpegs_made_to_take_long_are_refused(grey):
     content = encoded(grey, "JPEG", progressive=True)
     end = len(content) - 2

@@ -1,8 +1,11 @@
 """The matrix of an acquisition: rows and columns of square pixels, and millimetres to pixels."""
 
 import dataclasses
+from typing import TypeVar
 
 import numpy as np
+
+Values = TypeVar("Values", np.ndarray, np.floating, float)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,18 +26,18 @@ class Grid:
         """From the first to the last row."""
         return self.rows * self.pixel_mm
 
-    def row(self, z_mm: np.ndarray | float) -> np.ndarray | float:
+    def row(self, z_mm: Values) -> Values:
         """The row, not rounded, whose centre lies at z."""
         return z_mm / self.pixel_mm - 0.5
 
-    def column(self, x_mm: np.ndarray | float) -> np.ndarray | float:
+    def column(self, x_mm: Values) -> Values:
         """The column, not rounded, whose centre lies at x."""
         return x_mm / self.pixel_mm + (self.columns / 2 - 0.5)
 
-    def z_mm(self, row: np.ndarray) -> np.ndarray:
+    def z_mm(self, row: Values) -> Values:
         """z of the centres of rows."""
         return (row + 0.5) * self.pixel_mm
 
-    def x_mm(self, column: np.ndarray) -> np.ndarray:
+    def x_mm(self, column: Values) -> Values:
         """x of the centres of columns."""
         return (column + 0.5 - self.columns / 2) * self.pixel_mm

@@ -39,10 +39,10 @@ class Collimator:
     growth: float
     sensitivity: float
 
-    def sigma_mm(self, distance_mm: np.ndarray | float) -> np.ndarray:
+    def sigma_mm(self, distance_mm: np.ndarray | np.floating | float) -> np.ndarray:
         """Standard deviation of the system's point spread at a distance from the face, mm."""
         geometric = self.face_mm + self.growth * np.asarray(distance_mm)
-        return np.hypot(INTRINSIC_FWHM_MM, geometric) / FWHM_PER_SIGMA
+        return np.asarray(np.hypot(INTRINSIC_FWHM_MM, geometric) / FWHM_PER_SIGMA)
 
 
 COLLIMATORS = {

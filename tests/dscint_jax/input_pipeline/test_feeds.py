@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dscint_jax.input_pipeline import (
+    HeldImages,
     evaluation_batches,
     index_batches,
     load_split,
@@ -66,16 +67,17 @@ def test_process_reads_only_its_rows_of_every_batch(data_dir):
             np.testing.assert_array_equal(values, expected[name], err_msg=name)
 
 
-class _Torn:
+class _Torn(HeldImages):
     """Images of which one cannot be read."""
 
     def __init__(self, images, torn):
-        self._images, self._torn = images, torn
+        super().__init__(images.read(np.arange(len(images))))
+        self._torn = torn
 
     def read(self, indices):
         if self._torn in indices:
             raise OSError("the disk is gone")
-        return self._images.read(indices)
+        return super().read(indices)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -3,7 +3,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from dscint_jax.input_pipeline import load_split, sum_pool
+from dscint_jax.input_pipeline import HeldImages, load_split, sum_pool
 from dscint_jax.input_pipeline.records import read_columns
 
 
@@ -63,10 +63,11 @@ def test_keys_and_identity_are_those_of_the_images_read_or_not(data_dir, studies
                 np.testing.assert_array_equal(values, whole[name][chosen], err_msg=name)
 
 
-class _Made:
+class _Made(HeldImages):
     """Images with the given largest counts."""
 
     def __init__(self, largest):
+        super().__init__({})
         self._largest = np.array(largest)
 
     def read(self, indices):
@@ -88,12 +89,12 @@ def test_counts_are_kept_in_the_smallest_type_that_holds_them(largest, kind, pla
 
 
 def test_images_in_memory_do_not_cost_double_the_memory_while_they_are_read():
-    class Large:
+    class Large(HeldImages):
         def read(self, indices):
             return {"counts": np.full((len(indices), 256, 64, 1), 9, np.int32)}
 
     tracemalloc.start()
-    columns = read_columns(Large(), np.arange(2000))
+    columns = read_columns(Large({}), np.arange(2000))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1.5 * columns["counts"].nbytes
