@@ -281,7 +281,7 @@ def machines(tmp_path):
                         2,
                         index,
                         12345,
-                        15,
+                        timeout,
                         tmp_path / "work",
                     ),
                     python=command,
