@@ -65,7 +65,7 @@ def build(
     *,
     num_classes: int,
     rngs: nnx.Rngs,
-    options: Mapping[str, Any] | ConfigDict | None = None,
+    options: Mapping[str, Any] | None = None,
     field: str = "config.model_options",
 ) -> nnx.Module:
     """Makes a network by name.
@@ -130,7 +130,7 @@ def _check_names(
             raise DscintError(f"{field}: {name} has no option '{option}'{hint}")
 
 
-def _plain(options: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options as a network is written for: dicts and tuples, also where JSON made lists of them."""
     return {name: _plain_value(options[name]) for name in options}
 
