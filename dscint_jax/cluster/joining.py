@@ -70,7 +70,7 @@ def find_cluster(
     if len(absent) < len(flags):
         raise DscintError(f"missing: {' and '.join(absent)}; {', '.join(flags)} go together")
     for kind, (count, index, detected) in LAUNCHERS.items():
-        if count in os.environ:
+        if os.environ.get(count):
             return _launched(kind, count, index, detected)
     return Cluster(0, 0, "TPU", host=socket.gethostname()) if _on_several_tpus() else ALONE
 
@@ -140,9 +140,9 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 def _launched(kind: str, count: str, index: str, detected: str) -> Cluster:
     """The place that the variables of these names tell."""
-    if kind == "environment" and "JOB_COMPLETION_INDEX" in os.environ:
-        # An indexed job of Kubernetes.
-        index = "JOB_COMPLETION_INDEX"
+    if kind == "environment" and not os.environ.get(index):
+        # In an indexed job of Kubernetes another variable stands for it.
+        index = "JOB_COMPLETION_INDEX" if "JOB_COMPLETION_INDEX" in os.environ else index
     if _number(count) == 1:
         return ALONE
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")

@@ -456,7 +456,9 @@ def started_with(monkeypatch):
 
     def find(environment, *flags, distributed="auto"):
         for name in list(os.environ):
-            if name.startswith(("SLURM", "OMPI", "PMIX", "JAX_COORD", "JAX_PROCESS", "TPU_")):
+            if name.startswith(
+                ("SLURM", "OMPI", "JAX_COORD", "JAX_NUM", "JAX_PROC", "JOB_", "TPU_")
+            ):
                 monkeypatch.delenv(name)
         monkeypatch.delenv("JAX_PLATFORMS", raising=False)
         monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
@@ -488,6 +490,10 @@ HERE = socket.gethostname()
         ({**SLURM, **OPEN_MPI}, Cluster(2, 4, "Open MPI", "10.96.0.1:62624", "gpu08")),
         ({**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}, ALONE),
         (VARIABLES, Cluster(1, 2, "environment", "a:1", HERE)),
+        (
+            {**VARIABLES, "JOB_COMPLETION_INDEX": "0"},
+            Cluster(1, 2, "environment", "a:1", HERE),
+        ),
         (
             {
                 "KUBERNETES_SERVICE_HOST": "10.0.0.1",
