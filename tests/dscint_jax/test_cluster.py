@@ -414,7 +414,7 @@ def test_interrupt_ends_the_wait_for_the_others_at_once(run):
         time.sleep(0.05)
     time.sleep(0.5)
     process.popen.send_signal(signal.SIGINT)
-    assert process.wait(5) == 130
+    assert process.wait(25) == 130
 
 
 @pytest.mark.parametrize(

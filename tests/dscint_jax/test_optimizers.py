@@ -30,6 +30,7 @@ def test_warm_up_longer_than_the_training_leaves_a_schedule(name):
     assert np.isfinite([float(schedule(step)) for step in range(3)]).all()
 
 
+@jax.numpy_dtype_promotion("standard")
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_kernels_decay_and_biases_do_not(name):
     optimizer = make_optimizer(Optimizer(name=name, weight_decay=0.5), optax.constant_schedule(0.1))
@@ -40,6 +41,7 @@ def test_kernels_decay_and_biases_do_not(name):
     np.testing.assert_array_equal(updates["bias"], 0)
 
 
+@jax.numpy_dtype_promotion("standard")
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_optimiser_descends(name):
     optimizer = make_optimizer(

@@ -267,7 +267,7 @@ def _mesh(devices):
 def test_run_resumes_on_another_number_of_devices_with_the_same_losses(
     config, tmp_path, monkeypatch, capsys, spmd
 ):
-    config.update(steps=24, evaluate_every=8, keep_last=3, spmd=spmd)
+    config = config.replaced({"steps": 24, "evaluate_every": 8, "keep_last": 3, "spmd": spmd})
     train(config, tmp_path / "eight")
     moved = tmp_path / "moved"
     shutil.copytree(tmp_path / "eight", moved)

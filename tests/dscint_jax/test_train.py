@@ -393,10 +393,8 @@ def test_copies_too_few_for_a_validation_split_are_one_line(config, make_data_se
 
 @pytest.mark.parametrize("field", ["data.dir", "init_from"])
 def test_paths_of_a_config_are_read_as_those_of_options(config, tmp_path, monkeypatch, field):
-    config.update_from_flattened_dict({field: "gs://b/x"})
     with pytest.raises(DscintError, match=f"config.{field}: gs://b/x: a URL is no folder"):
-        train(config, tmp_path / "run")
+        train(config.replaced({field: "gs://b/x"}), tmp_path / "run")
     monkeypatch.setenv("HOME", str(tmp_path))
-    config.update_from_flattened_dict({field: "~/not-there"})
     with pytest.raises(DscintError, match=str(tmp_path / "not-there")):
-        train(config, tmp_path / "run")
+        train(config.replaced({field: "~/not-there"}), tmp_path / "run")

@@ -79,8 +79,8 @@ def test_any_number_of_devices_trains_as_one_does_over_20_steps(
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, pytest.param(8, marks=pytest.mark.exhaustive)])
 def test_devices_agree_with_accumulation_mixup_and_average_on(everything, devices):
-    everything.update(accumulation=2, mixup=0.4, ema=0.9, loss="focal")
-    experiment = make_experiment(everything, (4, 3, 2, 1), parallel.AXIS)
+    config = everything.replaced({"accumulation": 2, "mixup": 0.4, "ema": 0.9, "loss": "focal"})
+    experiment = make_experiment(config, (4, 3, 2, 1), parallel.AXIS)
     meshes = _mesh(1), _mesh(devices)
     steps = [parallel.compile_train_step(experiment.recipe, mesh) for mesh in meshes]
     state = experiment.initial_state()
