@@ -270,6 +270,7 @@ def _why_apart(cluster: Cluster, timeout_s: float, note: Path | None) -> str:
     if cluster.kind == "TPU":
         return "not all have come"
     (name, port), node = _host_and_port(cluster.coordinator), cluster.host
+    here = _started(timeout_s, note)
     try:
         socket.create_connection((name, port), timeout=CONNECT_S).close()
     except socket.gaierror:
@@ -279,20 +280,35 @@ def _why_apart(cluster: Cluster, timeout_s: float, note: Path | None) -> str:
             return f"{node} is not the coordinator {name}; name the host of process 0"
         if not isinstance(error, ConnectionRefusedError):
             return f"{(error.strerror or str(error)).lower()}; a firewall may be in the way"
-        if not (address := loopback_of(name)):
-            return "nobody listens there"
-        return (
-            f"nobody listens there; on {node} the name {name} resolves to {address}, which is "
-            f"{node} itself: if process 0 runs on another machine, give that one's address, or "
-            f"mend /etc/hosts"
-        )
-    with contextlib.suppress(OSError, AttributeError):
+        # Process 0 may have given up a moment ago.
+        if 0 not in here:
+            return _nobody_listens(name, node)
+    missing = set(range(cluster.process_count)) - here
+    if here and missing:
+        return f"missing: {in_words(missing)}"
+    return "not all have come, or not with the same number of processes and the same address"
+
+
+def _started(timeout_s: float, note: Path | None) -> set[int]:
+    """The processes whose notes lie beside this one's; empty where none can be read."""
+    if note is None:
+        return set()
+    try:
         # Older ones are of an attempt that has given up.
         since = note.stat().st_mtime - timeout_s
-        here = {int(n.name) for n in note.parent.iterdir() if n.stat().st_mtime >= since}
-        if missing := set(range(cluster.process_count)) - here:
-            return f"missing: {in_words(missing)}"
-    return "not all have come, or not with the same number of processes and the same address"
+        return {int(n.name) for n in note.parent.iterdir() if n.stat().st_mtime >= since}
+    except OSError:
+        return set()
+
+
+def _nobody_listens(name: str, node: str) -> str:
+    if not (address := loopback_of(name)):
+        return "nobody listens there"
+    return (
+        f"nobody listens there; on {node} the name {name} resolves to {address}, which is "
+        f"{node} itself: if process 0 runs on another machine, give that one's address, or "
+        f"mend /etc/hosts"
+    )
 
 
 @contextlib.contextmanager

@@ -396,10 +396,8 @@ def test_missing_processes_are_named_in_time_in_one_line(run):
     assert time.monotonic() - began < 30
     for process in processes:
         assert process.err.startswith("error: process ")
-        assert "within 6 s: " in process.err
+        assert "within 6 s: missing: processes 2, 3; see their logs" in process.err
         assert process.err.count("\n") == 1
-    # Process 1 may find that process 0 has just given up.
-    assert "within 6 s: missing: processes 2, 3; see their logs" in processes[0].err
 
 
 def test_coordinator_that_is_not_there_is_one_line(run):
@@ -416,7 +414,7 @@ def test_interrupt_ends_the_wait_for_the_others_at_once(run):
         time.sleep(0.05)
     time.sleep(0.5)
     process.popen.send_signal(signal.SIGINT)
-    assert process.wait(25) == 130
+    assert process.wait(5) == 130
 
 
 @pytest.mark.parametrize(
