@@ -1,4 +1,4 @@
-"""A run's config: every field with its type, default, limits and meaning, in one line each.
+"""A run's config: every field with its type, default, limits and meaning, in one entry each.
 
 A config file, such as `configs/dscint.py`, has a function `get_config()` that returns a `Config`
 and states what differs from the defaults. Values that do not fit are found here, before anything
@@ -20,7 +20,10 @@ from dscint_jax.errors import DscintError
 
 VIEWS, STUDIES = "views", "studies"
 PATIENT, AUGMENTED = "patient", "augmented"
-DEVICE, HOST, DISK, AUTO = "device", "host", "none", "auto"
+AUTO, DEVICE, HOST, NONE = "auto", "device", "host", "none"
+SHUFFLED, BALANCED = "shuffled", "balanced"
+NO_FOLD = -1
+"""What `data.fold` is where the data set is divided into train, validation and test."""
 
 Duration = int | str
 """Steps, or a text such as '30 epochs', '50_000 examples', '5 %'; see `resolve_durations`."""
@@ -118,6 +121,7 @@ def _check_json(name: str, value: Any) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True)
 class _Group:
     """Fields that are checked as they are given; `_PREFIX` is what stands before their names."""
 
@@ -125,7 +129,7 @@ class _Group:
 
     def __post_init__(self) -> None:
         kinds = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+        for field in dataclasses.fields(self):
             name, value = self._PREFIX + field.name, getattr(self, field.name)
             if not _is_of(value, kinds[field.name]):
                 raise DscintError(f"{name} is {value!r}; it must be {_in_words(kinds[field.name])}")
@@ -146,7 +150,7 @@ class Data(_Group):
         VIEWS, "What one example is: an image, or both views of a study.", choices=(VIEWS, STUDIES)
     )
     fold: int = _field(
-        -1,
+        NO_FOLD,
         "Of a data set that was built in folds, the one to test on, from 0: the next one "
         "validates, the others train. -1: the data set is divided into train, validation and test.",
         least=-1,
@@ -161,16 +165,16 @@ class Data(_Group):
         AUTO,
         "Where training images stay: on the accelerator, in this machine's memory or on the disk "
         "('none'); 'auto' takes the first that has room. The batches are the same.",
-        choices=(AUTO, DEVICE, HOST, DISK),
+        choices=(AUTO, DEVICE, HOST, NONE),
     )
     cache_gib: float = _field(
         8.0, "What 'auto' may take of the machine's memory for a split, GiB.", least=0
     )
     threads: int = _field(2, "Threads that read images.", least=1)
     sampling: str = _field(
-        "shuffled",
+        SHUFFLED,
         "'shuffled': every image once an epoch. 'balanced': every class equally often.",
-        choices=("shuffled", "balanced"),
+        choices=(SHUFFLED, BALANCED),
     )
     copies: int = _field(
         8, "Copies of every image under protocol 'augmented', itself among them.", least=2

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dscint_jax.config import VIEWS
+from dscint_jax.config import NO_FOLD, VIEWS
 from dscint_jax.errors import DscintError
 
 DATASET = "scintigraphy"
@@ -20,8 +20,6 @@ MEANT = {"val": "validation", "valid": "validation", "dev": "validation", "train
 """What other programs call some of them."""
 
 FEWEST_FOLDS = 3
-NO_FOLD = -1
-"""What `fold` is where the data set is divided into train, validation and test."""
 
 _FOLD = re.compile(r"fold_(\d+)", re.ASCII)
 

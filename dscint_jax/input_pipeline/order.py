@@ -14,11 +14,10 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
+from dscint_jax.config import BALANCED, SHUFFLED
 from dscint_jax.errors import DscintError
 from dscint_jax.input_pipeline.records import Progress, no_progress
 from dscint_jax.input_pipeline.scintigrams import Scintigrams
-
-SHUFFLED, BALANCED = "shuffled", "balanced"
 
 
 def training_order(

@@ -9,9 +9,8 @@ import dataclasses
 import jax
 from jax.sharding import Mesh
 
+from dscint_jax.config import AUTO, DEVICE, HOST, NONE
 from dscint_jax.errors import DscintError
-
-AUTO, DEVICE, HOST, NONE = "auto", "device", "host", "none"
 
 DEVICE_SHARE = 0.25
 """What 'auto' takes of the accelerators' free memory: steps need the rest."""

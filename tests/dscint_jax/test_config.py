@@ -90,8 +90,18 @@ def test_every_field_tells_what_it_is_for_and_its_default_fits(name):
         ({"data": 3}, r"config\.data is 3; it must be a group of fields"),
         ({"model_options.x": {1}}, r"config\.model_options\.x is a set; it must be a number"),
         *(
-            ({"augmentation.translation": bad}, r"config\.augmentation\.translation is ")
-            for bad in (("a", "b"), (0.1, None), (0.1,), (True, 0.1), (0.1, 1.0), (-0.1, 0.1))
+            (
+                {"augmentation.translation": bad},
+                rf"config\.augmentation\.translation is .*; {what}$",
+            )
+            for bad, what in (
+                (("a", "b"), "it must be 2 numbers"),
+                ((0.1, None), "it must be 2 numbers"),
+                ((0.1,), "it must be 2 numbers"),
+                ((True, 0.1), "it must be 2 numbers"),
+                ((0.1, 1.0), "it must be less than 1"),
+                ((-0.1, 0.1), "it must be at least 0"),
+            )
         ),
     ],
 )
@@ -99,6 +109,13 @@ def test_what_does_not_fit_is_one_line_that_names_the_field(fields, message):
     with pytest.raises(DscintError, match=message) as raised:
         Config().replaced(fields)
     assert "\n" not in str(raised.value)
+
+
+def test_field_that_is_missing_is_named():
+    values = Config().to_dict()
+    del values["data"]["pool"]
+    with pytest.raises(DscintError, match=r"config\.data\.pool is missing"):
+        Config.from_dict(values)
 
 
 def test_copy_has_other_values_and_the_config_stays():
