@@ -21,7 +21,12 @@ import jax
 import jaxtyping
 import pytest
 
-CHECKED = ["tfds_builder"]
+CHECKED = [
+    "tfds_builder",
+    "dscint_jax.augment",
+    "dscint_jax.metrics",
+    "dscint_jax.models.attention",
+]
 """Packages and modules whose annotated functions check their arguments and results, shapes among
 them, wherever a test calls them in this process. As PEP 484 has it, an int is a float."""
 

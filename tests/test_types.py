@@ -1,16 +1,54 @@
-"""Hints are held where a test calls: a wrong type or promotion fails there."""
+"""Hints are held where a test calls: a wrong type, shape or promotion fails there."""
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
+from dscint_jax.augment import normalise
+from dscint_jax.metrics import ConfusionMatrix, five_metrics
+from dscint_jax.models import AttentionMaps
 from tfds_builder.matrix import fit_of
 
 
-def test_types_are_held():
+def _images(*shape):
+    return jnp.ones(shape, jnp.int32)
+
+
+def test_an_array_of_too_few_axes_is_refused():
+    assert five_metrics(np.eye(3, dtype=int))["accuracy"] == 1
+    with pytest.raises(TypeCheckError):
+        five_metrics(np.ones(3, int))
+
+
+def test_axes_of_one_name_must_have_one_size():
+    assert normalise(_images(2, 8, 4, 1), jnp.ones(2), clip=4.0).shape == (2, 8, 4, 1)
+    with pytest.raises(TypeCheckError):
+        normalise(_images(2, 8, 4, 1), jnp.ones(3), clip=4.0)
+
+
+def test_shapes_are_held_in_what_is_compiled():
+    compiled = jax.jit(lambda counts, scale: normalise(counts, scale, clip=4.0))
+    with pytest.raises(TypeCheckError):
+        compiled(_images(2, 8, 4, 1), jnp.ones(3))
+
+
+def test_an_array_of_another_kind_is_refused():
+    with pytest.raises(TypeCheckError):
+        ConfusionMatrix.from_model_output(jnp.ones((2, 4)), jnp.ones(2))
+
+
+def test_types_are_held_in_both_packages():
     assert fit_of(1024, 256).pool == 1
     with pytest.raises(TypeCheckError):
         fit_of("1024", 256)
+
+
+def test_a_tree_is_checked_where_it_is_made_and_not_where_jax_puts_it_together():
+    with pytest.raises(TypeCheckError):
+        AttentionMaps(channel=jnp.ones(3))
+    assert jax.tree.map(jnp.shape, ConfusionMatrix.zeros(4)).counts == (4, 4)
 
 
 def test_types_are_never_promoted_unasked():
