@@ -79,6 +79,11 @@ run_together(
 """
 
 
+def _hears_interrupts():
+    # Tests in the background of a script ignore SIGINT, and so would what they start.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class _Process:
     """A process of a run; what it prints goes to files, so that it never waits for a reader."""
 
@@ -95,6 +100,7 @@ class _Process:
                 },
                 stdout=out,
                 stderr=err,
+                preexec_fn=_hears_interrupts,
             )
 
     @property
