@@ -86,7 +86,8 @@ class FailureWatch:
     def _watch(self) -> None:
         while not self._over.wait(LOOK_EVERY_S):
             failure = _failure_elsewhere()
-            if failure and not self._over.is_set():
+            # What all processes find, such as another config, this one says itself in a moment.
+            if failure and not self._over.wait(LOOK_EVERY_S):
                 with contextlib.suppress(jax.errors.JaxRuntimeError):
                     store().key_value_set(f"{PREFIX}/gone/{self._cluster.process_index}", "")
                 sys.stdout.flush()
