@@ -271,6 +271,7 @@ def _why_apart(cluster: Cluster, timeout_s: float, note: Path | None) -> str:
         return "not all have come"
     (name, port), node = _host_and_port(cluster.coordinator), cluster.host
     here = _started(timeout_s, note)
+    missing = set(range(cluster.process_count)) - here if here else set()
     try:
         socket.create_connection((name, port), timeout=CONNECT_S).close()
     except socket.gaierror:
@@ -280,11 +281,10 @@ def _why_apart(cluster: Cluster, timeout_s: float, note: Path | None) -> str:
             return f"{node} is not the coordinator {name}; name the host of process 0"
         if not isinstance(error, ConnectionRefusedError):
             return f"{(error.strerror or str(error)).lower()}; a firewall may be in the way"
-        # Process 0 may have given up a moment ago.
-        if 0 not in here:
+        # Process 0 may have given up a moment ago, as others were missing.
+        if not missing or 0 in missing:
             return _nobody_listens(name, node)
-    missing = set(range(cluster.process_count)) - here
-    if here and missing:
+    if missing:
         return f"missing: {in_words(missing)}"
     return "not all have come, or not with the same number of processes and the same address"
 
