@@ -127,6 +127,31 @@ def test_mistakes_in_the_options_are_one_line(arguments, word):
     assert word in done.stderr
 
 
+def test_batch_script_requeues_a_run_that_has_saved_while_the_signal_was_passed_on(tmp_path):
+    programs = {
+        # Ends by itself, as a training that has saved; the script's signal comes from within.
+        "srun": "kill -USR1 $PPID; sleep 0.3; exit 75",
+        # Longer than the training takes to save.
+        "scancel": "sleep 1",
+        "scontrol": "echo $*",
+    }
+    for name, body in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash", LAUNCH / "train.sbatch"],
+        env={
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            **{"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n"},
+        },
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 75, done.stderr
+    assert "requeue 7" in done.stdout
+
+
 def test_batch_script_is_bash_and_names_main_and_its_flag():
     script = LAUNCH / "train.sbatch"
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0

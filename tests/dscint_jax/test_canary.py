@@ -99,7 +99,8 @@ def _batch(name, order):
     counts = random.integers(1, 20_000, (EXAMPLES, *views, *SIZE, 1), np.int32)
     labels = np.arange(EXAMPLES, dtype=np.int32) % CLASSES
     scale = np.full((EXAMPLES, *views), 20_000, np.float32)
-    return {"counts": counts[order], "scale": scale, "label": labels[order]}
+    batch = {"counts": counts[order], "scale": scale, "label": labels[order]}
+    return jax.tree.map(jnp.asarray, batch)
 
 
 def _gradients(step, state, batch):
