@@ -7,12 +7,10 @@ any moment and started again, it ends in the same parameters, bit for bit.
 import argparse
 import contextlib
 import dataclasses
-import itertools
-import signal
-import sys
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,9 +32,7 @@ from dscint_jax.cluster import (
 from dscint_jax.config import Config, resolve_durations
 from dscint_jax.disk import WriteError, check_writable
 from dscint_jax.errors import DscintError
-from dscint_jax.evaluate import score_split
 from dscint_jax.experiment import Experiment, load_images, make_experiment
-from dscint_jax.finite import STEPS_TAKEN, bad_step, rewound
 from dscint_jax.input_pipeline import (
     NOUNS,
     Accelerators,
@@ -52,15 +48,19 @@ from dscint_jax.input_pipeline import (
     training_feed,
     training_order,
 )
-from dscint_jax.interruption import Interrupted, Interruption, requeue
+from dscint_jax.interruption import Interruption
 from dscint_jax.models import complete_options
 from dscint_jax.models.import_torch import ImportReport
 from dscint_jax.profiling import Profiler, Window
 from dscint_jax.progress import ProgressBar, say
-from dscint_jax.replay import failure, write_dump
-from dscint_jax.timing import LateMetrics, StepTimer, memory_in_use
+from dscint_jax.timing import StepTimer, memory_in_use
 from dscint_jax.trackers import check_trackers, open_trackers, require_packages
-from dscint_jax.train_step import Evaluation, TrainState
+from dscint_jax.train_step import TrainState
+from dscint_jax.training.log import RunLog
+from dscint_jax.training.loop import Loop
+from dscint_jax.training.nonfinite import NonFinite
+from dscint_jax.training.stopping import Stop
+from dscint_jax.training.validation import Validation
 from dscint_jax.workdir import (
     Ending,
     attempts_of,
@@ -182,7 +182,6 @@ def _train(
     parallel.check_batch_size(
         batch_size, mesh, accumulation=config.accumulation, pairs=config.mixup > 0
     )
-    rows = parallel.local_rows(batch_size, mesh)
 
     # Data
     training = _load(cluster, config, "train", accelerators=_room(cluster, mesh))
@@ -251,7 +250,7 @@ def _train(
         )
 
     # Steps
-    timer, late = StepTimer(batch_size), LateMetrics()
+    timer = StepTimer(batch_size)
     trackers = open_trackers(
         config.trackers if cluster.is_first else (),
         workdir,
@@ -268,20 +267,16 @@ def _train(
         start=start,
         threads=config.data.threads,
     )
-
-    def details(step: int) -> dict[str, Any]:
-        summary = timer.summary(step - start)
-        return {"seconds": timer.totals(), "memory": memory_in_use(), "summary": summary}
-
+    nonfinite = NonFinite(workdir, cluster, training, order, seed=config.seed)
     with (
-        Ending(workdir, start, details) as ending,
-        contextlib.closing(trackers) as log,
-        AgreedStop(cluster) as stop,
+        Ending(workdir, start, functools.partial(_details, timer, start)) as ending,
+        contextlib.closing(trackers),
+        AgreedStop(cluster) as agreed,
         Profiler(workdir, window, shown=cluster.is_first) as profiler,
         feed as batches,
         ProgressBar(
             "training",
-            total=config.steps,
+            total=int(config.steps),
             done=start,
             rate_factor=batch_size,
             noun=training.noun,
@@ -289,105 +284,33 @@ def _train(
             shown=cluster.is_first,
         ) as progress,
     ):
-        # Steps and evaluated batches, so that all processes can stop after the same one.
-        moments = itertools.count(1)
+        stop = Stop(interruption, agreed)
+        loop = Loop(
+            steps=int(config.steps),
+            log_every=int(config.log_every),
+            evaluate_every=int(config.evaluate_every),
+            take_step=take_step,
+            batches=batches,
+            log=RunLog(trackers, timer, progress, nonfinite, experiment.schedule, start=start),
+            nonfinite=nonfinite,
+            validation=Validation(validation, evaluate, mesh, batch_size=batch_size, stop=stop),
+            checkpointer=checkpointer,
+            stop=stop,
+            timer=timer,
+            profiler=profiler,
+            ending=ending,
+            interruption=interruption,
+            can_leave=cluster.process_count == 1,
+            is_first=cluster.is_first,
+        )
+        loop.run(state, start)
+    _say(cluster, timer.summary(int(config.steps) - start))
 
-        def asked_to_stop() -> bool:
-            wish = interruption.signal.name if interruption.signal else None
-            return stop.should_stop_after(next(moments), wish)
 
-        def check(steps_taken: float) -> None:
-            step = bad_step(steps_taken)
-            if step is None:
-                return
-            batch = training.read(order[step - 1])
-            if cluster.is_first:
-                write_dump(
-                    workdir,
-                    step=step,
-                    state=rewound(state),
-                    batch=batch,
-                    class_counts=training.class_counts,
-                    seed=config.seed,
-                )
-            # A process that ends in an error ends the others, whatever they are writing.
-            barrier(cluster, "non-finite step", LOADING_TIMEOUT_S)
-            raise failure(workdir, step, batch)
-
-        def log_step(step: int, values: dict[str, float]) -> None:
-            check(values.pop(STEPS_TAKEN))
-            values["learning_rate"] = float(experiment.schedule(step - 1))
-            log.write(step, values)
-            speed = timer.report(step - start)
-            log.write_speed(step, {**speed, **memory_in_use()})
-            checkpointer.raise_if_failed()
-            progress.update(
-                step, f"loss {values['loss']:.3f}", seconds_each=speed.get("seconds_per_step")
-            )
-
-        def evaluated(batch: HostBatch) -> Evaluation:
-            if asked_to_stop():
-                raise Interrupted
-            return evaluate(*state.evaluated, parallel.shard_batch(device_fields(batch), mesh))
-
-        def validate_and_save(step: int) -> None:
-            with timer.measure("evaluation"):
-                scores = score_split(evaluated, validation, batch_size=batch_size, rows=rows)
-            _check_finite(scores["loss"], step)
-            log.write(step, {f"validation_{name}": value for name, value in scores.items()})
-            with timer.measure("checkpoint"):
-                checkpointer.save(state, scores)
-            progress.say(
-                f"step {step}: validation loss {scores['loss']:.3f}, "
-                f"accuracy {scores['accuracy']:.3f}, F-1 {scores['f1']:.3f}"
-            )
-
-        def save_and_stop(step: int) -> NoReturn:
-            ending.why = str(stop.reason)
-            _save_and_stop(cluster, checkpointer, state, step, ending.why)
-
-        def is_due(step: int) -> bool:
-            return step % config.evaluate_every == 0 or step == config.steps
-
-        if start and is_due(start) and not checkpointer.has_scores(start):
-            # The evaluation was interrupted.
-            try:
-                validate_and_save(start)
-            except Interrupted:
-                save_and_stop(start)
-        for step in range(start + 1, config.steps + 1):
-            profiler.before(step)
-            with timer.measure("input_wait"):
-                batch = next(batches)
-            # The first step is compiled, which may take minutes.
-            interruption.nothing_to_save = cluster.process_count == 1 and step == start + 1
-            with timer.measure("step"):
-                state, metrics = take_step(state, batch)
-                logged = step % config.log_every == 0 or step == config.steps
-                ready = late.push(step, metrics if logged else None)
-            interruption.nothing_to_save = False
-            profiler.after(step, metrics)
-            ending.step = step
-            for late_step, values in ready:
-                log_step(late_step, values)
-
-            stopping = asked_to_stop()
-            if stopping or is_due(step):
-                with timer.measure("step"):
-                    ready = late.flush()
-                for late_step, values in ready:
-                    log_step(late_step, values)
-                check(float(metrics[STEPS_TAKEN]))
-            if is_due(step) and not stopping:
-                try:
-                    validate_and_save(step)
-                except Interrupted:
-                    stopping = True
-            if stopping:
-                save_and_stop(step)
-        with timer.measure("checkpoint"):
-            checkpointer.close()
-    _say(cluster, timer.summary(config.steps - start))
+def _details(timer: StepTimer, start: int, step: int) -> dict[str, Any]:
+    """What provenance.json tells of an attempt's time and memory."""
+    summary = timer.summary(step - start)
+    return {"seconds": timer.totals(), "memory": memory_in_use(), "summary": summary}
 
 
 def _first_state(config: Config, experiment: Experiment) -> tuple[TrainState, ImportReport | None]:
@@ -501,24 +424,3 @@ def _check_network(
     # A user's own network may raise anything.
     except Exception as error:
         raise DscintError(f"{examples}: {type(error).__name__}: {error}") from error
-
-
-def _check_finite(loss: float, step: int) -> None:
-    if not np.isfinite(loss):
-        raise DscintError(
-            f"the validation loss is {loss} at step {step}; lower config.optimizer.learning_rate "
-            f"and use a new --workdir"
-        )
-
-
-def _save_and_stop(
-    cluster: Cluster, checkpointer: Checkpointer, state: TrainState, step: int, reason: str
-) -> NoReturn:
-    if checkpointer.last_step() != step:
-        checkpointer.save(state)
-    checkpointer.close()
-    _say(cluster, f"stopped by {reason} after step {step}, saved; the same command resumes it")
-    if reason == signal.SIGUSR1.name and cluster.is_first:
-        requeue()
-    # A scheduler's SIGTERM was obeyed, which is success; a person's Ctrl-C is told apart.
-    sys.exit(130 if reason == signal.SIGINT.name else 0)

@@ -1,0 +1,1 @@
+"""How a run is trained: its loop, and what the loop asks for."""
