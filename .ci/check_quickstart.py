@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from dscint_jax.baseline import linear_baseline
+from dscint_jax.baselines.linear_baseline import linear_baseline
 from dscint_jax.input_pipeline import open_dataset
 
 

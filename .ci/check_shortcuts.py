@@ -8,7 +8,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from dscint_jax.shortcuts import LIMITED
+from dscint_jax.baselines.shortcuts import LIMITED
 
 
 def main(limit: float, files: list[Path]) -> None:

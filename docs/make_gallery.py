@@ -17,10 +17,10 @@ import numpy as np
 import pydicom
 from PIL import Image, ImageDraw, ImageFont
 
-from tfds_builder.atomic import write_whole
-from tfds_builder.errors import DataError, run_command
+from tfds_builder.commandline.errors import UserError, run_command
+from tfds_builder.commandline.files import write_whole
 from tfds_builder.phantom import Scan, sample_case, simulate
-from tfds_builder.phantom.measure import find_body
+from tfds_builder.phantom.checks.measure import find_body
 
 SEED = 0
 WANTED = {"normal": 8, "metastasis": 2, "arthritis": 2, "thyroid_carcinoma": 2}
@@ -53,7 +53,7 @@ def nm1() -> View:
     """NM1, thinned to the counts of a clinical scan so that noise can be compared."""
     package = importlib.util.find_spec("data_store")
     if package is None:
-        raise DataError("pydicom-data is missing; pip install '.[dev]'")
+        raise UserError("pydicom-data is missing; pip install '.[dev]'")
     path = Path(package.submodule_search_locations[0]) / "data" / "JPEG-LL.dcm"
     dataset = pydicom.dcmread(path)
     counts = dataset.pixel_array.squeeze()

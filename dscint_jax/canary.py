@@ -11,7 +11,7 @@ import jaxlib
 import numpy as np
 from jaxtyping import Array, Float
 
-from dscint_jax.errors import DscintError
+from tfds_builder.commandline.errors import UserError
 
 ROWS = 32769
 """As in the report; whether rows are wrong depends on how many there are."""
@@ -21,13 +21,13 @@ def check_backend() -> None:
     """Compares a compiled expression with its exact values.
 
     Raises:
-      DscintError: they differ.
+      UserError: they differ.
     """
     # Whole numbers of eight bits: exact in bfloat16 and TF32 too, and so are their sums in float32.
     vectors = (np.arange(3 * ROWS) % 251).reshape(ROWS, 3)
     computed = jax.jit(_squared_lengths)(vectors.astype(np.float32))
     if not np.array_equal(computed, (vectors**2).sum(1)):
-        raise DscintError(
+        raise UserError(
             f"jaxlib {jaxlib.__version__} computes wrongly on this {jax.default_backend()} (a sum "
             f"of matrix-vector products); install the version of constraints.txt, or, for jaxlib "
             f"0.10.2 on a CPU, set XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type="

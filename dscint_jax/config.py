@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dscint_jax.errors import DscintError
+from tfds_builder.commandline.errors import UserError
 
 VIEWS, STUDIES = "views", "studies"
 PATIENT, AUGMENTED = "patient", "augmented"
@@ -107,7 +107,7 @@ def _in_words(kind: Any) -> str:
 
 
 def _check_json(name: str, value: Any) -> None:
-    """Raises DscintError unless config.json can hold a value."""
+    """Raises UserError unless config.json can hold a value."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             _check_json(f"{name}.{key}", inner)
@@ -115,7 +115,7 @@ def _check_json(name: str, value: Any) -> None:
         for inner in value:
             _check_json(name, inner)
     elif not isinstance(value, (str, int, float, bool, type(None))):
-        raise DscintError(
+        raise UserError(
             f"{name} is a {type(value).__name__}; it must be a number, a text, a truth value, "
             "None, or a list of them"
         )
@@ -132,11 +132,11 @@ class _Group:
         for field in dataclasses.fields(self):
             name, value = self._PREFIX + field.name, getattr(self, field.name)
             if not _is_of(value, kinds[field.name]):
-                raise DscintError(f"{name} is {value!r}; it must be {_in_words(kinds[field.name])}")
+                raise UserError(f"{name} is {value!r}; it must be {_in_words(kinds[field.name])}")
             fault = limits_of(field).fault(value)
             if fault:
                 shown = f"'{value}'" if isinstance(value, str) else value
-                raise DscintError(f"{name} is {shown}; it must be {fault}")
+                raise UserError(f"{name} is {shown}; it must be {fault}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -371,7 +371,7 @@ class Config(_Group):
         """A config of nested mappings, such as config.json holds; lists become tuples.
 
         Raises:
-          DscintError: names the first field that is unknown, missing or does not fit.
+          UserError: names the first field that is unknown, missing or does not fit.
         """
         return _made_of(cls, values, "config.")
 
@@ -383,7 +383,7 @@ class Config(_Group):
         """A copy with other values, such as {"steps": 12, "data.pool": 4, "model_options.norm": x}.
 
         Raises:
-          DscintError: names the first field that is unknown or does not fit.
+          UserError: names the first field that is unknown or does not fit.
         """
         values = self.to_dict()
         for name, value in fields.items():
@@ -416,16 +416,16 @@ def read_config(path: Path) -> Config:
     """The config that a run keeps as config.json.
 
     Raises:
-      DscintError: the file cannot be read or is no config of a run.
+      UserError: the file cannot be read or is no config of a run.
     """
     try:
         return Config.from_dict(json.loads(path.read_text()))
     except OSError as error:
-        raise DscintError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+        raise UserError(f"{path}: {(error.strerror or str(error)).lower()}") from None
     except (ValueError, AttributeError, TypeError):
-        raise DscintError(f"{path} is no config of a run") from None
-    except DscintError as error:
-        raise DscintError(f"{path} is no config of a run: {error}") from None
+        raise UserError(f"{path} is no config of a run") from None
+    except UserError as error:
+        raise UserError(f"{path} is no config of a run: {error}") from None
 
 
 def _made_of(kind: Any, values: Mapping[str, Any], prefix: str) -> Any:
@@ -438,13 +438,13 @@ def _made_of(kind: Any, values: Mapping[str, Any], prefix: str) -> Any:
             given = f"{prefix}{name}".removeprefix("config.")
             close = difflib.get_close_matches(given, known or FIELDS, n=1)
             hint = f"; did you mean config.{close[0]}?" if close else ""
-            raise DscintError(f"{prefix}{name} is no field of a config{hint}")
+            raise UserError(f"{prefix}{name} is no field of a config{hint}")
         if dataclasses.is_dataclass(kinds[name]) and isinstance(value, Mapping):
             value = _made_of(kinds[name], value, f"{prefix}{name}.")
         made[name] = _with_tuples(value)
     for name in fields:
         if name not in made:
-            raise DscintError(f"{prefix}{name} is missing")
+            raise UserError(f"{prefix}{name} is missing")
     return kind(**made)
 
 
@@ -476,7 +476,7 @@ def resolve_durations(config: Config, *, examples: int, batch_size: int) -> Conf
       batch_size: those of a step.
 
     Raises:
-      DscintError: names the field that is no duration.
+      UserError: names the field that is no duration.
     """
     units = {"step": 1.0, "epoch": float(max(examples // batch_size, 1)), "example": 1 / batch_size}
     given = {name: value for name, _, value in fields_of(config) if name in DURATIONS}
@@ -490,15 +490,15 @@ def _steps(field: str, value: Duration, units: Mapping[str, float]) -> int:
     least = 0 if field in MAY_BE_ZERO else 1
     number, unit = _parse_duration(field, value)
     if unit not in units:
-        raise DscintError(
+        raise UserError(
             f"config.{field} is '{value}'; give it in steps, epochs or examples: percent are of it"
         )
     if number < least:
-        raise DscintError(f"config.{field} is {value}; it must be at least {least}")
+        raise UserError(f"config.{field} is {value}; it must be at least {least}")
     if number > MOST_STEPS / units[unit]:
-        raise DscintError(f"config.{field} is more than {MOST_STEPS} steps; make it shorter")
+        raise UserError(f"config.{field} is more than {MOST_STEPS} steps; make it shorter")
     if unit == "step" and number != int(number):
-        raise DscintError(f"config.{field} is {value}; steps are whole")
+        raise UserError(f"config.{field} is {value}; steps are whole")
     return max(round(number * units[unit]), least)
 
 
@@ -512,7 +512,7 @@ def _parse_duration(field: str, value: Any) -> tuple[float, str]:
     except ValueError:
         number = None
     if match is None or number is None:
-        raise DscintError(
+        raise UserError(
             f"config.{field} is {value!r}; it must be a whole number of steps, or a text such as "
             f"'30 epochs', '50000 examples' or '5 %'"
         )

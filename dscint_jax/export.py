@@ -11,11 +11,14 @@ import importlib.metadata
 import json
 from pathlib import Path
 
-from dscint_jax.errors import CommandParser, DscintError, run_command
-from dscint_jax.models.export_torch import torch_state_dict, write_safetensors
-from dscint_jax.models.import_torch import SAFETENSORS
-from dscint_jax.trained import TrainedWeights, load_weights
-from dscint_jax.workdir import attempts_of, classes_of, config_of
+from dscint_jax.command import run_command
+from dscint_jax.evaluate.restored import TrainedWeights, load_weights
+from dscint_jax.run.provenance import attempts_of, classes_of
+from dscint_jax.run.workdir import config_of
+from dscint_jax.weights.export_torch import torch_state_dict, write_safetensors
+from dscint_jax.weights.import_torch import SAFETENSORS
+from tfds_builder.commandline.command import CommandParser
+from tfds_builder.commandline.errors import UserError
 
 
 def export(workdir: Path, out: Path, *, checkpoint: str, overwrite: bool = False) -> str:
@@ -31,29 +34,29 @@ def export(workdir: Path, out: Path, *, checkpoint: str, overwrite: bool = False
       What was written, in one line.
 
     Raises:
-      DscintError: no run, no such checkpoint, or a file that cannot be written.
+      UserError: no run, no such checkpoint, or a file that cannot be written.
     """
     _check_out(out, overwrite)
     config_of(workdir)
     classes = classes_of(workdir)
     fingerprint = attempts_of(workdir)[-1]["dataset_fingerprint"]
     trained = load_weights(workdir, checkpoint=checkpoint, num_classes=len(classes))
-    tensors = torch_state_dict(trained.params, trained.statistics)
+    tensors = torch_state_dict(trained.params, trained.batch_stats)
     write_safetensors(out, tensors, _metadata(trained, classes, fingerprint))
     return f"{out}: {len(tensors)} tensors of {trained.config.model} at step {trained.step}"
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
     if out.suffix != SAFETENSORS:
-        raise DscintError(f"--out {out} must end in {SAFETENSORS}")
+        raise UserError(f"--out {out} must end in {SAFETENSORS}")
     try:
         exists, is_folder = out.exists(), out.is_dir()
     except OSError as error:
-        raise DscintError(f"--out {out} cannot be written: {error.strerror}") from error
+        raise UserError(f"--out {out} cannot be written: {error.strerror}") from error
     if is_folder:
-        raise DscintError(f"--out {out} is a folder; name a file")
+        raise UserError(f"--out {out} is a folder; name a file")
     if exists and not overwrite:
-        raise DscintError(f"--out {out} exists; choose another name, or replace it by --overwrite")
+        raise UserError(f"--out {out} exists; choose another name, or replace it by --overwrite")
 
 
 def _metadata(

@@ -18,8 +18,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, FieldReference, config_flags
 
 from dscint_jax.config import DURATIONS, Config, fields_of, meaning_of, read_config
-from dscint_jax.errors import DscintError
-from tfds_builder.places import home_expanded, read_path
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.commandline.places import home_expanded, read_path
 
 PACKAGE = Path(__file__).parent
 
@@ -88,12 +88,12 @@ class _ConfigParser(flags.ArgumentParser):
         if Path(value).is_dir():
             saved = Path(value) / "config.json"
             file = saved if saved.is_file() else "configs/dscint.py"
-            raise DscintError(f"--config {value} is a folder; name a file, such as {file}")
+            raise UserError(f"--config {value} is a folder; name a file, such as {file}")
         if value.endswith(".json"):
             return _overridable(read_config(home_expanded(value)))
         config = self._loader.parse(_located(value))
         if config is None or isinstance(config, (str, int, list, dict, ConfigDict)):
-            raise DscintError(
+            raise UserError(
                 f"--config {value}: get_config returns a {type(config).__name__}; it must return a "
                 "dscint_jax.config.Config"
             )
@@ -138,7 +138,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(list(argv))
         _check_flags(rest)
-    except DscintError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     # A config file is the user's own Python: it may raise anything.
@@ -163,20 +163,20 @@ def _config_file(name: str) -> Path:
     """One's own file, or else the shipped one where the name is configs/NAME.py.
 
     Raises:
-      DscintError: there is neither, or ml_collections would cut its path.
+      UserError: there is neither, or ml_collections would cut its path.
     """
     file, shipped = home_expanded(name), _shipped_configs()
     if not file.exists() and file.parent == Path("configs"):
         file = shipped / file.name
     if file.exists():
         if ":" in str(file):
-            raise DscintError(
+            raise UserError(
                 f"--config {file}: what follows a colon is taken for a network; use a copy of the "
                 "file in a folder without a colon"
             )
         return file
     names = ", ".join(sorted(f"configs/{file.name}" for file in shipped.glob("*.py")))
-    raise DscintError(f"--config {name}: there is no such file; shipped are {names}")
+    raise UserError(f"--config {name}: there is no such file; shipped are {names}")
 
 
 def _shipped_configs() -> Path:
@@ -210,12 +210,10 @@ def _overridden_field(text: str) -> str | None:
 
 def _check_flags(rest: Sequence[str]) -> None:
     if len(rest) > 1:
-        raise DscintError(
-            f"unexpected argument '{rest[1]}'; fields are set by --config.FIELD=VALUE"
-        )
+        raise UserError(f"unexpected argument '{rest[1]}'; fields are set by --config.FIELD=VALUE")
     for flag, example in ((_CONFIG, "configs/dscint.py"), (_WORKDIR, "runs/dscint")):
         if flag.value is None:
-            raise DscintError(f"--{flag.name} is missing, such as --{flag.name} {example}")
+            raise UserError(f"--{flag.name} is missing, such as --{flag.name} {example}")
     _read_workdir()
     _read_config()
 
@@ -225,7 +223,7 @@ def _read_config() -> Config:
     # A config file that failed to load says so only when it is first used.
     given = _CONFIG.value.to_dict()
     if "config.model" in flags.FLAGS:
-        raise DscintError(
+        raise UserError(
             f"--config.model={given['model']}: name the network after the config file, which knows "
             f"what it needs: --config FILE:{given['model']}"
         )
@@ -236,7 +234,7 @@ def _read_workdir() -> Path:
     try:
         return read_path(_WORKDIR.value)
     except argparse.ArgumentTypeError as error:
-        raise DscintError(f"--workdir: {error}") from error
+        raise UserError(f"--workdir: {error}") from error
 
 
 def main(argv: Sequence[str]) -> None:
@@ -249,8 +247,8 @@ def main(argv: Sequence[str]) -> None:
     def train_until_stopped(cluster: Cluster) -> None:
         # And these after the processes have met: it takes seconds, and they may not fit.
         from dscint_jax.compilation_cache import use_compilation_cache
-        from dscint_jax.profiling import parse_window
-        from dscint_jax.train import train
+        from dscint_jax.training.profiling import parse_window
+        from dscint_jax.training.train import train
 
         window = parse_window(_PROFILE.value) if _PROFILE.value is not None else None
         status = _STATUS_WHEN_STOPPED.value

@@ -25,22 +25,27 @@ import safetensors.numpy
 from rich.console import Console
 from rich.table import Table
 
-from dscint_jax.atomic import write_bytes
-from dscint_jax.errors import CommandParser, DscintError, run_command
-from dscint_jax.experiment import make_experiment
-from dscint_jax.input_pipeline import IDENTITY_FIELDS, HostBatch, device_fields
-from dscint_jax.train_step import Recipe, TrainState, eval_step, train_step
-from dscint_jax.workdir import config_of, read_json, write_json
-
-FOLDER = "nonfinite"
-STATE_FILE, BATCH_FILE, STEP_FILE = "state.safetensors", "batch.safetensors", "step.json"
-
-NAMED_IMAGES = 8
-"""How many images a message names before it counts the others."""
+from dscint_jax.command import run_command
+from dscint_jax.input_pipeline import HostBatch
+from dscint_jax.run.workdir import config_of
+from dscint_jax.training.experiment import make_experiment
+from dscint_jax.training.nonfinite import (
+    BATCH_FILE,
+    FOLDER,
+    STATE_FILE,
+    STEP_FILE,
+    image_names,
+    named_leaves,
+    no_divisor,
+)
+from dscint_jax.training.state import TrainState
+from dscint_jax.training.step import StepSpec, eval_step, train_step
+from tfds_builder.commandline.command import CommandParser
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.commandline.files import read_json
 
 NOT_REPRODUCED = 1
 """Exit status where all is finite when the step is taken again."""
-
 PACKAGE = Path(__file__).parent
 LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib"))
 
@@ -49,7 +54,7 @@ LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("purelib", "platli
 class Dump:
     """One kept step: its number from 1, the state before it, all rows of its batch and their names.
 
-    The recipe is that of the run, on one device; `devices` tells what the step was taken on.
+    The spec is that of the run, on one device; `devices` tells what the step was taken on.
     """
 
     step: int
@@ -57,7 +62,7 @@ class Dump:
     batch: HostBatch
     images: Sequence[str]
     devices: str
-    recipe: Recipe
+    spec: StepSpec
 
 
 class Finding(NamedTuple):
@@ -69,73 +74,18 @@ class Finding(NamedTuple):
     note: str = ""
 
 
-def write_dump(
-    workdir: Path,
-    *,
-    step: int,
-    state: TrainState,
-    batch: HostBatch,
-    class_counts: tuple[int, ...],
-    seed: int,
-) -> None:
-    """Keeps a step that was not finite; one kept before at the same step is replaced.
-
-    Args:
-      workdir: the run's directory.
-      step: its number, from 1.
-      state: before it; see `finite.rewound`.
-      batch: all rows, with device fields and identity.
-      class_counts: of the training split.
-      seed: of the run.
-
-    Raises:
-      WriteError: it cannot be written.
-    """
-    folder = workdir / FOLDER / str(step)
-    # Written last, it says that the others are whole.
-    (folder / STEP_FILE).unlink(missing_ok=True)
-    for file, fields in ((STATE_FILE, _named(state)), (BATCH_FILE, device_fields(batch))):
-        arrays = {name: np.array(value, order="C") for name, value in fields.items()}
-        write_bytes(folder / file, safetensors.numpy.save(arrays))
-    devices = jax.devices()
-    facts = {
-        "step": step,
-        "seed": seed,
-        "class_counts": class_counts,
-        "devices": f"{len(devices)} x {devices[0].device_kind}",
-        **{name: batch[name].tolist() for name in IDENTITY_FIELDS},
-    }
-    write_json(folder / STEP_FILE, facts)
-
-
-def failure(workdir: Path, step: int, batch: HostBatch) -> DscintError:
-    """The one line that training ends with when a step was not finite."""
-    odd = _no_divisor(batch["scale"])
-    # What no counts can be divided by is named first, and said to be so.
-    cause = (
-        f"its batch holds images whose scale is no positive number "
-        f"({_of(odd, batch['image_id'])}): mend them and build the data set again"
-        if odd.any()
-        else f"its batch: {_of(~odd, batch['image_id'])}; lower config.optimizer.learning_rate"
-    )
-    return DscintError(
-        f"the loss is not finite at step {step}, {cause}, and use a new --workdir; to see what "
-        f"fails first: python -m dscint_jax.replay --workdir {workdir} --step {step}"
-    )
-
-
 def read_dump(workdir: Path, step: int | None = None) -> Dump:
     """Reads a kept step, the newest if `step` is None.
 
     Raises:
-      DscintError: there is none, or it is damaged or of another network.
+      UserError: there is none, or it is damaged or of another network.
     """
     files = (workdir / FOLDER).glob(f"*/{STEP_FILE}")
     kept = sorted(int(file.parent.name) for file in files if file.parent.name.isdecimal())
     if not kept:
-        raise DscintError(f"{workdir} holds no step whose loss was not finite: no {FOLDER}/STEP")
+        raise UserError(f"{workdir} holds no step whose loss was not finite: no {FOLDER}/STEP")
     if step is not None and step not in kept:
-        raise DscintError(f"--step {step}: {workdir / FOLDER} holds {', '.join(map(str, kept))}")
+        raise UserError(f"--step {step}: {workdir / FOLDER} holds {', '.join(map(str, kept))}")
     folder = workdir / FOLDER / str(kept[-1] if step is None else step)
     facts = read_json(folder / STEP_FILE)
     arrays, batch = (_read_arrays(folder / name) for name in (STATE_FILE, BATCH_FILE))
@@ -143,12 +93,12 @@ def read_dump(workdir: Path, step: int | None = None) -> Dump:
     try:
         experiment = make_experiment(config, tuple(facts["class_counts"]))
         like = jax.eval_shape(experiment.initial_state)
-        leaves = [arrays[name].astype(leaf.dtype) for name, leaf in _named(like).items()]
+        leaves = [arrays[name].astype(leaf.dtype) for name, leaf in named_leaves(like).items()]
         state = jax.tree.unflatten(jax.tree.structure(like), leaves)
         told = facts["step"], state, batch, facts["image_id"], facts["devices"]
     except (KeyError, TypeError) as error:
-        raise DscintError(f"{folder} does not fit the run's config: {error} is missing") from error
-    return Dump(*told, experiment.recipe)
+        raise UserError(f"{folder} does not fit the run's config: {error} is missing") from error
+    return Dump(*told, experiment.spec)
 
 
 def replay(workdir: Path, step: int | None = None) -> tuple[Dump, list[Finding]]:
@@ -158,10 +108,10 @@ def replay(workdir: Path, step: int | None = None) -> tuple[Dump, list[Finding]]
       What was kept; and what is not finite, what comes first first, nothing if all is finite.
 
     Raises:
-      DscintError: as `read_dump`.
+      UserError: as `read_dump`.
     """
     dump = read_dump(workdir, step)
-    take_step = functools.partial(_metrics_and_gradients, recipe=dump.recipe)
+    take_step = functools.partial(_metrics_and_gradients, spec=dump.spec)
     metrics, gradients = jax.jit(take_step)(dump.state, dump.batch)
     found = _not_finite("metric ", metrics) + _not_finite("gradient of ", gradients)
     # Of NumPy's arrays NumPy would do some operations, which JAX does not watch.
@@ -171,7 +121,7 @@ def replay(workdir: Path, step: int | None = None) -> tuple[Dump, list[Finding]]
 
 
 def _metrics_and_gradients(
-    state: TrainState, batch: HostBatch, *, recipe: Recipe
+    state: TrainState, batch: HostBatch, *, spec: StepSpec
 ) -> tuple[dict[str, jax.Array], Any]:
     """What a training step computes, with the gradients that it hands to the optimizer."""
     seen = []
@@ -181,8 +131,8 @@ def _metrics_and_gradients(
         # What becomes of them is of no interest here.
         return jax.tree.map(jnp.zeros_like, gradients), optimizer
 
-    watched = optax.GradientTransformation(recipe.optimizer.init, update)
-    _, metrics = train_step(state, batch, recipe=dataclasses.replace(recipe, optimizer=watched))
+    watched = optax.GradientTransformation(spec.optimizer.init, update)
+    _, metrics = train_step(state, batch, spec=dataclasses.replace(spec, optimizer=watched))
     return {name: metrics[name] for name in ("loss", "gradient_norm")}, seen[-1]
 
 
@@ -219,22 +169,24 @@ def _place(error: BaseException) -> str:
 def _given(dump: Dump) -> list[Finding]:
     """What was not finite, or no scale, before the step began."""
     batch = dict(dump.batch)
-    odd = _no_divisor(batch.pop("scale"))
+    odd = no_divisor(batch.pop("scale"))
     found = _not_finite("before the step: ", dump.state) + _not_finite("batch ", batch)
-    return found + _finding("batch scale", odd, f"no positive number: {_of(odd, dump.images)}")
+    return found + _finding(
+        "batch scale", odd, f"no positive number: {image_names(odd, dump.images)}"
+    )
 
 
 def _alone(dump: Dump) -> list[Finding]:
     """Images that the network, before the step, cannot classify even without the others."""
-    evaluate = jax.jit(functools.partial(eval_step, recipe=dump.recipe))
-    result = evaluate(dump.state.params, dump.state.statistics, dump.batch)
+    evaluate = jax.jit(functools.partial(eval_step, spec=dump.spec))
+    result = evaluate(dump.state.params, dump.state.batch_stats, dump.batch)
     odd = ~np.isfinite(result.probabilities)
-    note = f"without augmentation, running statistics: {_of(odd, dump.images)}"
+    note = f"without augmentation, running statistics: {image_names(odd, dump.images)}"
     return _finding("probabilities", odd, note)
 
 
 def _not_finite(prefix: str, tree: Any) -> list[Finding]:
-    leaves = {name: np.asarray(leaf, np.float64) for name, leaf in _named(tree).items()}
+    leaves = {name: np.asarray(leaf, np.float64) for name, leaf in named_leaves(tree).items()}
     lines = (_finding(prefix + name, ~np.isfinite(leaf)) for name, leaf in leaves.items())
     return [line for found in lines for line in found]
 
@@ -245,34 +197,15 @@ def _finding(what: str, odd: np.ndarray, note: str = "") -> list[Finding]:
     return [Finding(what, shape, f"{odd.sum()} of {odd.size}", note)] if odd.any() else []
 
 
-def _no_divisor(scale: np.ndarray) -> np.ndarray:
-    """Where counts cannot be divided by it."""
-    return ~(np.isfinite(scale) & (scale > 0))
-
-
-def _of(odd: np.ndarray, images: Sequence[str]) -> str:
-    """The names of the images with an odd value."""
-    names = [str(images[row]) for row in np.flatnonzero(odd.reshape(len(odd), -1).any(1))]
-    more = f" and {len(names) - NAMED_IMAGES} more" if len(names) > NAMED_IMAGES else ""
-    return ", ".join(names[:NAMED_IMAGES]) + more
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         return safetensors.numpy.load(path.read_bytes())
     except OSError as error:
-        raise DscintError(f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     # The library's own exception is of no public type.
     except Exception as error:
         reason = f"{path} is damaged: {error}; train again to keep the step anew"
-        raise DscintError(reason) from error
+        raise UserError(reason) from error
 
 
 def print_table(dump: Dump, found: list[Finding]) -> None:

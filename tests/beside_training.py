@@ -20,14 +20,16 @@ from pathlib import Path
 
 import jax
 
-from dscint_jax import parallel
-from dscint_jax.checkpoint import Checkpointer, complete_steps
-from dscint_jax.errors import CommandParser, DscintError, run_command
-from dscint_jax.experiment import make_experiment
+from dscint_jax.command import run_command
 from dscint_jax.input_pipeline import open_dataset
-
-from .kill_matrix import make_data
-from .tiny import get_config
+from dscint_jax.mesh import data_mesh, replicated_shapes
+from dscint_jax.run.checkpoint import Checkpointer, complete_steps
+from dscint_jax.training.experiment import make_experiment
+from dscint_jax.training.state import evaluated_items
+from tests.kill_matrix import make_data
+from tests.tiny import get_config
+from tfds_builder.commandline.command import CommandParser
+from tfds_builder.commandline.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,12 +50,12 @@ def wait_for_checkpoint(trainer: subprocess.Popen, workdir: Path) -> None:
     """Returns once there is a checkpoint.
 
     Raises:
-      DscintError: the training has ended before.
+      UserError: the training has ended before.
     """
     deadline = time.monotonic() + START_S
     while not complete_steps(workdir / "checkpoints"):
         if trainer.poll() is not None or time.monotonic() > deadline:
-            raise DscintError(f"{workdir}: the training saved no checkpoint; see training.log")
+            raise UserError(f"{workdir}: the training saved no checkpoint; see training.log")
         time.sleep(0.1)
 
 
@@ -61,7 +63,7 @@ def restore(workdir: Path, which: str, shapes: tuple) -> tuple[int, str]:
     """Restores in this process as an evaluator does; the step, and what was printed."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         reader = Checkpointer(workdir, read_only=True)
-        step, *_ = reader.restore_model(which, *shapes)
+        step, *_ = reader.restore_first(which, evaluated_items(*shapes))
         reader.close()
     return step, printed.getvalue()
 
@@ -69,7 +71,14 @@ def restore(workdir: Path, which: str, shapes: tuple) -> tuple[int, str]:
 def outcome(workdir: Path, which: str, shapes: tuple, whole: bool) -> str:
     """What became of one evaluation: 'restored', 'chose anew', or how it failed."""
     if whole:
-        words = ["-m", "dscint_jax.evaluate", "--workdir", str(workdir), "--checkpoint", which]
+        words = [
+            "-m",
+            "dscint_jax.evaluate",
+            "--workdir",
+            str(workdir),
+            "--checkpoint",
+            which,
+        ]
         done = subprocess.run(
             [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=600
         )
@@ -77,7 +86,7 @@ def outcome(workdir: Path, which: str, shapes: tuple, whole: bool) -> str:
     else:
         try:
             printed, failed = restore(workdir, which, shapes)[1], False
-        except DscintError as error:
+        except UserError as error:
             printed, failed = str(error), True
     if failed:
         return f"FAILED: {printed.strip().splitlines()[-1]}"
@@ -100,9 +109,7 @@ def main() -> int:
     config = get_config()
     classes = open_dataset(data_dir, config.data.records).info.features["label"].names
     experiment = make_experiment(config, (1,) * len(classes))
-    shapes = parallel.replicated_shapes(
-        (experiment.params, experiment.statistics), parallel.data_mesh()
-    )
+    shapes = replicated_shapes((experiment.params, experiment.batch_stats), data_mesh())
     outcomes: collections.Counter[str] = collections.Counter()
     with (arguments.out / "training.log").open("w") as log:
         trainer = subprocess.Popen(

@@ -23,8 +23,8 @@ import pytest
 
 CHECKED = [
     "tfds_builder",
-    "dscint_jax.augment",
-    "dscint_jax.metrics",
+    "dscint_jax.training.augment",
+    "dscint_jax.metrics.confusion",
     "dscint_jax.models.attention",
 ]
 """Packages and modules whose annotated functions check their arguments and results, shapes among

@@ -10,7 +10,8 @@ import argparse
 
 import numpy as np
 
-from dscint_jax import metrics, statistics
+from dscint_jax.metrics import confusion as metrics
+from dscint_jax.metrics import intervals as statistics
 
 RIGHT = (0.95, 0.85, 0.75, 0.9)
 IMAGES = 2

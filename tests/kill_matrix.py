@@ -28,10 +28,12 @@ import orbax.checkpoint as ocp
 from rich.console import Console
 from rich.table import Table
 
-from dscint_jax.checkpoint import UNFINISHED
-from dscint_jax.errors import CommandParser, DscintError, run_command
-from dscint_jax.trackers import METRICS_FILE, read_metrics
-from dscint_jax.workdir import read_json, write_json
+from dscint_jax.command import run_command
+from dscint_jax.run.checkpoint import UNFINISHED
+from dscint_jax.run.trackers.json_lines import METRICS_FILE, read_metrics
+from tfds_builder.commandline.command import CommandParser
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.commandline.files import read_json, write_json
 
 ROOT = Path(__file__).parent.parent
 
@@ -121,14 +123,14 @@ class Watch:
         """Whether a condition came true before the attempt ended.
 
         Raises:
-          DscintError: neither happened.
+          UserError: neither happened.
         """
         while not condition():
             if self._process.poll() is not None:
                 return False
             if time.monotonic() - self._started > LIMIT_S:
                 self._process.kill()
-                raise DscintError(f"an attempt took longer than {LIMIT_S:.0f} s; see {self._log}")
+                raise UserError(f"an attempt took longer than {LIMIT_S:.0f} s; see {self._log}")
             time.sleep(LOOK_EVERY_S)
         return True
 
@@ -293,7 +295,7 @@ def _arrays(training: Training) -> Iterator[tuple[str, np.ndarray]]:
 def _check_ended(training: Training, process: subprocess.Popen) -> None:
     if process.wait() != 0:
         lines = training.log.read_text(errors="replace").splitlines()
-        raise DscintError(
+        raise UserError(
             f"a training ended by itself with status {process.returncode}: "
             f"{lines[-1] if lines else 'it said nothing'}; see {training.log}"
         )
@@ -312,7 +314,7 @@ class Matrix:
         path = out / SETTINGS
         if path.exists() and (there := read_json(path)) != settings:
             name = next(n for n in settings if there.get(n) != settings[n])
-            raise DscintError(
+            raise UserError(
                 f"--out {out} holds kills with --{name} {there.get(name)}, not {settings[name]}; "
                 "use another folder"
             )
@@ -402,7 +404,7 @@ def make_data(out: Path, patients: int) -> Path:
         command = [sys.executable, "-m", module, *map(str, arguments)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
-            raise DscintError(f"{module} failed: {done.stderr.strip()}")
+            raise UserError(f"{module} failed: {done.stderr.strip()}")
     return out / "d"
 
 
@@ -424,7 +426,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if arguments.kills < 1:
-        raise DscintError(f"--kills {arguments.kills}; it must be at least 1")
+        raise UserError(f"--kills {arguments.kills}; it must be at least 1")
     out = arguments.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     data_dir = (arguments.data_dir or make_data(out, patients=60)).absolute()

@@ -16,14 +16,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dscint_jax import evaluate, export, report
-from dscint_jax.checkpoint import complete_steps
-from dscint_jax.errors import CommandParser, run_command
-from dscint_jax.train import train
-from tfds_builder.places import read_path
-
-from .kill_matrix import make_data
-from .tiny import get_config
+from dscint_jax import export
+from dscint_jax.command import run_command
+from dscint_jax.evaluate.evaluate import evaluate
+from dscint_jax.report.page import page as report
+from dscint_jax.run.checkpoint import complete_steps
+from dscint_jax.training.train import train
+from tests.kill_matrix import make_data
+from tests.tiny import get_config
+from tfds_builder.commandline.command import CommandParser
+from tfds_builder.commandline.places import read_path
 
 NAMES = (
     *("plain", "fold [1]", "widths=[8,8]", "[", "]", "[!a]", "*", "**", "a?b", "{a,b}", "!(x)"),

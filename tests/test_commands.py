@@ -90,8 +90,8 @@ def test_finished_steps_are_kept_when_the_path_is_run_again(whole_path):
     "module",
     [
         *("tfds_builder.phantom", "tfds_builder.scan", "tfds_builder.build"),
-        *("tfds_builder.inspect", "tfds_builder.throughput", "tfds_builder.fuzz"),
-        *("tfds_builder.phantom.oracle", "dscint_jax.shortcuts"),
+        *("tfds_builder.inspect", "tests.benchmarks.build_throughput", "tests.fuzz"),
+        *("tfds_builder.phantom.checks.oracle", "dscint_jax.baselines"),
         *("dscint_jax.main", "dscint_jax.evaluate", "dscint_jax.report"),
         *("dscint_jax.models", "dscint_jax.export"),
     ],
@@ -167,7 +167,10 @@ BAD_INPUT = {
     "no data set": (_train(data="nothing"), ["nothing", "tfds_builder.build"]),
     "unknown field": (_train("--config.step=3"), ["'step'", "'steps'"]),
     "another config": (_train("--config.seed=5", workdir="run"), ["config.seed is 0 there"]),
-    "option without value": (lambda f: ("dscint_jax.evaluate", "--workdir"), ["--workdir"]),
+    "option without value": (
+        lambda f: ("dscint_jax.evaluate", "--workdir"),
+        ["--workdir"],
+    ),
     "no run": (lambda f: ("dscint_jax.evaluate", "--workdir", f / "new"), ["config.json"]),
     "no weights": (
         _train("--config.init_from=none.safetensors"),

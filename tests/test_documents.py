@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 
 from dscint_jax.config import FIELDS
-from tfds_builder.quality import FINDINGS
+from tfds_builder.studies.quality import FINDINGS
 
 PROJECT = Path(__file__).parent.parent
 SHELVES = (

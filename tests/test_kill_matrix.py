@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from .dscint_jax.conftest import cohort, data_dir  # noqa: F401 - fixtures
+from tests.dscint_jax.conftest import cohort, data_dir  # noqa: F401 - fixtures
 
 PROJECT = Path(__file__).parent.parent
 

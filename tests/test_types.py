@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from dscint_jax.augment import normalise
-from dscint_jax.metrics import ConfusionMatrix, five_metrics
+from dscint_jax.input_pipeline.normalise import normalise
+from dscint_jax.metrics.confusion import ConfusionMatrix, five_metrics
 from dscint_jax.models import AttentionMaps
-from tfds_builder.matrix import fit_of
+from tfds_builder.studies.matrix import fit_of
 
 
 def _images(*shape):

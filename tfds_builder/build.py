@@ -6,48 +6,43 @@ or not there at all, and DATA_DIR/splits.csv, which keeps patients in their spli
 
 import argparse
 import contextlib
-import fcntl
 import io
 import json
 import logging
 import math
-import os
 import shlex
-import shutil
-import tempfile
 import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import tensorflow_datasets as tfds
-from rich.console import Console
 from rich.table import Table
 
-from tfds_builder import deidentify, splits
-from tfds_builder.beam import run_on_beam
+from tfds_builder import splits
 from tfds_builder.classes import read_classes
-from tfds_builder.command import CommandParser, available_cores
-from tfds_builder.errors import DataError, run_command
-from tfds_builder.findings import (
+from tfds_builder.commandline.command import CommandParser, available_cores
+from tfds_builder.commandline.errors import UserError, run_command
+from tfds_builder.commandline.progress import counted, say, show
+from tfds_builder.manifest import Row, read_manifest
+from tfds_builder.scan.inventory import Chunk, inspect_files
+from tfds_builder.scintigraphy.scintigraphy_dataset_builder import VERSION, Builder, metadata_of
+from tfds_builder.shards.beam import run_on_beam
+from tfds_builder.shards.findings import (
     refuse_stored,
     refuse_unacceptable,
     rejection_reasons,
     remove_stale,
 )
-from tfds_builder.ingest import Ingested, RunTasks, WriteShard, ingest
-from tfds_builder.manifest import Row, read_manifest
-from tfds_builder.plan import Options, Plan, plan_data_set, rows_to_ask
-from tfds_builder.progress import make_console, progress, say
-from tfds_builder.records import CONFIGS, STUDIES_CONFIG, VIEWS_CONFIG
-from tfds_builder.scan.inventory import Chunk, inspect_files
-from tfds_builder.scintigraphy.scintigraphy_dataset_builder import VERSION, Builder, metadata_of
-from tfds_builder.shard import FILE_SECONDS, Shard, ShardTask, shard_pool
-from tfds_builder.study import Study, digests_of_studies
+from tfds_builder.shards.ingest import Ingested, RunTasks, WriteShard, ingest
+from tfds_builder.shards.plan import Options, Plan, plan_data_set, rows_to_ask
+from tfds_builder.shards.records import CONFIGS, STUDIES_CONFIG, VIEWS_CONFIG
+from tfds_builder.shards.shard import FILE_SECONDS, Shard, ShardTask, shard_pool
+from tfds_builder.staging import move_into_place, staging_folder
+from tfds_builder.studies import deidentify
+from tfds_builder.studies.study import Study, digests_of_studies
 from tfds_builder.workers import Lost, WorkerPool
 
-_STAGING = ".scintigraphy-being-built"
-_REPLACED = "replaced"
 _MOST_ROWS = 10
 
 
@@ -55,17 +50,16 @@ def main(argv: list[str] | None = None) -> None:
     """Builds the data set that the command line asks for.
 
     Raises:
-      DataError: anything that the user can mend.
+      UserError: anything that the user can mend.
     """
     settings = _parser().parse_args(argv)
     options = _options(settings)
     rows = read_manifest(settings.manifest, options.classes)
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    console = make_console()
     try:
-        with _staging_folder(settings.data_dir) as staging:
+        with staging_folder(settings.data_dir) as staging:
             started = time.monotonic()
-            key = _key(settings, console)
+            key = _key(settings)
             splits_file = settings.data_dir / splits.FILE_NAME
             known = splits.read_splits(splits_file)
             splits.check_division(
@@ -78,11 +72,11 @@ def main(argv: list[str] | None = None) -> None:
             with shard_pool(settings.workers, settings.file_seconds) as pool:
                 numbers = _file_numbers(rows_to_ask(rows, key, known), pool)
                 plan = plan_data_set(settings.manifest, rows, key, known, options, numbers)
-                _report_recognised(console, plan)
-                _build(settings, plan, staging, pool, console, started)
+                _report_recognised(plan)
+                _build(settings, plan, staging, pool, started)
     except OSError as error:
         where = error.filename or settings.data_dir
-        raise DataError(f"{where}: {error.strerror or error}") from None
+        raise UserError(f"{where}: {error.strerror or error}") from None
 
 
 def _file_numbers(rows: Sequence[Row], pool: WorkerPool) -> dict[int, str]:
@@ -97,14 +91,13 @@ def _file_numbers(rows: Sequence[Row], pool: WorkerPool) -> dict[int, str]:
     }
 
 
-def _report_recognised(console: Console, plan: Plan) -> None:
+def _report_recognised(plan: Plan) -> None:
     if not plan.recognised:
         return
     first = ", ".join(map(str, plan.recognised[:_MOST_ROWS]))
     more = len(plan.recognised) - _MOST_ROWS
     rows = f"{first} and {more} more" if more > 0 else first
     say(
-        console,
         f"note: rows {rows}: patient_id differs from an earlier build, but the number without its "
         "zeros, or the file's PatientID, is the same (did a spreadsheet change it?); taken as the "
         "same patients",
@@ -222,15 +215,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def _options(settings: argparse.Namespace) -> Options:
     if settings.folds is not None and settings.split_fractions is not None:
-        raise DataError("--folds makes equal folds: leave out --split_fractions")
+        raise UserError("--folds makes equal folds: leave out --split_fractions")
     if not 0 <= settings.max_rejected <= 1:
-        raise DataError(f"--max_rejected {settings.max_rejected}: a share from 0 to 1 is needed")
+        raise UserError(f"--max_rejected {settings.max_rejected}: a share from 0 to 1 is needed")
     if settings.workers < 1:
-        raise DataError(f"--workers {settings.workers}: at least 1 is needed")
+        raise UserError(f"--workers {settings.workers}: at least 1 is needed")
     if not settings.file_seconds > 0:
-        raise DataError(f"--file_seconds {settings.file_seconds}: must be more than 0")
+        raise UserError(f"--file_seconds {settings.file_seconds}: must be more than 0")
     if settings.beam_options and not settings.beam_runner:
-        raise DataError("--beam_options needs --beam_runner")
+        raise UserError("--beam_options needs --beam_runner")
     fractions = _checked_fractions(settings.split_fractions or splits.FRACTIONS)
     return Options(
         config=settings.config,
@@ -247,19 +240,19 @@ def _checked_fractions(values: Iterable[float]) -> tuple[float, float, float]:
     train, validation, test = values
     total_is_one = math.isclose(train + validation + test, 1, abs_tol=1e-6)
     if not total_is_one or min(train, validation, test) < 0:
-        raise DataError(
+        raise UserError(
             f"--split_fractions {train} {validation} {test}: three shares from 0 to 1 are needed "
             "that add up to 1, such as 0.7 0.15 0.15"
         )
     return train, validation, test
 
 
-def _key(settings: argparse.Namespace, console: Console) -> bytes:
+def _key(settings: argparse.Namespace) -> bytes:
     path = settings.pseudonym_key or settings.manifest.parent / deidentify.KEY_FILE_NAME
     deidentify.refuse_key_in(settings.data_dir, path)
     key, created = deidentify.read_or_create_key(path)
     if created:
-        say(console, f"made a new pseudonym key: {path} (keep it, and keep it private)")
+        say(f"made a new pseudonym key: {path} (keep it, and keep it private)")
     return key
 
 
@@ -268,15 +261,14 @@ def _build(
     plan: Plan,
     staging: Path,
     pool: WorkerPool,
-    console: Console,
     started: float,
 ) -> None:
     final = settings.data_dir / "scintigraphy" / plan.options.config / VERSION
-    if final.exists() and _is_up_to_date(final, plan, pool, console, settings.overwrite):
+    if final.exists() and _is_up_to_date(final, plan, pool, settings.overwrite):
         refuse_stored(final, plan)
-        say(console, f"{final}: already built from these sources, nothing to do")
+        say(f"{final}: already built from these sources, nothing to do")
         return
-    run = _runner(settings, pool, console)
+    run = _runner(settings, pool)
     ingested: list[Ingested] = []
 
     def checked_ingest(plan: Plan, folder: Path) -> Ingested:
@@ -293,12 +285,12 @@ def _build(
     new_splits = staging / splits.FILE_NAME
     new_splits.write_text(splits.splits_text(ingested[0].patients), encoding="utf-8")
     new_splits.replace(settings.data_dir / splits.FILE_NAME)
-    _move_into_place(staging, staging / final.relative_to(settings.data_dir), final)
+    move_into_place(staging, staging / final.relative_to(settings.data_dir), final)
     remove_stale(settings.data_dir)
-    _report(console, ingested[0], final, time.monotonic() - started)
+    _report(ingested[0], final, time.monotonic() - started)
 
 
-def _runner(settings: argparse.Namespace, pool: WorkerPool, console: Console) -> RunTasks:
+def _runner(settings: argparse.Namespace, pool: WorkerPool) -> RunTasks:
     """What runs shard tasks: the pool, or a Beam runner."""
 
     def run(function: WriteShard, tasks: Sequence[ShardTask]) -> Iterator[Shard]:
@@ -312,63 +304,20 @@ def _runner(settings: argparse.Namespace, pool: WorkerPool, console: Console) ->
             )
         results = pool.map(function, tasks, ShardTask.after)
         total = sum(len(study.rows) for task in tasks for study in task.studies)
-        return progress(console, results, "reading files", total, lambda shard: len(shard.digests))
+        return counted(results, "reading files", total, size=lambda shard: len(shard.digests))
 
     return run
 
 
-@contextlib.contextmanager
-def _staging_folder(data_dir: Path) -> Iterator[Path]:
-    """A private folder to build in. Holds the data directory against a second build.
-
-    What killed builds left is removed, and what they were about to replace put back.
-    """
-    if data_dir.exists() and not data_dir.is_dir():
-        raise DataError(f"--data_dir {data_dir}: is a file; give a folder")
-    data_dir.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(data_dir, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _clear_up(data_dir)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise DataError(f"{data_dir}: another build is running there; wait for it") from None
-    except OSError:
-        pass  # Some network file systems have no locks: then what others left may be in use.
-    staging = Path(tempfile.mkdtemp(dir=data_dir, prefix=f"{_STAGING}-"))
-    try:
-        yield staging
-    finally:
-        _restore_replaced(data_dir, staging)
-        shutil.rmtree(staging, ignore_errors=True)
-        os.close(descriptor)
-
-
-def _clear_up(data_dir: Path) -> None:
-    for left in data_dir.glob(f"{_STAGING}*"):
-        _restore_replaced(data_dir, left)
-        shutil.rmtree(left, ignore_errors=True)
-
-
-def _restore_replaced(data_dir: Path, staging: Path) -> None:
-    """Puts a data set back whose successor did not take its place."""
-    for replaced in (staging / _REPLACED).glob("*"):
-        final = data_dir / "scintigraphy" / replaced.name / VERSION
-        if not final.exists():
-            replaced.rename(final)
-
-
-def _is_up_to_date(
-    final: Path, plan: Plan, pool: WorkerPool, console: Console, overwrite: bool
-) -> bool:
+def _is_up_to_date(final: Path, plan: Plan, pool: WorkerPool, overwrite: bool) -> bool:
     try:
         fingerprint = json.loads((final / "metadata.json").read_bytes())["fingerprint"]
     except (OSError, ValueError, KeyError):
         fingerprint = None
     # With splits.csv in place all its patients are known, so no split can change any more.
-    same = fingerprint == plan.fingerprint(plan.assign(), _digests(plan, pool, console), VERSION)
+    same = fingerprint == plan.fingerprint(plan.assign(), _digests(plan, pool), VERSION)
     if not same and not overwrite:
-        raise DataError(
+        raise UserError(
             f"{final}: holds a data set built from other sources or splits; "
             "use --overwrite to replace it, or another --data_dir"
         )
@@ -383,32 +332,20 @@ def _rejected_rows(final: Path) -> int:
         return 0
 
 
-def _digests(plan: Plan, pool: WorkerPool, console: Console) -> dict[int, tuple[bytes, bytes]]:
+def _digests(plan: Plan, pool: WorkerPool) -> dict[int, tuple[bytes, bytes]]:
     chunks = [plan.studies[n : n + 32] for n in range(0, len(plan.studies), 32)]
     results = pool.map(digests_of_studies, chunks, _no_retry)
     digests: dict[int, tuple[bytes, bytes]] = {}
-    for own in progress(console, results, "comparing files", len(plan.rows), len):
+    for own in counted(results, "comparing files", len(plan.rows), size=len):
         digests |= own
     return digests
 
 
 def _no_retry(task: tuple[Study, ...], lost: Lost) -> None:
-    raise DataError(f"manifest row {lost.step}: reading the file {lost.reason}")
+    raise UserError(f"manifest row {lost.step}: reading the file {lost.reason}")
 
 
-def _move_into_place(staging: Path, built: Path, final: Path) -> None:
-    config_folder = final.parent.parent / ".config"
-    final.parent.mkdir(parents=True, exist_ok=True)
-    if not config_folder.exists():
-        (built.parent.parent / ".config").rename(config_folder)
-    if final.exists():
-        replaced = staging / _REPLACED
-        replaced.mkdir()
-        final.rename(replaced / final.parent.name)
-    built.rename(final)
-
-
-def _report(console: Console, ingested: Ingested, final: Path, seconds: float) -> None:
+def _report(ingested: Ingested, final: Path, seconds: float) -> None:
     table = Table(title="images (patients)")
     table.add_column("split")
     names = ingested.plan.classes.names
@@ -420,26 +357,25 @@ def _report(console: Console, ingested: Ingested, final: Path, seconds: float) -
             for label in names
         ]
         table.add_row(split, *cells, f"{found['images']} ({found['patients']})")
-    console.print(table)
-    _report_splits(console, ingested)
+    show(table)
+    _report_splits(ingested)
     metadata = metadata_of(ingested)
     for rule, times in metadata["view_rules"].items():
-        say(console, f"view by {rule} ({times}x)")
+        say(f"view by {rule} ({times}x)")
     for note, times in metadata["notes"].items():
-        say(console, f"note: {note} ({times}x)")
-    _report_left_out(console, ingested)
+        say(f"note: {note} ({times}x)")
+    _report_left_out(ingested)
     images = len(ingested.images)
-    say(console, f"{final}: {images} images in {seconds:.1f} s ({images / seconds:.0f} a second)")
+    say(f"{final}: {images} images in {seconds:.1f} s ({images / seconds:.0f} a second)")
 
 
-def _report_splits(console: Console, ingested: Ingested) -> None:
+def _report_splits(ingested: Ingested) -> None:
     plan = ingested.plan
     kept = sum(patient in plan.known for patient in plan.labels)
     if kept:
-        say(console, f"{kept} patients keep the split of an earlier build")
+        say(f"{kept} patients keep the split of an earlier build")
     elif plan.known:
         say(
-            console,
             f"note: no patient of the earlier {splits.FILE_NAME} is in this manifest; "
             "if they are the same people, the pseudonym key has changed",
         )
@@ -447,34 +383,32 @@ def _report_splits(console: Console, ingested: Ingested) -> None:
         if plan.options.fractions[split] and not ingested.shards[split]:
             use = "evaluated" if split == "test" else "trained"
             say(
-                console,
                 f"note: split {split} is empty, so no network can be {use} on this data set; add "
                 "patients, or give some this split in the manifest's column split",
             )
     for split, found in ingested.proof["splits"].items():
         missing = [n for n, images in found["images_by_class"].items() if not images]
         if missing and found["images"]:
-            say(console, f"note: split {split} holds no {', no '.join(missing)}")
+            say(f"note: split {split} holds no {', no '.join(missing)}")
 
 
-def _report_left_out(console: Console, ingested: Ingested) -> None:
+def _report_left_out(ingested: Ingested) -> None:
     if ingested.rejected:
         rows = len(ingested.plan.rows)
-        say(console, f"quarantine.csv: {len(ingested.rejected)} of {rows} rows cannot be used")
+        say(f"quarantine.csv: {len(ingested.rejected)} of {rows} rows cannot be used")
         for reason, times in rejection_reasons(ingested).most_common():
-            say(console, f"  {reason} ({times}x)")
+            say(f"  {reason} ({times}x)")
     if ingested.plan.options.config != STUDIES_CONFIG:
         return
     shards = [shard for own in ingested.shards.values() for shard in own]
     studies, mixed = sum(s.records for s in shards), sum(s.mixed_labels for s in shards)
     one_view = sum(s.one_view for s in shards)
     say(
-        console,
         f"{studies} studies, {one_view} of them with one view; "
         f"{len(ingested.left_out)} images in no study (no certain opposite view, or view unknown)",
     )
     if mixed:
-        say(console, f"note: views with different labels, the most serious taken ({mixed}x)")
+        say(f"note: views with different labels, the most serious taken ({mixed}x)")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from tfds_builder.errors import DataError
+from tfds_builder.commandline.errors import UserError
 
 PUBLISHED = ("normal", "metastasis", "arthritis", "thyroid_carcinoma")
 """The four classes of Lin et al. 2021, in their published order."""
@@ -78,7 +78,7 @@ def read_classes(text: str | None) -> tuple[str, ...] | None:
     """Reads the list of `--classes`; None where there is none.
 
     Raises:
-      DataError: a name that can be no class, or that occurs twice.
+      UserError: a name that can be no class, or that occurs twice.
     """
     if text is None:
         return None
@@ -86,7 +86,7 @@ def read_classes(text: str | None) -> tuple[str, ...] | None:
     for name in names:
         fault = fault_of(name) or ("occurs twice" if names.count(name) > 1 else "")
         if fault:
-            raise DataError(
+            raise UserError(
                 f"--classes {text}: '{name}' {fault}; give names with commas between them, least "
                 "severe first, such as normal,abnormal"
             )

@@ -19,16 +19,15 @@ import PIL.Image
 import PIL.ImageDraw
 import tensorflow_datasets as tfds
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
-from tfds_builder.atomic import write_whole
-from tfds_builder.command import CommandParser
-from tfds_builder.errors import DataError, run_command
-from tfds_builder.findings import QUALITY
+from tfds_builder.commandline.command import CommandParser
+from tfds_builder.commandline.errors import UserError, run_command
+from tfds_builder.commandline.files import write_whole
+from tfds_builder.commandline.progress import say, show
 from tfds_builder.manifest import VIEWS
-from tfds_builder.progress import make_console, say
-from tfds_builder.records import CONFIGS, VIEW_NAMES, VIEWS_CONFIG
+from tfds_builder.shards.findings import QUALITY
+from tfds_builder.shards.records import CONFIGS, VIEW_NAMES, VIEWS_CONFIG
 
 _KINDS = ("images", "studies", "patients")
 _POOL = 4
@@ -51,14 +50,13 @@ def main(argv: list[str] | None = None) -> None:
     """Says what the data set that the command line names holds.
 
     Raises:
-      DataError: anything that the user can mend.
+      UserError: anything that the user can mend.
     """
     options = _parser().parse_args(argv)
     if not 1 <= options.per_class <= _MOST_PER_CLASS:
-        raise DataError(f"--per_class {options.per_class}: 1 to {_MOST_PER_CLASS} can be drawn")
+        raise UserError(f"--per_class {options.per_class}: 1 to {_MOST_PER_CLASS} can be drawn")
     builder = _open(options.data_dir, options.config)
-    console = make_console()
-    _print_summary(console, builder)
+    _print_summary(builder)
     if options.montage:
         drawn = 0
 
@@ -67,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
             drawn = _draw_montage(builder, part, options.split, options.per_class)
 
         write_whole(options.montage, draw)
-        say(console, f"{options.montage}: {drawn} images of {options.split}")
+        say(f"{options.montage}: {drawn} images of {options.split}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,22 +100,22 @@ def _open(data_dir: Path, config: str) -> Any:
         key=lambda path: [int(part) for part in re.findall(r"\d+", path.parent.name)],
     )
     if not versions:
-        raise DataError(
+        raise UserError(
             f"{data_dir} holds no data set scintigraphy/{config}; build one: "
             f"python -m tfds_builder.build --config {config} --data_dir {data_dir} --manifest ..."
         )
     try:
         return tfds.builder_from_directory(versions[-1].parent)
     except Exception as error:  # TFDS raises nearly anything on damaged metadata.
-        raise DataError(
+        raise UserError(
             f"{versions[-1].parent}: cannot be read ({type(error).__name__}); build it again"
         ) from error
 
 
-def _print_summary(console: Console, builder: Any) -> None:
+def _print_summary(builder: Any) -> None:
     metadata = builder.info.metadata
-    say(console, f"scintigraphy/{builder.builder_config.name} {builder.version}")
-    say(console, f"fingerprint {metadata.get('fingerprint', 'unknown')}")
+    say(f"scintigraphy/{builder.builder_config.name} {builder.version}")
+    say(f"fingerprint {metadata.get('fingerprint', 'unknown')}")
     names = builder.info.features["label"].names
     headings = (*(label.replace("_", " ") for label in names), "records", *_KINDS, "MiB")
     table = Table("split", *headings, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
@@ -133,11 +131,11 @@ def _print_summary(console: Console, builder: Any) -> None:
             *(str(proof[kind]) for kind in _KINDS),
             f"{size:.0f}",
         )
-    console.print(table)
+    show(table)
     shared = sum(
         n for pair in metadata["split_proof"]["intersections"].values() for n in pair.values()
     )
-    say(console, f"patients, studies and images in two splits: {shared}")
+    say(f"patients, studies and images in two splits: {shared}")
     for title, field in (
         ("maker", "manufacturers"),
         ("pixel spacing, mm", "pixel_spacings_mm"),
@@ -147,17 +145,17 @@ def _print_summary(console: Console, builder: Any) -> None:
     ):
         found = metadata.get(field, {})
         text = ", ".join(f"{name} ({times}x)" for name, times in found.items())
-        say(console, f"{title}: {text or 'not recorded'}")
-    _print_warnings(console, metadata)
+        say(f"{title}: {text or 'not recorded'}")
+    _print_warnings(metadata)
 
 
-def _print_warnings(console: Console, metadata: dict[str, Any]) -> None:
+def _print_warnings(metadata: dict[str, Any]) -> None:
     for note, times in metadata["notes"].items():
-        say(console, f"note: {note} ({times}x)")
+        say(f"note: {note} ({times}x)")
     if metadata.get("rejected_rows"):
-        say(console, f"note: rows of the manifest left out: {metadata['rejected_rows']}")
+        say(f"note: rows of the manifest left out: {metadata['rejected_rows']}")
     if metadata.get("images_left_out"):
-        say(console, f"note: images in no record: {metadata['images_left_out']}")
+        say(f"note: images in no record: {metadata['images_left_out']}")
 
 
 def _size_on_disk(builder: Any, split: str) -> int:
@@ -212,7 +210,7 @@ def _pictures(builder: Any, split: str, per_class: int) -> dict[str, list[_Pictu
     """For each class, pictures of records spread over the whole split, or splits."""
     names = list(builder.info.splits) if split == _ALL else [split]
     if split != _ALL and split not in builder.info.splits:
-        raise DataError(f"no split '{split}'; there are {', '.join([*builder.info.splits, _ALL])}")
+        raise UserError(f"no split '{split}'; there are {', '.join([*builder.info.splits, _ALL])}")
     source = builder.as_data_source(
         "+".join(names), decoders={"lesion_mask": tfds.decode.SkipDecoding()}
     )

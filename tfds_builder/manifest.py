@@ -21,7 +21,7 @@ from tfds_builder.classes import (
     misspelt,
     normalise,
 )
-from tfds_builder.errors import DataError
+from tfds_builder.commandline.errors import UserError
 from tfds_builder.tables import read_rows
 
 VIEWS = ("anterior", "posterior")
@@ -120,12 +120,12 @@ def read_manifest(path: Path, classes: tuple[str, ...] | None = None) -> tuple[R
       The rows in the file's order, at least one.
 
     Raises:
-      DataError: naming the file, the row and the field of the first fault, what to do, and how many
+      UserError: naming the file, the row and the field of the first fault, what to do, and how many
         more faults there are.
     """
     table = read_rows(path)
     if not table:
-        raise DataError(
+        raise UserError(
             f"{path}: the manifest is empty; its first row names the columns "
             f"{', '.join(REQUIRED_COLUMNS)}"
         )
@@ -138,7 +138,7 @@ def read_manifest(path: Path, classes: tuple[str, ...] | None = None) -> tuple[R
         except _Fault as fault:
             faults.append((number, str(fault)))
     if not rows and not faults:
-        raise DataError(
+        raise UserError(
             f"{path}: the manifest has a header but no rows; add one row per image file"
         )
     faults += _duplicates(rows) + _torn_patients(rows) + _patients_but_for_zeros(rows)
@@ -153,12 +153,12 @@ def _columns(path: Path, header: list[str]) -> list[str]:
         header = header[:-1]
     for number, name in enumerate(header, start=1):
         if name not in COLUMNS:
-            raise DataError(f"{path}: row 1: column {number} is unknown; {_suggestion(name)}")
+            raise UserError(f"{path}: row 1: column {number} is unknown; {_suggestion(name)}")
         if header.count(name) > 1:
-            raise DataError(f"{path}: row 1: column '{name}' occurs twice; keep one")
+            raise UserError(f"{path}: row 1: column '{name}' occurs twice; keep one")
     for name in REQUIRED_COLUMNS:
         if name not in header:
-            raise DataError(
+            raise UserError(
                 f"{path}: row 1: column '{name}' is missing; present are {', '.join(header)}"
             )
     return header
@@ -394,7 +394,7 @@ def _question_labels(path: Path, rows: list[Row]) -> None:
     """Asks about labels that are classes only because nothing says what the classes are."""
     labels = Counter(row.label for row in rows)
     if len(labels) > MOST_CLASSES:
-        raise DataError(
+        raise UserError(
             f"{path}: column 'label' holds {len(labels)} different labels; if all are classes, "
             "list them: --classes A,B,..."
         )
@@ -402,7 +402,7 @@ def _question_labels(path: Path, rows: list[Row]) -> None:
     if found:
         label, other = found
         number = next(row.number for row in rows if row.label == label)
-        raise DataError(
+        raise UserError(
             f"{path}: row {number}: label '{label}' looks like '{other}' misspelt "
             f"({labels[label]}x); correct it, or list the classes: --classes "
             f"{','.join(classes_of(labels).names)}"
@@ -415,4 +415,4 @@ def _raise_first(path: Path, faults: list[tuple[int, str]]) -> None:
     number, text = min(faults, key=lambda fault: fault[0])
     more = len(faults) - 1
     tail = f" (and {more} more error{'s' if more > 1 else ''} in this manifest)" if more else ""
-    raise DataError(f"{path}: row {number}: {text}{tail}")
+    raise UserError(f"{path}: row {number}: {text}{tail}")

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tfds_builder.errors import DataError
+from tfds_builder.commandline.errors import UserError
 
 Rows = list[tuple[int, list[str]]]
 
@@ -37,26 +37,26 @@ def read_rows(path: Path) -> Rows:
       (row number, cells) of every row that is not blank; none where the file is empty.
 
     Raises:
-      DataError: naming the file, and the row where there is one.
+      UserError: naming the file, and the row where there is one.
     """
     content = _content(path)
     if content.startswith(_ZIP):
         return list(_not_blank(_of_workbook(path, content)))
     if content.startswith(_OLE):
-        raise DataError(f"{path}: is an old or an encrypted workbook; {_AS_CSV}")
+        raise UserError(f"{path}: is an old or an encrypted workbook; {_AS_CSV}")
     text = _text(path, content)
     return list(_not_blank(_of_text(path, text)))
 
 
 def _content(path: Path) -> bytes:
     if path.is_dir():
-        raise DataError(f"{path}: is a folder; give the file of the table inside it")
+        raise UserError(f"{path}: is a folder; give the file of the table inside it")
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; give the path of the table") from None
+        raise UserError(f"{path}: no such file; give the path of the table") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _text(path: Path, content: bytes) -> str:
@@ -65,7 +65,7 @@ def _text(path: Path, content: bytes) -> str:
         text = content.decode(encoding)
         if "\0" not in text.partition("\n")[0]:
             return text
-    raise DataError(f"{path}: not UTF-8 text; {_AS_CSV}")
+    raise UserError(f"{path}: not UTF-8 text; {_AS_CSV}")
 
 
 def _not_blank(rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
@@ -116,21 +116,21 @@ def _separated(path: Path, text: str, separator: str) -> Iterator[tuple[int, lis
         for number, cells in enumerate(reader, start=1):
             yield number, cells
     except csv.Error as error:
-        raise DataError(f"{path}: row {number + 1}: not valid CSV ({error})") from None
+        raise UserError(f"{path}: row {number + 1}: not valid CSV ({error})") from None
 
 
 def _of_workbook(path: Path, content: bytes) -> Iterator[tuple[int, list[str]]]:
     try:
         import openpyxl
     except ImportError:
-        raise DataError(
+        raise UserError(
             f"{path}: to read a workbook, install openpyxl (pip install -c constraints.txt "
             f"'.[xlsx]'), or {_AS_CSV}"
         ) from None
     try:
         book = openpyxl.load_workbook(io.BytesIO(content), data_only=True)
     except Exception as error:  # openpyxl raises nearly anything on what is no workbook.
-        raise DataError(
+        raise UserError(
             f"{path}: cannot be read as a workbook ({type(error).__name__}); {_AS_CSV}"
         ) from None
     for sheet in book.worksheets:

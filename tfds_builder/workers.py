@@ -30,8 +30,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from tfds_builder.command import follow_parent, parent_of_worker
-from tfds_builder.errors import DataError
+from tfds_builder.commandline.command import follow_parent, parent_of_worker
+from tfds_builder.commandline.errors import UserError
 
 Announce = Callable[[int], None]
 Task = TypeVar("Task")
@@ -133,7 +133,7 @@ class WorkerPool:
         task's result, whichever came first in time. One `map` at a time.
 
         Raises:
-          DataError: the function raised it; `retry` returned None; workers cannot start.
+          UserError: the function raised it; `retry` returned None; workers cannot start.
           OSError: the function raised it.
           RuntimeError: the function raised anything else; the message holds the traceback.
         """
@@ -181,7 +181,7 @@ class WorkerPool:
                 process.start()
         except (OSError, EOFError) as error:
             connection.close()
-            raise DataError(f"no worker process can be started: {error}") from None
+            raise UserError(f"no worker process can be started: {error}") from None
         finally:
             theirs.close()  # The worker alone holds it, so its death is seen as the pipe's end.
         worker = _Worker(process, connection, job, self._clock + _START_SECONDS)
@@ -249,12 +249,12 @@ class WorkerPool:
             job.task = job.retry(job.task, lost)
             if job.task is None:
                 where = "a task" if lost.step is None else f"step {lost.step}"
-                job.fail(DataError(f"{where} was given up: {reason}"))
+                job.fail(UserError(f"{where} was given up: {reason}"))
                 return
         else:
             self._false_starts += 1
             if self._false_starts == _FALSE_STARTS:
-                raise DataError("worker processes end as they start (too little memory?)")
+                raise UserError("worker processes end as they start (too little memory?)")
         self._start(job)
 
     def _end(self, workers: Iterable[_Worker]) -> None:
@@ -301,7 +301,7 @@ def _finish(job: _Job, kind: str, value: Any) -> None:
         case "result":
             job.done, job.result = True, value
         case "data error":
-            job.fail(DataError(value))
+            job.fail(UserError(value))
         case "os error":
             job.fail(OSError(*value))
         case "bug":
@@ -327,7 +327,7 @@ def _outcome(message: bytes, announce: Announce) -> memoryview:
         return ForkingPickler.dumps(("result", function(task, announce)))
     except MemoryError:
         outcome = "memory", None
-    except DataError as error:
+    except UserError as error:
         outcome = "data error", str(error)
     except OSError as error:
         if error.errno == errno.ENOMEM:

@@ -31,7 +31,7 @@ from dscint_jax.cluster.cluster import (
     publish_failure,
 )
 from dscint_jax.cluster.joining import find_cluster, join
-from dscint_jax.errors import run_command
+from dscint_jax.command import run_command
 
 __all__ = [
     "ALONE",
@@ -88,7 +88,7 @@ def leave(cluster: Cluster) -> None:
     """Ends the cluster once all processes have finished.
 
     Raises:
-      DscintError: some do not finish in time.
+      UserError: some do not finish in time.
     """
     if cluster.process_count == 1:
         return

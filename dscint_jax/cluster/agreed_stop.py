@@ -10,7 +10,7 @@ from types import TracebackType
 import jax
 
 from dscint_jax.cluster.cluster import ALONE, PREFIX, Cluster, gather, store
-from dscint_jax.errors import DscintError
+from tfds_builder.commandline.errors import UserError
 
 LOOK_EVERY_S = 1.0
 WISHES = f"{PREFIX}/wishes"
@@ -40,7 +40,7 @@ class AgreedStop:
         self._cluster, self._timeout_s = cluster, timeout_s
         self._step, self._wished = 0, False
         self._stop_after: int | None = None
-        self._failure: DscintError | None = None
+        self._failure: UserError | None = None
         self._agreeing, self._over = threading.Lock(), threading.Event()
         if cluster.process_count > 1:
             threading.Thread(target=self._agree, name="agreed stop", daemon=True).start()
@@ -53,7 +53,7 @@ class AgreedStop:
           wish: why this process wishes for a stop, such as 'SIGTERM'; None if it does not.
 
         Raises:
-          DscintError: there is a wish, and some process does not say where it is.
+          UserError: there is a wish, and some process does not say where it is.
         """
         if self._cluster.process_count == 1:
             self.reason = wish
@@ -89,5 +89,5 @@ class AgreedStop:
                 steps = gather(self._cluster, "stop", str(self._step), self._timeout_s)
                 self._stop_after = max(map(int, steps)) + 1
                 self.reason = wishes[0][1]
-        except (DscintError, jax.errors.JaxRuntimeError) as error:
-            self._failure = DscintError(f"no step to stop after could be agreed on: {error}")
+        except (UserError, jax.errors.JaxRuntimeError) as error:
+            self._failure = UserError(f"no step to stop after could be agreed on: {error}")

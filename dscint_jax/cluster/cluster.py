@@ -22,7 +22,7 @@ from typing import Any
 import jax
 
 from dscint_jax.config import Config
-from dscint_jax.errors import DscintError
+from tfds_builder.commandline.errors import UserError
 
 PREFIX = "dscint"
 FAILURES = f"{PREFIX}/failures"
@@ -101,7 +101,7 @@ def barrier(cluster: Cluster, name: str, timeout_s: float = TIMEOUT_S) -> None:
     """Returns when all processes have come to the barrier of this name.
 
     Raises:
-      DscintError: some have not, in time.
+      UserError: some have not, in time.
     """
     if cluster.process_count == 1:
         return
@@ -112,7 +112,7 @@ def barrier(cluster: Cluster, name: str, timeout_s: float = TIMEOUT_S) -> None:
         listed = str(error).partition("timed out task names:")[2].partition("RPC:")[0]
         missing = [int(number) for number in re.findall(r"(\d+)\D*$", listed, re.MULTILINE)]
         absent = f"; missing: {in_words(missing)}" if missing else ""
-        raise DscintError(
+        raise UserError(
             f"the processes did not all reach '{name}' within {timeout_s:g} s{absent}; see their "
             f"logs"
         ) from error
@@ -122,7 +122,7 @@ def gather(cluster: Cluster, name: str, value: str, timeout_s: float = TIMEOUT_S
     """Every process's value, in the processes' order; all must call it.
 
     Raises:
-      DscintError: some have not, in time.
+      UserError: some have not, in time.
     """
     if cluster.process_count == 1:
         return [value]
@@ -141,7 +141,7 @@ def agree_all(
     """Checks that every process has the same facts, all in one round.
 
     Raises:
-      DscintError: naming the first fact that differs, in the order of process 0. Or some did not
+      UserError: naming the first fact that differs, in the order of process 0. Or some did not
         come in time.
     """
     if cluster.process_count == 1:
@@ -152,7 +152,7 @@ def agree_all(
         for fact in {**expected, **found}:
             here, there = expected.get(fact, "absent"), found.get(fact, "absent")
             if here != there:
-                raise DscintError(
+                raise UserError(
                     f"{fact} is {here} in {first} and {there} in {who}; start all processes with "
                     f"the same command, files and software"
                 )
@@ -168,7 +168,7 @@ def preflight(cluster: Cluster, facts: Mapping[str, str], timeout_s: float = TIM
       timeout_s: how long to wait for the others, of which each may still be reading its data.
 
     Raises:
-      DscintError: a fact differs.
+      UserError: a fact differs.
     """
     agree_all(cluster, "preflight", facts, timeout_s)
 
@@ -190,7 +190,7 @@ def check_software(cluster: Cluster) -> None:
     Where one process had no GPU or another plugin, JAX would wait in vain for its devices.
 
     Raises:
-      DscintError: versions, visible GPUs, platforms or numbers of processes differ.
+      UserError: versions, visible GPUs, platforms or numbers of processes differ.
     """
     facts = {
         # JAX lets processes pass that were told different numbers.
@@ -206,12 +206,12 @@ def check_devices(cluster: Cluster) -> None:
     """Touches the devices for the first time and checks that every process has as many.
 
     Raises:
-      DscintError: JAX finds no device; they differ; CPU processes cannot reach each other.
+      UserError: JAX finds no device; they differ; CPU processes cannot reach each other.
     """
     try:
         backend, count = jax.default_backend(), jax.local_device_count()
     except RuntimeError as error:
-        raise DscintError(f"JAX cannot use the devices of {cluster.host}: {error}") from error
+        raise UserError(f"JAX cannot use the devices of {cluster.host}: {error}") from error
     facts = {"JAX's backend": backend, "the number of devices": str(count)}
     agree_all(cluster, "devices", facts)
     if backend == "cpu":
@@ -219,7 +219,7 @@ def check_devices(cluster: Cluster) -> None:
 
 
 def _check_own_names(cluster: Cluster) -> None:
-    """Raises DscintError if a machine would tell the others a loopback address as its own.
+    """Raises UserError if a machine would tell the others a loopback address as its own.
 
     Gloo, which connects CPU processes, takes the address of the machine's own name. With one such
     machine it may connect by luck, as the side with the lower address waits; with two it cannot.
@@ -229,7 +229,7 @@ def _check_own_names(cluster: Cluster) -> None:
     address_of = dict(map(json.loads, told))
     for host, address in address_of.items():
         if address and len(address_of) > 1:
-            raise DscintError(
+            raise UserError(
                 f"on {host} its own name resolves to {address}, under which no other machine "
                 f"finds it; in its /etc/hosts remove {host} from the line of {address}"
             )
@@ -257,12 +257,12 @@ def visible_gpus(devices: Path = Path("/dev")) -> int:
 def cause_elsewhere(cluster: Cluster, error: BaseException) -> BaseException:
     """An error that only says that another process is gone, as one line; any other as it is."""
     # JAX raises them as ValueError or RuntimeError, in the words of the library that connects.
-    if isinstance(error, DscintError) or not LOST_CONNECTION.search(str(error)):
+    if isinstance(error, UserError) or not LOST_CONNECTION.search(str(error)):
         return error
     if failure := _failure_elsewhere():
-        return DscintError(f"{cluster.who} ends because of {failure}")
+        return UserError(f"{cluster.who} ends because of {failure}")
     # A process that was killed says nothing itself.
-    return DscintError(
+    return UserError(
         f"{cluster.who} has lost its connection to another process; see the others' logs for why "
         f"that one ended"
     )

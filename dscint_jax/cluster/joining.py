@@ -25,7 +25,7 @@ from dscint_jax.cluster.cluster import (
     loopback_of,
     visible_gpus,
 )
-from dscint_jax.errors import DscintError
+from tfds_builder.commandline.errors import UserError
 
 HEARTBEAT_TIMEOUT_S = 20
 """A process that has died ends the others within about this time."""
@@ -53,7 +53,7 @@ def find_cluster(
     On TPUs JAX finds the place only as it joins the others: then the count is 0.
 
     Raises:
-      DscintError: flags or environment contradict themselves.
+      UserError: flags or environment contradict themselves.
     """
     flags = {
         "--coordinator_address": coordinator_address,
@@ -63,12 +63,12 @@ def find_cluster(
     absent = [flag for flag, value in flags.items() if value is None]
     if distributed == "off":
         if len(absent) < len(flags):
-            raise DscintError("--distributed=off and --coordinator_address exclude each other")
+            raise UserError("--distributed=off and --coordinator_address exclude each other")
         return ALONE
     if not absent:
         return _place("flags", coordinator_address, num_processes, process_id)
     if len(absent) < len(flags):
-        raise DscintError(f"missing: {' and '.join(absent)}; {', '.join(flags)} go together")
+        raise UserError(f"missing: {' and '.join(absent)}; {', '.join(flags)} go together")
     for kind, (count, index, detected) in LAUNCHERS.items():
         if os.environ.get(count):
             return _launched(kind, count, index, detected)
@@ -84,7 +84,7 @@ def join(cluster: Cluster, timeout_s: float, workdir: Path | None) -> Cluster:
       workdir: where each notes that it has started, so that an error can name who has not.
 
     Raises:
-      DscintError: some do not come, or the coordinator's name or port cannot be used.
+      UserError: some do not come, or the coordinator's name or port cannot be used.
     """
     # Processes on CPUs exchange gradients by it; on accelerators it is not asked.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -124,7 +124,7 @@ def join(cluster: Cluster, timeout_s: float, workdir: Path | None) -> Cluster:
 def _place(kind: str, address: str, count: int, index: int) -> Cluster:
     _host_and_port(address)
     if not 0 <= index < count:
-        raise DscintError(
+        raise UserError(
             f"this is process {index} of {count}; they are numbered from 0 to {count - 1}"
         )
     here = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
@@ -134,7 +134,7 @@ def _place(kind: str, address: str, count: int, index: int) -> Cluster:
 def _host_and_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     if not (host and port.isdecimal() and 0 < int(port) < 2**16):
-        raise DscintError(f"the coordinator '{address}' is not HOST:PORT, such as node1:12345")
+        raise UserError(f"the coordinator '{address}' is not HOST:PORT, such as node1:12345")
     return host.strip("[]"), int(port)
 
 
@@ -156,7 +156,7 @@ def _launched(kind: str, count: str, index: str, detected: str) -> Cluster:
                 timeout_secs=None, override_coordinator_port=port
             )
     if not address:
-        raise DscintError(
+        raise UserError(
             f"{count} is set, and nothing says where process 0 is; set the variable "
             f"JAX_COORDINATOR_ADDRESS, with mpirun by -x JAX_COORDINATOR_ADDRESS=HOST:PORT"
         )
@@ -177,7 +177,7 @@ def _on_several_tpus() -> bool:
 def _number(name: str, default: str = "") -> int:
     text = os.environ.get(name, default)
     if not text.isdecimal():
-        raise DscintError(f"{name}={text} in the environment is not a number")
+        raise UserError(f"{name}={text} in the environment is not a number")
     return int(text)
 
 
@@ -188,7 +188,7 @@ def _local_gpus(cluster: Cluster) -> list[int] | None:
     started them has given each its own already.
 
     Raises:
-      DscintError: the GPUs cannot be shared out evenly.
+      UserError: the GPUs cannot be shared out evenly.
     """
     index, here = 0, 1
     if cluster.kind == "Open MPI":
@@ -203,7 +203,7 @@ def _local_gpus(cluster: Cluster) -> list[int] | None:
         return None
     share, rest = divmod(gpus, here)
     if rest or not share:
-        raise DscintError(
+        raise UserError(
             f"{here} processes on {cluster.host} cannot share its {gpus} GPUs evenly; start one "
             f"process a node, or one a GPU"
         )
@@ -211,14 +211,14 @@ def _local_gpus(cluster: Cluster) -> list[int] | None:
 
 
 def _check_port(cluster: Cluster) -> None:
-    """Raises DscintError if the port is taken; two coordinators of JAX would share it unheard."""
+    """Raises UserError if the port is taken; two coordinators of JAX would share it unheard."""
     host, port = _host_and_port(cluster.coordinator)
     dual = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dual else socket.AF_INET
     try:
         socket.create_server(("", port), family=family, dualstack_ipv6=dual).close()
     except OSError as error:
-        raise DscintError(
+        raise UserError(
             f"port {port} of the coordinator {host} cannot be used "
             f"({(error.strerror or str(error)).lower()}); choose another, with "
             f"--coordinator_address or the variable JAX_COORDINATOR_PORT"
@@ -248,7 +248,7 @@ def _wait(joined: Future, cluster: Cluster, timeout_s: float, note: Path | None)
     """Returns when all have joined; says now and then what is waited for.
 
     Raises:
-      DscintError: they have not, in time, or JAX refuses something.
+      UserError: they have not, in time, or JAX refuses something.
     """
     deadline = time.monotonic() + timeout_s
     while (left := deadline - time.monotonic()) > 0:
@@ -258,8 +258,8 @@ def _wait(joined: Future, cluster: Cluster, timeout_s: float, note: Path | None)
             if left > WAITING_LINE_EVERY_S:
                 print(f"waiting: {_why_apart(cluster, timeout_s, note)}", flush=True)
         except (RuntimeError, ValueError) as error:
-            raise DscintError(f"JAX cannot join the processes of the run: {error}") from error
-    raise DscintError(
+            raise UserError(f"JAX cannot join the processes of the run: {error}") from error
+    raise UserError(
         f"{cluster.who} has not met the others at {cluster.coordinator or 'the TPU slice'} within "
         f"{timeout_s:g} s: {_why_apart(cluster, timeout_s, note)}; see their logs, or wait longer "
         f"with --initialization_timeout"

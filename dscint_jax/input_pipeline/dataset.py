@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dscint_jax.config import NO_FOLD, VIEWS
-from dscint_jax.errors import DscintError
+from tfds_builder.commandline.errors import UserError
 
 DATASET = "scintigraphy"
 SPLITS = ("train", "validation", "test")
@@ -32,7 +32,7 @@ def open_dataset(data_dir: Path, records: str = VIEWS) -> Any:
       records: 'views' or 'studies'; each is a data set of its own.
 
     Raises:
-      DscintError: there is no complete data set.
+      UserError: there is no complete data set.
     """
     # Slow to import, and not needed before data is.
     import tensorflow_datasets as tfds
@@ -47,7 +47,7 @@ def open_dataset(data_dir: Path, records: str = VIEWS) -> Any:
             if folder.is_dir():
                 os.listdir(folder)
         option = "" if records == VIEWS else f" --config {records}"
-        raise DscintError(
+        raise UserError(
             f"{data_dir} holds no data set {DATASET}/{records}; build one: python -m "
             f"tfds_builder.build --manifest MANIFEST --data_dir {data_dir}{option}"
         )
@@ -77,12 +77,12 @@ def parts_of(split: str, names: Iterable[str], fold: int) -> tuple[str, ...]:
       fold: which fold to test on, from 0, or `NO_FOLD`.
 
     Raises:
-      DscintError: `fold` does not fit the data set, or there is no such split.
+      UserError: `fold` does not fit the data set, or there is no such split.
     """
     names = tuple(names)
     folds = folds_of(names)
     if not folds and fold != NO_FOLD:
-        raise DscintError(
+        raise UserError(
             f"config.data.fold is {fold}, but the data set is divided into {', '.join(names)}, not "
             f"into folds; set --config.data.fold={NO_FOLD}"
         )
@@ -90,7 +90,7 @@ def parts_of(split: str, names: Iterable[str], fold: int) -> tuple[str, ...]:
         _check_fold(fold, len(folds))
     known = SPLITS if folds else names
     if split not in known:
-        raise DscintError(
+        raise UserError(
             f"no split '{split}' in the data set; it has {', '.join(known)}"
             f"{did_you_mean(split, known)}"
         )
@@ -117,11 +117,11 @@ def all_parts(names: Iterable[str]) -> tuple[str, ...]:
 def _check_fold(fold: int, count: int) -> None:
     choice = f"--config.data.fold=0 .. {count - 1}"
     if count < FEWEST_FOLDS:
-        raise DscintError(
+        raise UserError(
             f"the data set has {count} folds, and {FEWEST_FOLDS} are needed, to test, to validate "
             "and to train on; build it with more"
         )
     if fold == NO_FOLD:
-        raise DscintError(f"the data set is divided into {count} folds; train with {choice}")
+        raise UserError(f"the data set is divided into {count} folds; train with {choice}")
     if not 0 <= fold < count:
-        raise DscintError(f"config.data.fold is {fold}; of {count} folds choose {choice}")
+        raise UserError(f"config.data.fold is {fold}; of {count} folds choose {choice}")

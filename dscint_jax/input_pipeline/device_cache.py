@@ -2,7 +2,7 @@
 
 In: a split and a mesh. Every device holds an equal part of the images, in the smallest type that
 holds their counts. Out: batches by their global indices, with the shapes, types and sharding of
-host batches that `parallel.shard_batch` put on the devices, and the same bits.
+host batches that `shard_batch` put on the devices, and the same bits.
 """
 
 import functools
@@ -15,7 +15,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
-from dscint_jax import parallel
 from dscint_jax.input_pipeline.records import (
     COPY,
     DEVICE_FIELDS,
@@ -27,6 +26,7 @@ from dscint_jax.input_pipeline.records import (
     read_columns,
 )
 from dscint_jax.input_pipeline.scintigrams import Scintigrams
+from dscint_jax.mesh import AXIS, DeviceBatch, local_rows, shard_batch
 
 Columns = Mapping[str, jax.Array]
 
@@ -45,10 +45,10 @@ class DeviceCache:
         self._columns = _on_devices(images.images, mesh, progress)
         self._gather = jax.jit(
             functools.partial(_gather, mesh=mesh),
-            out_shardings=NamedSharding(mesh, PartitionSpec(parallel.AXIS)),
+            out_shardings=NamedSharding(mesh, PartitionSpec(AXIS)),
         )
 
-    def batch(self, indices: Int[np.ndarray, "batch"]) -> parallel.DeviceBatch:
+    def batch(self, indices: Int[np.ndarray, "batch"]) -> DeviceBatch:
         """The images of a batch, sharded over the devices in the order of their indices."""
         everywhere = NamedSharding(self._mesh, PartitionSpec())
         sources = self._images.sources(indices).astype(np.int32)
@@ -56,15 +56,15 @@ class DeviceCache:
         batch = self._gather(self._columns, sources)
         if self._images.numbers is None:
             return batch
-        rows = indices[parallel.local_rows(len(indices), self._mesh)]
+        rows = indices[local_rows(len(indices), self._mesh)]
         copies = {COPY: self._images.copy_field(rows)}
-        return batch | parallel.shard_batch(copies, self._mesh)
+        return batch | shard_batch(copies, self._mesh)
 
 
 def _on_devices(images: Images, mesh: Mesh, progress: Progress) -> dict[str, jax.Array]:
     """All images, as many on each device; what is missing at the end is zero."""
     each = -(-len(images) // mesh.size)
-    sharding = NamedSharding(mesh, PartitionSpec(parallel.AXIS))
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
     places = sharding.addressable_devices_indices_map((each * mesh.size,))
     devices = {
         device: np.arange(rows.start or 0, rows.stop or each * mesh.size)
@@ -122,7 +122,7 @@ def _gather(columns: Columns, indices: Int[Array, " batch"], *, mesh: Mesh) -> d
     """Rows of sharded columns by their global indices, sharded alike."""
     if mesh.size == 1:
         return {name: _widened(column[indices]) for name, column in columns.items()}
-    sharded = PartitionSpec(parallel.AXIS)
+    sharded = PartitionSpec(AXIS)
     gather = jax.shard_map(
         _gather_local, mesh=mesh, in_specs=(sharded, PartitionSpec()), out_specs=sharded
     )
@@ -132,14 +132,14 @@ def _gather(columns: Columns, indices: Int[Array, " batch"], *, mesh: Mesh) -> d
 def _gather_local(columns: Columns, indices: Int[Array, " batch"]) -> dict[str, jax.Array]:
     """Of every device: adds up what each of them has of the batch; gives each its rows."""
     here = len(columns["label"])
-    local = indices - jax.lax.axis_index(parallel.AXIS) * here
+    local = indices - jax.lax.axis_index(AXIS) * here
     mine = (local >= 0) & (local < here)
 
     def gather(column: jax.Array) -> jax.Array:
         # All but one device add zero, and sums of integers are exact.
         rows = _as_integers(column[jnp.clip(local, 0, here - 1)])
         rows = jnp.where(mine.reshape(-1, *(1,) * (rows.ndim - 1)), rows, 0)
-        rows = jax.lax.psum_scatter(rows, parallel.AXIS, tiled=True)
+        rows = jax.lax.psum_scatter(rows, AXIS, tiled=True)
         return _from_integers(rows, _widened(column).dtype)
 
     return {name: gather(column) for name, column in columns.items()}

@@ -12,7 +12,6 @@ import grain
 import numpy as np
 from jax.sharding import Mesh
 
-from dscint_jax import parallel
 from dscint_jax.input_pipeline.device_cache import DeviceCache
 from dscint_jax.input_pipeline.order import training_order
 from dscint_jax.input_pipeline.placement import DEVICE
@@ -24,12 +23,13 @@ from dscint_jax.input_pipeline.records import (
     no_progress,
 )
 from dscint_jax.input_pipeline.scintigrams import Scintigrams
+from dscint_jax.mesh import DeviceBatch, local_rows, shard_batch
 
 LOOK_AHEAD = 2
 """Batches on the devices: the one that a step takes, and the next."""
 
 
-class TrainingFeed(Iterator[parallel.DeviceBatch]):
+class TrainingFeed(Iterator[DeviceBatch]):
     """Endless batches on the devices; closed, it gives no more and what it held is free.
 
     Args:
@@ -37,12 +37,10 @@ class TrainingFeed(Iterator[parallel.DeviceBatch]):
       close: ends what they are read by.
     """
 
-    def __init__(
-        self, batches: Iterable[parallel.DeviceBatch], close: Callable[[], None] = lambda: None
-    ):
+    def __init__(self, batches: Iterable[DeviceBatch], close: Callable[[], None] = lambda: None):
         self._batches, self._close = _ahead(batches), close
 
-    def __next__(self) -> parallel.DeviceBatch:
+    def __next__(self) -> DeviceBatch:
         return next(self._batches)
 
     def close(self) -> None:
@@ -87,9 +85,9 @@ def training_feed(
     if cache == DEVICE:
         held = DeviceCache(images, mesh, progress)
         return TrainingFeed(held.batch(indices) for indices in _from(order, start))
-    rows = parallel.local_rows(len(order[0]), mesh)
+    rows = local_rows(len(order[0]), mesh)
     batches = host_batches(images, order=order, rows=rows, threads=threads, start=start)
-    on_devices = (parallel.shard_batch(device_fields(batch), mesh) for batch in batches)
+    on_devices = (shard_batch(device_fields(batch), mesh) for batch in batches)
     # Older versions of Grain end their threads when nothing refers to them any more.
     return TrainingFeed(on_devices, getattr(batches, "close", lambda: None))
 
@@ -100,7 +98,7 @@ def training_batches(
     """Endless shuffled batches on the host, beginning with the one of step `start`.
 
     Raises:
-      DscintError: the split is smaller than one batch.
+      UserError: the split is smaller than one batch.
     """
     order = training_order(images, batch_size=batch_size, seed=seed)
     return host_batches(images, order=order, rows=slice(None), threads=threads, start=start)
@@ -147,7 +145,7 @@ def _from(order: grain.MapDataset, start: int) -> Iterator[np.ndarray]:
         yield order[step]
 
 
-def _ahead(batches: Iterable[parallel.DeviceBatch]) -> Iterator[parallel.DeviceBatch]:
+def _ahead(batches: Iterable[DeviceBatch]) -> Iterator[DeviceBatch]:
     """The same batches, each begun before the one before it is taken.
 
     Copies to devices and gathers on them run beside the step, so that no thread is needed.

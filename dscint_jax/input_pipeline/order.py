@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Int
 
 from dscint_jax.config import BALANCED, SHUFFLED
-from dscint_jax.errors import DscintError
 from dscint_jax.input_pipeline.records import Progress, no_progress
 from dscint_jax.input_pipeline.scintigrams import Scintigrams
+from tfds_builder.commandline.errors import UserError
 
 
 def training_order(
@@ -38,7 +38,7 @@ def training_order(
       progress: told how many of how many labels were read, where they are needed and were not.
 
     Raises:
-      DscintError: the split is smaller than one batch.
+      UserError: the split is smaller than one batch.
     """
     check_batches(images, batch_size=batch_size)
     labels = images.keys(progress)["label"] if sampling == BALANCED else None
@@ -48,9 +48,9 @@ def training_order(
 
 
 def check_batches(images: Scintigrams, *, batch_size: int) -> None:
-    """Raises DscintError unless the split has at least one batch."""
+    """Raises UserError unless the split has at least one batch."""
     if len(images) < batch_size:
-        raise DscintError(
+        raise UserError(
             f"config.batch_size {batch_size} is more than the {len(images)} training {images.noun}"
         )
 

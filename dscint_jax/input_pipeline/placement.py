@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from dscint_jax.config import AUTO, DEVICE, HOST, NONE
-from dscint_jax.errors import DscintError
+from tfds_builder.commandline.errors import UserError
 
 DEVICE_SHARE = 0.25
 """What 'auto' takes of the accelerators' free memory: steps need the rest."""
@@ -68,7 +68,7 @@ def place(
       accelerators: where they could stay; None: they may not, and 'device' means 'auto'.
 
     Raises:
-      DscintError: there is no room where the config asks for it.
+      UserError: there is no room where the config asks for it.
     """
     if accelerators is None and cache == DEVICE:
         cache = AUTO
@@ -76,7 +76,7 @@ def place(
     if cache == DEVICE:
         _check_room(images, size, accelerators)
     if cache == HOST and not in_memory:
-        raise DscintError(
+        raise UserError(
             f"config.data.cache is 'host', but the {images} take up to {_gib(size)} GiB and "
             f"config.data.cache_gib is {cache_gib}; raise that, or set config.data.cache to 'auto'"
         )
@@ -109,7 +109,7 @@ def _fits_well(size: int, accelerators: Accelerators | None) -> bool:
 
 def _check_room(images: str, size: int, accelerators: Accelerators) -> None:
     if accelerators.free is not None and size > accelerators.number * accelerators.free:
-        raise DscintError(
+        raise UserError(
             f"config.data.cache is 'device', but the {images} take up to {_gib(size)} GiB and "
             f"{_gib(accelerators.number * accelerators.free)} GiB are free on "
             f"{accelerators.number} accelerator(s); set config.data.cache to 'auto', or raise "

@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Int
 
 from dscint_jax.config import STUDIES, VIEWS
-from dscint_jax.errors import DscintError
 from dscint_jax.input_pipeline.dataset import (
     NO_FOLD,
     SPLITS,
@@ -37,6 +36,7 @@ from dscint_jax.input_pipeline.records import (
     no_progress,
     read_columns,
 )
+from tfds_builder.commandline.errors import UserError
 
 NOUNS = {VIEWS: "images", STUDIES: "studies"}
 """What the records of a configuration are called when they are counted."""
@@ -117,12 +117,12 @@ class Scintigrams:
           classes: those that a network was trained on.
 
         Raises:
-          DscintError: an image has a class that is not among them.
+          UserError: an image has a class that is not among them.
         """
         counts = dict(zip(self.classes, self.class_counts, strict=True))
         unknown = [name for name in self.classes if name not in classes and counts[name]]
         if unknown:
-            raise DscintError(
+            raise UserError(
                 f"the data set has {self.noun} of {', '.join(unknown)}, which the network does not "
                 f"know; it was trained on {', '.join(classes)}: name them alike, or leave them out"
             )
@@ -189,7 +189,7 @@ def load_split(
       progress: told how many of how many images were read into memory.
 
     Raises:
-      DscintError: no data set, no such split, an empty one, a `fold` that does not fit the data
+      UserError: no data set, no such split, an empty one, a `fold` that does not fit the data
         set, a `pool` that does not divide the image, or no room where `cache` asks for it.
     """
     builder = open_dataset(data_dir, records)
@@ -251,8 +251,8 @@ def split_size(
     return size
 
 
-def _empty(split: str, data_dir: Path) -> DscintError:
-    return DscintError(
+def _empty(split: str, data_dir: Path) -> UserError:
+    return UserError(
         f"split '{split}' of {data_dir} is empty; build with more patients, or give some of them "
         f"this split in the manifest's column split"
     )
@@ -268,14 +268,14 @@ def check_patients(
       progress: told how many of how many records were read, of those not in memory.
 
     Raises:
-      DscintError: names a patient who is in both.
+      UserError: names a patient who is in both.
     """
     trained, keys = training.keys(progress)["patient_key"], other.keys(progress)["patient_key"]
     both = np.intersect1d(trained, keys)
     if len(both):
         shared = leakage_of(training.keys(), other.keys()).images_of_a_patient_in_training
         more = f" and {len(both) - 1} more" if len(both) > 1 else ""
-        raise DscintError(
+        raise UserError(
             f"patient {both[0]}{more} of the data set's {other.split} split (in {shared} of "
             f"{len(other)} {other.noun}) is in training too; build the data set again, with each "
             f"patient in one split"
@@ -292,15 +292,15 @@ def _parts(
             raise _empty(split, data_dir)
         try:
             return parts_of(split, names, fold)
-        except DscintError as error:
-            raise DscintError(f"{data_dir}: {error}") from None
+        except UserError as error:
+            raise UserError(f"{data_dir}: {error}") from None
     if fold != NO_FOLD:
-        raise DscintError(
+        raise UserError(
             f"config.data.fold is {fold}, but config.protocol 'augmented' pools all images and "
             f"splits them anew; set --config.data.fold={NO_FOLD}"
         )
     if split not in SPLITS:
-        raise DscintError(
+        raise UserError(
             f"{data_dir}: no split '{split}'; copies have {', '.join(SPLITS)}"
             f"{did_you_mean(split, SPLITS)}"
         )
@@ -311,7 +311,7 @@ def _image_size(shape: Sequence[int], pool: int) -> int:
     """Bytes of an image at most: what its counts take in the type that holds any."""
     *views, height, width, _ = shape
     if pool < 1 or height % pool or width % pool:
-        raise DscintError(f"config.data.pool {pool} does not divide an image of {height}x{width}")
+        raise UserError(f"config.data.pool {pool} does not divide an image of {height}x{width}")
     # Records hold 16 bits a pixel; a sum of such may need 32.
     pixel = 2 if pool == 1 else 4
     return math.prod(views) * (height // pool) * (width // pool) * pixel

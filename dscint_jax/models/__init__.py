@@ -25,7 +25,6 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from dscint_jax.errors import DscintError
 from dscint_jax.models import densenet, resnet, vgg
 from dscint_jax.models.alexnet import AlexNet
 from dscint_jax.models.attention import AttentionMaps
@@ -33,6 +32,7 @@ from dscint_jax.models.dscint import Dscint
 from dscint_jax.models.dual_view import DualView
 from dscint_jax.models.inception_v4 import InceptionV4
 from dscint_jax.models.options import OptionError, check_choice, check_size
+from tfds_builder.commandline.errors import UserError
 
 NETWORKS: dict[str, Callable[..., nnx.Module]] = {
     "dscint": Dscint,
@@ -78,7 +78,7 @@ def build(
       field: where the options stand, for messages.
 
     Raises:
-      DscintError: no such network, no such option of it, or not a network.
+      UserError: no such network, no such option of it, or not a network.
     """
     network, options = _find(name), _plain(options or {})
     _check_names(name, network, options, field)
@@ -90,13 +90,13 @@ def build(
             check_size("in_channels", options["in_channels"])
         model = _call(name, network, {"num_classes": num_classes, "rngs": rngs, **options})
     except OptionError as error:
-        raise DscintError(f"{field}.{error}") from error
+        raise UserError(f"{field}.{error}") from error
     if not isinstance(model, nnx.Module):
-        raise DscintError(
+        raise UserError(
             f"config.model: {name} returned a {type(model).__name__}; it must be a flax.nnx.Module"
         )
     if not _takes_rngs(model):
-        raise DscintError(
+        raise UserError(
             f"config.model: the network of {name} must be callable as model(images, rngs=...)"
         )
     return model
@@ -122,12 +122,12 @@ def _check_names(
     known = _options_of(network)
     for option in options:
         if option in GIVEN:
-            raise DscintError(f"{field}.{option} is no option: every network is given it")
+            raise UserError(f"{field}.{option} is no option: every network is given it")
         if known is not None and option not in known:
             close = difflib.get_close_matches(option, known, n=1)
             has = f"; it has {', '.join(known)}" if known else "; it has none"
             hint = f"; did you mean '{close[0]}'?" if close else has
-            raise DscintError(f"{field}: {name} has no option '{option}'{hint}")
+            raise UserError(f"{field}: {name} has no option '{option}'{hint}")
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def _find(name: str) -> Callable[..., nnx.Module]:
         return NETWORKS[name]
     module_name, colon, attribute = name.partition(":")
     if not colon:
-        raise DscintError(
+        raise UserError(
             f"config.model '{name}' is not one of {', '.join(sorted(NETWORKS))}, and no "
             "'module:function' of your own"
         )
@@ -159,13 +159,13 @@ def _find(name: str) -> Callable[..., nnx.Module]:
         module = importlib.import_module(module_name)
     # A user's own module may raise anything.
     except Exception as error:
-        raise DscintError(
+        raise UserError(
             f"config.model '{name}': {module_name} cannot be imported "
             f"({type(error).__name__}: {error}); start in the folder that holds it"
         ) from error
     network = getattr(module, attribute, None)
     if not callable(network):
-        raise DscintError(f"config.model '{name}': {module_name} has no function '{attribute}'")
+        raise UserError(f"config.model '{name}': {module_name} has no function '{attribute}'")
     return network
 
 
@@ -174,11 +174,11 @@ def _call(
 ) -> nnx.Module:
     try:
         return network(**arguments)
-    except DscintError:
+    except UserError:
         raise
     # A user's own function may raise anything, and so may ours on an option of the wrong type.
     except Exception as error:
-        raise DscintError(
+        raise UserError(
             f"config.model: {name} failed with its model_options ({type(error).__name__}: {error})"
         ) from error
 

@@ -22,8 +22,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from dscint_jax import models
-from dscint_jax.errors import CommandParser, run_command
+from dscint_jax.command import run_command
 from dscint_jax.models import cost
+from tfds_builder.commandline.command import CommandParser
 
 NOTE = """\
 parameters      trained numbers
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     """The command line.
 
     Raises:
-      DscintError: a wrong option, no such network, or one that does not take such images.
+      UserError: a wrong option, no such network, or one that does not take such images.
     """
     settings = _parser().parse_args(argv)
     # Shapes need no accelerator, and JAX would take one's memory for itself.

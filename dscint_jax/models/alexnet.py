@@ -32,7 +32,7 @@ class AlexNet(nnx.Module):
       rngs: the `params` stream.
 
     Raises:
-      DscintError: `dropout` is no rate.
+      UserError: `dropout` is no rate.
     """
 
     STEM, HEAD = "features.0", "classifier.6"

@@ -2,7 +2,7 @@
 
 XLA's convolution is good in its forward pass and input gradient on CPUs, but on large maps with few
 channels its weight gradient is much slower than the same arithmetic as matrix products. `python -m
-pytest tests/dscint_jax/test_convolution.py` holds that the two agree.
+pytest tests/dscint_jax/models/test_convolution.py` holds that the two agree.
 """
 
 import functools

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.extend import core
 
 from dscint_jax import models
-from dscint_jax.errors import DscintError
+from tfds_builder.commandline.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def network_cost(
       options: the network's own keyword arguments.
 
     Raises:
-      DscintError: as `models.build` does, or the network does not take such images.
+      UserError: as `models.build` does, or the network does not take such images.
     """
     model = abstract_network(name, num_classes=num_classes, channels=channels, options=options)
     shape = example_shape(model, size, channels)
@@ -119,11 +119,9 @@ def _reading(name: str, shape: tuple[int, ...]) -> Iterator[None]:
         yield
     # A user's own network may raise anything.
     except Exception as error:
-        reason = (
-            str(error) if isinstance(error, DscintError) else f"{type(error).__name__}: {error}"
-        )
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         sizes = "x".join(map(str, shape))
-        raise DscintError(f"{name} cannot read an example of {sizes}: {reason}") from error
+        raise UserError(f"{name} cannot read an example of {sizes}: {reason}") from error
 
 
 def abstract_network(

@@ -89,7 +89,7 @@ class Dscint(nnx.Module):
       rngs: the `params` stream.
 
     Raises:
-      DscintError: the options do not fit each other.
+      UserError: the options do not fit each other.
     """
 
     STEM, HEAD = "convolutions.0.conv", "head"

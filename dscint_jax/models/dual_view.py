@@ -23,10 +23,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from dscint_jax.errors import DscintError
 from dscint_jax.models.attention import AttentionMaps
 from dscint_jax.models.layers import Dropout
 from dscint_jax.models.options import OptionError, check_choice, check_dropout, check_size
+from tfds_builder.commandline.errors import UserError
 
 VIEWS = 2
 
@@ -80,7 +80,7 @@ class DualView(nnx.Module):
       rngs: the `params` stream.
 
     Raises:
-      DscintError: the options do not fit, or the network named cannot be an encoder.
+      UserError: the options do not fit, or the network named cannot be an encoder.
     """
 
     HEAD, RECORDS = "head", "studies"
@@ -125,7 +125,7 @@ class DualView(nnx.Module):
           rngs: the `dropout` stream; needed in training only.
 
         Raises:
-          DscintError: the images are no pairs of views.
+          UserError: the images are no pairs of views.
         """
         maps, shares = self._weigh(images)
         features = (maps.astype(jnp.float32) * shares).sum((1, 2, 3))
@@ -144,7 +144,7 @@ class DualView(nnx.Module):
     ]:
         """The encoder's maps, the views' embeddings added, and their shares."""
         if images.ndim != 5 or images.shape[1] != VIEWS:
-            raise DscintError("dual_view reads studies; set --config.data.records=studies")
+            raise UserError("dual_view reads studies; set --config.data.records=studies")
         maps = self.encoder.feature_maps(images.reshape(-1, *images.shape[2:]))
         maps = maps.reshape(len(images), VIEWS, *maps.shape[1:])
         maps = maps + self.view_embedding[...].astype(maps.dtype)[None, :, None, None]

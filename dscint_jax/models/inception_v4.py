@@ -197,7 +197,7 @@ class InceptionV4(nnx.Module):
       rngs: the `params` stream.
 
     Raises:
-      DscintError: `dropout` is no rate.
+      UserError: `dropout` is no rate.
     """
 
     STEM, HEAD = "features.0.conv", "last_linear"

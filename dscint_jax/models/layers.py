@@ -12,8 +12,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dscint_jax.errors import DscintError
 from dscint_jax.models.convolution import convolve
+from tfds_builder.commandline.errors import UserError
 
 he_normal = nnx.initializers.he_normal()
 he_normal_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -127,7 +127,7 @@ def _convolved(
     dtype: DTypeLike,
 ) -> jax.Array:
     if x.shape[-1] != kernel.shape[2]:
-        raise DscintError(
+        raise UserError(
             f"the network takes images of {kernel.shape[2]} channel(s) and got {x.shape[-1]}; see "
             f"config.model_options.in_channels"
         )

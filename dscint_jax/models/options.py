@@ -8,10 +8,10 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from dscint_jax.errors import DscintError
+from tfds_builder.commandline.errors import UserError
 
 
-class OptionError(DscintError):
+class OptionError(UserError):
     """An option does not fit.
 
     Args:

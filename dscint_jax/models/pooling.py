@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dscint_jax.errors import DscintError
 from dscint_jax.models.convolution import Padding, pads_of
+from tfds_builder.commandline.errors import UserError
 
 
 def max_pool(
@@ -191,7 +191,7 @@ def downsample_max(
     """
     batch, height, width, channel = x.shape
     if height < 2 or width < 2:
-        raise DscintError(
+        raise UserError(
             f"config.model_options.pool_after: a map of {height}x{width} cannot be halved; halve "
             f"less often or use a smaller config.data.pool"
         )
@@ -225,7 +225,7 @@ def _by_region(
 ) -> jax.Array:
     """Cuts the map into a grid of nearly equal regions and reduces each over its positions."""
     if x.shape[1] < regions[0] or x.shape[2] < regions[1]:
-        raise DscintError(
+        raise UserError(
             f"config.model_options.regions {regions[0]}x{regions[1]} do not fit the last map of "
             f"{x.shape[1]}x{x.shape[2]}; use fewer regions, a smaller config.data.pool or less "
             f"downsampling"

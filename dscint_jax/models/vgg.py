@@ -41,7 +41,7 @@ class VGG(nnx.Module):
       rngs: the `params` stream.
 
     Raises:
-      DscintError: `dropout` is no rate.
+      UserError: `dropout` is no rate.
     """
 
     STEM, HEAD = "features.0", "classifier.6"

@@ -9,12 +9,12 @@ from typing import Any
 
 import jax
 
-from dscint_jax.finite import STEPS_TAKEN
-from dscint_jax.progress import ProgressBar
-from dscint_jax.timing import LateMetrics, StepTimer, memory_in_use
-from dscint_jax.trackers import Trackers
-from dscint_jax.train_step import TrainState
+from dscint_jax.run.trackers.trackers import Trackers
+from dscint_jax.training.finite import STEPS_TAKEN
 from dscint_jax.training.nonfinite import NonFinite
+from dscint_jax.training.state import TrainState
+from dscint_jax.training.timing import LateMetrics, StepTimer, memory_in_use
+from tfds_builder.commandline.progress import ProgressBar
 
 
 class RunLog:
@@ -47,7 +47,7 @@ class RunLog:
         """Takes the metrics of a step that is to be logged; None of any other.
 
         Raises:
-          DscintError: a step was not finite.
+          UserError: a step was not finite.
         """
         # The wait for an earlier step's metrics is time of the steps.
         with self._timer.measure("step"):
@@ -58,7 +58,7 @@ class RunLog:
         """Writes what is held back.
 
         Raises:
-          DscintError: a step was not finite.
+          UserError: a step was not finite.
         """
         with self._timer.measure("step"):
             ready = self._late.flush()

@@ -13,19 +13,19 @@ from typing import NoReturn
 
 import jax
 
-from dscint_jax import parallel
-from dscint_jax.checkpoint import Checkpointer
-from dscint_jax.finite import STEPS_TAKEN
-from dscint_jax.interruption import Interrupted, Interruption, requeue
-from dscint_jax.profiling import Profiler
-from dscint_jax.progress import say
-from dscint_jax.timing import StepTimer
-from dscint_jax.train_step import TrainState
+from dscint_jax.mesh import DeviceBatch
+from dscint_jax.run.checkpoint import Checkpointer
+from dscint_jax.run.provenance import Ending
+from dscint_jax.training import parallel
+from dscint_jax.training.finite import STEPS_TAKEN
 from dscint_jax.training.log import RunLog
 from dscint_jax.training.nonfinite import NonFinite
-from dscint_jax.training.stopping import Stop
+from dscint_jax.training.profiling import Profiler
+from dscint_jax.training.state import TrainState
+from dscint_jax.training.stopping import Interrupted, Interruption, Stop, requeue
+from dscint_jax.training.timing import StepTimer
 from dscint_jax.training.validation import Validation
-from dscint_jax.workdir import Ending
+from tfds_builder.commandline.progress import say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Loop:
     log_every: int
     evaluate_every: int
     take_step: parallel.TrainStep
-    batches: Iterator[parallel.DeviceBatch]
+    batches: Iterator[DeviceBatch]
     log: RunLog
     nonfinite: NonFinite
     validation: Validation
@@ -63,7 +63,7 @@ class Loop:
         """Takes all steps after `start`, or those until it is asked to stop.
 
         Raises:
-          DscintError: a loss was not finite, or a disk is full.
+          UserError: a loss was not finite, or a disk is full.
           SystemExit: the run was asked to stop, and was saved.
         """
         step = start
@@ -112,13 +112,13 @@ class Loop:
             scores = self.validation.score(step, state)
         self.log.validation(step, scores)
         with self.timer.measure("checkpoint"):
-            self.checkpointer.save(state, scores)
+            self.checkpointer.save(step, state.items, scores)
         self.log.validated(step, scores)
 
     def _save_and_stop(self, step: int, state: TrainState) -> NoReturn:
         self.ending.why = self.stop.reason
         if self.checkpointer.last_step() != step:
-            self.checkpointer.save(state)
+            self.checkpointer.save(step, state.items)
         self.checkpointer.close()
         if self.is_first:
             say(

@@ -4,15 +4,21 @@ In: how many steps were taken, as the step itself tells. Out: an error, with the
 step and its batch in the work directory.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import grain
+import jax
+import numpy as np
+import safetensors.numpy
 
 from dscint_jax.cluster import Cluster, barrier
-from dscint_jax.finite import bad_step, rewound
-from dscint_jax.input_pipeline import Scintigrams
-from dscint_jax.replay import failure, write_dump
-from dscint_jax.train_step import TrainState
+from dscint_jax.input_pipeline import IDENTITY_FIELDS, HostBatch, Scintigrams, device_fields
+from dscint_jax.training.finite import bad_step, rewound
+from dscint_jax.training.state import TrainState
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.commandline.files import write_bytes, write_json
 
 WRITING_TIMEOUT_S = 3600.0
 """How long the other processes wait for the one that writes."""
@@ -42,7 +48,7 @@ class NonFinite:
         self._images, self._order, self._seed = images, order, seed
 
     def check(self, steps_taken: float, state: TrainState) -> None:
-        """Raises DscintError where a step was not finite.
+        """Raises UserError where a step was not finite.
 
         Args:
           steps_taken: the metric `finite.STEPS_TAKEN`.
@@ -64,3 +70,85 @@ class NonFinite:
         # A process that ends in an error ends the others, whatever they are writing.
         barrier(self._cluster, "non-finite step", WRITING_TIMEOUT_S)
         raise failure(self._workdir, step, batch)
+
+
+FOLDER = "nonfinite"
+STATE_FILE, BATCH_FILE, STEP_FILE = "state.safetensors", "batch.safetensors", "step.json"
+NAMED_IMAGES = 8
+"""How many images a message names before it counts the others."""
+
+
+def write_dump(
+    workdir: Path,
+    *,
+    step: int,
+    state: TrainState,
+    batch: HostBatch,
+    class_counts: tuple[int, ...],
+    seed: int,
+) -> None:
+    """Keeps a step that was not finite; one kept before at the same step is replaced.
+
+    Args:
+      workdir: the run's directory.
+      step: its number, from 1.
+      state: before it; see `finite.rewound`.
+      batch: all rows, with device fields and identity.
+      class_counts: of the training split.
+      seed: of the run.
+
+    Raises:
+      WriteError: it cannot be written.
+    """
+    folder = workdir / FOLDER / str(step)
+    # Written last, it says that the others are whole.
+    (folder / STEP_FILE).unlink(missing_ok=True)
+    for file, fields in ((STATE_FILE, named_leaves(state)), (BATCH_FILE, device_fields(batch))):
+        arrays = {name: np.array(value, order="C") for name, value in fields.items()}
+        write_bytes(folder / file, safetensors.numpy.save(arrays))
+    devices = jax.devices()
+    facts = {
+        "step": step,
+        "seed": seed,
+        "class_counts": class_counts,
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        **{name: batch[name].tolist() for name in IDENTITY_FIELDS},
+    }
+    write_json(folder / STEP_FILE, facts)
+
+
+def failure(workdir: Path, step: int, batch: HostBatch) -> UserError:
+    """The one line that training ends with when a step was not finite."""
+    odd = no_divisor(batch["scale"])
+    # What no counts can be divided by is named first, and said to be so.
+    cause = (
+        f"its batch holds images whose scale is no positive number "
+        f"({image_names(odd, batch['image_id'])}): mend them and build the data set again"
+        if odd.any()
+        else f"its batch: {image_names(~odd, batch['image_id'])}; lower "
+        f"config.optimizer.learning_rate"
+    )
+    return UserError(
+        f"the loss is not finite at step {step}, {cause}, and use a new --workdir; to see what "
+        f"fails first: python -m dscint_jax.replay --workdir {workdir} --step {step}"
+    )
+
+
+def no_divisor(scale: np.ndarray) -> np.ndarray:
+    """Where counts cannot be divided by it."""
+    return ~(np.isfinite(scale) & (scale > 0))
+
+
+def image_names(odd: np.ndarray, images: Sequence[str]) -> str:
+    """The names of the images with an odd value."""
+    names = [str(images[row]) for row in np.flatnonzero(odd.reshape(len(odd), -1).any(1))]
+    more = f" and {len(names) - NAMED_IMAGES} more" if len(names) > NAMED_IMAGES else ""
+    return ", ".join(names[:NAMED_IMAGES]) + more
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree under their paths, such as 'params/head/kernel'."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }

@@ -8,13 +8,13 @@ import functools
 import numpy as np
 from jax.sharding import Mesh
 
-from dscint_jax import parallel
-from dscint_jax.errors import DscintError
-from dscint_jax.evaluate import score_split
 from dscint_jax.input_pipeline import HostBatch, Scintigrams, device_fields
-from dscint_jax.interruption import Interrupted
-from dscint_jax.train_step import Evaluation, TrainState
-from dscint_jax.training.stopping import Stop
+from dscint_jax.mesh import local_rows, shard_batch
+from dscint_jax.metrics.predictions import Evaluation, score_split
+from dscint_jax.training import parallel
+from dscint_jax.training.state import TrainState
+from dscint_jax.training.stopping import Interrupted, Stop
+from tfds_builder.commandline.errors import UserError
 
 
 class Validation:
@@ -39,14 +39,14 @@ class Validation:
     ):
         self._images, self._eval_step, self._mesh, self._stop = images, eval_step, mesh, stop
         self._batch_size = batch_size
-        self._rows = parallel.local_rows(batch_size, mesh)
+        self._rows = local_rows(batch_size, mesh)
 
     def score(self, step: int, state: TrainState) -> dict[str, float]:
         """The mean cross-entropy ('loss', nats) and the five metrics.
 
         Raises:
           Interrupted: someone asked to stop.
-          DscintError: the loss is not finite.
+          UserError: the loss is not finite.
         """
         scores = score_split(
             functools.partial(self._evaluate, state),
@@ -55,7 +55,7 @@ class Validation:
             rows=self._rows,
         )
         if not np.isfinite(scores["loss"]):
-            raise DscintError(
+            raise UserError(
                 f"the validation loss is {scores['loss']} at step {step}; lower "
                 f"config.optimizer.learning_rate and use a new --workdir"
             )
@@ -64,5 +64,5 @@ class Validation:
     def _evaluate(self, state: TrainState, batch: HostBatch) -> Evaluation:
         if self._stop.asked():
             raise Interrupted
-        fields = parallel.shard_batch(device_fields(batch), self._mesh)
+        fields = shard_batch(device_fields(batch), self._mesh)
         return self._eval_step(*state.evaluated, fields)

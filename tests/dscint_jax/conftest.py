@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from dscint_jax.train import train
+from dscint_jax.training.train import train
 from tfds_builder import build
 from tfds_builder.phantom import __main__ as phantom
 

@@ -9,9 +9,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dscint_jax.trackers import read_metrics
-
-from .conftest import TESTS
+from dscint_jax.run.trackers.json_lines import read_metrics
+from tests.dscint_jax.conftest import TESTS
 
 STEPS = 60
 

@@ -13,11 +13,12 @@ from flax import nnx
 from dscint_jax import canary, models
 from dscint_jax.canary import check_backend
 from dscint_jax.config import Augmentation
-from dscint_jax.errors import DscintError
-from dscint_jax.evaluate import evaluate
-from dscint_jax.losses import make_loss
-from dscint_jax.train import train
-from dscint_jax.train_step import Recipe, TrainState, split_network, train_step
+from dscint_jax.evaluate.evaluate import evaluate
+from dscint_jax.training.losses import make_loss
+from dscint_jax.training.state import TrainState
+from dscint_jax.training.step import StepSpec, split_network, train_step
+from dscint_jax.training.train import train
+from tfds_builder.commandline.errors import UserError
 
 EXAMPLES, CLASSES, SIZE = 6, 4, (96, 32)
 
@@ -51,7 +52,7 @@ def wrong_compiler(monkeypatch):
 
 
 def test_backend_that_gets_one_row_wrong_is_refused_with_its_version_and_a_remedy(wrong_compiler):
-    with pytest.raises(DscintError) as raised:
+    with pytest.raises(UserError) as raised:
         check_backend()
     assert f"jaxlib {jaxlib.__version__} computes wrongly on this cpu" in str(raised.value)
     assert "XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=" in str(raised.value)
@@ -59,10 +60,10 @@ def test_backend_that_gets_one_row_wrong_is_refused_with_its_version_and_a_remed
 
 
 def test_nothing_is_trained_or_evaluated_on_it(config, trained, tmp_path, wrong_compiler):
-    with pytest.raises(DscintError, match="computes wrongly"):
+    with pytest.raises(UserError, match="computes wrongly"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    with pytest.raises(DscintError, match="computes wrongly"):
+    with pytest.raises(UserError, match="computes wrongly"):
         evaluate(trained, split="test", checkpoint="last")
 
 
@@ -76,9 +77,9 @@ def _state_and_step(name):
     # Nothing random, so that the order of a batch changes nothing but rounding.
     options = OPTIONS.get(name) or ({} if "net" in name and name != "alexnet" else {"dropout": 0.0})
     network = models.build(name, num_classes=CLASSES, rngs=nnx.Rngs(params=3), options=options)
-    training, inference, params, statistics = split_network(network)
+    training, inference, params, batch_stats = split_network(network)
     optimizer = _kept_gradients()
-    recipe = Recipe(
+    spec = StepSpec(
         training=training,
         inference=inference,
         optimizer=optimizer,
@@ -87,8 +88,8 @@ def _state_and_step(name):
         clip=3.0,
         seed=0,
     )
-    state = TrainState(jnp.zeros((), jnp.int32), params, statistics, optimizer.init(params))
-    return state, functools.partial(train_step, recipe=recipe)
+    state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
+    return state, functools.partial(train_step, spec=spec)
 
 
 def _batch(name, order):

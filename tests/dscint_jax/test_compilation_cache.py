@@ -13,9 +13,8 @@ from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from dscint_jax import compilation_cache
 from dscint_jax.compilation_cache import CPU_SINCE, use_compilation_cache
-from dscint_jax.train import train
-
-from .conftest import TESTS
+from dscint_jax.training.train import train
+from tests.dscint_jax.conftest import TESTS
 
 HITS, MISSES = (f"/jax/compilation_cache/cache_{kind}" for kind in ("hits", "misses"))
 
@@ -234,7 +233,7 @@ import sys
 from pathlib import Path
 import jax
 from dscint_jax import compilation_cache
-from dscint_jax.train import train
+from dscint_jax.training.train import train
 sys.path.insert(0, sys.argv[1])
 import tiny
 config = tiny.get_config().replaced({"data.dir": sys.argv[2]})

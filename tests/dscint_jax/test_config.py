@@ -19,7 +19,7 @@ from dscint_jax.config import (
     read_config,
     resolve_durations,
 )
-from dscint_jax.errors import DscintError
+from tfds_builder.commandline.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 DOCS = CONFIGS.parent / "docs"
@@ -106,7 +106,7 @@ def test_every_field_tells_what_it_is_for_and_its_default_fits(name):
     ],
 )
 def test_what_does_not_fit_is_one_line_that_names_the_field(fields, message):
-    with pytest.raises(DscintError, match=message) as raised:
+    with pytest.raises(UserError, match=message) as raised:
         Config().replaced(fields)
     assert "\n" not in str(raised.value)
 
@@ -114,7 +114,7 @@ def test_what_does_not_fit_is_one_line_that_names_the_field(fields, message):
 def test_field_that_is_missing_is_named():
     values = Config().to_dict()
     del values["data"]["pool"]
-    with pytest.raises(DscintError, match=r"config\.data\.pool is missing"):
+    with pytest.raises(UserError, match=r"config\.data\.pool is missing"):
         Config.from_dict(values)
 
 
@@ -135,7 +135,7 @@ def test_reference_of_the_documents_is_what_the_fields_say():
 
 
 def test_group_is_checked_when_it_is_made():
-    with pytest.raises(DscintError, match=r"config\.data\.pool is 0; it must be at least 1"):
+    with pytest.raises(UserError, match=r"config\.data\.pool is 0; it must be at least 1"):
         Data(pool=0)
 
 
@@ -151,7 +151,7 @@ def test_config_json_of_a_run_is_the_config_again(tmp_path):
 def test_what_is_no_config_of_a_run_is_said(tmp_path, text):
     path = tmp_path / "config.json"
     path.write_text(text)
-    with pytest.raises(DscintError, match=r"config\.json is no config of a run"):
+    with pytest.raises(UserError, match=r"config\.json is no config of a run"):
         read_config(path)
 
 
@@ -205,7 +205,7 @@ def test_epoch_of_less_than_a_batch_is_a_step():
     ],
 )
 def test_what_is_no_duration_is_one_line_that_names_the_field(value):
-    with pytest.raises(DscintError, match=r"^config\.steps is ") as raised:
+    with pytest.raises(UserError, match=r"^config\.steps is ") as raised:
         _resolve(steps=value)
     assert "\n" not in str(raised.value)
 

@@ -8,11 +8,10 @@ from absl import flags
 
 from dscint_jax import models
 from dscint_jax.config import FIELDS, Config
-from dscint_jax.errors import DscintError
 from dscint_jax.main import _located
-from dscint_jax.workdir import claim
-
-from .conftest import load_tiny_config
+from dscint_jax.run.workdir import claim
+from tests.dscint_jax.conftest import load_tiny_config
+from tfds_builder.commandline.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
@@ -44,7 +43,7 @@ def test_config_whose_path_would_be_cut_is_named(tmp_path, monkeypatch):
     folder = tmp_path / "a:b"
     folder.mkdir()
     (folder / "own.py").write_text((CONFIGS / "dscint.py").read_text())
-    with pytest.raises(DscintError, match=r"a:b/own\.py: what follows a colon is taken"):
+    with pytest.raises(UserError, match=r"a:b/own\.py: what follows a colon is taken"):
         _located(f"{folder}/own.py")
     monkeypatch.chdir(folder)
     assert _located("own.py:vgg16") == "own.py:vgg16"
@@ -60,7 +59,7 @@ def test_config_of_ones_own_is_the_one_that_is_meant(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["configs/none.py", "dscint.py", "my/configs/dscint.py"])
 def test_config_that_is_not_there_is_named_with_those_that_are(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DscintError, match=f"--config {name}: .* shipped are configs/dscint.py, "):
+    with pytest.raises(UserError, match=f"--config {name}: .* shipped are configs/dscint.py, "):
         _located(name)
 
 
@@ -96,7 +95,7 @@ def test_every_field_is_in_the_help():
 def test_config_file_that_returns_something_else_is_named(tmp_path):
     own = tmp_path / "own.py"
     own.write_text("def get_config():\n    return {'steps': 3}\n")
-    with pytest.raises(DscintError, match=r"own\.py: get_config returns a dict; it must return"):
+    with pytest.raises(UserError, match=r"own\.py: get_config returns a dict; it must return"):
         flags.FLAGS["config"].parser.parse(str(own))
 
 
@@ -120,10 +119,10 @@ def test_config_of_a_run_is_read_as_the_run_recorded_it(tmp_path):
 
 
 def test_folder_in_the_place_of_a_config_is_said_with_the_file_in_it(tmp_path):
-    with pytest.raises(DscintError, match=r"is a folder; name a file, such as configs/dscint\.py"):
+    with pytest.raises(UserError, match=r"is a folder; name a file, such as configs/dscint\.py"):
         flags.FLAGS["config"].parser.parse(str(tmp_path))
     (tmp_path / "config.json").touch()
-    with pytest.raises(DscintError, match=r"name a file, such as .*/config\.json"):
+    with pytest.raises(UserError, match=r"name a file, such as .*/config\.json"):
         flags.FLAGS["config"].parser.parse(str(tmp_path))
 
 
@@ -131,7 +130,8 @@ def test_folder_in_the_place_of_a_config_is_said_with_the_file_in_it(tmp_path):
 PROGRAM = """
 import sys
 from absl import app
-from dscint_jax import main, train
+from dscint_jax import main
+from dscint_jax.training import train
 
 status = int(sys.argv.pop(1))
 

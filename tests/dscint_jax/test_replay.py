@@ -11,12 +11,11 @@ import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
 
-from dscint_jax.errors import DscintError
 from dscint_jax.replay import read_dump, replay
-from dscint_jax.trackers import read_metrics
-from dscint_jax.train import train
-
-from .conftest import load_tiny_config
+from dscint_jax.run.trackers.json_lines import read_metrics
+from dscint_jax.training.train import train
+from tests.dscint_jax.conftest import load_tiny_config
+from tfds_builder.commandline.errors import UserError
 
 
 def _config(data_dir):
@@ -49,7 +48,7 @@ def bad_dir(make_data_set):
 def stopped(bad_dir, tmp_path_factory):
     """A run that met the image, what it said, and at which step."""
     workdir = tmp_path_factory.mktemp("stopped")
-    with pytest.raises(DscintError) as caught:
+    with pytest.raises(UserError) as caught:
         train(_config(bad_dir), workdir)
     (folder,) = (workdir / "nonfinite").iterdir()
     return workdir, str(caught.value), int(folder.name)
@@ -84,8 +83,8 @@ def test_kept_state_is_the_one_before_the_bad_step(stopped, good_dir, tmp_path):
         return
     with ocp.StandardCheckpointer() as checkpointer:
         saved = checkpointer.restore(tmp_path.absolute() / "checkpoints" / str(step - 1) / "model")
-    arrays = jax.tree.leaves((saved["params"], saved["statistics"]))
-    for a, b in zip(arrays, jax.tree.leaves((kept.params, kept.statistics)), strict=True):
+    arrays = jax.tree.leaves((saved["params"], saved["batch_stats"]))
+    for a, b in zip(arrays, jax.tree.leaves((kept.params, kept.batch_stats)), strict=True):
         np.testing.assert_array_equal(np.asarray(a), b)
 
 
@@ -93,7 +92,7 @@ def test_same_command_stops_at_the_same_step_again(stopped, bad_dir, tmp_path):
     workdir, message, _ = stopped
     again = tmp_path / "run"
     shutil.copytree(workdir, again)
-    with pytest.raises(DscintError) as caught:
+    with pytest.raises(UserError) as caught:
         train(_config(bad_dir), again)
     assert str(caught.value) == message.replace(str(workdir), str(again))
 
@@ -148,20 +147,20 @@ def test_step_that_is_finite_when_taken_again_is_told_by_the_status(stopped, tmp
 def test_learning_rate_that_is_too_high_stops_with_a_step_that_replays(good_dir, tmp_path):
     config = _config(good_dir)
     config = config.replaced({"optimizer.learning_rate": 1e30})
-    with pytest.raises(DscintError, match=r"not finite at step \d+, its batch: .*lower config\."):
+    with pytest.raises(UserError, match=r"not finite at step \d+, its batch: .*lower config\."):
         train(config, tmp_path)
     _, found = replay(tmp_path)
     assert any("the first" in one.note for one in found)
 
 
 def test_what_is_not_there_or_damaged_is_named(stopped, trained, tmp_path):
-    with pytest.raises(DscintError, match="holds no step whose loss was not finite"):
+    with pytest.raises(UserError, match="holds no step whose loss was not finite"):
         read_dump(trained)
-    with pytest.raises(DscintError, match=rf"--step 999: .* holds {stopped[2]}"):
+    with pytest.raises(UserError, match=rf"--step 999: .* holds {stopped[2]}"):
         read_dump(stopped[0], 999)
     workdir = tmp_path / "run"
     shutil.copytree(stopped[0], workdir)
     path = workdir / "nonfinite" / str(stopped[2]) / "state.safetensors"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DscintError, match=r"state\.safetensors is damaged"):
+    with pytest.raises(UserError, match=r"state\.safetensors is damaged"):
         read_dump(workdir)

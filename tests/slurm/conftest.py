@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .cluster import down, missing, up
+from tests.slurm.cluster import down, missing, up
 
 
 @pytest.fixture(scope="session")

@@ -43,12 +43,12 @@ run_together(print)
 FAILS_IN_ONE = """
 import time
 from dscint_jax.cluster import run_together
-from dscint_jax.errors import DscintError
+from tfds_builder.commandline.errors import UserError
 
 
 def main(cluster):
     if cluster.process_index == 1:
-        raise DscintError("the second one fails")
+        raise UserError("the second one fails")
     time.sleep(100)
 
 

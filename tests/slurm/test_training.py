@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dscint_jax.trackers import read_metrics
-
-from ..dscint_jax.conftest import cohort, data_dir  # noqa: F401 - fixtures
-from ..dscint_jax.runs import assert_same_bits
+from dscint_jax.run.trackers.json_lines import read_metrics
+from tests.dscint_jax.conftest import cohort, data_dir  # noqa: F401 - fixtures
+from tests.dscint_jax.runs import assert_same_bits
 
 PROJECT = Path(__file__).parent.parent.parent
 STEPS = 400

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from tfds_builder import build
-from tfds_builder.deidentify import patient_pseudonym
-from tfds_builder.errors import DataError
+from tfds_builder import build, staging
+from tfds_builder.commandline.errors import UserError
 from tfds_builder.scintigraphy.scintigraphy_dataset_builder import Builder
-from tfds_builder.splits import read_splits
+from tfds_builder.splits.file import read_splits
+from tfds_builder.studies.deidentify import patient_pseudonym
 
 FINAL = Path("scintigraphy", "views", "1.1.0")
 
@@ -124,7 +124,7 @@ def test_the_builder_works_under_tfds_alone(cohort, tmp_path):
     inside.mkdir(parents=True)
     shutil.copy(manifest, inside)
     builder = Builder(data_dir=tmp_path / "alone", config="views")
-    with pytest.raises(DataError, match="keep the key elsewhere"):
+    with pytest.raises(UserError, match="keep the key elsewhere"):
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(manual_dir=inside)
         )
@@ -159,7 +159,7 @@ def test_the_metadata_agrees_with_the_records(cohort, tmp_path):
 
 
 def test_the_same_input_gives_the_same_bytes_with_one_worker_or_two(cohort, tmp_path, monkeypatch):
-    monkeypatch.setattr("tfds_builder.plan.ROWS_PER_SHARD", 2)
+    monkeypatch.setattr("tfds_builder.shards.plan.ROWS_PER_SHARD", 2)
     manifest = cohort(9)
     run(manifest, tmp_path / "one")
     run(manifest, tmp_path / "two", "--workers", "2")
@@ -183,7 +183,7 @@ def test_other_sources_need_overwrite_and_known_patients_keep_their_split(cohort
     run(cohort(8), data)
     before, splits = contents(data), read_splits(data / "splits.csv")
     larger = cohort(12)
-    with pytest.raises(DataError, match="--overwrite"):
+    with pytest.raises(UserError, match="--overwrite"):
         run(larger, data)
     assert contents(data) == before
     run(larger, data, "--overwrite", "--seed", "9")
@@ -213,7 +213,7 @@ def test_a_given_split_may_not_contradict_an_earlier_build(write_dicom, write_ma
     write_dicom("a.dcm")
     row = {"path": "a.dcm", "patient_id": "p", "label": "normal"}
     run(write_manifest(row | {"split": "test"}), tmp_path / "data")
-    with pytest.raises(DataError, match=r"row 2: split 'train', but an earlier build .* 'test'"):
+    with pytest.raises(UserError, match=r"row 2: split 'train', but an earlier build .* 'test'"):
         run(write_manifest(row | {"split": "train"}), tmp_path / "data", "--overwrite")
 
 
@@ -284,10 +284,10 @@ def test_a_mask_of_another_matrix_is_refused(write_dicom, write_mask, write_mani
         ((1, 1024, 256), "1 pages"),
     ]:
         write_mask("a.tif", np.zeros(shape, np.uint8))
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(UserError, match=said):
             run(manifest, tmp_path / "data")
     (tmp_path / "a.tif").write_bytes(b"no tiff")
-    with pytest.raises(DataError, match="TIFF"):
+    with pytest.raises(UserError, match="TIFF"):
         run(manifest, tmp_path / "data")
 
 
@@ -414,11 +414,11 @@ def test_stopped_between_two_renames_no_data_set_is_lost(cohort, tmp_path, monke
     with monkeypatch.context() as context:
         context.setattr(Path, "rename", stop)
         # Killed: nothing is put in order afterwards.
-        context.setattr(build, "_restore_replaced", lambda *_: None)
+        context.setattr(staging, "_restore_replaced", lambda *_: None)
         context.setattr(build.shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
             run(larger, data, "--overwrite")
-    with pytest.raises(DataError, match="--overwrite"):
+    with pytest.raises(UserError, match="--overwrite"):
         run(larger, data)
     assert data_set(data) == before
     run(larger, data, "--overwrite")
@@ -457,7 +457,7 @@ def test_folds_divide_all_patients(cohort, tmp_path):
     assert [proof[f"fold_{n}"]["patients"] for n in range(5)] == [8] * 5
     for fold in proof.values():
         assert all(fold["patients_by_class"].values())
-    with pytest.raises(DataError, match="5 folds"):
+    with pytest.raises(UserError, match="5 folds"):
         run(tmp_path / "manifest.csv", tmp_path / "data", "--overwrite")
 
 
@@ -482,7 +482,7 @@ def test_sites_are_spread_over_the_splits_and_kept_as_pseudonyms(cohort, tmp_pat
 
 
 def test_a_second_build_in_the_same_folder_waits_its_turn(cohort, tmp_path):
-    with build._staging_folder(tmp_path / "data"), pytest.raises(DataError, match="another build"):
+    with build._staging_folder(tmp_path / "data"), pytest.raises(UserError, match="another build"):
         run(cohort(3), tmp_path / "data")
 
 

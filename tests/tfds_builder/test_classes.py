@@ -16,7 +16,7 @@ from tfds_builder.classes import (
     normalise,
     read_classes,
 )
-from tfds_builder.errors import DataError
+from tfds_builder.commandline.errors import UserError
 from tfds_builder.manifest import read_manifest
 from tfds_builder.scan import __main__ as scan
 
@@ -151,7 +151,7 @@ def test_the_rarer_of_two_alike_is_questioned():
 
 @pytest.mark.parametrize("text", ["", "a,,b", "normal,Normal", "normal,?", "1,2", "a;b"])
 def test_a_bad_list_of_classes_is_refused(text):
-    with pytest.raises(DataError, match="--classes"):
+    with pytest.raises(UserError, match="--classes"):
         read_classes(text)
 
 
@@ -179,18 +179,18 @@ def test_the_classes_of_a_data_set_are_those_of_its_manifest(
 
 def test_classes_on_the_command_line_give_names_and_order(write_dicom, write_manifest, tmp_path):
     manifest = write(write_dicom, write_manifest, ["metastasis", "normal", "metastasis"])
-    with pytest.raises(DataError, match=r"row 2: label 'metastasis' is not one of.*and 1 more"):
+    with pytest.raises(UserError, match=r"row 2: label 'metastasis' is not one of.*and 1 more"):
         run(manifest, tmp_path / "none", "--classes", "normal,metastases")
     assert not (tmp_path / "none").exists()
     run(manifest, tmp_path / "data", "--classes", "metastasis,Normal,arthritis")
     assert built(tmp_path / "data")[0] == ["metastasis", "normal", "arthritis"]
-    with pytest.raises(DataError, match="--overwrite"):
+    with pytest.raises(UserError, match="--overwrite"):
         run(manifest, tmp_path / "data")
 
 
 def test_a_list_of_classes_allows_what_looks_misspelt(write_dicom, write_manifest, tmp_path):
     manifest = write(write_dicom, write_manifest, ["normal", "normals"])
-    with pytest.raises(DataError, match=r"row 3: label 'normals' looks like 'normal' misspelt"):
+    with pytest.raises(UserError, match=r"row 3: label 'normals' looks like 'normal' misspelt"):
         run(manifest, tmp_path / "data")
     run(manifest, tmp_path / "data", "--classes", "normal,normals")
     assert built(tmp_path / "data")[0] == ["normal", "normals"]
@@ -198,7 +198,7 @@ def test_a_list_of_classes_allows_what_looks_misspelt(write_dicom, write_manifes
 
 def test_more_labels_than_classes_are_questioned_without_repeating_them(write_manifest):
     rows = [{"path": f"{n}", "patient_id": n, "label": f"doe{n}x"} for n in range(30)]
-    with pytest.raises(DataError, match="30 different labels") as caught:
+    with pytest.raises(UserError, match="30 different labels") as caught:
         read_manifest(write_manifest(*rows))
     assert "doe" not in str(caught.value)
 
@@ -212,7 +212,7 @@ def test_a_study_of_unranked_labels_asks_for_their_order(write_dicom, write_mani
     ]
     manifest = write_manifest(*rows)
     studies = ("--config", "studies")
-    with pytest.raises(DataError, match=r"rows 2 and 3: .*--classes normal,abnormal"):
+    with pytest.raises(UserError, match=r"rows 2 and 3: .*--classes normal,abnormal"):
         run(manifest, tmp_path / "data", *studies)
     run(manifest, tmp_path / "data", *studies, "--classes", "normal,abnormal")
     assert built(tmp_path / "data", "studies") == (["normal", "abnormal"], ["abnormal"])

@@ -13,10 +13,10 @@ from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from tfds_builder import build
 from tfds_builder.classes import PUBLISHED
-from tfds_builder.errors import DataError
-from tfds_builder.image_file import decode, read_bytes
-from tfds_builder.matrix import fit_of
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.readers.image_file import decode, read_bytes
 from tfds_builder.scintigraphy.scintigraphy_dataset_builder import VERSION
+from tfds_builder.studies.matrix import fit_of
 
 _SPEC = importlib.util.spec_from_file_location("corpus", Path(__file__).with_name("corpus.py"))
 corpus = sys.modules["corpus"] = importlib.util.module_from_spec(_SPEC)
@@ -51,7 +51,7 @@ def read(case):
 
 
 def reason_of(case):
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UserError) as caught:
         read(case)
     return str(caught.value)
 
@@ -98,7 +98,7 @@ def test_reasons_and_notes_repeat_nothing_of_the_header(cases):
         try:
             views = read(case).views
             texts = [text for view in views for text in view.notes + view.findings]
-        except DataError as error:
+        except UserError as error:
             texts = [str(error)]
         assert corpus.CANARY.lower() not in " ".join(texts).lower(), case.name
 
@@ -212,7 +212,7 @@ def outcome(path):
     """The reason for which a file is refused; nothing where it is read."""
     try:
         decode(read_bytes(path))
-    except DataError as error:
+    except UserError as error:
         return str(error)
     return ""
 
@@ -252,5 +252,5 @@ def test_a_missing_codec_is_named_by_the_package_to_install(cases, monkeypatch, 
     dataset.save_as(content)
     decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
     monkeypatch.setattr(type(decoder), "is_available", property(lambda self: False))
-    with pytest.raises(DataError, match=f"pip install {package}"):
+    with pytest.raises(UserError, match=f"pip install {package}"):
         decode(content.getvalue())

@@ -4,7 +4,7 @@ import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw
 
 from tfds_builder import build, inspect
-from tfds_builder.errors import DataError
+from tfds_builder.commandline.errors import UserError
 
 
 @pytest.fixture
@@ -49,14 +49,14 @@ def test_all_splits_are_drawn_at_once_and_no_more_than_there_is(data_dir, tmp_pa
 
 
 def test_what_is_not_there_is_one_line(data_dir, tmp_path):
-    with pytest.raises(DataError, match="holds no data set scintigraphy/views"):
+    with pytest.raises(UserError, match="holds no data set scintigraphy/views"):
         inspect.main(["--data_dir", str(tmp_path / "none")])
     options = ["--split", "fold_0", "--montage", str(tmp_path / "x.png")]
-    with pytest.raises(DataError, match="no split 'fold_0'"):
+    with pytest.raises(UserError, match="no split 'fold_0'"):
         inspect.main(["--data_dir", str(data_dir), *options])
-    with pytest.raises(DataError, match="--per_class 0"):
+    with pytest.raises(UserError, match="--per_class 0"):
         inspect.main(["--data_dir", str(data_dir), "--per_class", "0"])
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot be written"):
         inspect.main(["--data_dir", str(data_dir), "--montage", str(tmp_path / "no" / "x.png")])
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tfds_builder.errors import DataError
+from tfds_builder.commandline.errors import UserError
 from tfds_builder.manifest import COLUMNS, read_manifest
 
 
@@ -19,7 +19,7 @@ def good(name: str = "a.dcm", patient: str = "p1", **cells: object) -> dict[str,
 
 
 def error_of(path: Path) -> str:
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UserError) as caught:
         read_manifest(path)
     return str(caught.value)
 

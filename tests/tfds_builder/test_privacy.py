@@ -13,8 +13,8 @@ import tensorflow_datasets as tfds
 from PIL import Image, PngImagePlugin
 
 from tfds_builder import build
-from tfds_builder.errors import DataError
-from tfds_builder.splits import read_splits
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.splits.file import read_splits
 
 CANARY = "Canarybird"
 NUMBERS = ("19311123", "87654321", "5550199")
@@ -187,7 +187,7 @@ def test_what_was_left_out_is_said_by_row_and_reason(built):
 def test_the_key_is_private_and_kept_out_of_the_data(cohort, tmp_path):
     manifest = cohort(4)
     inside = tmp_path / "data" / "pseudonym.key"
-    with pytest.raises(DataError, match="keep the key elsewhere"):
+    with pytest.raises(UserError, match="keep the key elsewhere"):
         build.main(
             [
                 *("--manifest", str(manifest), "--data_dir", str(tmp_path / "data")),

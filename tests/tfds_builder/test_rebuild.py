@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from tfds_builder import build
-from tfds_builder.errors import DataError
+from tfds_builder.commandline.errors import UserError
 from tfds_builder.manifest import read_manifest
-from tfds_builder.plan import Options, plan_data_set, rows_to_ask
-from tfds_builder.splits import read_splits
+from tfds_builder.shards.plan import Options, plan_data_set, rows_to_ask
+from tfds_builder.splits.file import read_splits
 
 KEY = bytes(range(32))
 IDS = [f"{n:06d}" for n in (101, 102, 103, 7, 20, 123456, 654321, 99)]
@@ -68,7 +68,7 @@ def test_other_patients_are_not_taken_for_known_ones(write_manifest):
 def test_a_number_that_may_be_two_known_patients_is_refused(write_manifest):
     known = known_after(write_manifest(*rows_of(["007"]), name="a.csv"))
     known |= known_after(write_manifest(*rows_of(["0007"]), name="b.csv"))
-    with pytest.raises(DataError, match="row 3: patient_id may be any of 2 patients") as caught:
+    with pytest.raises(UserError, match="row 3: patient_id may be any of 2 patients") as caught:
         plan(write_manifest(*rows_of(["5", "7"])), known)
     assert "\n" not in str(caught.value)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tfds_builder.errors import DataError
+from tfds_builder.commandline.errors import UserError
 from tfds_builder.manifest import read_manifest
 from tfds_builder.tables import read_rows
 
@@ -18,7 +18,7 @@ def rows_of(folder: Path, content: bytes | str, name: str = "t.csv"):
 
 
 def error_of(path: Path) -> str:
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UserError) as caught:
         read_rows(path)
     assert "\n" not in str(caught.value)
     return str(caught.value)

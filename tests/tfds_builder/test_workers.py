@@ -15,8 +15,8 @@ from types import ModuleType
 
 import pytest
 
-from tfds_builder.command import follow_parent
-from tfds_builder.errors import DataError
+from tfds_builder.commandline.command import follow_parent
+from tfds_builder.commandline.errors import UserError
 from tfds_builder.workers import Lost, WorkerPool
 
 PROGRAM = Path(__file__).parent / "worker_tasks.py"
@@ -172,7 +172,7 @@ def test_a_result_within_the_memory_limit_passes_and_one_beyond_is_lost(pool, ta
 
 
 def test_a_data_error_is_raised_with_its_message(pool, tasks):
-    with pytest.raises(DataError, match=r"^scan\.dcm: no pixels$"):
+    with pytest.raises(UserError, match=r"^scan\.dcm: no pixels$"):
         list(pool.map(tasks.run_steps, [((1, "data error"),)], never))
     assert list(pool.map(tasks.double, [4], never)) == [8]
 
@@ -187,7 +187,7 @@ def test_an_os_error_keeps_number_text_and_file(pool, tasks):
 
 def test_of_several_errors_the_first_in_order_is_raised(pool, tasks):
     work = [((1, "slow"), (2, "data error")), ((3, "file not found"),)]
-    with pytest.raises(DataError, match="scan"):
+    with pytest.raises(UserError, match="scan"):
         list(pool.map(tasks.run_steps, work, never))
 
 
@@ -243,22 +243,22 @@ def test_few_tasks_are_drawn_ahead(pool, tasks):
 
 def test_a_task_given_up_ends_in_one_line(pool, tasks):
     message = r"^step 6 was given up: the decoder crashed$"
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(UserError, match=message):
         list(pool.map(tasks.run_steps, [((5, "fine"), (6, "crash"))], give_up))
     assert list(pool.map(tasks.double, [4], never)) == [8]
 
 
 def test_an_error_raised_by_retry_passes(pool, tasks):
     def refuse(task: object, lost: Lost) -> None:
-        raise DataError(f"row {lost.step}: {lost.reason}")
+        raise UserError(f"row {lost.step}: {lost.reason}")
 
-    with pytest.raises(DataError, match=r"^row 6: the decoder crashed$"):
+    with pytest.raises(UserError, match=r"^row 6: the decoder crashed$"):
         list(pool.map(tasks.run_steps, [((6, "crash"),)], refuse))
 
 
 def test_workers_that_end_at_their_start_are_not_started_for_ever(pool, tasks, monkeypatch):
     monkeypatch.setattr("tfds_builder.workers._work", os._exit)  # Too many arguments.
-    with pytest.raises(DataError, match="end as they start"):
+    with pytest.raises(UserError, match="end as they start"):
         list(pool.map(tasks.double, range(9), never))
 
 
@@ -275,9 +275,9 @@ def test_an_abandoned_map_leaves_the_pool_fit_for_the_next(pool, tasks):
 def test_an_error_among_the_tasks_passes(pool, tasks):
     def draw() -> Iterator[int]:
         yield 1
-        raise DataError("row 2: no path")
+        raise UserError("row 2: no path")
 
-    with pytest.raises(DataError, match="row 2"):
+    with pytest.raises(UserError, match="row 2"):
         list(pool.map(tasks.double, draw(), never))
 
 

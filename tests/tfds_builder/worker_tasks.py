@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from tfds_builder.errors import DataError
+from tfds_builder.commandline.errors import UserError
 from tfds_builder.workers import Announce, Lost, WorkerPool
 
 Steps = tuple[tuple[int, str], ...]
@@ -106,7 +106,7 @@ def _map_memory() -> None:
 
 
 def _raise_data_error() -> None:
-    raise DataError("scan.dcm: no pixels")
+    raise UserError("scan.dcm: no pixels")
 
 
 def _raise_file_not_found() -> None:

@@ -3,7 +3,7 @@
 `simulate(seed, patient, study)` makes one scan; `python -m tfds_builder.phantom` a whole cohort.
 """
 
-from tfds_builder.phantom.disease import LABELS, PROPORTIONS
-from tfds_builder.phantom.scan import Case, Scan, sample_case, simulate
+from tfds_builder.phantom.camera.scan import Case, Scan, sample_case, simulate
+from tfds_builder.phantom.disease.disease import LABELS, PROPORTIONS
 
 __all__ = ["LABELS", "PROPORTIONS", "Case", "Scan", "sample_case", "simulate"]

@@ -12,14 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from tfds_builder.command import CommandParser, available_cores
-from tfds_builder.errors import DataError, run_command
+from tfds_builder.commandline.command import CommandParser, available_cores
+from tfds_builder.commandline.errors import UserError, run_command
+from tfds_builder.commandline.progress import ProgressBar
+from tfds_builder.phantom.camera.protocol import CAMERAS, COLLIMATORS, DIFFICULTIES, Protocol
 from tfds_builder.phantom.cohort import make_cohort
-from tfds_builder.phantom.protocol import CAMERAS, COLLIMATORS, DIFFICULTIES, Protocol
 
-SECONDS_BETWEEN_LINES = 10.0
 CHECKED_PATIENTS, CHECKED_SEED = 200, 0
 
 _DESCRIPTION = """
@@ -96,7 +94,7 @@ def _add_protocol(group: argparse._ArgumentGroup) -> None:
 def _protocol(arguments: argparse.Namespace) -> Protocol:
     matrix = re.fullmatch(r"(\d{1,6})x(\d{1,6})", arguments.matrix, re.ASCII)
     if not matrix:
-        raise DataError(f"--matrix is ROWSxCOLUMNS, for example 1024x256, not {arguments.matrix}")
+        raise UserError(f"--matrix is ROWSxCOLUMNS, for example 1024x256, not {arguments.matrix}")
     return Protocol(
         difficulty=arguments.difficulty,
         camera=arguments.camera,
@@ -110,51 +108,17 @@ def _protocol(arguments: argparse.Namespace) -> Protocol:
     )
 
 
-class _Pace:
-    """Patients a second since the first report; those made by an earlier run do not count."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-        self._before: int | None = None
-
-    def rate(self, done: int) -> float:
-        """Patients a second; reports begin at the first patient done."""
-        self._before = done - 1 if self._before is None else self._before
-        return (done - self._before) / max(time.monotonic() - self._start, 1e-6)
-
-
 @contextmanager
 def _progress(patients: int) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, a plain line now and then in a log: how many, how fast, how long yet."""
-    pace = _Pace()
-    if not sys.stdout.isatty():
-        yield _plain_lines(pace)
-        return
-    columns = (TextColumn("patients"), BarColumn(), MofNCompleteColumn(),
-               TextColumn("{task.fields[rate]}"), TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, transient=True) as bar:
-        task = bar.add_task("patients", total=patients, rate="")
-        yield lambda done, _: bar.update(task, completed=done, rate=f"{pace.rate(done):.1f}/s")
-
-
-def _plain_lines(pace: _Pace) -> Callable[[int, int], None]:
-    last = time.monotonic()
-
-    def report(done: int, total: int) -> None:
-        nonlocal last
-        rate = pace.rate(done)
-        if time.monotonic() - last >= SECONDS_BETWEEN_LINES or done == total:
-            last = time.monotonic()
-            left = f", {(total - done) / rate:.0f} s left" if done < total else ""
-            print(f"{done} of {total} patients, {rate:.1f} a second{left}", flush=True)
-
-    return report
+    # What an earlier run has made is no work of this one.
+    with ProgressBar("patients", total=patients, done=None, noun="patients") as bar:
+        yield lambda done, total: bar.update(done, total=total)
 
 
 def _make(arguments: argparse.Namespace, protocol: Protocol) -> None:
     lacking = [n for n in ("out", "patients", "seed") if getattr(arguments, n) is None]
     if lacking:
-        raise DataError(f"--{', --'.join(lacking)} must be given; see --help")
+        raise UserError(f"--{', --'.join(lacking)} must be given; see --help")
     out, patients = arguments.out, arguments.patients
     start = time.monotonic()
     with _progress(patients) as report:
@@ -169,7 +133,7 @@ def _make(arguments: argparse.Namespace, protocol: Protocol) -> None:
 
 def _check(arguments: argparse.Namespace, protocol: Protocol) -> bool:
     # Loads Matplotlib, for which a cohort and each of its workers need not wait.
-    from tfds_builder.phantom.check import run_check
+    from tfds_builder.phantom.checks.check import run_check
 
     patients = CHECKED_PATIENTS if arguments.patients is None else arguments.patients
     seed = CHECKED_SEED if arguments.seed is None else arguments.seed
@@ -185,7 +149,7 @@ def _say_rate(patients: int, seconds: float) -> None:
 
 
 def main() -> None:
-    """Parses the command line, makes a cohort or checks one; raises DataError on bad input."""
+    """Parses the command line, makes a cohort or checks one; raises UserError on bad input."""
     arguments = _parser().parse_args()
     protocol = _protocol(arguments)
     if not arguments.check:

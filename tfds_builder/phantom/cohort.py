@@ -11,12 +11,12 @@ import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
-from tfds_builder.atomic import write_bytes
-from tfds_builder.command import follow_parent
-from tfds_builder.errors import DataError
+from tfds_builder.commandline.command import follow_parent
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.commandline.files import write_bytes
 from tfds_builder.phantom import writer
-from tfds_builder.phantom.protocol import Protocol
-from tfds_builder.phantom.scan import STANDARD, Case, sample_case, simulate
+from tfds_builder.phantom.camera.protocol import Protocol
+from tfds_builder.phantom.camera.scan import STANDARD, Case, sample_case, simulate
 
 MOST_PATIENTS = 100_000
 LARGEST_SEED = 2**63 - 1
@@ -57,7 +57,7 @@ def make_cohort(
       What was made, or None where the cohort was already complete.
 
     Raises:
-      DataError: bad values, or the folder holds anything else.
+      UserError: bad values, or the folder holds anything else.
     """
     _check_values(patients, seed, workers)
     parameters = writer.parameters_text(patients, seed, protocol)
@@ -81,7 +81,7 @@ def make_cohort(
         write_bytes(folder / "lesions.csv", lesions)
         write_bytes(folder / "manifest.csv", manifest)
     except OSError as error:
-        raise DataError(f"{error.filename or folder}: {error.strerror or error}") from error
+        raise UserError(f"{error.filename or folder}: {error.strerror or error}") from error
     return Made(len(missing), dict(collections.Counter(row[2] for row in rows)))
 
 
@@ -92,11 +92,11 @@ def _is_complete(folder: Path, manifest: bytes) -> bool:
 
 def _check_values(patients: int, seed: int, workers: int) -> None:
     if not 1 <= patients <= MOST_PATIENTS:
-        raise DataError(f"--patients must be between 1 and {MOST_PATIENTS}, not {patients}")
+        raise UserError(f"--patients must be between 1 and {MOST_PATIENTS}, not {patients}")
     if not 0 <= seed <= LARGEST_SEED:
-        raise DataError(f"--seed must be between 0 and {LARGEST_SEED}, not {seed}")
+        raise UserError(f"--seed must be between 0 and {LARGEST_SEED}, not {seed}")
     if not 1 <= workers <= 1024:
-        raise DataError(f"--workers must be between 1 and 1024, not {workers}")
+        raise UserError(f"--workers must be between 1 and 1024, not {workers}")
 
 
 def _check_folder(folder: Path, parameters: bytes) -> None:
@@ -105,18 +105,18 @@ def _check_folder(folder: Path, parameters: bytes) -> None:
         if not folder.exists():
             return
         if not folder.is_dir():
-            raise DataError(f"--out {folder} is not a folder: name a new or an empty one")
+            raise UserError(f"--out {folder} is not a folder: name a new or an empty one")
         begun = folder / "phantom.json"
         if begun.is_file():
             if begun.read_bytes() != parameters:
-                raise DataError(
+                raise UserError(
                     f"--out {folder} holds a cohort of other parameters (see phantom.json there): "
                     "name another folder or use its parameters"
                 )
         elif any(_is_foreign(path) for path in folder.iterdir()):
-            raise DataError(f"--out {folder} holds other files: name a new or an empty folder")
+            raise UserError(f"--out {folder} holds other files: name a new or an empty folder")
     except OSError as error:
-        raise DataError(f"--out {folder}: {error.strerror or error}") from error
+        raise UserError(f"--out {folder}: {error.strerror or error}") from error
 
 
 def _is_foreign(path: Path) -> bool:
@@ -153,7 +153,7 @@ def _make_all(
             task.result()
             report(done)
     except concurrent.futures.process.BrokenProcessPool as error:
-        raise DataError(
+        raise UserError(
             "a worker process was ended from outside (out of memory?): run the same command again, "
             "it goes on where it stopped, perhaps with fewer --workers"
         ) from error

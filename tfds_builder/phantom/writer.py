@@ -17,11 +17,11 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from tfds_builder.atomic import write_bytes
-from tfds_builder.phantom.foci import LesionRecord
-from tfds_builder.phantom.headers import NM_IMAGE_STORAGE, Identifiers, nm_header
-from tfds_builder.phantom.protocol import Protocol
-from tfds_builder.phantom.scan import Case, Scan
+from tfds_builder.commandline.files import write_bytes
+from tfds_builder.phantom.camera.headers import NM_IMAGE_STORAGE, Identifiers, nm_header
+from tfds_builder.phantom.camera.protocol import Protocol
+from tfds_builder.phantom.camera.scan import Case, Scan
+from tfds_builder.phantom.disease.foci import LesionRecord
 
 VERSION = "2"
 """Version of the phantom: changes whenever a given seed would give other images."""

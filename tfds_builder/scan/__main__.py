@@ -12,13 +12,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from rich.console import Console
-
-from tfds_builder.atomic import write_text
 from tfds_builder.classes import classes_of, read_classes
-from tfds_builder.command import CommandParser, available_cores
-from tfds_builder.errors import DataError, run_command
-from tfds_builder.progress import make_console, progress, say
+from tfds_builder.commandline.command import CommandParser, available_cores
+from tfds_builder.commandline.errors import UserError, run_command
+from tfds_builder.commandline.files import write_text
+from tfds_builder.commandline.progress import counted, say
 from tfds_builder.scan.inventory import Chunk, Files, Scan, inspect_files, list_files
 from tfds_builder.scan.label_tables import read_meanings, read_table
 from tfds_builder.scan.path_names import PathName, PathPattern, printable, read_words
@@ -35,10 +33,9 @@ def main(argv: list[str] | None = None) -> None:
     """Proposes the manifest that the command line asks for.
 
     Raises:
-      DataError: anything that the user can mend.
+      UserError: anything that the user can mend.
     """
     settings = _parser().parse_args(argv)
-    console = make_console()
     try:
         _check_places(settings)
         pattern = PathPattern(settings.pattern) if settings.pattern else None
@@ -46,15 +43,15 @@ def main(argv: list[str] | None = None) -> None:
         tables = [read_table(path) for path in settings.labels]
         files = list_files(settings.folder)
         names = _names(settings, files, pattern)
-        scans = _inspected(settings, console, tuple(names))
+        scans = _inspected(settings, tuple(names))
         proposal = propose(files, names, scans, tables, meanings)
         _write(settings, proposal)
     except OSError as error:
         where = error.filename or settings.folder
-        raise DataError(f"{where}: {error.strerror or error}") from None
-    _report(settings, console, files, proposal)
+        raise UserError(f"{where}: {error.strerror or error}") from None
+    _report(settings, files, proposal)
     if not proposal.rows:
-        raise DataError(f"{settings.folder}: none of its files can be used; no manifest is written")
+        raise UserError(f"{settings.folder}: none of its files can be used; no manifest is written")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -135,19 +132,19 @@ def _check_places(settings: argparse.Namespace) -> None:
     folder = settings.folder
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "no such folder"
-        raise DataError(f"{folder}: {what}; give the folder of the images")
+        raise UserError(f"{folder}: {what}; give the folder of the images")
     if settings.workers < 1:
-        raise DataError(f"--workers {settings.workers}: at least 1 is needed")
+        raise UserError(f"--workers {settings.workers}: at least 1 is needed")
     for option, path in (("--out", settings.out), ("--unread", settings.unread)):
         if path is None:
             continue
         if path.is_dir() or not path.parent.is_dir():
             what = "is a folder" if path.is_dir() else "its folder is not there"
-            raise DataError(f"{option} {path}: {what}; give the file to write")
+            raise UserError(f"{option} {path}: {what}; give the file to write")
         if path.exists() and not settings.overwrite:
-            raise DataError(f"{option} {path}: is there already; use --overwrite to replace it")
+            raise UserError(f"{option} {path}: is there already; use --overwrite to replace it")
     if not folder.resolve().is_relative_to(settings.out.parent.resolve()):
-        raise DataError(
+        raise UserError(
             f"--out {settings.out}: a manifest's paths may not leave its folder; "
             f"put it into {folder}, or into a folder above that"
         )
@@ -158,20 +155,18 @@ def _names(
 ) -> dict[PurePosixPath, PathName]:
     """What the path says of each file, without those that the pattern leaves out."""
     if not files.paths and not files.unusable:
-        raise DataError(f"{settings.folder}: holds no file that may be an image")
+        raise UserError(f"{settings.folder}: holds no file that may be an image")
     read = pattern.read if pattern else read_words
     names = {path: name for path in files.paths if (name := read(path))}
     if files.paths and not names:
-        raise DataError(
+        raise UserError(
             f"--pattern '{settings.pattern}': matches none of {len(files.paths)} files; "
             f"the first is '{printable(files.paths[0])}'"
         )
     return names
 
 
-def _inspected(
-    settings: argparse.Namespace, console: Console, paths: Sequence[PurePosixPath]
-) -> Iterator[Scan]:
+def _inspected(settings: argparse.Namespace, paths: Sequence[PurePosixPath]) -> Iterator[Scan]:
     starts = range(0, len(paths), _FILES_PER_TASK)
     folder = settings.folder.resolve()
     chunks = [Chunk(folder, tuple(paths[n : n + _FILES_PER_TASK]), settings.accept) for n in starts]
@@ -183,7 +178,7 @@ def _inspected(
     )
     with pool:
         results = pool.map(inspect_files, chunks, Chunk.without)
-        for scans in progress(console, results, "reading headers", len(paths), len):
+        for scans in counted(results, "reading headers", len(paths), size=len):
             yield from scans
 
 
@@ -227,59 +222,55 @@ def _write_table(path: Path, columns: list[str], rows: Iterable[Sequence[object]
     write_text(path, text.getvalue())
 
 
-def _report(
-    settings: argparse.Namespace, console: Console, files: Files, proposal: Proposal
-) -> None:
+def _report(settings: argparse.Namespace, files: Files, proposal: Proposal) -> None:
     rows = proposal.rows
     for why, times in files.skipped.most_common():
-        say(console, f"passed over: {times} {why}")
-    _list(console, [f"  {printable(path)}" for path in files.leading_out])
+        say(f"passed over: {times} {why}")
+    _list([f"  {printable(path)}" for path in files.leading_out])
     for why, times in proposal.left_out.items():
-        say(console, f"left out: {times} files, {why}")
+        say(f"left out: {times} files, {why}")
     if proposal.unread:
-        say(console, f"cannot be used: {len(proposal.unread)} files")
+        say(f"cannot be used: {len(proposal.unread)} files")
         unread = sorted(proposal.unread.items())
-        _list(console, [f"  {printable(path)}: {reason}" for path, reason in unread])
+        _list([f"  {printable(path)}: {reason}" for path, reason in unread])
     if not rows:
         return
     for rule, times in Counter(rule for row in rows for rule in row.rules).most_common():
-        say(console, f"view by {rule} ({times}x)" if rule != "none" else f"no view ({times}x)")
+        say(f"view by {rule} ({times}x)" if rule != "none" else f"no view ({times}x)")
     for comment, times in Counter(text for row in rows for text in row.comments).most_common():
-        say(console, f"comment: {comment} ({times}x)")
-    _report_patients(console, rows)
-    _report_labels(console, rows, proposal.remarks)
+        say(f"comment: {comment} ({times}x)")
+    _report_patients(rows)
+    _report_labels(rows, proposal.remarks)
     patients = len({row.patient_id for row in rows} - {""})
     scanned = len({row.path for row in rows})
-    say(console, f"{settings.out}: {len(rows)} rows, {scanned} files, {patients} patients")
-    _report_next(settings, console, rows)
+    say(f"{settings.out}: {len(rows)} rows, {scanned} files, {patients} patients")
+    _report_next(settings, rows)
 
 
-def _report_patients(console: Console, rows: Sequence[Row]) -> None:
+def _report_patients(rows: Sequence[Row]) -> None:
     own = [row for row in rows if row.patient_by == BY_HEADER]
     if len({row.patient_id for row in own}) == 1 < len({row.study_id for row in own}):
         say(
-            console,
             f"note: {len(own)} DICOM files of several studies carry the same PatientID: were they "
             "anonymised? Then name the patients with --pattern",
         )
     if any(RECURRING in row.comments for row in rows):
         say(
-            console,
             "note: names recur in several folders; if the name is the patient, or the folder "
             r"is, say so: --pattern '(?P<patient>[^/]+)\.png$' or --pattern '^(?P<patient>[^/]+)/'",
         )
 
 
-def _report_labels(console: Console, rows: Sequence[Row], remarks: Sequence[str]) -> None:
+def _report_labels(rows: Sequence[Row], remarks: Sequence[str]) -> None:
     labels = Counter(row.label for row in rows if row.label)
     if labels:
         counts = ", ".join(f"{label} {labels[label]}" for label in classes_of(labels).names)
-        say(console, f"labels: {counts}")
+        say(f"labels: {counts}")
     for remark in remarks:
-        say(console, f"note: {remark}")
+        say(f"note: {remark}")
 
 
-def _report_next(settings: argparse.Namespace, console: Console, rows: Sequence[Row]) -> None:
+def _report_next(settings: argparse.Namespace, rows: Sequence[Row]) -> None:
     missing = {
         "label": sum(row.label is None for row in rows),
         "patient_id": sum(not row.patient_id for row in rows),
@@ -287,16 +278,16 @@ def _report_next(settings: argparse.Namespace, console: Console, rows: Sequence[
     gaps = [f"{column} ({times} rows)" for column, times in missing.items() if times]
     fill = f"fill in {' and '.join(gaps)}, " if gaps else ""
     manifest = shlex.quote(str(settings.out))
-    say(console, f"next: {fill}look through its column comment, then")
+    say(f"next: {fill}look through its column comment, then")
     classes = f" --classes {shlex.quote(settings.classes)}" if settings.classes else ""
-    say(console, f"  python -m tfds_builder.build --manifest {manifest} --data_dir data{classes}")
+    say(f"  python -m tfds_builder.build --manifest {manifest} --data_dir data{classes}")
 
 
-def _list(console: Console, lines: Sequence[str]) -> None:
+def _list(lines: Sequence[str]) -> None:
     for line in lines[:_MOST_LINES]:
-        say(console, line)
+        say(line)
     if len(lines) > _MOST_LINES:
-        say(console, f"  ... and {len(lines) - _MOST_LINES} more")
+        say(f"  ... and {len(lines) - _MOST_LINES} more")
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from tfds_builder.dicom import Header, read_header
-from tfds_builder.errors import DataError
-from tfds_builder.image_file import read_bytes
-from tfds_builder.raster import check_raster, is_raster
-from tfds_builder.views import UNKNOWN
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.readers.dicom import Header, read_header
+from tfds_builder.readers.image_file import read_bytes
+from tfds_builder.readers.raster import check_raster, is_raster
+from tfds_builder.readers.views import UNKNOWN
 from tfds_builder.workers import Announce, Lost
 
 HIDDEN, NO_IMAGE, NO_FILE, SECOND_NAME, LEADS_OUT = (
@@ -106,7 +106,7 @@ def list_files(folder: Path) -> Files:
     """Finds the files that may be images, by name and kind alone.
 
     Raises:
-      DataError: a folder in it cannot be listed.
+      UserError: a folder in it cannot be listed.
     """
     top = folder.resolve()
     plain: list[PurePosixPath] = []
@@ -140,7 +140,7 @@ def list_files(folder: Path) -> Files:
 
 
 def _refuse_folder(error: OSError) -> None:
-    raise DataError(f"{error.filename}: cannot be listed ({error.strerror})")
+    raise UserError(f"{error.filename}: cannot be listed ({error.strerror})")
 
 
 def _follow(
@@ -190,9 +190,9 @@ def inspect_files(chunk: Chunk, announce: Announce) -> list[Scan]:
         announce(number)
         try:
             if number in chunk.refused:
-                raise DataError(chunk.refused[number])
+                raise UserError(chunk.refused[number])
             scans.append(_inspect(path, read_bytes(chunk.folder / path), chunk.accept))
-        except DataError as error:
+        except UserError as error:
             scans.append(Scan(path, reason=str(error)))
     return scans
 
@@ -202,13 +202,13 @@ def _inspect(path: PurePosixPath, content: bytes, accept: bool) -> Scan:
     if content[128:132] == b"DICM" or not is_raster(content):
         try:
             return _of_header(path, read_header(content))
-        except DataError:
+        except UserError:
             if not accept:
                 raise
         return replace(_of_header(path, read_header(content, accept=True)), needs_accept=True)
     pages = check_raster(content)
     if pages > _MOST_VIEWS:
-        raise DataError(f"has {pages} pages, not one or two views")
+        raise UserError(f"has {pages} pages, not one or two views")
     for page in range(2, pages + 1):
         check_raster(content, page)
     return Scan(path, views=tuple(View(page, UNKNOWN, "none") for page in range(1, pages + 1)))

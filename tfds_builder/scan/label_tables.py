@@ -19,7 +19,7 @@ from tfds_builder.classes import (
     misspelt,
     normalise,
 )
-from tfds_builder.errors import DataError
+from tfds_builder.commandline.errors import UserError
 from tfds_builder.manifest import number_of
 from tfds_builder.tables import Rows, read_rows
 
@@ -99,7 +99,7 @@ def read_meanings(pairs: Iterable[str], classes: tuple[str, ...] | None = None) 
       classes: as `--classes` gives them, or None.
 
     Raises:
-      DataError: not a pair, a TO that names no class, or a value mapped twice.
+      UserError: not a pair, a TO that names no class, or a value mapped twice.
     """
     mapped: dict[str, str] = {}
     for pair in pairs:
@@ -107,11 +107,11 @@ def read_meanings(pairs: Iterable[str], classes: tuple[str, ...] | None = None) 
         label = normalise(to)
         if not sign or (label != LEFT_OUT and _fault(label, classes)):
             fault = f"'{to}' {_fault(label, classes)}; " if sign else ""
-            raise DataError(
+            raise UserError(
                 f"--label_map '{pair}': {fault}write VALUE=CLASS, or VALUE= to leave such files out"
             )
         if mapped.setdefault(_plain(value), label) != label:
-            raise DataError(f"--label_map: '{value}' is mapped twice")
+            raise UserError(f"--label_map: '{value}' is mapped twice")
     return Meanings(mapped, classes)
 
 
@@ -119,7 +119,7 @@ def resolve(value: str, meanings: Meanings, where: str) -> str | None:
     """The class that a written value means, `LEFT_OUT`, or None where it says that it is unknown.
 
     Raises:
-      DataError: it means no class; `where` begins the message.
+      UserError: it means no class; `where` begins the message.
     """
     if _plain(value) in meanings.of:
         return meanings.of[_plain(value)]
@@ -128,7 +128,7 @@ def resolve(value: str, meanings: Meanings, where: str) -> str | None:
         return None
     fault = _fault(label, meanings.classes)
     if fault:
-        raise DataError(
+        raise UserError(
             f"{where}: label '{value}' {fault}; say what it means: --label_map '{value}=CLASS'"
         )
     return label
@@ -153,19 +153,19 @@ def question_labels(found: Mapping[str, Iterable[str]]) -> None:
       found: label -> where each of its rows got it.
 
     Raises:
-      DataError: a label looks misspelt, or there are more of them than classes.
+      UserError: a label looks misspelt, or there are more of them than classes.
     """
     counts = {label: len(list(places)) for label, places in found.items()}
     names = ",".join(classes_of(counts).names)
     if len(counts) > MOST_CLASSES:
-        raise DataError(
+        raise UserError(
             f"{len(counts)} different labels are found; is it the column of the classes? If all "
             "are classes, list them: --classes A,B,..."
         )
     alike = misspelt(counts)
     if alike:
         label, other = alike
-        raise DataError(
+        raise UserError(
             f"{next(iter(found[label]))}: label '{label}' looks like '{other}' misspelt "
             f"({counts[label]}x); say so: --label_map '{label}={other}', or list the classes: "
             f"--classes {names}"
@@ -179,11 +179,11 @@ def read_table(path: Path) -> LabelTable:
     or two columns, a name and a label, with a header or without.
 
     Raises:
-      DataError: naming the table and the row.
+      UserError: naming the table and the row.
     """
     rows = read_rows(path)
     if not rows:
-        raise DataError(f"{path}: is empty")
+        raise UserError(f"{path}: is empty")
     key, places, rows = _columns(path, rows)
     entries: dict[str, tuple[int, str]] = {}
     incomplete = 0
@@ -196,7 +196,7 @@ def read_table(path: Path) -> LabelTable:
         plain = name.replace("\\", "/").removeprefix("./") if key == "path" else name
         first, known = entries.setdefault(_composed(plain), (number, value))
         if _plain(known) != _plain(value):
-            raise DataError(
+            raise UserError(
                 f"{path}: row {number}: {key or 'name'} '{name}' has another label in row {first}"
             )
     return LabelTable(path, key, entries, incomplete)
@@ -213,7 +213,7 @@ def _columns(path: Path, rows: Rows) -> tuple[str, tuple[int, int], Rows]:
     if all(not any(cells[2:]) for _, cells in rows):
         return "", (0, 1), rows
     number, cells = rows[0]
-    raise DataError(
+    raise UserError(
         f"{path}: row {number}: needs a header with 'label' and one of {', '.join(KEYS)}, or two "
         f"columns alone, name and label; present are {', '.join(filter(None, cells))}"
     )
@@ -234,7 +234,7 @@ def join(files: Sequence[Keys], tables: Sequence[LabelTable], meanings: Meanings
     zeros before them, where that leaves no doubt which is meant.
 
     Raises:
-      DataError: a value that means no label; two tables that contradict each other.
+      UserError: a value that means no label; two tables that contradict each other.
     """
     labels: list[str | None] = [None] * len(files)
     sources: list[str] = [""] * len(files)
@@ -254,7 +254,7 @@ def join(files: Sequence[Keys], tables: Sequence[LabelTable], meanings: Meanings
             found["unknown"] += label is None
             for place in own:
                 if None not in (label, labels[place]) and labels[place] != label:
-                    raise DataError(
+                    raise UserError(
                         f"{where}: {key} '{name}' is labelled otherwise in {sources[place]}"
                     )
                 if label is not None:

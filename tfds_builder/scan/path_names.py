@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from tfds_builder.errors import DataError
-from tfds_builder.views import ANTERIOR, POSTERIOR
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.readers.views import ANTERIOR, POSTERIOR
 
 PATTERN_FIELDS = ("patient", "study", "view", "label", "site")
 BY_FILE_NAME, BY_FOLDER_NAME, BY_PATTERN = "the file name", "the folder name", "--pattern"
@@ -96,14 +96,14 @@ class PathPattern:
     Groups are named after `PATTERN_FIELDS`; `patient_1`, `patient_2` and so on are joined with '/'.
 
     Raises:
-      DataError: it is not a regular expression, or names nothing.
+      UserError: it is not a regular expression, or names nothing.
     """
 
     def __init__(self, text: str) -> None:
         try:
             self._expression = re.compile(unicodedata.normalize("NFC", text))
         except re.error as error:
-            raise DataError(f"--pattern '{text}': not a regular expression ({error})") from None
+            raise UserError(f"--pattern '{text}': not a regular expression ({error})") from None
         names = list(self._expression.groupindex)
         self._groups = {
             field: sorted(name for name in names if _is_part(name, field))
@@ -113,7 +113,7 @@ class PathPattern:
         strange = [name for name in names if name not in known]
         if strange or not names:
             what = f"unknown group '{strange[0]}'" if strange else "no named group"
-            raise DataError(
+            raise UserError(
                 f"--pattern '{text}': {what}; name groups (?P<...>) "
                 f"{', '.join(PATTERN_FIELDS)}, or patient_1, patient_2 ... to join"
             )
@@ -122,7 +122,7 @@ class PathPattern:
         """What a path says; words are asked where the pattern is silent. None: no match.
 
         Raises:
-          DataError: the view is neither.
+          UserError: the view is neither.
         """
         path = _composed(path)
         found = self._expression.search(str(path))
@@ -149,7 +149,7 @@ class PathPattern:
         views = {"ant": ANTERIOR, "post": POSTERIOR, "pos": POSTERIOR, "": ""} | _VIEWS
         views |= {ANTERIOR: ANTERIOR, POSTERIOR: POSTERIOR}
         if text.lower() not in views:
-            raise DataError(
+            raise UserError(
                 f"--pattern: its view '{text}' in {path} is neither anterior (a, ant) nor "
                 "posterior (p, pos, post)"
             )

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from tfds_builder.classes import means_unknown
-from tfds_builder.errors import DataError
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.readers.views import UNKNOWN
 from tfds_builder.scan.inventory import Files, Scan, View
 from tfds_builder.scan.label_tables import (
     LEFT_OUT,
@@ -22,7 +23,6 @@ from tfds_builder.scan.label_tables import (
     resolve,
 )
 from tfds_builder.scan.path_names import BY_PATTERN, PathName, printable
-from tfds_builder.views import UNKNOWN
 
 BY_HEADER = "PatientID"
 RECURRING = "its name recurs in several folders: fill in patient_id"
@@ -94,7 +94,7 @@ def propose(
       tables, meanings: what gives labels.
 
     Raises:
-      DataError: labels that mean nothing, or that contradict each other.
+      UserError: labels that mean nothing, or that contradict each other.
     """
     unread, rows = dict(files.unusable), []
     for scan in scans:
@@ -199,7 +199,7 @@ def _labelled(
             where = f"--pattern: {printable(row.path)}"
             meant = resolve(written, meanings, where)
             if None not in (label, meant) and label != meant:
-                raise DataError(f"{where}: label '{written}', but a table says otherwise")
+                raise UserError(f"{where}: label '{written}', but a table says otherwise")
             label, source = (label, source) if meant is None else (meant, where)
         if label not in (None, LEFT_OUT):
             found[label].append(source)

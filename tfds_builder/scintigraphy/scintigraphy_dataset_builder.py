@@ -13,15 +13,16 @@ from typing import Any, TypedDict
 
 import tensorflow_datasets as tfds
 
-from tfds_builder import deidentify, splits
-from tfds_builder.atomic import write_text
-from tfds_builder.command import available_cores
-from tfds_builder.findings import refuse_unacceptable, write_findings
-from tfds_builder.ingest import Ingested, ingest
+from tfds_builder import splits
+from tfds_builder.commandline.command import available_cores
+from tfds_builder.commandline.files import write_text
 from tfds_builder.manifest import read_manifest
-from tfds_builder.plan import Options, Plan, plan_data_set
-from tfds_builder.records import STUDIES_CONFIG, VIEWS_CONFIG, features
-from tfds_builder.shard import ShardTask, shard_pool
+from tfds_builder.shards.findings import refuse_unacceptable, write_findings
+from tfds_builder.shards.ingest import Ingested, ingest
+from tfds_builder.shards.plan import Options, Plan, plan_data_set
+from tfds_builder.shards.records import STUDIES_CONFIG, VIEWS_CONFIG, features
+from tfds_builder.shards.shard import ShardTask, shard_pool
+from tfds_builder.studies import deidentify
 
 VERSION = "1.1.0"
 

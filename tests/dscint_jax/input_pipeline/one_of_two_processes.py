@@ -14,13 +14,13 @@ port, number, folder = sys.argv[1:]
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=int(number))
 
-from dscint_jax import parallel  # noqa: E402
 from dscint_jax.input_pipeline import (  # noqa: E402
     Copies,
     index_batches,
     load_split,
     training_feed,
 )
+from dscint_jax.mesh import data_mesh  # noqa: E402
 
 
 class Recorded:
@@ -37,7 +37,7 @@ class Recorded:
         return self._images.read(indices)
 
 
-mesh = parallel.data_mesh()
+mesh = data_mesh()
 for copies in (None, Copies(3, seed=1)):
     images = load_split(Path(folder), "train", pool=1, cache_gib=1.0, copies=copies)
     order = index_batches(len(images), batch_size=8, seed=5)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from dscint_jax import parallel
 from dscint_jax.input_pipeline import (
     Copies,
     DeviceCache,
@@ -20,6 +19,7 @@ from dscint_jax.input_pipeline import (
     load_split,
     training_feed,
 )
+from dscint_jax.mesh import shard_batch
 
 PROCESS = Path(__file__).parent / "one_of_two_processes.py"
 
@@ -64,7 +64,7 @@ def test_device_and_host_feed_give_the_same_batches_from_any_start(
                 assert ("copy" in batch) == (kind == "copies")
                 assert_same_batches(batch, next(on_host))
                 host = device_fields(images.read(order[step]))
-                assert_same_batches(batch, parallel.shard_batch(host, mesh))
+                assert_same_batches(batch, shard_batch(host, mesh))
 
 
 def _made(counts, scale=None):

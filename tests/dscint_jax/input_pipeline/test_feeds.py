@@ -15,7 +15,7 @@ from dscint_jax.input_pipeline import (
     training_feed,
 )
 from dscint_jax.input_pipeline.feeds import host_batches
-from dscint_jax.parallel import data_mesh
+from dscint_jax.mesh import data_mesh
 
 
 def _load(data_dir, split="train", pool=16, cache_gib=1.0):

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from dscint_jax.errors import DscintError
 from dscint_jax.input_pipeline import index_batches, load_split, training_order
+from tfds_builder.commandline.errors import UserError
 
 
 def test_every_epoch_holds_each_index_once_in_another_order():
@@ -87,7 +87,7 @@ def test_training_order_reads_the_labels_that_balance_needs(data_dir):
 
 def test_split_smaller_than_a_batch_is_named(data_dir):
     images = load_split(data_dir, "train", pool=16, cache_gib=0)
-    with pytest.raises(DscintError, match=r"batch_size 999"):
+    with pytest.raises(UserError, match=r"batch_size 999"):
         training_order(images, batch_size=999, seed=0)
 
 

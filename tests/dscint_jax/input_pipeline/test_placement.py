@@ -1,9 +1,9 @@
 import jax
 import pytest
 
-from dscint_jax.errors import DscintError
 from dscint_jax.input_pipeline import Accelerators, accelerators_of, place
-from dscint_jax.parallel import data_mesh
+from dscint_jax.mesh import data_mesh
+from tfds_builder.commandline.errors import UserError
 
 GIB = 2**30
 
@@ -47,9 +47,9 @@ def test_device_is_taken_where_its_memory_is_not_told_and_is_auto_where_there_is
 
 
 def test_what_does_not_fit_is_refused_with_field_size_and_limit():
-    with pytest.raises(DscintError, match=r"config\.data\.cache is 'device'.*9\.0 GiB.*8\.0 GiB"):
+    with pytest.raises(UserError, match=r"config\.data\.cache is 'device'.*9\.0 GiB.*8\.0 GiB"):
         _place("device", 9, accelerators=Accelerators(2, 4 * GIB))
-    with pytest.raises(DscintError, match=r"is 'host'.*9\.0 GiB.*cache_gib is 4\.0"):
+    with pytest.raises(UserError, match=r"is 'host'.*9\.0 GiB.*cache_gib is 4\.0"):
         _place("host", 9)
 
 

@@ -1,8 +1,6 @@
 import numpy as np
 import pytest
 
-from dscint_jax.errors import DscintError
-from dscint_jax.experiment import load_images
 from dscint_jax.input_pipeline import (
     Accelerators,
     Copies,
@@ -12,6 +10,8 @@ from dscint_jax.input_pipeline import (
     split_size,
 )
 from dscint_jax.input_pipeline.records import DiskImages
+from dscint_jax.training.experiment import load_images
+from tfds_builder.commandline.errors import UserError
 
 
 def _load(data_dir, split="train", pool=16, cache_gib=1.0):
@@ -68,17 +68,17 @@ def test_every_image_is_tested_once_over_all_folds(folds_dir):
 
 
 def test_a_fold_that_does_not_fit_the_data_set_is_named(folds_dir, make_data_set):
-    with pytest.raises(DscintError, match=r"divided into 5 folds.*--config\.data\.fold=0 \.\. 4"):
+    with pytest.raises(UserError, match=r"divided into 5 folds.*--config\.data\.fold=0 \.\. 4"):
         _load_fold(folds_dir, "train", -1)
-    with pytest.raises(DscintError, match=r"config\.data\.fold is 5; of 5 folds.*=0 \.\. 4"):
+    with pytest.raises(UserError, match=r"config\.data\.fold is 5; of 5 folds.*=0 \.\. 4"):
         _load_fold(folds_dir, "train", 5)
-    with pytest.raises(DscintError, match=r"no split 'fold_0'.*train, validation, test"):
+    with pytest.raises(UserError, match=r"no split 'fold_0'.*train, validation, test"):
         _load_fold(folds_dir, "fold_0", 0)
     divided = make_data_set(train=4, validation=2, test=2)
     assert len(_load_fold(divided, "test", -1)) == 2
-    with pytest.raises(DscintError, match=r"config\.data\.fold is 0.*--config\.data\.fold=-1"):
+    with pytest.raises(UserError, match=r"config\.data\.fold is 0.*--config\.data\.fold=-1"):
         _load_fold(divided, "test", 0)
-    with pytest.raises(DscintError, match=r"2 folds, and 3 are needed"):
+    with pytest.raises(UserError, match=r"2 folds, and 3 are needed"):
         _load_fold(make_data_set(fold_0=3, fold_1=3), "test", 0)
 
 
@@ -118,9 +118,9 @@ def test_class_counts_of_studies_are_those_of_their_labels(studies_dir):
 
 
 def test_unknown_split_and_pool_are_named(data_dir):
-    with pytest.raises(DscintError, match=r"no split 'tset'.*test"):
+    with pytest.raises(UserError, match=r"no split 'tset'.*test"):
         _load(data_dir, split="tset")
-    with pytest.raises(DscintError, match=r"pool 3 does not divide"):
+    with pytest.raises(UserError, match=r"pool 3 does not divide"):
         _load(data_dir, pool=3)
 
 
@@ -195,9 +195,9 @@ def test_splits_of_copies_share_their_images_in_memory(make_data_set):
 def test_copies_of_a_data_set_in_folds_need_no_fold_and_refuse_one(folds_dir):
     sizes = [len(_load_copies(folds_dir, split)) for split in SPLITS]
     assert sum(sizes) == 5 * (11 + 12 + 13 + 14 + 15)
-    with pytest.raises(DscintError, match=r"config\.data\.fold is 2, but.*=-1"):
+    with pytest.raises(UserError, match=r"config\.data\.fold is 2, but.*=-1"):
         _load_copies(folds_dir, "train", fold=2)
-    with pytest.raises(DscintError, match=r"no split 'fold_1'; copies have train"):
+    with pytest.raises(UserError, match=r"no split 'fold_1'; copies have train"):
         _load_copies(folds_dir, "fold_1")
 
 
@@ -210,7 +210,7 @@ def test_split_size_is_that_of_the_split(folds_dir, data_dir):
 def test_patient_on_both_sides_is_refused_and_named(make_data_set, cache_gib):
     folder = make_data_set(shared=2, train=12, validation=6, test=6)
     training, other = (_load(folder, split, 1, cache_gib) for split in ("train", "validation"))
-    with pytest.raises(DscintError, match=r"patient patient-0 and 1 more .*validation.*in 2 of 6"):
+    with pytest.raises(UserError, match=r"patient patient-0 and 1 more .*validation.*in 2 of 6"):
         check_patients(training, other)
     folder = make_data_set(train=12, validation=6, test=6)
     check_patients(*(_load(folder, split, 1, cache_gib) for split in ("train", "validation")))

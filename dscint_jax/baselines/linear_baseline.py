@@ -1,0 +1,179 @@
+"""A linear baseline: how far multinomial logistic regression on tiny images gets.
+
+A data set on which it does well needs no network; it is printed beside every network's result.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+from sklearn.base import TransformerMixin, clone
+from sklearn.dummy import DummyClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from dscint_jax.config import VIEWS
+from dscint_jax.input_pipeline import COPY, NO_FOLD, Copies, HostBatch, Scintigrams, load_split
+from dscint_jax.metrics.confusion import defined, five_metrics
+from dscint_jax.metrics.intervals import bootstrap_intervals, patient_confusions
+from dscint_jax.training.augment import Augmentation, apply_copies
+
+POOL = 16
+"""Blocks of 16 x 16 pixels: a 1024x256 scintigram becomes 64x16."""
+
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
+"""Inverse regularisation strengths, of which validation accuracy chooses one."""
+
+ELSEWHERE = "elsewhere"
+"""What a split of another data set is called beside the training's own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Baseline:
+    """What logistic regression reaches.
+
+    Attributes:
+      scores: the five metrics by name; None where one is not defined.
+      intervals: of the same, 95 %, resampled by patient; (low, high) by name, or None.
+      strength: scikit-learn's C, the best on the validation images.
+      side: height and width of the images it saw, pixels; of a study, of each view.
+    """
+
+    scores: dict[str, float | None]
+    intervals: dict[str, tuple[float, float] | None]
+    strength: float
+    side: tuple[int, int]
+
+
+def linear_baseline(
+    data_dir: Path,
+    split: str = "test",
+    *,
+    fold: int = NO_FOLD,
+    records: str = VIEWS,
+    copies: Copies | None = None,
+    ranges: Augmentation = Augmentation(),  # noqa: B008 - it is frozen
+    elsewhere: Callable[[], Scintigrams] | None = None,
+) -> Baseline:
+    """Fits on the training images, chooses its strength by validation, scores one split.
+
+    Args:
+      data_dir: where the data set lies.
+      split: the one to score.
+      fold, records, copies: as for `load_split`.
+      ranges: of the poses of copies, which are moved at the size of the tiny images.
+      elsewhere: opens the split to score, summed over blocks of POOL, where it is another data
+        set's; its labels are numbered as those of `data_dir`.
+
+    Raises:
+      UserError: there is no data set, or `fold` does not fit it.
+    """
+    batches, images = {}, None
+    fitted_on = ("train", "validation")
+    for name in fitted_on if elsewhere else dict.fromkeys((*fitted_on, split)):
+        images = load_split(
+            data_dir,
+            name,
+            pool=POOL,
+            cache_gib=math.inf,
+            fold=fold,
+            records=records,
+            copies=copies,
+            beside=images,
+        )
+        batches[name] = images.read(np.arange(len(images)))
+    if elsewhere:
+        split, scored = ELSEWHERE, elsewhere()
+        batches[split] = scored.read(np.arange(len(scored)))
+    move = lambda pixels, copy: apply_copies(pixels, copy, ranges, seed=copies.seed)  # noqa: E731
+    return baseline_of(batches, split, len(images.classes), move_copies=move)
+
+
+def baseline_of(
+    batches: Mapping[str, HostBatch],
+    split: str,
+    num_classes: int,
+    *,
+    move_copies: Callable[[jax.Array, jax.Array], Any] | None = None,
+) -> Baseline:
+    """The linear baseline on images in memory.
+
+    Args:
+      batches: the training images, the validation images and those to score, by split; their
+        counts summed over blocks of POOL.
+      split: the one to score.
+      num_classes: of the labels.
+      move_copies: makes copies of images, given normalised images and the field `copy` of their
+        batch; needed by batches that have it.
+    """
+    features = {name: _features(batch, move_copies) for name, batch in batches.items()}
+    labels = {name: batch["label"] for name, batch in batches.items()}
+    fit, strength = fit_logistic(StandardScaler(), features, labels, STRENGTHS)
+    predicted = fit.predict(features[split])
+    patients = batches[split]["patient_key"]
+    return Baseline(
+        *score_by_patient(labels[split], predicted, patients, num_classes),
+        strength,
+        batches[split]["counts"].shape[-3:-1],
+    )
+
+
+def fit_logistic(
+    preprocess: TransformerMixin,
+    features: Mapping[str, np.ndarray],
+    labels: Mapping[str, Int[np.ndarray, " image"]],
+    strengths: Sequence[float],
+) -> tuple[Pipeline, float]:
+    """Multinomial logistic regression, as strong as suits the validation images best.
+
+    Args:
+      preprocess: makes numbers of the features; fitted on the training images.
+      features, labels: by split; 'train' and 'validation' are used.
+      strengths: values of scikit-learn's C to try.
+
+    Returns:
+      The fit of the highest validation accuracy, the first of equals, and its strength. Of training
+      images of one class, it says that class.
+    """
+    single = len(np.unique(labels["train"])) == 1
+    fits = [
+        make_pipeline(
+            clone(preprocess),
+            DummyClassifier() if single else LogisticRegression(C=strength, max_iter=1000),
+        ).fit(features["train"], labels["train"])
+        for strength in strengths
+    ]
+    accuracies = [fit.score(features["validation"], labels["validation"]) for fit in fits]
+    best = int(np.argmax(accuracies))
+    return fits[best], strengths[best]
+
+
+def score_by_patient(
+    labels: Int[np.ndarray, " image"],
+    predicted: Int[np.ndarray, " image"],
+    patients: Sequence[str] | np.ndarray,
+    num_classes: int,
+) -> tuple[dict[str, float | None], dict[str, tuple[float, float] | None]]:
+    """The five metrics by name, and their 95 % intervals, resampled by patient."""
+    confusions = patient_confusions(labels, predicted, patients, num_classes)
+    values = five_metrics(confusions.sum(0))
+    return {name: defined(v) for name, v in values.items()}, bootstrap_intervals(confusions)
+
+
+def _features(
+    batch: HostBatch, move_copies: Callable[[jax.Array, jax.Array], Any] | None
+) -> Float[np.ndarray, "image feature"]:
+    """Pixels as the networks see them: the square root of counts over the image's scale."""
+    ratio = batch["counts"] / batch["scale"][..., None, None, None]
+    images = np.sqrt(ratio)
+    if COPY in batch:
+        pixels = jnp.asarray(images.astype(np.float32))
+        images = np.asarray(move_copies(pixels, jnp.asarray(batch[COPY])))
+    return images.reshape(len(images), -1)

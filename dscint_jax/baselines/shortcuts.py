@@ -1,0 +1,246 @@
+"""How far shortcuts go on a data set: is the class told by something trivial?
+
+    python -m dscint_jax.baselines --data_dir data
+
+In: a data set. Out: a table of what three things alone tell of the class of patients that nothing
+was fitted on: thumbnails under logistic regression, the neck under a small network, the facts of
+the acquisition. What a shortcut reaches, no network can claim for reading the skeleton.
+"""
+
+import dataclasses
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from rich.console import Console
+from rich.table import Table
+
+from dscint_jax.baselines.body import NECK_SHAPE
+from dscint_jax.baselines.facts import fact_predictions
+from dscint_jax.baselines.inputs import Inputs, read_inputs
+from dscint_jax.baselines.linear_baseline import baseline_of, score_by_patient
+from dscint_jax.baselines.neck import BATCH_SIZE, STEPS, neck_predictions
+from dscint_jax.input_pipeline import (
+    NO_FOLD,
+    folds_of,
+    open_dataset,
+)
+from dscint_jax.metrics.confusion import interval_in_words
+from tfds_builder.commandline.command import CommandParser
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.commandline.files import write_json
+from tfds_builder.commandline.progress import ProgressBar
+
+LIMITED = ("thumbnail", "neck")
+"""The shortcuts that `--limit` holds down: those that see pixels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shortcut:
+    """What one shortcut reaches.
+
+    Attributes:
+      name: of the shortcut.
+      sees: what it is given.
+      scores: the five metrics by name.
+      intervals: of the same, 95 %, resampled by patient; (low, high) by name, or None.
+    """
+
+    name: str
+    sees: str
+    scores: dict[str, float | None]
+    intervals: dict[str, tuple[float, float] | None]
+
+
+def measure(
+    inputs: dict[str, Inputs],
+    split: str,
+    *,
+    steps: int = STEPS,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Shortcut]:
+    """Fits every shortcut and scores it on one split; the most frequent class comes first.
+
+    Args:
+      inputs: of the splits 'train', 'validation' and `split`.
+      split: the one to score.
+      steps: of the neck's network.
+      seed: of the neck's network.
+      progress: told how many of how many of its steps were taken.
+
+    Raises:
+      UserError: the training images are of one class, or the network's loss is no number.
+    """
+    labels, patients = (inputs[split].thumbnails[name] for name in ("label", "patient_key"))
+    classes = inputs[split].necks.classes
+    if len(np.unique(inputs["train"].thumbnails["label"])) < 2:
+        raise UserError("all training images are of one class; there is nothing to tell apart")
+
+    def shortcut(name: str, sees: str, predicted: Int[np.ndarray, " image"]) -> Shortcut:
+        scores = score_by_patient(labels, predicted, patients, len(classes))
+        return Shortcut(name, sees, *scores)
+
+    frequent = int(np.argmax(inputs["train"].necks.class_counts))
+    thumbnails = {name: part.thumbnails for name, part in inputs.items()}
+    linear = baseline_of(thumbnails, split, len(classes))
+    necks = {name: part.necks for name, part in inputs.items()}
+    neck = neck_predictions(necks, split, steps=steps, seed=seed, progress=progress)
+    return [
+        shortcut(
+            "most frequent class",
+            f"nothing: always says {classes[frequent]}",
+            np.full(len(patients), frequent),
+        ),
+        Shortcut(
+            "thumbnail",
+            f"the image at {linear.side[0]}x{linear.side[1]} pixels (logistic regression)",
+            linear.scores,
+            linear.intervals,
+        ),
+        shortcut(
+            "neck",
+            f"the neck at {NECK_SHAPE[0]}x{NECK_SHAPE[1]} pixels (small network)",
+            neck.predicted,
+        ),
+        shortcut(
+            "facts",
+            f"{', '.join(inputs[split].facts)} (logistic regression)",
+            fact_predictions(inputs, split),
+        ),
+    ]
+
+
+def report_of(
+    data_dir: Path, split: str, *, fold: int = NO_FOLD, steps: int = STEPS, seed: int = 0
+) -> dict[str, Any]:
+    """Reads the data set, fits every shortcut and scores it; shows progress meanwhile.
+
+    Arguments are those of `read_inputs` and `measure`.
+
+    Returns:
+      What the JSON file holds.
+
+    Raises:
+      UserError: no data set, no such split, or a `fold` that does not fit the data set.
+    """
+    _check_fold(data_dir, fold)
+    inputs = {}
+    for name in dict.fromkeys(("train", "validation", split)):
+        with ProgressBar(f"reading {name}") as bar:
+            inputs[name] = read_inputs(
+                data_dir,
+                name,
+                fold=fold,
+                progress=lambda done, total, bar=bar: bar.update(done, total=total),
+            )
+    batch_size = min(BATCH_SIZE, len(inputs["train"].necks))
+    with ProgressBar("training on necks", total=steps, rate_factor=batch_size) as bar:
+        shortcuts = measure(
+            inputs, split, steps=steps, seed=seed, progress=lambda done, total: bar.update(done)
+        )
+    scored = inputs[split]
+    return {
+        "dataset_fingerprint": scored.necks.fingerprint,
+        "split": split,
+        "fold": fold,
+        "seed": seed,
+        "steps": steps,
+        "images": len(scored.necks),
+        "patients": len(np.unique(scored.thumbnails["patient_key"])),
+        "classes": list(scored.necks.classes),
+        "intervals": "95 %, percentile bootstrap over the patients of each class, 2000 resamples",
+        "shortcuts": [dataclasses.asdict(shortcut) for shortcut in shortcuts],
+    }
+
+
+def print_table(report: dict[str, Any]) -> None:
+    """Prints what every shortcut reaches."""
+    console = Console(width=max(shutil.get_terminal_size().columns, 80), highlight=False)
+    title = f"{report['split']}, {report['images']} images of {report['patients']} patients"
+    table = Table(title=title)
+    for column in ("shortcut", "accuracy", "95 % interval", "F-1", "sees"):
+        table.add_column(column, justify="left" if column in ("shortcut", "sees") else "right")
+    for shortcut in report["shortcuts"]:
+        table.add_row(
+            shortcut["name"],
+            f"{shortcut['scores']['accuracy']:.4f}",
+            interval_in_words(shortcut["intervals"]["accuracy"]),
+            f"{shortcut['scores']['f1']:.4f}",
+            shortcut["sees"],
+        )
+    console.print(table)
+
+
+def reaching(report: dict[str, Any], limit: float) -> list[str]:
+    """Names of those of LIMITED whose accuracy is `limit` or more."""
+    return [
+        shortcut["name"]
+        for shortcut in report["shortcuts"]
+        if shortcut["name"] in LIMITED and shortcut["scores"]["accuracy"] >= limit
+    ]
+
+
+def _check_fold(data_dir: Path, fold: int) -> None:
+    folds = folds_of(open_dataset(data_dir).info.splits)
+    if folds and not 0 <= fold < len(folds):
+        raise UserError(
+            f"{data_dir} is divided into {len(folds)} folds; give one with --fold, 0 to "
+            f"{len(folds) - 1}"
+        )
+    if not folds and fold != NO_FOLD:
+        raise UserError(f"{data_dir} is not divided into folds; leave --fold out")
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        prog="python -m dscint_jax.baselines",
+        description="Measure how far trivial classifiers go on a data set: on thumbnails, on the "
+        "neck alone, on the facts of the acquisition alone.",
+    )
+    parser.add_argument("--data_dir", type=Path, required=True, help="where the data set lies")
+    parser.add_argument("--split", default="test", help="the split to score (default: test)")
+    parser.add_argument(
+        "--fold", type=int, default=NO_FOLD, help="of a data set in folds, the one to test on"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the neck's network (default: 0)")
+    parser.add_argument(
+        "--steps", type=int, default=STEPS, help=f"of the neck's network (default: {STEPS})"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file to write the scores to")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        help="exit with status 1 if thumbnail or neck has this accuracy or more",
+    )
+    return parser
+
+
+def main() -> None:
+    """The command line."""
+    arguments = _parser().parse_args()
+    if arguments.limit is not None and not 0 < arguments.limit <= 1:
+        raise UserError(f"--limit {arguments.limit} is not an accuracy; give one up to 1")
+    if arguments.steps < 2:
+        raise UserError(f"--steps {arguments.steps} is too few; give 2 or more")
+    if arguments.seed < 0:
+        raise UserError(f"--seed {arguments.seed} is negative; give 0 or more")
+    if arguments.out and arguments.out.is_dir():
+        raise UserError(f"--out {arguments.out} is a folder; name a file in it")
+    report = report_of(
+        arguments.data_dir,
+        arguments.split,
+        fold=arguments.fold,
+        steps=arguments.steps,
+        seed=arguments.seed,
+    )
+    print_table(report)
+    if arguments.out:
+        write_json(arguments.out, report)
+    if arguments.limit is not None and (names := reaching(report, arguments.limit)):
+        print(f"limit {arguments.limit} reached by: {', '.join(names)}")
+        sys.exit(1)

@@ -1,0 +1,271 @@
+"""Evaluation of a trained checkpoint on one split, exact to the last image.
+
+    python -m dscint_jax.evaluate --workdir runs/quickstart/dscint --split test
+
+In: a work directory that training filled, and its data set, or another one (`--data_dir`). Out:
+metrics.json and predictions.csv in the work directory's eval/SPLIT/, of another data set in
+eval/NAME/SPLIT/, and a table.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dscint_jax.evaluate.restored import is_trained_on, load_trained, records_of
+from dscint_jax.input_pipeline import (
+    IDENTITY_FIELDS,
+    NOUNS,
+    SPLITS,
+    Leakage,
+    fingerprint_of,
+    leakage_in_words,
+)
+from dscint_jax.metrics import confusion as metrics
+from dscint_jax.metrics import intervals as batch_stats
+from dscint_jax.metrics.predictions import Predictions, predict_split
+from tfds_builder.commandline.command import CommandParser
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.commandline.files import WriteError, read_json, write_json, write_text
+
+METRICS_FILE = "metrics.json"
+
+
+def evaluate(
+    workdir: Path,
+    *,
+    split: str,
+    checkpoint: str,
+    data_dir: Path | None = None,
+    name: str | None = None,
+    out: Path | None = None,
+    told: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
+    """Evaluates one checkpoint on one split and writes the two result files.
+
+    Arguments and errors are those of `load_trained`, and:
+
+    Args:
+      name: of another data set than the one trained on; None: that of its folder.
+      out: folder of eval/SPLIT, for a work directory that may not be written; None: that one.
+      told: gets the result before it is written, which may fail.
+
+    Returns:
+      What metrics.json holds.
+    """
+    folder = result_folder(workdir, split, data_dir=data_dir, name=name, out=out)
+    network = load_trained(workdir, split=split, checkpoint=checkpoint, data_dir=data_dir)
+    if network.last_step < network.config.steps:
+        print(
+            f"note: training is not complete; {workdir} holds step {network.last_step} of "
+            f"{network.config.steps}"
+        )
+    # Before the network's work, which a data set that leaks is not worth.
+    leakage = network.leakage()
+    classes = network.images.classes
+    predictions = predict_split(network.evaluate, network.images, batch_size=network.batch_size)
+    result = {
+        **metrics.summary(predictions.confusion, classes),
+        "intervals": _intervals(predictions, classes),
+        "loss": predictions.loss,
+        "records": network.images.records,
+        "dataset_fingerprint": network.images.fingerprint,
+        "protocol": network.config.protocol,
+        "leakage": leakage and dataclasses.asdict(leakage),
+        "data_set": None if network.trained_on else folder.parent.name,
+        "split": split,
+        "step": network.step,
+    }
+    told(result)
+    with or_elsewhere(out):
+        _write(folder, result, predictions, classes)
+    return result
+
+
+@contextlib.contextmanager
+def or_elsewhere(out: Path | None) -> Iterator[None]:
+    """Tells who may not write into a work directory that `--out` is another place."""
+    try:
+        yield
+    except WriteError as error:
+        if out:
+            raise
+        raise WriteError(f"{error}; --out DIR takes another folder") from None
+
+
+def result_folder(
+    workdir: Path,
+    split: str,
+    *,
+    data_dir: Path | None = None,
+    name: str | None = None,
+    out: Path | None = None,
+) -> Path:
+    """Where the results of one split lie: eval/SPLIT, of another data set eval/NAME/SPLIT.
+
+    Args:
+      workdir: of the training.
+      split: its name.
+      data_dir: a data set; None: the one trained on.
+      name: of another data set than the one trained on; None: that of its folder.
+      out: folder of eval/; None: `workdir`.
+
+    Raises:
+      UserError: `name` is no folder's or is a split's, or another data set has results under it.
+    """
+    if data_dir is None or is_trained_on(workdir, data_dir):
+        if name is not None:
+            raise UserError(
+                f"--name {name}: {data_dir or 'the data set'} is the one trained on, whose results "
+                f"lie in eval/{split}; leave --name out"
+            )
+        return (out or workdir) / "eval" / split
+    name = data_dir.absolute().name if name is None else name
+    if name in ("", ".", "..", "index.html", *SPLITS) or set(name) & set("/\\\0"):
+        raise UserError(
+            f"results on {data_dir} would lie in eval/{name}/{split}; give the data set a name of "
+            f"its own by --name, such as --name hospital_b"
+        )
+    folder = (out or workdir) / "eval" / name / split
+    if (folder / METRICS_FILE).exists():
+        found = read_json(folder / METRICS_FILE).get("dataset_fingerprint")
+        if found != fingerprint_of(data_dir, records_of(workdir)):
+            raise UserError(
+                f"{folder} holds results on another data set than {data_dir}; give this one "
+                f"another name by --name, or delete that folder"
+            )
+    return folder
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """Prints the five metrics with their intervals, and each class."""
+    console = Console(width=max(shutil.get_terminal_size().columns, 80), highlight=False)
+    noun = NOUNS[result["records"]]
+    split = " ".join(filter(None, (result["data_set"], result["split"])))
+    table = Table(title=f"{split}, step {result['step']}, {result['support']} {noun}")
+    published = metrics.has_published_classes(result)
+    for column in ("metric", "value", "95 % interval", *["published Dscint"] * published):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for name in metrics.METRIC_NAMES:
+        table.add_row(
+            name,
+            metrics.in_words(result[name]),
+            metrics.interval_in_words(result["intervals"]["values"][name]),
+            *[f"{metrics.PUBLISHED_DSCINT[name]:.4f}"] * published,
+        )
+    console.print(table)
+    table = Table()
+    columns = ("precision", "recall", "specificity", "f1", "support")
+    for column in ("class", *columns):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for label in result["classes"]:
+        values = result["per_class"][label]
+        # Dashes, as "not defined" in every column would not fit 80 columns.
+        scores = ("-" if values[c] is None else metrics.in_words(values[c]) for c in columns[:-1])
+        table.add_row(label, *scores, str(values["support"]))
+    console.print(table)
+    for note in notes(result):
+        print(note)
+    print(leakage_line(result))
+
+
+def notes(result: dict[str, Any]) -> list[str]:
+    """What the reader of the five metrics has to know of their means and intervals."""
+    noun, found = NOUNS[result["records"]], []
+    if result["absent"]:
+        found.append(
+            f"Not in the means: {', '.join(result['absent'])}, which none of the {noun} has."
+        )
+    if result["never_predicted"]:
+        found.append(
+            f"Precision counted as 0: {', '.join(result['never_predicted'])}, never predicted."
+        )
+    if result["intervals"]["classes_of_one_patient"]:
+        found.append(
+            f"No intervals: of {', '.join(result['intervals']['classes_of_one_patient'])} there is "
+            f"one patient."
+        )
+    return found
+
+
+def leakage_line(result: dict[str, Any]) -> str:
+    """What the reader of a metrics.json has to know of its score, in words."""
+    leakage = result["leakage"]
+    return leakage_in_words(
+        leakage and Leakage(**leakage),
+        split=result["split"],
+        protocol=result["protocol"],
+        records=result["records"],
+    )
+
+
+def _intervals(predictions: Predictions, classes: Sequence[str]) -> dict[str, Any]:
+    confusions = batch_stats.patient_confusions(
+        predictions.labels, predictions.predicted, predictions.identity["patient_key"], len(classes)
+    )
+    alone = batch_stats.classes_of_one_patient(confusions)
+    return {
+        "method": "percentile bootstrap over the patients of each class, 2000 resamples",
+        "level": 0.95,
+        "patients": len(confusions),
+        "classes_of_one_patient": [classes[number] for number in alone],
+        "values": {
+            name: bounds and list(bounds)
+            for name, bounds in batch_stats.bootstrap_intervals(confusions).items()
+        },
+    }
+
+
+def _write(
+    folder: Path, result: dict[str, Any], predictions: Predictions, classes: tuple[str, ...]
+) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*IDENTITY_FIELDS, "label", "predicted", *(f"p_{c}" for c in classes)])
+    rows = zip(
+        *(predictions.identity[name] for name in IDENTITY_FIELDS),
+        predictions.labels,
+        predictions.predicted,
+        predictions.probabilities,
+        strict=True,
+    )
+    for *identity, label, predicted, probabilities in rows:
+        cells = (f"{p:.6f}" for p in probabilities)
+        writer.writerow([*identity, classes[label], classes[predicted], *cells])
+    write_text(folder / "predictions.csv", text.getvalue())
+    write_json(folder / METRICS_FILE, result)
+
+
+def main() -> None:
+    """The command line."""
+    parser = CommandParser(
+        prog="python -m dscint_jax.evaluate",
+        description="Evaluate a trained checkpoint on one split: metrics.json, predictions.csv.",
+    )
+    parser.add_argument("--workdir", type=Path, required=True, help="directory of the training")
+    parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
+    parser.add_argument(
+        "--checkpoint", default="best", help="best (by validation F-1), last, or a step"
+    )
+    parser.add_argument("--data_dir", type=Path, help="data set, if not the one the config names")
+    parser.add_argument(
+        "--name", help="of another data set than the one trained on (default: its folder's)"
+    )
+    parser.add_argument("--out", type=Path, help="folder of the results, if not the work directory")
+    arguments = parser.parse_args()
+    evaluate(
+        arguments.workdir,
+        split=arguments.split,
+        checkpoint=arguments.checkpoint,
+        data_dir=arguments.data_dir,
+        name=arguments.name,
+        out=arguments.out,
+        told=print_table,
+    )

@@ -1,0 +1,210 @@
+"""A trained network, restored: what evaluation, explanations, report and export start from."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from dscint_jax.canary import check_backend
+from dscint_jax.config import PATIENT, Config
+from dscint_jax.input_pipeline import (
+    COPY,
+    NO_FOLD,
+    NOUNS,
+    HostBatch,
+    Leakage,
+    Scintigrams,
+    check_patients,
+    device_fields,
+    fingerprint_of,
+    folds_of,
+    leakage_of,
+    open_dataset,
+)
+from dscint_jax.mesh import DeviceBatch, data_mesh, replicated_shapes, shard_batch
+from dscint_jax.metrics.predictions import Evaluation
+from dscint_jax.models import AttentionMaps
+from dscint_jax.run.checkpoint import Checkpointer
+from dscint_jax.run.provenance import attempts_of, check_data, classes_of
+from dscint_jax.run.workdir import config_of
+from dscint_jax.training import parallel
+from dscint_jax.training.augment import apply_copies
+from dscint_jax.training.experiment import load_images, make_experiment
+from dscint_jax.training.state import evaluated_items
+from tfds_builder.commandline.progress import ProgressBar
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedNetwork:
+    """One checkpoint and one split, ready to evaluate.
+
+    Attributes:
+      config: the run's.
+      step: of the checkpoint.
+      last_step: of the newest checkpoint.
+      images: the split.
+      parameters: how many numbers were trained.
+      trained_on: whether it was trained on the data set that the split is of.
+    """
+
+    config: Config
+    step: int
+    last_step: int
+    images: Scintigrams
+    parameters: int
+    trained_on: bool
+    _mesh: Mesh
+    _state: tuple[nnx.State, nnx.State]
+    _eval_step: parallel.EvalStep
+    _attention_step: parallel.AttentionStep
+
+    @property
+    def batch_size(self) -> int:
+        """The training's, rounded up to a multiple of the devices that are here now."""
+        return -(-self.config.batch_size // self._mesh.size) * self._mesh.size
+
+    def evaluate(self, batch: HostBatch) -> Evaluation:
+        """Evaluates a batch of `batch_size` images."""
+        return self._eval_step(*self._state, self._on_devices(batch))
+
+    def attention(self, batch: HostBatch) -> AttentionMaps:
+        """What the network's attention weighs in a batch of `batch_size` images."""
+        return self._attention_step(*self._state, self._on_devices(batch))
+
+    def as_seen(self, batch: HostBatch) -> np.ndarray:
+        """What the network sees of a batch: sqrt(counts / scale), copies moved, not clipped."""
+        ratio = batch["counts"] / batch["scale"][..., None, None, None]
+        if COPY not in batch:
+            return np.sqrt(ratio)
+        ranges, seed = self.config.augmentation, self.config.seed
+        images = jnp.asarray(np.sqrt(ratio).astype(np.float32))
+        return np.asarray(apply_copies(images, jnp.asarray(batch[COPY]), ranges, seed=seed))
+
+    def leakage(self) -> Leakage | None:
+        """How much of the split training knows, record by record; None of another data set.
+
+        Raises:
+          UserError: the data set is split by patient, and one is on both sides.
+        """
+        if not self.trained_on:
+            return None
+        if self.images.split == "train":
+            return leakage_of(self.images.keys(), self.images.keys())
+        training = load_images(self.config, "train", cache="none", beside=self.images)
+        with ProgressBar("looking for patients in training", noun=training.noun) as bar:
+            progress = lambda done, total: bar.update(done, total=total)  # noqa: E731
+            if training.copies is None:
+                check_patients(training, self.images, progress)
+            return leakage_of(training.keys(progress), self.images.keys(progress))
+
+    def _on_devices(self, batch: HostBatch) -> DeviceBatch:
+        return shard_batch(device_fields(batch), self._mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedWeights:
+    """What one checkpoint holds of a network; no data set is needed.
+
+    Attributes:
+      config: the run's.
+      step: of the checkpoint.
+      params, batch_stats: of the network.
+    """
+
+    config: Config
+    step: int
+    params: nnx.State
+    batch_stats: nnx.State
+
+
+def load_weights(workdir: Path, *, checkpoint: str, num_classes: int) -> TrainedWeights:
+    """Restores a network's weights.
+
+    Args:
+      workdir: of the training.
+      checkpoint: 'best' (by validation F-1), 'last', or a step.
+      num_classes: outputs of the network.
+
+    Raises:
+      UserError: no run, or no such checkpoint.
+    """
+    config = config_of(workdir)
+    checkpointer = Checkpointer(workdir, read_only=True)
+    experiment = make_experiment(config, (1,) * num_classes)
+    shapes = replicated_shapes((experiment.params, experiment.batch_stats), data_mesh())
+    step, weights = checkpointer.restore_first(checkpoint, evaluated_items(*shapes))
+    checkpointer.close()
+    return TrainedWeights(config, step, weights["params"], weights["batch_stats"])
+
+
+def load_trained(
+    workdir: Path, *, split: str, checkpoint: str, data_dir: Path | None = None
+) -> TrainedNetwork:
+    """Restores a network and opens the split it is to see.
+
+    Args:
+      workdir: of the training.
+      split: 'train', 'validation' or 'test'.
+      checkpoint: 'best' (by validation F-1), 'last', or a step.
+      data_dir: a data set to use instead of the one the config names; it may be another one.
+
+    Raises:
+      UserError: no run, no such checkpoint, no data set, or not the one trained on; or the
+        backend computes wrongly.
+    """
+    config = config_of(workdir)
+    check_backend()
+    trained_on = data_dir is None or is_trained_on(workdir, data_dir)
+    if data_dir is not None:
+        config = config.replaced({"data.dir": str(data_dir)})
+        # A data set from elsewhere need not be in folds because the one trained on was.
+        if not folds_of(open_dataset(data_dir, config.data.records).info.splits):
+            config = config.replaced({"data.fold": NO_FOLD})
+    if not trained_on:
+        # Copies are a way of training on a data set; of another one, the images are tested.
+        config = config.replaced({"protocol": PATIENT})
+    checkpointer = Checkpointer(workdir, read_only=True)
+    checkpointer.check(checkpoint)
+    noun = NOUNS[config.data.records]
+    with ProgressBar(f"reading {split} {noun}", noun=noun) as bar:
+        # Where training kept its images is of no concern here.
+        progress = lambda done, total: bar.update(done, total=total)  # noqa: E731
+        images = load_images(config, split, progress, cache="auto")
+    if data_dir is None:
+        check_data(workdir, images.fingerprint)
+    classes = classes_of(workdir)
+    if images.classes != classes:
+        images = images.as_classes_of(classes)
+    experiment = make_experiment(config, images.class_counts)
+    mesh = data_mesh()
+    shapes = replicated_shapes((experiment.params, experiment.batch_stats), mesh)
+    step, weights = checkpointer.restore_first(checkpoint, evaluated_items(*shapes))
+    last_step = max([step, *checkpointer.steps()])
+    checkpointer.close()
+    return TrainedNetwork(
+        config=config,
+        step=step,
+        last_step=last_step,
+        images=images,
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(experiment.params)),
+        trained_on=trained_on,
+        _mesh=mesh,
+        _state=(weights["params"], weights["batch_stats"]),
+        _eval_step=parallel.compile_eval_step(experiment.spec, mesh),
+        _attention_step=parallel.compile_attention_step(experiment.spec, mesh),
+    )
+
+
+def records_of(workdir: Path) -> str:
+    """What a run reads: 'views' or 'studies'."""
+    return config_of(workdir).data.records
+
+
+def is_trained_on(workdir: Path, data_dir: Path) -> bool:
+    """Whether a data set, wherever it lies, is the one that a run was trained on."""
+    fingerprint = fingerprint_of(data_dir, records_of(workdir))
+    return any(a["dataset_fingerprint"] == fingerprint for a in attempts_of(workdir)[-1:])

@@ -1,0 +1,1 @@
+"""Confusion matrices, the five metrics, and their intervals."""

@@ -1,0 +1,254 @@
+"""provenance.json: how each attempt at a run was made, and how it ended."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+
+from dscint_jax.weights.import_torch import ImportReport
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.commandline.files import read_json, write_json
+
+RECORDED_PACKAGES = (
+    "dscint-jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "tensorflow-datasets",
+    "array_record",
+    "numpy",
+)
+X64 = "enable_x64"
+RECORDED_SETTINGS = (X64, "default_matmul_precision", "threefry_partitionable")
+"""JAX's settings that change the numbers."""
+ERROR_LENGTH = 500
+"""Characters of an error that are kept."""
+
+
+def attempts_of(workdir: Path) -> list[dict[str, Any]]:
+    """What provenance.json tells of every attempt, oldest first; nothing before the first.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = workdir / "provenance.json"
+    attempts = read_json(path) if path.exists() else []
+    whole = isinstance(attempts, list) and all(
+        isinstance(attempt, dict) and isinstance(attempt.get("dataset_fingerprint"), str)
+        for attempt in attempts
+    )
+    if not whole:
+        raise UserError(f"{path} does not list the attempts of a run; restore it")
+    return attempts
+
+
+def classes_of(workdir: Path) -> tuple[str, ...]:
+    """The classes that a run was trained on, in the order of the network's outputs.
+
+    Raises:
+      UserError: provenance.json does not tell.
+    """
+    attempts = attempts_of(workdir)
+    if not attempts or not attempts[-1].get("classes"):
+        raise UserError(f"{workdir / 'provenance.json'} names no classes; restore it")
+    return tuple(attempts[-1]["classes"])
+
+
+def record_attempt(
+    workdir: Path,
+    *,
+    fingerprint: str,
+    classes: tuple[str, ...],
+    start_step: int,
+    steps: int,
+    batch_size: int | None = None,
+    imported: ImportReport | None = None,
+    spmd: str = "jit",
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Appends to provenance.json what this attempt ran with and where it started.
+
+    Of several processes, the first writes. The machine's name is nobody's business and left out.
+
+    Args:
+      workdir: the run's directory.
+      fingerprint: of the data set.
+      classes: of the data set, in the order of the network's outputs.
+      start_step: of the checkpoint that was resumed; 0 for none.
+      steps: that the run is to have in all; an attempt may have more than the one before.
+      batch_size: examples a step; fewer than config.batch_size where the training split is smaller.
+      imported: the weights that it started from instead of random ones.
+      spmd: how the step is spread over the devices: 'jit' or 'pmap'.
+      arguments: of the command line; None takes this process's.
+    """
+    if jax.process_index() != 0:
+        return
+    attempts = attempts_of(workdir)
+    attempts.append(
+        {
+            "started": _now(),
+            "ended": None,
+            "start_step": start_step,
+            "steps": steps,
+            "batch_size": batch_size,
+            "arguments": list(sys.argv[1:] if arguments is None else arguments),
+            "init_from": imported and {"file": imported.file, "sha256": imported.sha256},
+            "dataset_fingerprint": fingerprint,
+            "classes": classes,
+            "versions": {p: _version(p) for p in RECORDED_PACKAGES},
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "git": _git_commit(),
+            "backend": jax.default_backend(),
+            "devices": [str(device.device_kind) for device in jax.devices()],
+            "device_count": jax.device_count(),
+            "local_device_count": jax.local_device_count(),
+            "processes": jax.process_count(),
+            "xla_flags": os.environ.get("XLA_FLAGS", ""),
+            "jax_config": {
+                "spmd": spmd,
+                "compilation_cache": _loads_compiled(),
+                **{name: getattr(jax.config, f"jax_{name}") for name in RECORDED_SETTINGS},
+            },
+        }
+    )
+    write_json(workdir / "provenance.json", attempts)
+
+
+def record_end(
+    workdir: Path,
+    *,
+    why: str,
+    step: int,
+    seconds: Mapping[str, float] | None = None,
+    memory: Mapping[str, float] | None = None,
+    summary: str = "",
+) -> None:
+    """Adds to the newest attempt of provenance.json how it ended; the first process writes.
+
+    Args:
+      workdir: the run's directory, in which this attempt is recorded.
+      why: 'completed', the name of a signal, or 'error: ...'.
+      step: the last one taken.
+      seconds: of every phase.
+      memory: in bytes.
+      summary: of the time, in a line.
+    """
+    if jax.process_index() != 0:
+        return
+    attempts = attempts_of(workdir)
+    attempts[-1]["ended"] = {
+        "why": why,
+        "step": step,
+        "when": _now(),
+        "seconds": {name: round(value, 3) for name, value in (seconds or {}).items()},
+        "memory": dict(memory or {}),
+        "summary": summary,
+    }
+    write_json(workdir / "provenance.json", attempts)
+
+
+class Ending:
+    """A context manager around the loop that records how the attempt ended, whichever way.
+
+    A kill leaves no time for it, and `ended` as it was: null.
+
+    Args:
+      workdir: the run's directory, in which this attempt is recorded.
+      step: the one that it starts after.
+      details: gives `seconds`, `memory` and `summary` of `record_end`, at the end.
+
+    Attributes:
+      step: the last one taken; the loop keeps it up to date.
+      why: to be set where the reason is known, such as a signal's name.
+    """
+
+    def __init__(
+        self, workdir: Path, step: int, details: Callable[[int], Mapping[str, Any]] | None = None
+    ):
+        self._workdir, self._details = workdir, details
+        self.step, self.why = step, ""
+
+    def __enter__(self) -> "Ending":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        why = self.why or _reason(error)
+        details = self._details(self.step) if self._details else {}
+        try:
+            record_end(self._workdir, why=why, step=self.step, **details)
+        except (OSError, UserError):
+            # What ended the attempt, such as a full disk, says more.
+            if error is None:
+                raise
+
+
+def _reason(error: BaseException | None) -> str:
+    if error is None:
+        return "completed"
+    if isinstance(error, KeyboardInterrupt):
+        return "SIGINT"
+    text = " ".join(str(error).split())
+    return f"error: {type(error).__name__}: {text}"[:ERROR_LENGTH].removesuffix(": ")
+
+
+def check_data(workdir: Path, fingerprint: str) -> None:
+    """Checks that a data set is the one that a run was trained on.
+
+    Raises:
+      UserError: it has other images, labels or splits.
+    """
+    attempts = attempts_of(workdir)
+    if attempts and attempts[-1]["dataset_fingerprint"] != fingerprint:
+        raise UserError(
+            f"{workdir} was trained on another data set (fingerprint "
+            f"{attempts[-1]['dataset_fingerprint'][:12]}, now {fingerprint[:12]}); use a new "
+            f"--workdir, or the data set of then"
+        )
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _loads_compiled() -> bool:
+    """Whether programs may come from JAX's persistent cache instead of the compiler."""
+    folder, on = jax.config.jax_compilation_cache_dir, jax.config.jax_enable_compilation_cache
+    return bool(folder and on)
+
+
+def _git_commit() -> str:
+    """The commit of the checkout that this file lies in, '+changes' if it differs from it."""
+    try:
+        here = Path(__file__).parent
+        run = lambda *args: subprocess.run(  # noqa: E731
+            ["git", "-C", str(here), *args], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+        # An installed copy may lie in an environment within somebody's own repository.
+        run("ls-files", "--error-unmatch", Path(__file__).name)
+        return run("rev-parse", "HEAD") + ("+changes" if run("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,97 @@
+"""Scalars for TensorBoard."""
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from dscint_jax.run.trackers.tracker import Values, import_tracker
+from tfds_builder.commandline.files import write_error
+
+
+class TensorBoard:
+    """Event files under `workdir/tensorboard`, written without TensorFlow."""
+
+    def __init__(self, workdir: Path, *, start_step: int):
+        import_tracker("tensorboard")
+        self._events = EventFile(workdir / "tensorboard", start_step=start_step)
+
+    def write(self, step: int, values: Values) -> None:
+        """Adds one scalar a value."""
+        self._events.write(step, values)
+
+    def close(self) -> None:
+        """Flushes and closes the file."""
+        self._events.close()
+
+
+FLUSH_EVERY_S = 10.0
+
+
+class EventFile:
+    """A new event file in a folder.
+
+    Args:
+      folder: is made if it is not there.
+      start_step: values of later steps, in earlier files of the folder, are hidden.
+
+    Raises:
+      WriteError: it cannot be written.
+    """
+
+    def __init__(self, folder: Path, *, start_step: int):
+        # Imported late: it is slow, and only training writes event files.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self._folder, self._flushed, self._event = folder, time.monotonic(), Event
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = EventsWriter(str(folder / "events"))
+        except OSError as error:
+            raise write_error(folder, error) from error
+        self._write(
+            Event(
+                wall_time=time.time(),
+                step=start_step + 1,
+                session_log=SessionLog(status=SessionLog.START),
+            )
+        )
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes one step's values.
+
+        Raises:
+          WriteError: they cannot be written.
+        """
+        from tensorboardX.summary import scalar
+
+        for name, value in values.items():
+            summary = scalar(name, value)
+            self._write(self._event(wall_time=time.time(), step=step, summary=summary))
+
+    def close(self) -> None:
+        """Puts all on the disk.
+
+        Raises:
+          WriteError: it cannot be written.
+        """
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._given_up(error) from error
+
+    def _write(self, event: object) -> None:
+        try:
+            self._file.write_event(event)
+            if time.monotonic() - self._flushed > FLUSH_EVERY_S:
+                self._flushed = time.monotonic()
+                self._file.flush()
+        except OSError as error:
+            raise self._given_up(error) from error
+
+    def _given_up(self, error: OSError) -> Exception:
+        # What could not be written would be tried again as the file is forgotten, with a traceback.
+        with suppress(OSError):
+            self._file.close()
+        return write_error(self._folder, error)

@@ -1,0 +1,80 @@
+"""What every tracker is and shares."""
+
+import importlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol, runtime_checkable
+
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.commandline.files import read_json, write_json
+
+RUN_IDS_FILE = "trackers.json"
+"""The run's name in wandb and mlflow, so that a resumed run goes on in the same one."""
+NEEDED_ATTRIBUTE = {"tensorboard": "SummaryWriter", "wandb": "init", "mlflow": "MlflowClient"}
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
+Values = Mapping[str, float]
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Something that takes metrics. Any exception means that it can take no more."""
+
+    def write(self, step: int, values: Values) -> None:
+        """Takes the values of one step."""
+
+    def close(self) -> None:
+        """Sees to it that nothing is lost."""
+
+
+def import_tracker(name: str) -> ModuleType:
+    """The package of a tracker.
+
+    Raises:
+      UserError: it is not installed, or is another package of that name.
+    """
+    package = PACKAGES[name]
+    try:
+        module = importlib.import_module(package)
+    except ImportError:
+        module = None
+    # A folder called wandb in the working directory imports too, as an empty package.
+    if module is None or not hasattr(module, NEEDED_ATTRIBUTE[name]):
+        raise UserError(
+            f"config.trackers has '{name}', but the package {package} is not installed; install "
+            f"it: {sys.executable} -m pip install {package}"
+        )
+    return module
+
+
+def kept_run_id(workdir: Path, name: str) -> str | None:
+    """The id under which a tracker knows this run; None before it does."""
+    path = workdir / RUN_IDS_FILE
+    ids = read_json(path) if path.exists() else {}
+    run = ids.get(name) if isinstance(ids, dict) else None
+    return run if isinstance(run, str) else None
+
+
+def keep_run_id(workdir: Path, name: str, run: str) -> None:
+    """Keeps the id under which a tracker knows this run, so that it is resumed there too."""
+    path = workdir / RUN_IDS_FILE
+    ids = read_json(path) if path.exists() else {}
+    write_json(path, {**ids, name: run})
+
+
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as config.json has it: lists for tuples, no classes of ours."""
+    return json.loads(json.dumps(config))
+
+
+def one_line(error: Exception) -> str:
+    """An error's kind and words, in one line of bounded length."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:300].removesuffix(": ")
+
+
+def warn(message: str) -> None:
+    """Prints a warning on stderr."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,119 @@
+"""The files of a run: the config it belongs to, and how each attempt was made and ended.
+
+config.json            the resolved config; another config is refused
+provenance.json        one entry an attempt
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dscint_jax.config import Config, read_config
+from dscint_jax.run.provenance import X64, attempts_of
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.commandline.files import write_json
+
+MAY_CHANGE = (
+    "data.dir",
+    "init_from",
+    "spmd",
+    "data.cache",
+    "data.cache_gib",
+    "data.threads",
+    "keep_last",
+    "keep_best",
+    "trackers",
+    "project",
+)
+"""Fields that may be others when a run is resumed: places, and what leaves the numbers alone."""
+
+
+def check_claim(workdir: Path, config: Config) -> int | None:
+    """Checks that a work directory, if it is not new, belongs to a config; writes nothing.
+
+    The data set may have moved: its fingerprint counts (`check_data`), not its path. A run may be
+    trained on for more steps.
+
+    Returns:
+      The steps of before, if there are more now.
+
+    Raises:
+      UserError: the directory belongs to another config.
+    """
+    _check_settings(workdir)
+    path = workdir / "config.json"
+    old = read_config(path) if path.exists() else config
+    differences = [d for d in _differences(_plain(old), _plain(config)) if d[0] not in MAY_CHANGE]
+    # The same file may lie elsewhere; a resumed run does not read it.
+    if Path(old.init_from).name != Path(config.init_from).name:
+        differences.append(("init_from", old.init_from, config.init_from))
+    fewer = int(old.steps) if int(old.steps) < int(config.steps) else None
+    if fewer:
+        differences = [d for d in differences if d[0] != "steps"]
+    if differences:
+        field, there, here = differences[0]
+        others = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+        raise UserError(
+            f"{workdir} holds another config: config.{field} is {there} there and {here} "
+            f"here{others}; use another --workdir, or the same config to resume"
+        )
+    return fewer
+
+
+def claim(workdir: Path, config: Config) -> int | None:
+    """Marks a work directory with its config, after `check_claim`, whose result it returns.
+
+    Raises:
+      UserError: the directory belongs to another config.
+      WriteError: it cannot be written.
+    """
+    fewer = check_claim(workdir, config)
+    path = workdir / "config.json"
+    if not path.exists() or read_config(path) != config:
+        write_json(path, config.to_dict())
+    return fewer
+
+
+def config_of(workdir: Path) -> Config:
+    """The config a work directory was trained with.
+
+    Raises:
+      UserError: the directory holds none, or its arrays are of other types than JAX makes here.
+    """
+    if not (workdir / "config.json").exists():
+        raise UserError(
+            f"{workdir} holds no config.json, so no run; train first: python -m dscint_jax.main "
+            f"--config ... --workdir {workdir}"
+        )
+    _check_settings(workdir)
+    return read_config(workdir / "config.json")
+
+
+def _check_settings(workdir: Path) -> None:
+    """Raises UserError where the arrays of a run are of other types than this process makes."""
+    for attempt in attempts_of(workdir)[-1:]:
+        there, here = attempt.get("jax_config", {}).get(X64), getattr(jax.config, f"jax_{X64}")
+        if there not in (None, here):
+            raise UserError(
+                f"{workdir} was trained with JAX_ENABLE_X64={there:d}, and here it is {here:d}; "
+                f"set JAX_ENABLE_X64={there:d}"
+            )
+
+
+def _plain(config: Config) -> Any:
+    """What config.json holds, lists in place of tuples."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def _differences(old: Any, new: Any, field: str = "") -> list[tuple[str, str, str]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            difference
+            for name in sorted({*old, *new})
+            for difference in _differences(
+                old.get(name, "absent"), new.get(name, "absent"), f"{field}.{name}".lstrip(".")
+            )
+        ]
+    return [] if old == new else [(field, json.dumps(old), json.dumps(new))]

@@ -1,0 +1,151 @@
+"""From a config to the objects of a run: the network, the spec of its steps, its data.
+
+Training and evaluation both start here, so they cannot disagree about what a config means.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from clu import parameter_overview
+from flax import nnx
+
+from dscint_jax import models
+from dscint_jax.config import Config
+from dscint_jax.input_pipeline import Accelerators, Scintigrams, copies_of, load_split
+from dscint_jax.random_streams import stream_key
+from dscint_jax.training.losses import class_weights, make_loss
+from dscint_jax.training.optimizers import make_optimizer, make_schedule
+from dscint_jax.training.state import TrainState
+from dscint_jax.training.step import StepSpec, split_network
+from dscint_jax.weights.import_torch import ImportReport, import_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A network to train or to evaluate; nothing is computed yet.
+
+    Attributes:
+      spec: what the steps need.
+      params, batch_stats: shapes and types of the network's parameters and statistics.
+      initial_state: makes the state before the first step.
+      imported_state: the same with the weights of a file, as `import_torch.import_weights` reads
+        them; and its report.
+      schedule: learning rate by step.
+    """
+
+    spec: StepSpec
+    params: nnx.State
+    batch_stats: nnx.State
+    initial_state: Callable[[], TrainState]
+    imported_state: Callable[[Path], tuple[TrainState, ImportReport]]
+    schedule: Callable[[int], jax.Array]
+
+    @property
+    def overview(self) -> str:
+        """A printable table of the parameters."""
+        tree = _string_keys(nnx.to_pure_dict(self.params))
+        return parameter_overview.get_parameter_overview(tree, include_stats=False)
+
+
+def make_experiment(
+    config: Config, class_counts: tuple[int, ...], axis: str | None = None
+) -> Experiment:
+    """Builds the network and the spec of its steps.
+
+    Args:
+      config: with durations in steps.
+      class_counts: images of each class; as many as the network has outputs, and in training the
+        ground of balanced class weights.
+      axis: name of the axis that training batches are divided over, as `AXIS`; None where
+        one device has all of it.
+
+    Raises:
+      UserError: a field's value does not fit.
+    """
+
+    def build() -> nnx.Module:
+        return models.build(
+            config.model,
+            num_classes=len(class_counts),
+            rngs=nnx.Rngs(params=stream_key(config.seed, "params")),
+            options=config.model_options,
+        )
+
+    training, inference, params, batch_stats = split_network(nnx.eval_shape(build), axis)
+    schedule = make_schedule(config.optimizer, steps=int(config.steps))
+    spec = StepSpec(
+        training=training,
+        inference=inference,
+        optimizer=make_optimizer(config.optimizer, schedule),
+        augmentation=config.augmentation,
+        loss=make_loss(
+            class_weights=class_weights(config.class_weights, class_counts),
+            label_smoothing=config.label_smoothing,
+            focal_gamma=config.focal_gamma if config.loss == "focal" else 0.0,
+        ),
+        clip=config.data.clip,
+        seed=config.seed,
+        mixup=config.mixup,
+        ema=config.ema,
+        accumulation=config.accumulation,
+        axis=axis,
+    )
+
+    def state_of(network: nnx.Module) -> TrainState:
+        _, _, params, batch_stats = split_network(network)
+        # A copy, because the step is given both and may write over either.
+        ema = jax.tree.map(jnp.copy, (params, batch_stats)) if config.ema else None
+        step = jnp.zeros((), jnp.int32)
+        return TrainState(step, params, batch_stats, spec.optimizer.init(params), ema)
+
+    def imported_state(path: Path) -> tuple[TrainState, ImportReport]:
+        network = build()
+        report = import_weights(path, network, name=config.model)
+        return state_of(network), report
+
+    return Experiment(
+        spec, params, batch_stats, lambda: state_of(build()), imported_state, schedule
+    )
+
+
+def load_images(
+    config: Config,
+    split: str,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    cache: str | None = None,
+    accelerators: Accelerators | None = None,
+    beside: Scintigrams | None = None,
+) -> Scintigrams:
+    """Opens a split as the config describes.
+
+    Args:
+      config: with durations in steps.
+      split: 'train', 'validation' or 'test'.
+      progress: told how many of how many images were read.
+      cache: where the images stay; None: where the config says.
+      accelerators, beside: as for `load_split`.
+    """
+    return load_split(
+        Path(config.data.dir),
+        split,
+        pool=config.data.pool,
+        cache_gib=config.data.cache_gib,
+        cache=cache or config.data.cache,
+        fold=config.data.fold,
+        records=config.data.records,
+        copies=copies_of(config),
+        accelerators=accelerators,
+        beside=beside,
+        progress=progress,
+    )
+
+
+def _string_keys(tree: dict) -> dict:
+    return {
+        str(key): _string_keys(value) if isinstance(value, dict) else value
+        for key, value in tree.items()
+    }

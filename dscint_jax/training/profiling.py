@@ -1,0 +1,152 @@
+"""A trace of a few steps: what the devices and the host do at every moment, to open in xprof.
+
+In: a window of steps, FIRST:COUNT. Out: a trace under workdir/profile. Training goes on as without
+it, slower by a little within the window; a trace that cannot be written is a warning.
+"""
+
+import dataclasses
+import re
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+
+from tfds_builder.commandline.errors import UserError
+
+FOLDER = "profile"
+MOST_STEPS = 100
+"""Of one window: a trace grows with every step."""
+
+STEP_NAME = "train"
+"""What the steps are called in the trace."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """The steps to trace.
+
+    Attributes:
+      first: the first one; steps are counted from 1, over all attempts.
+      count: how many.
+    """
+
+    first: int
+    count: int
+
+    @property
+    def last(self) -> int:
+        """The last step of the window."""
+        return self.first + self.count - 1
+
+
+def parse_window(text: str) -> Window:
+    """Reads FIRST:COUNT, such as '20:10': ten steps from the 20th on.
+
+    Raises:
+      UserError: it is something else, or too long.
+    """
+    match = re.fullmatch(r"(\d{1,12}):(\d{1,12})", text.strip(), re.ASCII)
+    first, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if first < 1 or count < 1:
+        raise UserError(
+            f"--profile is {text!r}; it must be FIRST:COUNT, such as 20:10 for ten steps from the "
+            f"20th on"
+        )
+    if count > MOST_STEPS:
+        raise UserError(
+            f"--profile {text} is {count} steps long; {MOST_STEPS} at most, because the trace "
+            f"grows with each"
+        )
+    return Window(first, count)
+
+
+class Profiler:
+    """A context manager around the loop that traces the steps of a window.
+
+    A resumed run traces those of the window that it takes itself; interrupted within the window,
+    the trace holds the steps until then.
+
+    Args:
+      workdir: the run's directory.
+      window: None traces nothing.
+      shown: whether to print where the trace lies; the processes of one run each write theirs.
+    """
+
+    def __init__(self, workdir: Path, window: Window | None, *, shown: bool = True):
+        self._folder, self._window, self._shown = workdir / FOLDER, window, shown
+        self._active = False
+        self._step: Any = None
+
+    def __enter__(self) -> "Profiler":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop()
+
+    def before(self, step: int) -> None:
+        """Called before a step takes its batch."""
+        if self._window is None or not self._window.first <= step <= self._window.last:
+            return
+        if not self._active:
+            self._start()
+        if self._active:
+            self._step = jax.profiler.StepTraceAnnotation(STEP_NAME, step_num=step)
+            self._step.__enter__()
+
+    def after(self, step: int, result: Any) -> None:
+        """Called after a step's dispatch; waits for its result only at the window's end."""
+        self._leave_step()
+        if self._active and step >= self._window.last:
+            jax.block_until_ready(result)
+            self._stop()
+
+    def _start(self) -> None:
+        options = jax.profiler.ProfileOptions()
+        # Every Python call would fill the trace and slow the host.
+        options.python_tracer_level = 0
+        try:
+            # What cannot be written at all is found before the profiler runs.
+            self._folder.mkdir(parents=True, exist_ok=True)
+            jax.profiler.start_trace(str(self._folder), profiler_options=options)
+        except (RuntimeError, OSError) as error:
+            self._give_up(error)
+            return
+        self._active = True
+
+    def _stop(self) -> None:
+        self._leave_step()
+        if not self._active:
+            return
+        self._active = False
+        try:
+            jax.profiler.stop_trace()
+        except (RuntimeError, OSError) as error:
+            self._give_up(error)
+            return
+        if self._shown:
+            print(
+                f"the trace lies under {self._folder}; open it with: pip install xprof, then "
+                f"xprof --logdir {self._folder}",
+                flush=True,
+            )
+
+    def _leave_step(self) -> None:
+        if self._step is not None:
+            self._step.__exit__(None, None, None)
+            self._step = None
+
+    def _give_up(self, error: Exception) -> None:
+        self._window = None
+        reason = " ".join(str(error).split())
+        print(
+            f"warning: no trace could be written to {self._folder} ({reason}); training goes on",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -1,0 +1,1 @@
+"""The ground of every command: errors in one line, whole files, progress, options."""

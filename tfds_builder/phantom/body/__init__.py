@@ -1,0 +1,1 @@
+"""The patient: skeleton, organs and outline, before any disease."""

@@ -1,0 +1,1 @@
+"""The acquisition: protocol, camera, and the headers of its files."""

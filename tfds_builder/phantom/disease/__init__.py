@@ -1,0 +1,1 @@
+"""Lesions, and what is mistaken for them."""

@@ -1,0 +1,306 @@
+"""Decodes the pixels of a DICOM data set to counts, with one decoder for each transfer syntax.
+
+In: a data set whose header was checked. Out: counts and what was changed, or a UserError in fixed
+words. What compressed data claims of itself is checked first: decoders believe it, and some crash.
+"""
+
+import re
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.encaps import generate_fragments, generate_frames, parse_basic_offsets
+
+# Documented as a name of this package, which does not list its names.
+from pydicom.pixels import get_decoder  # pyright: ignore[reportPrivateImportUsage]
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    JPEGExtended12Bit,
+    RLELossless,
+)
+
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.readers.codestream import claimed_bits, claimed_size, is_cut_off, lacks_tables
+
+_LOSSY_SYNTAXES = (
+    "1.2.840.10008.1.2.4.50",
+    "1.2.840.10008.1.2.4.51",
+    "1.2.840.10008.1.2.4.81",
+    "1.2.840.10008.1.2.4.91",
+    "1.2.840.10008.1.2.4.203",
+)
+# Transfer syntaxes, pydicom's names of the decoders for them, and the package to install. Only the
+# first decoder that is there is used: where it refuses a file, another one would crash on it, as
+# GDCM does on damaged JPEG-LS.
+_DECODERS = (
+    (r"\.4\.(80|81)$", ("pyjpegls",), "pyjpegls"),
+    (r"\.4\.(90|91|201|202|203)$", ("pylibjpeg",), "pylibjpeg-openjpeg"),
+    (r"\.4\.(50|51)$", ("pylibjpeg", "pillow", "gdcm"), "pillow"),
+    (r"\.4\.(57|70)$", ("gdcm", "pylibjpeg"), "python-gdcm (or pylibjpeg-libjpeg, GPL)"),
+    (r"\.5$", ("pylibjpeg", "pydicom"), "pylibjpeg-rle"),
+)
+# How compressed frames begin: JPEG and JPEG-LS, JPEG 2000. Each of RLE is one fragment.
+_CODESTREAM_STARTS = (b"\xff\xd8", b"\xff\x4f\xff\x51")
+MASKED = "bits above BitsStored were set (an overlay?) and are masked"
+# Of the range of the pixels: a scan is mostly empty, so its middle value lies by the empty end.
+_EMPTY_SHARE = 0.25
+# What a decoder may be given, as a multiple of the pixels' own size: lossless coding of noise
+# adds little, and an RLE run expands 64-fold.
+_MOST_OF_RAW_SIZE = 2
+# Lossy coders keep the sum, unless they round away most of few counts, or grey values were scaled
+# to 8 bits before.
+_MOST_LOSS = 0.05
+
+
+def require_decoder(dataset: Dataset) -> None:
+    """Refuses, by its header, what no installed decoder reads.
+
+    Raises:
+      UserError: names the transfer syntax, and the package to install where there is one.
+    """
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.name == syntax:
+        raise UserError("is in an unknown transfer syntax")
+    if not syntax.is_compressed or syntax == DeflatedExplicitVRLittleEndian:
+        return
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise UserError(f"is compressed as {syntax.name}, which is not read") from None
+    if not decoder.is_available or not _plugin(syntax):
+        package = next((one for pattern, _, one in _DECODERS if re.search(pattern, syntax)), "")
+        raise UserError(f"is compressed as {syntax.name}; pip install {package} to read it")
+    deep = int(dataset.get("BitsStored") or 0) > 8
+    if syntax == JPEGExtended12Bit and deep and "pylibjpeg" not in decoder.available_plugins:
+        raise UserError(
+            f"is compressed as {syntax.name} of 12 bits; pip install pylibjpeg-libjpeg (GPL) to "
+            "read it"
+        )
+
+
+def _plugin(syntax: UID) -> str | None:
+    """Which of pydicom's decoders is used, if there is one."""
+    names = next((names for pattern, names, _ in _DECODERS if re.search(pattern, syntax)), ())
+    available = get_decoder(syntax).available_plugins
+    return next((name for name in names if name in available), None)
+
+
+def decode_counts(
+    dataset: Dataset, expected: tuple[int, int, int]
+) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...]]:
+    """All frames as unsigned counts (frames, rows, columns), notes, and findings.
+
+    Args:
+      dataset: a DICOM data set with its pixels.
+      expected: frames, rows and columns by its header.
+
+    Raises:
+      UserError: the pixels are damaged, of another size, or no counts.
+    """
+    if "PixelData" not in dataset:
+        raise UserError("has no PixelData; the file may be truncated")
+    _check_length(dataset, expected)
+    _check_codestreams(dataset, expected)
+    stored = _decoded(dataset)
+    if stored.ndim == 2:
+        stored = stored[None]
+    if stored.shape != expected:
+        raise UserError(f"decodes to {stored.shape}, but the header says {expected}")
+    stored, findings = _masked(dataset, stored)
+    stored, notes = _uninverted(dataset, stored)
+    stored, rescale_notes = _rescaled(dataset, stored)
+    if stored.dtype.kind != "u" and (lowest := stored.min()) < 0:
+        raise UserError(
+            f"has negative pixels (lowest {lowest}), so they are not counts; "
+            "was it compressed with loss?"
+        )
+    notes += rescale_notes + _palette_notes(dataset) + _loss_notes(dataset, stored)
+    return stored, notes, findings
+
+
+def held_frames(dataset: Dataset, pixels: int) -> int:
+    """How many whole frames the pixels are, whatever NumberOfFrames says; 0 where not known.
+
+    Args:
+      dataset: a DICOM data set, its pixels read or not.
+      pixels: of one frame.
+    """
+    content = dataset.get("PixelData")
+    if not content:
+        return 0
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated:
+        return len(content) // (pixels * int(dataset.get("BitsAllocated") or 16) // 8)
+    offsets = parse_basic_offsets(content)
+    if offsets:
+        return len(offsets)
+    fragments = generate_fragments(content)
+    next(fragments)  # The empty offset table.
+    return sum(syntax == RLELossless or one.startswith(_CODESTREAM_STARTS) for one in fragments)
+
+
+def _decoded(dataset: Dataset) -> np.ndarray:
+    """The pixels as they are stored, in this machine's byte order."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    try:
+        plugin = _plugin(syntax) if syntax.is_encapsulated else None
+        # What lies above BitsStored is masked here, alike in every syntax.
+        dataset.pixel_array_options(correct_unused_bits=False, decoding_plugin=plugin or "")
+        stored = dataset.pixel_array
+    except MemoryError:
+        raise
+    except BaseException as error:
+        # A panic of a decoder in Rust (pylibjpeg-rle) is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"has damaged pixels: no decoder of {syntax.name} can read them") from error
+    return stored.astype(stored.dtype.newbyteorder("="), copy=False)
+
+
+def _check_length(dataset: Dataset, expected: tuple[int, int, int]) -> None:
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        return
+    wanted = int(np.prod(expected)) * int(dataset.get("BitsAllocated") or 16) // 8
+    if len(dataset.PixelData) < wanted:
+        raise UserError(
+            f"holds {len(dataset.PixelData)} of {wanted} bytes of pixels; the file is truncated"
+        )
+
+
+def _check_codestreams(dataset: Dataset, expected: tuple[int, int, int]) -> None:
+    """Refuses compressed data that is not of the header's size before a decoder believes it."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated:
+        return
+    frames, rows, columns = expected
+    allocated = int(dataset.get("BitsAllocated") or 16)
+    raw = frames * rows * columns * allocated // 8
+    if len(dataset.PixelData) > _MOST_OF_RAW_SIZE * raw + 2**16:
+        raise UserError("has more compressed data than pixels: the header or the data is wrong")
+    if syntax == RLELossless:
+        return
+    codestreams = list(generate_frames(dataset.PixelData, number_of_frames=frames))
+    if len(codestreams) != frames:
+        raise UserError(f"holds {len(codestreams)} compressed frames, not {frames}")
+    for codestream in codestreams:
+        claimed = claimed_size(codestream)
+        if claimed != (rows, columns, 1):
+            says = "nothing readable" if claimed is None else "x".join(map(str, claimed))
+            raise UserError(
+                f"is {rows}x{columns} by its header, but its codestream says {says}; "
+                "export it again"
+            )
+        bits = claimed_bits(codestream) or 0
+        if not 1 <= bits <= allocated:
+            raise UserError(
+                f"has {allocated} bits a pixel by its header, but its codestream says {bits}; "
+                "export it again"
+            )
+        if is_cut_off(codestream):
+            raise UserError("holds a compressed frame that ends too early; export it again")
+        if lacks_tables(codestream):
+            raise UserError("holds a compressed frame without its tables; export it again")
+
+
+def _masked(dataset: Dataset, stored: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The pixels without the bits above BitsStored, where old cameras drew, even names.
+
+    A signed pixel keeps its sign.
+    """
+    allocated = 8 * stored.dtype.itemsize
+    bits = int(dataset.get("BitsStored") or allocated)
+    if not 0 < bits < allocated:
+        return stored, ()
+    masked = (stored << (allocated - bits)) >> (allocated - bits)
+    if np.array_equal(masked, stored):
+        return stored, ()
+    highest = dataset.get("HighBit")
+    if highest not in (None, "", bits - 1):
+        raise UserError(
+            f"has {bits} BitsStored but HighBit {int(highest)}, so its counts may lie in other "
+            "bits; export it again"
+        )
+    return masked, (MASKED,)
+
+
+def _uninverted(dataset: Dataset, stored: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """MONOCHROME1 says how to show counts, dark on white; some store inverted counts under it.
+
+    CountsAccumulated tells; where it is missing, the empty part of the picture does.
+    """
+    if dataset.get("PhotometricInterpretation") != "MONOCHROME1":
+        return stored, ()
+    total = _counts_accumulated(dataset)
+    if int(stored.sum(dtype=np.int64)) == total:
+        return stored, ("MONOCHROME1 not inverted: pixels add up to CountsAccumulated",)
+    highest = (1 << int(dataset.get("BitsStored") or dataset.BitsAllocated)) - 1
+    is_signed = bool(int(dataset.get("PixelRepresentation") or 0))
+    inverted = highest - stored.astype(np.int64)
+    if not is_signed and int(inverted.sum()) == total:
+        return inverted, ("MONOCHROME1 inverted",)
+    lowest, brightest = int(stored.min()), int(stored.max())
+    middle = float(np.median(stored))
+    if middle - lowest <= _EMPTY_SHARE * (brightest - lowest):
+        return stored, ("MONOCHROME1 not inverted: its empty part is stored low",)
+    if is_signed:
+        raise UserError("is MONOCHROME1 with signed pixels; export it as MONOCHROME2")
+    if middle < (1 - _EMPTY_SHARE) * highest:
+        raise UserError(
+            "is MONOCHROME1, and its pixels do not tell whether they are inverted counts; export "
+            "it as MONOCHROME2"
+        )
+    return inverted, ("MONOCHROME1 inverted",)
+
+
+def _palette_notes(dataset: Dataset) -> tuple[str, ...]:
+    if dataset.get("PhotometricInterpretation") != "PALETTE COLOR":
+        return ()
+    return ("colour table left out: stored values are counts",)
+
+
+def _rescaled(dataset: Dataset, stored: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    said = dataset.get("RescaleSlope")
+    slope = 1.0 if said in (None, "") else float(said)
+    intercept = float(dataset.get("RescaleIntercept") or 0)
+    if (slope, intercept) == (1, 0):
+        return stored, ()
+    if slope == 0:
+        raise UserError("has an unusable RescaleSlope or RescaleIntercept")
+    values = stored * slope + intercept
+    if not np.isfinite(values).all() or np.abs(values).max() > 2**40:
+        raise UserError("has an unusable RescaleSlope or RescaleIntercept")
+    counts = np.rint(values)
+    exact = np.allclose(counts, values, rtol=0, atol=1e-3)
+    note = "rescaled" if exact else "rescaled and rounded to whole counts"
+    return counts.astype(np.int64), (note,)
+
+
+def _counts_accumulated(dataset: Dataset) -> int | None:
+    value = dataset.get("CountsAccumulated")
+    return int(value) if value else None
+
+
+def _is_lossy(dataset: Dataset) -> bool:
+    return (
+        dataset.file_meta.TransferSyntaxUID in _LOSSY_SYNTAXES
+        or str(dataset.get("LossyImageCompression") or "") == "01"
+    )
+
+
+def _loss_notes(dataset: Dataset, counts: np.ndarray) -> tuple[str, ...]:
+    if not _is_lossy(dataset):
+        return ()
+    off = abs(_sum_ratio(dataset, counts) - 1) > _MOST_LOSS
+    notes = ("compressed with loss: counts are approximate",)
+    return (*notes, "compressed with loss: counts do not add up") if off else notes
+
+
+def counts_ratio(dataset: Dataset, counts: np.ndarray) -> float:
+    """A checksum, unless compression lost counts anyway."""
+    return float("nan") if _is_lossy(dataset) else _sum_ratio(dataset, counts)
+
+
+def _sum_ratio(dataset: Dataset, counts: np.ndarray) -> float:
+    """CountsAccumulated is the sum over all frames; NaN where it is not there."""
+    said = _counts_accumulated(dataset)
+    return int(counts.sum(dtype=np.int64)) / said if said else float("nan")

@@ -1,0 +1,96 @@
+"""One picture of a file, still encoded, and what is checked of it whatever its format.
+
+In: what a PNG, TIFF or JPEG says of its matrix and pages. Out: a `Container`, or a reason against
+it, found before anything of that size is allocated. Decoders guard their memory well, but not their
+time, and none of them says that a picture stops short.
+"""
+
+from dataclasses import dataclass
+
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.readers.scintigram import MAX_PIXELS
+
+MIN_SIDE = 16
+COLOUR = "is a colour image (a screen capture?); export it as grey values"
+DEEP_COLOUR = (
+    "has 16 bits a channel beside colour or transparency, of which 8 would be lost; "
+    "export it as 16-bit grey values"
+)
+# More than any picture has, and few enough to walk in no time.
+MOST_PARTS = 2**16
+
+
+@dataclass(frozen=True)
+class Container:
+    """One picture, still encoded.
+
+    Attributes:
+      content: a file of the same format that holds this picture and nothing else.
+      rows, columns: its matrix; not wider than high, no more than `MAX_PIXELS`.
+      pages: pictures in the file.
+      twin: None, or a second file that decodes to the same pixels unless the picture stops short.
+      signed: whether 16-bit pixels are to be read as signed.
+      white_is_zero: whether 0 is shown white.
+    """
+
+    content: bytes
+    rows: int
+    columns: int
+    pages: int = 1
+    twin: bytes | None = None
+    signed: bool = False
+    white_is_zero: bool = False
+
+
+def check_frame(frame: int | None, pages: int) -> None:
+    """Checks a page number, from 1; None will do where there is one page.
+
+    Raises:
+      UserError: which pages there are.
+    """
+    if frame is None and pages > 1:
+        raise UserError(f"has {pages} pages; add a row with 'frame' for each view")
+    if frame is not None and not 1 <= frame <= pages:
+        raise UserError(f"frame {frame} is asked for, but the file has {pages}; mend the manifest")
+
+
+def check_size(rows: int, columns: int) -> None:
+    """Checks that a matrix may be one view.
+
+    Raises:
+      UserError: it is too small, too large or wider than high.
+    """
+    if columns > rows:
+        raise UserError(
+            f"is {columns}x{rows}, wider than high: both views side by side, or lying on its side? "
+            "crop or turn it"
+        )
+    if columns < MIN_SIDE:
+        raise UserError(f"is {columns}x{rows}; a view has at least {MIN_SIDE}x{MIN_SIDE} pixels")
+    if rows * columns > MAX_PIXELS:
+        raise UserError(f"claims {columns}x{rows} pixels, more than {MAX_PIXELS}")
+
+
+def check_orientation(orientation: int) -> None:
+    """Cameras write no such tag; whoever did has turned the scan, or its left for its right.
+
+    Nothing tells whether the pixels were turned too, so neither obeying nor ignoring it is safe.
+
+    Raises:
+      UserError: it is another than 1.
+    """
+    if 2 <= orientation <= 8:
+        raise UserError(
+            f"carries the orientation tag {orientation}: shown turned or mirrored; "
+            "save it as it is to be read, without that tag"
+        )
+
+
+def bits_refused(bits: int) -> UserError:
+    """The error for so many bits a pixel."""
+    return UserError(f"has {bits} bit{'s' if bits > 1 else ''} a pixel; 8 or 16 are read")
+
+
+def damaged(kind: str, what: str) -> UserError:
+    """The error for what is no whole 'PNG', 'TIFF' or 'JPEG'."""
+    return UserError(f"damaged {kind} ({what})")

@@ -1,0 +1,201 @@
+"""Reads a PNG, TIFF or JPEG as one view: the grey values of a picture stand in for counts.
+
+In: the content of a file, and what the manifest says of it. Out: a `Scintigram` of one view, larger
+values for more counts, with what was assumed. No text, date or profile of the file is looked at.
+"""
+
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import Image
+
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.readers.raster.container import COLOUR, Container, check_frame
+from tfds_builder.readers.raster.directory import TIFF_STARTS
+from tfds_builder.readers.raster.jpeg import JPEG_START, cut_jpeg
+from tfds_builder.readers.raster.png import PNG_START, cut_png
+from tfds_builder.readers.raster.tiff import cut_tiff
+from tfds_builder.readers.scintigram import Scintigram, View
+
+_HIGHEST = np.iinfo(np.uint16).max
+_OPAQUE = 255
+# A scan is mostly empty: where so much of it lies in the upper quarter, white stands for nothing.
+_WHITE_SHARE, _WHITE_LEVEL = 0.5, 0.75
+
+Grey = tuple[np.ndarray, tuple[str, ...]]
+
+
+def is_raster(content: bytes) -> bool:
+    """Whether this is a PNG, TIFF or JPEG by its first bytes."""
+    return _kind_of(content) is not None
+
+
+def check_raster(content: bytes, frame: int = 1) -> int:
+    """Checks all but the pixels of one page, and returns how many pages the file has.
+
+    Raises:
+      UserError, MemoryError: as for `read_raster`.
+    """
+    kind = _kind_of(content)
+    if kind is None:
+        raise UserError("is not a PNG, TIFF or JPEG")
+    with own_words(kind):
+        return _cut(kind, content, frame).pages
+
+
+def read_raster(content: bytes, frame: int | None = None, view: str | None = None) -> Scintigram:
+    """Decodes a picture.
+
+    Args:
+      content: a whole PNG, TIFF or JPEG file.
+      frame: TIFF page from 1; needed where there are several.
+      view: the manifest's view, or None, which makes it unknown.
+
+    Returns:
+      One view of uint8 or uint16 grey values. The pixel spacing is unknown: what such files say of
+      dots per inch is the printer's.
+
+    Raises:
+      UserError: says why it cannot be used, in words and numbers of our own.
+      MemoryError: this process has too little memory left. That is no fault of the picture, whose
+        size is bounded: a worker pool tries again in a new process.
+    """
+    kind = _kind_of(content)
+    if kind is None:
+        raise UserError("is not a PNG, TIFF or JPEG")
+    with own_words(kind):
+        container = _cut(kind, content, frame)
+        native, notes = _upright_grey(kind, container)
+    if view:
+        name, rule, view_notes = view, "manifest", ()
+    else:
+        name, rule = "unknown", "none"
+        view_notes = ("view unknown: no rule names it; give it in the manifest's 'view'",)
+    notes = (*view_notes, "grey values of a picture, not counts", *notes, "pixel spacing unknown")
+    return Scintigram(views=(View(native, frame or 1, name, rule, notes),), frames=container.pages)
+
+
+def _kind_of(content: bytes) -> str | None:
+    """'PNG', 'TIFF' or 'JPEG' by the first bytes, or None."""
+    if content.startswith(PNG_START):
+        return "PNG"
+    if content.startswith(JPEG_START):
+        return "JPEG"
+    return "TIFF" if content[:4] in TIFF_STARTS else None
+
+
+def _cut(kind: str, content: bytes, frame: int | None) -> Container:
+    if kind == "TIFF":
+        return cut_tiff(content, frame)
+    check_frame(frame, 1)
+    return cut_png(content) if kind == "PNG" else cut_jpeg(content)
+
+
+@contextmanager
+def own_words(kind: str) -> Iterator[None]:
+    """Makes every failure a UserError without a word of the file; Pillow raises nearly anything.
+
+    Raises:
+      UserError: 'damaged' and the kind, 'PNG', 'TIFF' or 'JPEG'; or as it came.
+      MemoryError: as it came.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (UserError, MemoryError):
+        raise
+    except (struct.error, zlib.error):
+        raise UserError(f"damaged {kind} (its structure)") from None
+    except Exception as error:
+        raise UserError(f"damaged {kind} ({type(error).__name__})") from None
+
+
+def _upright_grey(kind: str, container: Container) -> Grey:
+    """Grey values in which more counts are larger."""
+    picture = decoded(kind, container.content, container)
+    if container.twin is not None:
+        twin = decoded(kind, container.twin, container)
+        if not np.array_equal(np.asarray(picture), np.asarray(twin)):
+            raise UserError(f"damaged {kind} (truncated)")
+    grey, notes = _grey(picture)
+    if kind == "JPEG":
+        notes = ("compressed with loss: counts are approximate", *notes)
+    if container.signed and grey.dtype == np.uint16:
+        grey = grey.view(np.int16)
+    if grey.dtype not in (np.uint8, np.uint16):
+        grey, notes = _narrowed(grey, notes)
+    if container.white_is_zero:
+        grey, notes = grey.max() - grey, (*notes, "WhiteIsZero inverted")
+    if _is_dark_on_white(grey):
+        grey, notes = grey.max() - grey, (*notes, "dark on white: inverted")
+    return grey, notes
+
+
+def decoded(kind: str, content: bytes, container: Container) -> Image.Image:
+    """Decodes the content or the twin of a container.
+
+    Raises:
+      UserError: it is not of the container's matrix.
+      Exception: of nearly any type, where it is damaged.
+    """
+    with Image.open(io.BytesIO(content), formats=(kind,)) as image:
+        if image.size != (container.columns, container.rows):
+            raise UserError(f"damaged {kind} (two sizes)")
+        image.load()
+        return image
+
+
+def _grey(image: Image.Image) -> Grey:
+    """One channel (rows, columns), of any type, and notes."""
+    if image.mode == "P":
+        return _of_palette(image)
+    pixels = np.asarray(image)
+    if pixels.ndim == 2:
+        return pixels.astype(pixels.dtype.newbyteorder("="), copy=False), ()
+    if image.mode not in ("LA", "RGB", "RGBA"):
+        raise UserError(COLOUR)
+    notes = ()
+    if image.mode != "RGB":
+        if pixels[..., -1].min() < _OPAQUE:
+            raise UserError("has transparent pixels; export it without transparency")
+        pixels, notes = pixels[..., :-1], ("opaque: transparency dropped",)
+    if (pixels != pixels[..., :1]).any():
+        raise UserError(COLOUR)
+    if pixels.shape[-1] > 1:
+        notes += ("colour channels are equal: read as grey",)
+    return np.ascontiguousarray(pixels[..., 0]), notes
+
+
+def _of_palette(image: Image.Image) -> Grey:
+    table = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    numbers = np.asarray(image)
+    used = np.unique(numbers)
+    if used[-1] >= len(table):
+        raise UserError("has pixels beyond its palette")
+    if (table[used] != table[used, :1]).any():
+        raise UserError(COLOUR)
+    return table[numbers, 0], ("grey palette: its grey values are read",)
+
+
+def _narrowed(wide: np.ndarray, notes: tuple[str, ...]) -> Grey:
+    """Values of any other type as uint16, where that loses nothing."""
+    if not ((wide >= 0) & (wide <= _HIGHEST)).all():
+        raise UserError(f"has values outside 0 to {_HIGHEST}; only whole numbers in it are read")
+    narrow = wide.astype(np.uint16)
+    if wide.dtype.kind == "f":
+        if (narrow != wide).any():
+            raise UserError(f"has broken values; whole numbers from 0 to {_HIGHEST} are read")
+        notes = (*notes, "floating point values, all whole")
+    return narrow, notes
+
+
+def _is_dark_on_white(grey: np.ndarray) -> bool:
+    lowest, highest = int(grey.min()), int(grey.max())
+    level = lowest + _WHITE_LEVEL * (highest - lowest)
+    return highest > lowest and bool((grey >= level).mean() > _WHITE_SHARE)

@@ -1,0 +1,77 @@
+"""What an image file holds, whatever its format: its views as counts, and the facts for the record.
+
+Readers (`dicom`, `raster`) make these from the bytes of a file; nothing here knows a format.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tfds_builder.commandline.errors import UserError
+
+MAX_PIXELS = 2**24
+
+
+@dataclass(frozen=True)
+class View:
+    """One view in the matrix of its file.
+
+    Attributes:
+      native: whole, non-negative counts (rows, columns), any integer type, native orientation.
+      frame: DICOM frame or TIFF page, from 1.
+      name: 'anterior', 'posterior' or 'unknown'.
+      rule: what decided the name.
+      notes: what was assumed or changed, in fixed words: nothing of the patient, no text of a file.
+      findings: what is odd about it and needs a look, in fixed words too.
+    """
+
+    native: np.ndarray
+    frame: int
+    name: str
+    rule: str
+    notes: tuple[str, ...]
+    findings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scintigram:
+    """One file.
+
+    Attributes:
+      views: the views asked for, in frame order.
+      frames: frames in the file, views or not.
+      pixel_spacing_mm: native row spacing; NaN where the file does not say.
+      counts_ratio: sum of all pixels over DICOM's CountsAccumulated; NaN where there is none, or
+        where the compression lost counts anyway.
+      patient_id: PatientID, to compare with the manifest; it must not reach the records.
+      manufacturer: as written, or None.
+      sex: 'F', 'M', 'O' or None.
+      age: whole years or None.
+    """
+
+    views: tuple[View, ...]
+    frames: int
+    pixel_spacing_mm: float = float("nan")
+    counts_ratio: float = float("nan")
+    patient_id: str = ""
+    manufacturer: str | None = None
+    sex: str | None = None
+    age: int | None = None
+
+
+def accepted(reason: str, accept: bool) -> tuple[str, ...]:
+    """What becomes of a file that a rule of thumb is against: a person may know better.
+
+    Args:
+      reason: why it would be refused.
+      accept: whether the manifest's column 'accept' takes it all the same.
+
+    Returns:
+      The finding that says so.
+
+    Raises:
+      UserError: the reason, and the way out.
+    """
+    if not accept:
+        raise UserError(f"{reason}; 'yes' in the manifest's 'accept' takes it all the same")
+    return (f"taken by the manifest's 'accept', although it {reason}",)

@@ -1,0 +1,190 @@
+"""What a build found, as files beside the records: quality.csv, quarantine.csv, split_proof.json.
+
+Rows are named by their number in the manifest, which stays at the site; no path and no identifier
+of a patient is written.
+"""
+
+import csv
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.commandline.files import write_text
+from tfds_builder.manifest import SPLITS
+from tfds_builder.shards.ingest import CROWDED, Duplicate, Ingested, duplicate_kind
+from tfds_builder.shards.plan import Plan
+from tfds_builder.studies.study import CROPPED, Facts
+
+QUALITY, QUARANTINE, SPLIT_PROOF = "quality.csv", "quarantine.csv", "split_proof.json"
+
+_QUALITY_FIELDS = (
+    "row",
+    "frame",
+    "view",
+    "image_id",
+    "split",
+    "counts",
+    "counts_ratio",
+    "dispersion",
+    "findings",
+    "duplicate_of_row",
+    "duplicate_kind",
+    "notes",
+)
+_SAME_SCAN_IN_TWO_LABELS = "the same scan under two labels"
+
+
+def write_findings(ingested: Ingested, folder: Path) -> None:
+    """Writes all three files."""
+    write_text(folder / QUALITY, quality_text(ingested))
+    write_text(folder / QUARANTINE, quarantine_text(ingested))
+    write_text(folder / SPLIT_PROOF, json.dumps(ingested.proof, indent=2) + "\n")
+
+
+def refuse_unacceptable(ingested: Ingested, data_dir: Path) -> None:
+    """Ends a build in which too much is wrong, and leaves the reasons in the data directory.
+
+    Raises:
+      UserError: more rows than allowed cannot be used, or none can; under `strict`, any finding.
+    """
+    rows, rejected = len(ingested.plan.rows), ingested.rejected
+    options = ingested.plan.options
+    if _too_many(len(rejected), rows, options.max_rejected):
+        write_text(data_dir / QUARANTINE, quarantine_text(ingested))
+        number, reason = rejected[0]
+        share = math.ceil(1000 * len(rejected) / rows) / 10
+        raise UserError(
+            f"{len(rejected)} of {rows} rows cannot be used ({share} %, --max_rejected is "
+            f"{100 * options.max_rejected:g} %); manifest row {number}: {reason}; "
+            f"{data_dir / QUARANTINE} lists all"
+        )
+    if not ingested.images:
+        raise UserError(
+            f"no image is left for --config {options.config}: {len(ingested.left_out)} have no "
+            "opposite view; --one_view_studies keep takes them in"
+        )
+    empty = [split for split, own in ingested.shards.items() if not own]
+    if empty and set(ingested.shards) != set(SPLITS):
+        raise UserError(f"{empty[0]} holds no image: use fewer --folds")
+    found = [row for row in _quality_rows(ingested) if row["findings"]]
+    if options.strict and (found or rejected):
+        write_text(data_dir / QUALITY, quality_text(ingested))
+        write_text(data_dir / QUARANTINE, quarantine_text(ingested))
+        where = data_dir / (QUALITY if found else QUARANTINE)
+        raise UserError(
+            f"--strict: {len(found)} images with findings and {len(rejected)} unusable rows; "
+            + (f"manifest row {found[0]['row']}: {found[0]['findings']}; " if found else "")
+            + f"{where} lists all"
+        )
+
+
+def refuse_stored(folder: Path, plan: Plan) -> None:
+    """Holds a data set that is already there to the limits of the build that asks for it.
+
+    Raises:
+      UserError: as `refuse_unacceptable`.
+    """
+    rejected = _stored(folder / QUARANTINE)
+    found = [row for row in _stored(folder / QUALITY) if row["findings"]]
+    if _too_many(len(rejected), len(plan.rows), plan.options.max_rejected):
+        raise UserError(
+            f"{len(rejected)} of {len(plan.rows)} rows cannot be used, more than --max_rejected "
+            f"allows; {folder / QUARANTINE} lists them"
+        )
+    if plan.options.strict and (found or rejected):
+        where = folder / (QUALITY if found else QUARANTINE)
+        raise UserError(
+            f"--strict: {len(found)} images with findings and {len(rejected)} unusable rows; "
+            f"{where} lists all"
+        )
+
+
+def _too_many(rejected: int, rows: int, share: float) -> bool:
+    return rejected > 0 and (rejected > share * rows + 1e-9 or rejected == rows)
+
+
+def _stored(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); build with --overwrite"
+        ) from None
+
+
+def remove_stale(data_dir: Path) -> None:
+    """Removes the reasons for which an earlier build failed."""
+    for name in (QUALITY, QUARANTINE):
+        (data_dir / name).unlink(missing_ok=True)
+
+
+def rejection_reasons(ingested: Ingested) -> Counter[str]:
+    """The reasons for which rows cannot be used, and how often."""
+    return Counter(reason for _, reason in ingested.rejected)
+
+
+def quarantine_text(ingested: Ingested) -> str:
+    """quarantine.csv: row, reason."""
+    return _csv(("row", "reason"), ({"row": r, "reason": why} for r, why in ingested.rejected))
+
+
+def quality_text(ingested: Ingested) -> str:
+    """quality.csv: a line for every image that was read, by row and frame."""
+    return _csv(_QUALITY_FIELDS, _quality_rows(ingested))
+
+
+def _quality_rows(ingested: Ingested) -> Iterator[dict[str, Any]]:
+    of: dict[str, list[tuple[Facts, Duplicate]]] = {}
+    for pair in ingested.duplicates:
+        of.setdefault(pair.first.image_id, []).append((pair.second, pair))
+        of.setdefault(pair.second.image_id, []).append((pair.first, pair))
+    images = [*ingested.images, *ingested.left_out]
+    for facts in sorted(images, key=lambda facts: (facts.row, facts.frame)):
+        yield _quality_row(ingested, facts, of.get(facts.image_id, []))
+
+
+def _quality_row(
+    ingested: Ingested, facts: Facts, copies: list[tuple[Facts, Duplicate]]
+) -> dict[str, Any]:
+    findings = [*facts.findings, *facts.quality.findings]
+    if CROPPED in facts.notes:
+        findings.append(CROPPED)
+    copies = sorted(copies, key=lambda copy: (copy[0].row, copy[0].frame))
+    if copies:
+        findings.append(f"{duplicate_kind(copies[0][1])} of another image")
+    if facts.image_id in ingested.crowded:
+        findings.append(CROWDED)
+    if any(other.label != facts.label for other, _ in copies):
+        findings.append(_SAME_SCAN_IN_TWO_LABELS)
+    return {
+        "row": facts.row,
+        "frame": facts.frame,
+        "view": facts.view,
+        "image_id": facts.image_id,
+        "split": ingested.assigned[facts.patient_key],
+        "counts": facts.quality.total,
+        "counts_ratio": _number(facts.counts_ratio),
+        "dispersion": _number(facts.quality.dispersion),
+        "findings": "; ".join(findings),
+        "duplicate_of_row": copies[0][0].row if copies else "",
+        "duplicate_kind": duplicate_kind(copies[0][1]) if copies else "",
+        "notes": "; ".join(note for note in facts.notes if note not in findings),
+    }
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.4f}"
+
+
+def _csv(fields: tuple[str, ...], rows: Iterable[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    table = csv.DictWriter(text, fields, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,350 @@
+"""Decides what goes where before any file is read: studies, the split of every patient, shards.
+
+In: the manifest's rows, the pseudonym key, the splits known so far. Out: studies under pseudonyms,
+divided by patient, and shards that depend on nothing but the studies in them.
+"""
+
+import hashlib
+import secrets
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+
+from tfds_builder import splits
+from tfds_builder.classes import Classes, classes_of
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.manifest import Row, number_of
+from tfds_builder.shards.records import STUDIES_CONFIG, VIEWS_CONFIG
+from tfds_builder.studies import deidentify
+from tfds_builder.studies.study import Study
+
+ROWS_PER_SHARD = 64
+
+_MOST_DIGITS = 24
+
+Layout = dict[str, tuple[tuple[Study, ...], ...]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a data set is to be made.
+
+    Attributes:
+      config: 'views' or 'studies'.
+      keep_one_view: see `records.records_of`.
+      fractions: split -> its share of the patients; the names are the splits.
+      seed: another seed, another division.
+      max_rejected: the largest share of rows that may be unusable.
+      strict: whether findings of the quality checks are errors.
+      classes: the classes, least severe first; None where they are what the manifest uses.
+    """
+
+    config: str = VIEWS_CONFIG
+    keep_one_view: bool = False
+    fractions: Mapping[str, float] = field(default_factory=splits.shares_of)
+    seed: int = 0
+    max_rejected: float = 0.05
+    strict: bool = False
+    classes: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A data set to be.
+
+    Attributes:
+      manifest: path of manifest.csv, for messages.
+      rows: what it says; a patient whom an earlier build knew has the patient_id of then.
+      recognised: rows whose patient_id differs from that.
+      studies: in the order of their study_key.
+      classes: the classes of the data set.
+      labels: pseudonym -> the label under which a patient is stratified.
+      sites: pseudonym -> site pseudonym of patients whose site is named.
+      known: splits of earlier builds: pseudonym -> (label, split).
+      fixed: pseudonym -> split where the manifest or an earlier build gives it.
+      options: how it is to be made.
+    """
+
+    manifest: Path
+    rows: tuple[Row, ...]
+    studies: tuple[Study, ...]
+    classes: Classes
+    labels: dict[str, str]
+    sites: dict[str, str]
+    known: dict[str, tuple[str, str]]
+    fixed: dict[str, str]
+    options: Options
+    recognised: tuple[int, ...] = ()
+
+    def assign(self, groups: Iterable[Sequence[str]] = ()) -> dict[str, str]:
+        """Gives every patient a split; patients of a group get the same one.
+
+        Raises:
+          UserError: a group whose patients are fixed in different splits.
+        """
+        try:
+            return splits.assign_splits(
+                self.labels,
+                self.fixed,
+                classes=self.classes,
+                fractions=self.options.fractions,
+                seed=self.options.seed,
+                sites=self.sites,
+                groups=groups,
+            )
+        except splits.TornGroup as torn:
+            one, other = (self._first_row(patient) for patient in torn.patients)
+            raise UserError(
+                f"{self.manifest}: rows {one} and {other}: their patients share scans with others, "
+                f"but are in '{torn.splits[0]}' and '{torn.splits[1]}'; give both one split "
+                f"(manifest, or {splits.FILE_NAME}), or remove a row"
+            ) from None
+
+    def _first_row(self, patient: str) -> int:
+        return min(
+            row.number
+            for study in self.studies
+            if study.patient_key == patient
+            for row in study.rows
+        )
+
+    def lay_out(self, assigned: Mapping[str, str]) -> Layout:
+        """Divides the studies into splits and shards.
+
+        A shard holds a range of study keys, which are as good as random: where a study moves, one
+        shard of either split changes, and the rest stays as it was.
+        """
+        return {
+            split: _shards(
+                [study for study in self.studies if assigned[study.patient_key] == split]
+            )
+            for split in self.options.fractions
+        }
+
+    def fingerprint(
+        self,
+        assigned: Mapping[str, str],
+        digests: Mapping[int, tuple[bytes, bytes]],
+        version: str,
+    ) -> str:
+        """SHA-256 of what decides the records: files, rows, classes, splits, options, version.
+
+        What the machine can decode is no part of it: a file that was rejected for want of a codec
+        leaves the same fingerprint as with the codec.
+        """
+        classes = f"{','.join(self.classes.names)} {','.join(self.classes.severity)}"
+        head = f"{version} {self.options.config} {self.options.keep_one_view} {classes}"
+        lines = sorted(
+            " ".join(
+                [
+                    *(digest.hex() or "-" for digest in digests[row.number]),
+                    study.patient_key,
+                    study.study_key,
+                    study.site_key or "-",
+                    assigned[study.patient_key],
+                    f"{row.label} {row.view} {row.frame} {row.sex} {row.age} {row.accept}",
+                ]
+            )
+            for study in self.studies
+            for row in study.rows
+        )
+        return hashlib.sha256("\n".join([head, *lines]).encode()).hexdigest()
+
+
+def plan_data_set(
+    manifest: Path,
+    rows: tuple[Row, ...],
+    key: bytes,
+    known: dict[str, tuple[str, str]],
+    options: Options,
+    numbers: Mapping[int, str] | None = None,
+) -> Plan:
+    """Names patients and studies, and finds which splits are given.
+
+    Args:
+      manifest: path of manifest.csv, for messages.
+      rows: what it says.
+      key: the pseudonym key.
+      known: splits of earlier builds, as `splits.read_splits` returns them.
+      options: how the data set is to be made.
+      numbers: row -> PatientID of its file, of the rows that `rows_to_ask` names.
+
+    Raises:
+      UserError: a fault in the given splits; a study of several labels that nothing ranks.
+    """
+    written = rows
+    rows = _under_known_ids(manifest, rows, key, known, numbers or {})
+    classes = classes_of((row.label for row in rows), options.classes)
+    patients = {row.patient_id: deidentify.patient_pseudonym(key, row.patient_id) for row in rows}
+    by_patient = sorted(rows, key=lambda row: row.patient_id)
+    labels = {
+        patients[patient]: classes.stratum(row.label for row in own)
+        for patient, own in groupby(by_patient, key=lambda row: row.patient_id)
+    }
+    sites: dict[str, str] = {}
+    for patient, own in groupby(by_patient, key=lambda row: row.patient_id):
+        # The one named most often; of equals, the first by name.
+        named = Counter(sorted(row.site for row in own if row.site))
+        if named:
+            site = named.most_common(1)[0][0]
+            sites[patients[patient]] = deidentify.site_pseudonym(key, site)
+    studies = _studies(rows, patients, key)
+    if options.config == STUDIES_CONFIG:
+        _refuse_unranked(manifest, studies, classes)
+    return Plan(
+        manifest=manifest,
+        rows=rows,
+        studies=studies,
+        classes=classes,
+        labels=labels,
+        sites=sites,
+        known=known,
+        fixed=_fixed_splits(manifest, rows, patients, known, tuple(options.fractions)),
+        options=options,
+        recognised=tuple(
+            row.number
+            for row, before in zip(rows, written, strict=True)
+            if row.patient_id != before.patient_id
+        ),
+    )
+
+
+def rows_to_ask(
+    rows: Sequence[Row], key: bytes, known: Mapping[str, tuple[str, str]]
+) -> tuple[Row, ...]:
+    """Rows of new patients, where patients of earlier builds are missing: are they the same?"""
+    pseudonyms = {row.patient_id: deidentify.patient_pseudonym(key, row.patient_id) for row in rows}
+    if known.keys() <= set(pseudonyms.values()):
+        return ()
+    return tuple(row for row in rows if pseudonyms[row.patient_id] not in known)
+
+
+def _under_known_ids(
+    manifest: Path,
+    rows: tuple[Row, ...],
+    key: bytes,
+    known: Mapping[str, tuple[str, str]],
+    numbers: Mapping[int, str],
+) -> tuple[Row, ...]:
+    """The rows, with the patient_id of an earlier build where it has changed since.
+
+    Only pseudonyms are known of earlier builds. So a number is looked for with any zeros before it,
+    and any other patient_id by the PatientID of its files, where no other patient has the same.
+    """
+    meant = _by_zeros(manifest, rows, key, known)
+    present = {meant.get(row.patient_id, row.patient_id) for row in rows}
+    own: dict[str, set[str]] = {}
+    owners: dict[str, set[str]] = {}
+    for row in rows:
+        own.setdefault(row.patient_id, set()).add(numbers.get(row.number, ""))
+        owners.setdefault(numbers.get(row.number, ""), set()).add(row.patient_id)
+    for patient, found in own.items():
+        number = min(found)
+        alone = number and len(found) == 1 and owners[number] == {patient}
+        missing = number not in present and deidentify.patient_pseudonym(key, number) in known
+        if alone and missing and patient not in meant:
+            meant[patient] = number
+    return tuple(replace(row, patient_id=meant.get(row.patient_id, row.patient_id)) for row in rows)
+
+
+def _by_zeros(
+    manifest: Path,
+    rows: tuple[Row, ...],
+    key: bytes,
+    known: Mapping[str, tuple[str, str]],
+) -> dict[str, str]:
+    """patient_id -> that of an earlier build, of numbers that differ in the zeros before them."""
+    patients = {row.patient_id for row in rows}
+    meant: dict[str, str] = {}
+    for patient in sorted(patients):
+        number = number_of(patient)
+        if not number or deidentify.patient_pseudonym(key, patient) in known:
+            continue
+        spelled = [number.zfill(digits) for digits in range(len(number), _MOST_DIGITS + 1)]
+        found = [
+            one
+            for one in (*spelled, *(f"{one}.0" for one in spelled))
+            if deidentify.patient_pseudonym(key, one) in known
+        ]
+        if len(found) > 1:
+            row = next(row for row in rows if row.patient_id == patient)
+            raise UserError(
+                f"{manifest}: row {row.number}: patient_id may be any of {len(found)} patients of "
+                "earlier builds, who differ in the zeros before their number; write those zeros"
+            )
+        if found:
+            meant[patient] = found[0]
+    return meant
+
+
+def _studies(rows: Iterable[Row], patients: Mapping[str, str], key: bytes) -> tuple[Study, ...]:
+    def name(row: Row) -> tuple[str, str]:
+        return row.patient_id, row.study_id or row.relative_path
+
+    in_order = sorted(rows, key=lambda row: (*name(row), row.relative_path, row.frame or 0))
+    salt = secrets.token_bytes(16)
+    studies = []
+    for (patient, study), group in groupby(in_order, key=name):
+        own = tuple(group)
+        site = next((row.site for row in own if row.site), None)
+        studies.append(
+            Study(
+                study_key=deidentify.study_pseudonym(key, patient, study),
+                patient_key=patients[patient],
+                site_key=deidentify.site_pseudonym(key, site),
+                rows=own,
+                salt=salt,
+            )
+        )
+    return tuple(sorted(studies, key=lambda study: study.study_key))
+
+
+def _refuse_unranked(manifest: Path, studies: Iterable[Study], classes: Classes) -> None:
+    for study in studies:
+        if classes.most_serious([row.label for row in study.rows]) is None:
+            first = study.rows[0]
+            other = next(row for row in study.rows if row.label != first.label)
+            one, two = sorted((first, other), key=lambda row: row.number)
+            raise UserError(
+                f"{manifest}: rows {one.number} and {two.number}: one study has the labels "
+                f"'{one.label}' and '{two.label}', and which is the more serious is not known; "
+                f"list the classes, least severe first: --classes {','.join(classes.names)}"
+            )
+
+
+def _fixed_splits(
+    manifest: Path,
+    rows: Iterable[Row],
+    patients: Mapping[str, str],
+    known: Mapping[str, tuple[str, str]],
+    names: tuple[str, ...],
+) -> dict[str, str]:
+    fixed = {patient: split for patient, (_, split) in known.items()}
+    for row in rows:
+        patient = patients[row.patient_id]
+        if row.split is None:
+            continue
+        if row.split not in names:
+            raise UserError(
+                f"{manifest}: row {row.number}: split '{row.split}', but the data set is to "
+                f"have {', '.join(names)}; see --folds"
+            )
+        if patient in known and known[patient][1] != row.split:
+            raise UserError(
+                f"{manifest}: row {row.number}: split '{row.split}', but an earlier build put "
+                f"this patient into '{known[patient][1]}' ({splits.FILE_NAME}); change the "
+                "manifest, or remove that file to divide all patients anew"
+            )
+        fixed[patient] = row.split
+    return fixed
+
+
+def _shards(studies: Sequence[Study]) -> tuple[tuple[Study, ...], ...]:
+    count = max(1, round(sum(len(study.rows) for study in studies) / ROWS_PER_SHARD))
+    shards: list[list[Study]] = [[] for _ in range(count)]
+    for study in studies:
+        digits = len(study.study_key)
+        shards[int(study.study_key, 16) * count >> 4 * digits].append(study)
+    return tuple(tuple(shard) for shard in shards if shard)

@@ -1,0 +1,30 @@
+"""Which patient is in which split, how that is kept, and the proof that none is in two."""
+
+from tfds_builder.splits.assign import TornGroup, assign_splits
+from tfds_builder.splits.file import FILE_NAME, read_splits, splits_text
+from tfds_builder.splits.names import (
+    FEWEST_FOLDS,
+    FRACTIONS,
+    check_division,
+    is_split_name,
+    shares_of,
+    split_names,
+)
+from tfds_builder.splits.proof import Membership, Proof, prove_disjoint
+
+__all__ = [
+    "FEWEST_FOLDS",
+    "FILE_NAME",
+    "FRACTIONS",
+    "Membership",
+    "Proof",
+    "TornGroup",
+    "assign_splits",
+    "check_division",
+    "is_split_name",
+    "prove_disjoint",
+    "read_splits",
+    "shares_of",
+    "split_names",
+    "splits_text",
+]

@@ -1,0 +1,44 @@
+"""splits.csv, which keeps patients in their split when a data set is built again."""
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+from tfds_builder.classes import fault_of
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.splits.names import is_split_name
+
+FILE_NAME = "splits.csv"
+_FIELDS = ("patient_key", "label", "split")
+
+
+def read_splits(path: Path) -> dict[str, tuple[str, str]]:
+    """Reads splits.csv: pseudonym -> (label, split); empty where there is no file.
+
+    Raises:
+      UserError: the file is not one that `splits_text` made.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{path}: cannot be read; restore it or remove it") from None
+    table = list(csv.reader(io.StringIO(text)))
+    if not table or tuple(table[0]) != _FIELDS:
+        raise UserError(f"{path}: row 1 must be {','.join(_FIELDS)}; restore the file or remove it")
+    known: dict[str, tuple[str, str]] = {}
+    for number, row in enumerate(table[1:], start=2):
+        if len(row) != len(_FIELDS) or fault_of(row[1]) or not is_split_name(row[2]):
+            raise UserError(f"{path}: row {number}: not patient_key,label,split; restore the file")
+        if row[0] in known:
+            raise UserError(f"{path}: row {number}: patient {row[0]} occurs twice; keep one row")
+        known[row[0]] = (row[1], row[2])
+    return known
+
+
+def splits_text(known: Mapping[str, tuple[str, str]]) -> str:
+    """The content of splits.csv: pseudonyms, labels and splits, sorted."""
+    lines = [",".join((patient, *known[patient])) for patient in sorted(known)]
+    return "\n".join([",".join(_FIELDS), *lines]) + "\n"

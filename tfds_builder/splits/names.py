@@ -1,0 +1,87 @@
+"""Names and shares of the splits: train, validation and test, or folds."""
+
+import re
+from collections.abc import Collection, Iterable
+
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.manifest import SPLITS
+
+FRACTIONS = (0.7, 0.15, 0.15)
+FEWEST_FOLDS = 3
+"""One fold to test, one to validate, and one at least to train."""
+_FOLD = re.compile(r"fold_(0|[1-9]\d{0,3})", re.ASCII)
+
+
+def split_names(folds: int | None = None) -> tuple[str, ...]:
+    """The names of the splits: train, validation and test, or fold_0 to fold_{folds - 1}.
+
+    Raises:
+      UserError: fewer folds than `FEWEST_FOLDS`.
+    """
+    if folds is None:
+        return SPLITS
+    if folds < FEWEST_FOLDS:
+        raise UserError(
+            f"--folds {folds}: at least {FEWEST_FOLDS} are needed, to test, to validate and to "
+            "train on"
+        )
+    return tuple(f"fold_{n}" for n in range(folds))
+
+
+def shares_of(
+    folds: int | None = None, fractions: tuple[float, float, float] = FRACTIONS
+) -> dict[str, float]:
+    """The share of patients that each split is to get: folds get equal ones.
+
+    Args:
+      folds: how many, or None to divide into train, validation and test.
+      fractions: shares of train, validation and test; they add up to 1.
+
+    Raises:
+      UserError: as `split_names`.
+    """
+    names = split_names(folds)
+    values = fractions if folds is None else (1 / folds,) * folds
+    return dict(zip(names, values, strict=True))
+
+
+def is_split_name(name: str) -> bool:
+    """Whether this is train, validation, test or a fold."""
+    return name in SPLITS or _FOLD.fullmatch(name) is not None
+
+
+def check_division(
+    found: Iterable[str],
+    names: tuple[str, ...],
+    *,
+    source: str,
+    remedy: str,
+    complete: bool = False,
+) -> None:
+    """Checks that given splits are those that patients are to be divided into.
+
+    Args:
+      found: the splits that occur in the source.
+      names: as `split_names` returns them.
+      source: where they are given, for the message.
+      remedy: what to do, for the message.
+      complete: whether the source holds a whole division, so that four folds are never the first
+        four of five.
+
+    Raises:
+      UserError: they are not.
+    """
+    found = set(found)
+    divided = _division(found)
+    fewer = complete and divided != _division(names)
+    if found and (fewer or not found <= set(names)):
+        raise UserError(f"{source} divides into {divided}, not into {_division(names)}: {remedy}")
+
+
+def _division(names: Collection[str]) -> str:
+    if set(names) <= set(SPLITS):
+        return ", ".join(SPLITS)
+    folds = [int(fold[1]) for name in names if (fold := _FOLD.fullmatch(name))]
+    if len(folds) == len(names):
+        return f"{1 + max(folds)} folds"
+    return ", ".join(sorted(names))

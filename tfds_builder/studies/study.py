@@ -1,0 +1,367 @@
+"""One study: its files decoded, checked and numbered. The unit in which a data set is built.
+
+In: the manifest rows of a study. Out: its images, each with all of its record, and the rows that
+cannot be used, each with the reason.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.manifest import VIEWS, Row, number_of
+from tfds_builder.readers.image_file import decode, read_bytes
+from tfds_builder.readers.lesion_mask import read_masks
+from tfds_builder.readers.scintigram import Scintigram, View, accepted
+from tfds_builder.studies import deidentify
+from tfds_builder.studies.duplicates import signature
+from tfds_builder.studies.matrix import COLUMNS, ROWS, Fit, fit_of
+from tfds_builder.studies.quality import NOT_A_BODY, Quality, assess
+
+Announce = Callable[[int], None]
+
+UNFORESEEN = "provoked a fault in its reader"
+ZEROS_LOST = (
+    "patient_id lacks the zeros of the file's PatientID: a spreadsheet may have dropped them"
+)
+CROPPED = "cropping cut off counts"
+SAME_VIEW = "another frame of the same file is read as the same view"
+
+_MOST_CUT_OFF = 0.1
+
+_SCALE_POOL = 4
+_SCALE_PERCENTILE = 99
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A study to be read.
+
+    Attributes:
+      study_key, patient_key, site_key: pseudonyms; site_key is empty where no site is named.
+      rows: its manifest rows, in the order of path and frame.
+      salt: of the build, for digests that are compared within it and then forgotten.
+    """
+
+    study_key: str
+    patient_key: str
+    site_key: str
+    rows: tuple[Row, ...]
+    salt: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that is known of one image but its pixels.
+
+    Attributes:
+      row: manifest row.
+      file: which of the study's files it comes from, from 1.
+      frame: frame or page in the file, from 1.
+      nth: which of the study's scans it belongs to, from 1.
+      image_id: '<study_key>-<view>', or '<study_key>-<nth>-<view>' from the second scan on.
+      view_rule: what decided the view.
+      notes: what was assumed, changed or found, in fixed words.
+      findings: those of the notes that need a look and come from the file, not from its pixels.
+      scale: the bright level, see `intensity_scale`.
+      counts_ratio: see `Scintigram`.
+      signature: see `duplicates.signature`.
+      patient_digest: salted, of the file's PatientID, to see one number under several patients.
+    """
+
+    row: int
+    file: int
+    frame: int
+    nth: int
+    image_id: str
+    patient_key: str
+    study_key: str
+    site_key: str
+    label: str
+    view: str
+    view_rule: str
+    notes: tuple[str, ...]
+    findings: tuple[str, ...]
+    pixel_spacing_mm: float
+    scale: float
+    sex: str
+    age_band: str
+    manufacturer: str
+    counts_ratio: float
+    quality: Quality
+    signature: bytes
+    patient_digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One image: uint16 counts (1024, 256), uint8 lesion numbers of the same shape or None."""
+
+    facts: Facts
+    counts: np.ndarray
+    lesion_mask: np.ndarray | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What became of a study's files.
+
+    Attributes:
+      images: in the order of their image_id.
+      rejected: (row, reason) of every row that cannot be used.
+      digests: row -> SHA-256 of the image file and of the lesion mask; empty bytes for none.
+    """
+
+    images: tuple[Image, ...]
+    rejected: tuple[tuple[int, str], ...]
+    digests: dict[int, tuple[bytes, bytes]]
+
+
+def read_study(
+    study: Study,
+    announce: Announce = lambda row: None,
+    refused: Mapping[int, str] | None = None,
+) -> Reading:
+    """Reads every file of a study. What is wrong with a file is no error: it is in `rejected`.
+
+    Args:
+      study: as planned.
+      announce: told each row before its file is touched.
+      refused: rows that are not to be decoded, with the reason.
+    """
+    images: list[Image] = []
+    rejected: list[tuple[int, str]] = []
+    digests: dict[int, tuple[bytes, bytes]] = {}
+    used: Counter[str] = Counter()
+    for row in study.rows:
+        announce(row.number)
+        content, mask = _contents(row)
+        digests[row.number] = _digest(content), _digest(mask)
+        try:
+            if refused and row.number in refused:
+                raise UserError(refused[row.number])
+            own = _read_row(study, row, content, mask)
+        except MemoryError:
+            raise  # The worker pool tries again, in a fresh worker.
+        except UserError as error:
+            rejected.append((row.number, str(error)))
+        except Exception as error:
+            # Whatever one file provokes in a decoder must not cost the others.
+            rejected.append((row.number, f"{UNFORESEEN} ({type(error).__name__})"))
+        else:
+            images += _numbered(own, used)
+    images = _with_same_views(images)
+    images.sort(key=lambda image: image.facts.image_id)
+    return Reading(tuple(images), tuple(rejected), digests)
+
+
+def _with_same_views(images: list[Image]) -> list[Image]:
+    """Adds the finding that two rows took two frames of one file for the same view."""
+    times = Counter((image.facts.file, image.facts.view) for image in images)
+    return [
+        _with_finding(image, SAME_VIEW)
+        if image.facts.view in VIEWS and times[image.facts.file, image.facts.view] > 1
+        else image
+        for image in images
+    ]
+
+
+def _with_finding(image: Image, finding: str) -> Image:
+    facts = image.facts
+    findings, notes = (*facts.findings, finding), (*facts.notes, finding)
+    return replace(image, facts=replace(facts, findings=findings, notes=notes))
+
+
+def digests_of_studies(
+    studies: tuple[Study, ...], announce: Announce = lambda row: None
+) -> dict[int, tuple[bytes, bytes]]:
+    """Manifest row -> SHA-256 of its image file and of its lesion mask, as in `Reading.digests`."""
+    digests = {}
+    for study in studies:
+        for row in study.rows:
+            announce(row.number)
+            content, mask = _contents(row)
+            digests[row.number] = _digest(content), _digest(mask)
+    return digests
+
+
+def _contents(row: Row) -> tuple[bytes | UserError, bytes | UserError]:
+    """The image file and the lesion mask of a row, or why there is none; no bytes for no mask."""
+    return _content(row.path), _content(row.lesion_mask) if row.lesion_mask else b""
+
+
+def _content(path: Path) -> bytes | UserError:
+    try:
+        return read_bytes(path)
+    except UserError as error:
+        return error
+
+
+def _digest(content: bytes | UserError) -> bytes:
+    if isinstance(content, UserError) or not content:
+        return b""
+    return hashlib.sha256(content).digest()
+
+
+def _read_row(
+    study: Study, row: Row, content: bytes | UserError, mask: bytes | UserError
+) -> list[Image]:
+    if isinstance(content, UserError):
+        raise content
+    if isinstance(mask, UserError):
+        raise mask
+    scintigram = decode(content, row.frame, row.view, row.accept)
+    rows, columns = scintigram.views[0].native.shape
+    fit = fit_of(rows, columns)
+    masks = _masks(mask, scintigram, fit)
+    return [
+        _image(study, row, scintigram, view, fit, own)
+        for view, own in zip(scintigram.views, masks, strict=True)
+    ]
+
+
+def _masks(content: bytes, scintigram: Scintigram, fit: Fit) -> list[np.ndarray] | list[None]:
+    if not content:
+        return [None] * len(scintigram.views)
+    frames = tuple(view.frame for view in scintigram.views)
+    native = read_masks(content, frames, scintigram.frames, fit.rows, fit.columns)
+    return [fit.mask(mask) for mask in native]
+
+
+def _image(
+    study: Study,
+    row: Row,
+    scintigram: Scintigram,
+    view: View,
+    fit: Fit,
+    mask: np.ndarray | None,
+) -> Image:
+    counts = fit.counts(view.native)
+    findings = view.findings + _halves_findings(fit, view.native, counts, row.accept)
+    quality = assess(view.native, scintigram.pixel_spacing_mm, scintigram.counts_ratio)
+    if NOT_A_BODY in quality.findings:
+        findings += accepted(f"has {NOT_A_BODY}", row.accept)
+    age = scintigram.age if row.age is None else row.age
+    facts = Facts(
+        row=row.number,
+        file=_file_number(study, row),
+        frame=view.frame,
+        nth=1,
+        image_id=f"{study.study_key}-{view.name}",
+        patient_key=study.patient_key,
+        study_key=study.study_key,
+        site_key=study.site_key,
+        label=row.label,
+        view=view.name,
+        view_rule=view.rule,
+        notes=view.notes
+        + findings
+        + _patient_notes(row.patient_id, scintigram.patient_id)
+        + _fit_notes(fit, view.native, counts)
+        + quality.findings,
+        findings=findings,
+        pixel_spacing_mm=scintigram.pixel_spacing_mm * fit.spacing_factor,
+        scale=intensity_scale(counts),
+        sex=row.sex or scintigram.sex or deidentify.UNKNOWN,
+        age_band=deidentify.age_band(age),
+        manufacturer=deidentify.manufacturer(scintigram.manufacturer),
+        counts_ratio=scintigram.counts_ratio,
+        quality=quality,
+        signature=signature(counts),
+        patient_digest=_patient_digest(study.salt, scintigram.patient_id),
+    )
+    return Image(facts, counts, mask)
+
+
+def _file_number(study: Study, row: Row) -> int:
+    paths = list(dict.fromkeys(own.relative_path for own in study.rows))
+    return 1 + paths.index(row.relative_path)
+
+
+def _halves_findings(
+    fit: Fit, native: np.ndarray, counts: np.ndarray, accept: bool
+) -> tuple[str, ...]:
+    """Two views side by side in one picture would be cropped to half of either."""
+    if _share_cut_off(fit, native, counts) <= _MOST_CUT_OFF:
+        return ()
+    return accepted(
+        f"is {fit.rows}x{fit.columns}, and cropping it to {ROWS}x{COLUMNS} would cut off much "
+        "of its counts: are both views side by side? cut it into one picture a view",
+        accept,
+    )
+
+
+def _share_cut_off(fit: Fit, native: np.ndarray, counts: np.ndarray) -> float:
+    if not fit.crops:
+        return 0.0
+    before = int(native.sum(dtype=np.int64)) * fit.repeat**2
+    return 1 - int(counts.sum(dtype=np.int64)) / before if before else 0.0
+
+
+def _fit_notes(fit: Fit, native: np.ndarray, counts: np.ndarray) -> tuple[str, ...]:
+    notes = (fit.description,) if fit.description else ()
+    if _share_cut_off(fit, native, counts) > 0:
+        notes += (CROPPED,)
+    return notes
+
+
+def _patient_notes(written: str, own: str) -> tuple[str, ...]:
+    own = own.strip()
+    same = written != own and number_of(written) and number_of(written) == number_of(own)
+    return (ZEROS_LOST,) if same else ()
+
+
+def _patient_digest(salt: bytes, patient_id: str) -> bytes:
+    # Any character set is possible in a file, also one that gives no valid text.
+    number = patient_id.encode("utf-8", "surrogatepass")
+    return hashlib.sha256(salt + number).digest()[:8] if number else b""
+
+
+def _numbered(images: list[Image], used: Counter[str]) -> list[Image]:
+    """The nth scan of a study: <study_key>-2-anterior."""
+    names = [image.facts.image_id for image in images]
+    used.update(names)
+    nth = max(used[name] for name in names)
+    if nth == 1:
+        return images
+    return [
+        replace(
+            image,
+            facts=replace(
+                image.facts,
+                nth=nth,
+                image_id=f"{image.facts.study_key}-{nth}-{image.facts.view}",
+            ),
+        )
+        for image in images
+    ]
+
+
+def intensity_scale(counts: np.ndarray) -> float:
+    """The bright level, in counts a pixel, that normalisation divides an image by.
+
+    The 99th percentile over positive pixels, after 4x4 sum-pooling (divided by 16): single pixels
+    hold so few counts that their percentile would be a small whole number, and the maximum would be
+    the bladder or the injection site. At least 1/16, one count a pooled pixel, so that an empty
+    image can be divided too.
+
+    Args:
+      counts: (1024, 256), whole counts.
+    """
+    pool = _SCALE_POOL
+    # Rows first, then strided columns: several times faster than one sum over both small axes, and
+    # in 16 bits, where they hold a block's sum, twice as fast again.
+    fits = counts.max() < 2**16 // pool**2
+    rows = np.add.reduce(
+        counts.reshape(ROWS // pool, pool, COLUMNS), axis=1, dtype=np.uint16 if fits else np.uint32
+    )
+    pooled = rows[:, ::pool] + rows[:, 1::pool]
+    pooled += rows[:, 2::pool]
+    pooled += rows[:, 3::pool]
+    positive = pooled[pooled > 0]
+    bright = float(np.percentile(positive, _SCALE_PERCENTILE)) if positive.size else 0.0
+    return max(bright, 1.0) / pool**2
