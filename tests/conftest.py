@@ -1,6 +1,7 @@
 """What every test shares: eight fake devices, strict JAX, and the markers slow and exhaustive."""
 
 import atexit
+import collections
 import os
 import shutil
 import tempfile
@@ -23,8 +24,9 @@ import pytest
 
 CHECKED = [
     "tfds_builder",
+    "dscint_jax.input_pipeline.normalise",
     "dscint_jax.training.augment",
-    "dscint_jax.metrics.confusion",
+    "dscint_jax.metrics",
     "dscint_jax.models.attention",
 ]
 """Packages and modules whose annotated functions check their arguments and results, shapes among
@@ -79,3 +81,6 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if marker in item.keywords:
                 item.add_marker(pytest.mark.skipif(True, reason=f"needs --run-{marker}"))
+    # Files with many long tests first, so that no process is left alone with one of them.
+    long = collections.Counter(item.path for item in items if "slow" in item.keywords)
+    items.sort(key=lambda item: -long[item.path])

@@ -126,6 +126,13 @@ COMMANDS = [block for block in BLOCKS if block.language == "bash"]
 NOT_PARSED_ONLY = [block for block in COMMANDS if not block.why_parsed_only]
 RUN = list(_without_repeats(NOT_PARSED_ONLY))
 
+AT_NIGHT = (
+    *("docs/how_to/both_views.md", "docs/how_to/external_evaluation.md"),
+    *("docs/how_to/pytorch_weights.md", "docs/reference/networks.md"),
+    "docs/explanation/phantom.md",
+)
+"""Documents whose commands take up to a minute each and leave nothing that others need."""
+
 
 def _spans(document):
     """What stands between single backticks in the sentences of a document."""
@@ -428,9 +435,18 @@ def test_options_of_a_command_in_a_sentence_are_known(command):
         assert _check_options(command) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1000)
-@pytest.mark.parametrize("block", RUN, ids=str)
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(
+            block,
+            marks=pytest.mark.exhaustive if block.document in AT_NIGHT else pytest.mark.slow,
+            id=str(block),
+        )
+        for block in RUN
+    ],
+)
 def test_block_runs_where_those_before_it_ran(block, folder):
     _run(_smaller(block.text), folder)
     if "tfds_builder.scan" in block.text and block.output:

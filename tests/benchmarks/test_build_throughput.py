@@ -3,6 +3,11 @@ import re
 import pytest
 
 from tests.benchmarks import build_throughput as throughput
+from tests.tfds_builder.conftest import (  # noqa: F401 - fixtures
+    cohort,
+    write_dicom,
+    write_manifest,
+)
 from tfds_builder.commandline.errors import UserError
 
 

@@ -34,7 +34,7 @@ def test_other_errors_of_jax_are_not_mistaken_for_it():
         run_command(lambda: _fail(jax.errors.JaxRuntimeError("INTERNAL: a fault")))
 
 
-BACKEND = "import jax; from dscint_jax.errors import run_command; run_command(jax.devices)"
+BACKEND = "import jax; from dscint_jax.command import run_command; run_command(jax.devices)"
 
 
 @pytest.mark.parametrize("platforms", ["gpux", "rocm", "cpu,gpux"])

@@ -104,7 +104,7 @@ def test_replay_names_the_operation_and_the_image_that_come_first(stopped):
     assert found[0].what == "batch scale"
     assert found[0].note == "no positive number: train-17"
     lines = {one.what: one for one in found}
-    assert re.fullmatch(r"\w+ at augment\.py:\d+ \(\w+\)", found[1].what)
+    assert re.fullmatch(r"\w+ at normalise\.py:\d+ \(\w+\)", found[1].what)
     assert found[1].note.startswith("the first result with a nan")
     assert lines["probabilities"].note.endswith("train-17")
     assert "metric loss" in lines

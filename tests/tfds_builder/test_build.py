@@ -415,7 +415,7 @@ def test_stopped_between_two_renames_no_data_set_is_lost(cohort, tmp_path, monke
         context.setattr(Path, "rename", stop)
         # Killed: nothing is put in order afterwards.
         context.setattr(staging, "_restore_replaced", lambda *_: None)
-        context.setattr(build.shutil, "rmtree", lambda *_, **__: None)
+        context.setattr(staging.shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
             run(larger, data, "--overwrite")
     with pytest.raises(UserError, match="--overwrite"):
@@ -482,7 +482,7 @@ def test_sites_are_spread_over_the_splits_and_kept_as_pseudonyms(cohort, tmp_pat
 
 
 def test_a_second_build_in_the_same_folder_waits_its_turn(cohort, tmp_path):
-    with build._staging_folder(tmp_path / "data"), pytest.raises(UserError, match="another build"):
+    with staging.staging_folder(tmp_path / "data"), pytest.raises(UserError, match="another build"):
         run(cohort(3), tmp_path / "data")
 
 

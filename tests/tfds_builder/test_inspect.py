@@ -56,8 +56,9 @@ def test_what_is_not_there_is_one_line(data_dir, tmp_path):
         inspect.main(["--data_dir", str(data_dir), *options])
     with pytest.raises(UserError, match="--per_class 0"):
         inspect.main(["--data_dir", str(data_dir), "--per_class", "0"])
+    (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
-        inspect.main(["--data_dir", str(data_dir), "--montage", str(tmp_path / "no" / "x.png")])
+        inspect.main(["--data_dir", str(data_dir), "--montage", str(tmp_path / "file" / "x.png")])
 
 
 @pytest.mark.parametrize("config", ["views", "studies"])

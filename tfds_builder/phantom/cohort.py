@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tfds_builder.commandline.command import follow_parent
 from tfds_builder.commandline.errors import UserError
-from tfds_builder.commandline.files import write_bytes
+from tfds_builder.commandline.files import remove_parts, write_bytes
 from tfds_builder.phantom import writer
 from tfds_builder.phantom.camera.protocol import Protocol
 from tfds_builder.phantom.camera.scan import STANDARD, Case, sample_case, simulate
@@ -71,6 +71,7 @@ def make_cohort(
             return None
         for part in writer.FOLDERS:
             (folder / part).mkdir(parents=True, exist_ok=True)
+            remove_parts(folder / part)
         write_bytes(folder / "phantom.json", parameters)
         key = f"{writer.pseudonym_key(seed)}\n".encode()
         write_bytes(folder / "pseudonym.key", key)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from dscint_jax.baselines import shortcuts
+from dscint_jax.baselines import neck, shortcuts
 from dscint_jax.baselines.body import NECK_SHAPE, Body, find_body, neck_crop
 from dscint_jax.baselines.facts import fact_predictions, fact_table
 from dscint_jax.baselines.inputs import read_inputs
@@ -138,7 +138,7 @@ def _accuracy(predictions):
     return np.trace(predictions.confusion) / predictions.confusion.sum()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_network_learns_what_is_in_the_neck():
     assert _accuracy(_predict_made(signal=True, steps=60)) > 0.9
 
@@ -159,9 +159,9 @@ def test_same_seed_gives_the_same_predictions_and_another_others():
 
 
 def test_network_that_diverges_is_an_error_not_a_low_score(monkeypatch):
-    broken = shortcuts.neck_config(steps=2, seed=0)
+    broken = neck.neck_config(steps=2, seed=0)
     broken = broken.replaced({"optimizer.learning_rate": 1e30})
-    monkeypatch.setattr(shortcuts, "neck_config", lambda **_: broken)
+    monkeypatch.setattr(neck, "neck_config", lambda **_: broken)
     with pytest.raises(UserError, match="diverged"):
         _predict_made(signal=True, steps=2)
 

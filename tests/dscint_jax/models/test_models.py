@@ -124,7 +124,8 @@ def _batch_norms(model):
 @pytest.mark.parametrize(
     "dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.exhaustive)]
 )
-@pytest.mark.parametrize("name", _slow("dscint"))
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", models.NETWORKS)
 def test_network_learns_eight_images_by_heart_within_200_steps(name, dtype):
     batch = _batch(name)
     state, train, evaluate = _trainer(name, 1e-4 if "vgg" in name else 3e-4, dtype=dtype)
@@ -139,7 +140,7 @@ def test_network_learns_eight_images_by_heart_within_200_steps(name, dtype):
     assert kinds == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("name", _slow("dscint", "resnet18", "dual_view"))
+@pytest.mark.parametrize("name", _slow("dscint", "dual_view"))
 def test_every_parameter_has_a_finite_gradient_that_is_not_zero(name):
     model = _model(name)()
     model.eval()
@@ -158,7 +159,7 @@ def test_every_parameter_has_a_finite_gradient_that_is_not_zero(name):
         assert (leaf[...] != 0).any(), path
 
 
-@pytest.mark.parametrize("name", _slow("dscint", "resnet18", "dual_view"))
+@pytest.mark.parametrize("name", _slow("dscint", "dual_view"))
 def test_training_and_evaluation_differ(name):
     model, images = _model(name)(), _images(name)
     modules = [module for _, module in nnx.iter_modules(model)]

@@ -18,16 +18,15 @@ WITHOUT_CAPABILITIES = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
 
 # Several commands in one process, as JAX takes seconds to import.
 PROGRAM = """
-import contextlib, importlib, io, json, sys
+import contextlib, io, json, runpy, sys
 
 results = []
 for module, *arguments in json.loads(sys.argv[1]):
-    module = importlib.import_module(module)
     sys.argv = ["command", *arguments]
     out, err, status = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            module.run_command(module.main)
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
         except SystemExit as stopped:
             status = stopped.code
     results.append((status, out.getvalue(), err.getvalue()))

@@ -261,8 +261,8 @@ def _mesh(devices):
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("spmd", ["jit", pytest.param("pmap", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("spmd", ["jit", "pmap"])
 def test_run_resumes_on_another_number_of_devices_with_the_same_losses(
     config, tmp_path, monkeypatch, capsys, spmd
 ):

@@ -8,7 +8,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from dscint_jax.run.trackers import trackers
 from dscint_jax.run.trackers.in_background import InBackground
-from dscint_jax.run.trackers.json_lines import JsonLines, read_metrics
+from dscint_jax.run.trackers.json_lines import JsonLines, read_lines, read_metrics
 from dscint_jax.run.trackers.trackers import Trackers, open_trackers
 from tfds_builder.commandline.errors import UserError
 
@@ -123,7 +123,7 @@ def test_speeds_stand_apart_from_metrics_that_two_runs_share(tmp_path, wandb):
     log.write_speed(1, {"images_per_second": 143.0})
     log.close()
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 0.5}]
-    speeds = trackers.read_lines(tmp_path / "train_speed.jsonl")
+    speeds = read_lines(tmp_path / "train_speed.jsonl")
     assert speeds == [{"step": 1, "images_per_second": 143.0}]
     assert wandb.runs[0].logged[1] == {"step": 1, "speed/images_per_second": 143.0}
 

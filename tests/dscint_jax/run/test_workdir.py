@@ -10,7 +10,7 @@ import sys
 import jax
 import pytest
 
-from dscint_jax.run import workdir as workdir_module
+from dscint_jax.run import provenance
 from dscint_jax.run.provenance import Ending, attempts_of, check_data, record_attempt, record_end
 from dscint_jax.run.workdir import check_claim, claim, config_of
 from tests.dscint_jax.conftest import load_tiny_config
@@ -92,7 +92,7 @@ def test_attempts_of_early_versions_are_read(tmp_path):
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr(workdir_module.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(provenance.jax, "process_index", lambda: 1)
     record_attempt(tmp_path, fingerprint="f" * 64, classes=CLASSES, start_step=0, steps=9)
     record_end(tmp_path, why="completed", step=3)
     assert not list(tmp_path.iterdir())
@@ -128,7 +128,7 @@ def test_error_is_not_hidden_by_a_disk_that_takes_no_record_of_it(tmp_path, monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     _record(tmp_path)
-    monkeypatch.setattr(workdir_module, "write_json", refuse)
+    monkeypatch.setattr(provenance, "write_json", refuse)
     with pytest.raises(ZeroDivisionError), Ending(tmp_path, 4):
         raise ZeroDivisionError
     with pytest.raises(OSError, match="No space left"), Ending(tmp_path, 4):
@@ -197,8 +197,8 @@ def test_commit_is_that_of_the_checkout_and_not_of_a_repository_around_an_instal
     git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "m"], check=True)
-    monkeypatch.setattr(workdir_module, "__file__", str(installed))
-    assert workdir_module._git_commit() == "unknown"
+    monkeypatch.setattr(provenance, "__file__", str(installed))
+    assert provenance._git_commit() == "unknown"
     subprocess.run([*git, "add", "venv"], check=True)
     subprocess.run([*git, "commit", "-q", "-m", "m"], check=True)
-    assert re.fullmatch("[0-9a-f]{40}", workdir_module._git_commit())
+    assert re.fullmatch("[0-9a-f]{40}", provenance._git_commit())

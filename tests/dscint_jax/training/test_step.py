@@ -78,8 +78,8 @@ def test_any_number_of_devices_trains_as_one_does_over_20_steps(
     np.testing.assert_allclose(losses, losses_of_one_device["jit"], rtol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("devices", [2, pytest.param(8, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("devices", [2, 8])
 def test_devices_agree_with_accumulation_mixup_and_average_on(everything, devices):
     config = everything.replaced({"accumulation": 2, "mixup": 0.4, "ema": 0.9, "loss": "focal"})
     experiment = make_experiment(config, (4, 3, 2, 1), AXIS)
@@ -108,8 +108,8 @@ def test_devices_agree_with_accumulation_mixup_and_average_on(everything, device
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("spmd", ["jit", "pmap"])
 @pytest.mark.slow
+@pytest.mark.parametrize("spmd", ["jit", pytest.param("pmap", marks=pytest.mark.exhaustive)])
 def test_same_devices_twice_give_the_same_bits(everything, spmd):
     first, second = (_run(everything, 4, 5, spmd)[1] for _ in range(2))
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
@@ -159,7 +159,7 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch(config):
     np.testing.assert_allclose(parts[0], whole[0], rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_mixup_trains_on_mixtures_and_average_lags_behind(config):
     plain = _run(config, 1)
     config = config.replaced({"mixup": 1.0})
