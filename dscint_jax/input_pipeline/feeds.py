@@ -142,6 +142,7 @@ def device_fields(batch: HostBatch) -> HostBatch:
 
 def _from(order: grain.MapDataset, start: int) -> Iterator[np.ndarray]:
     for step in range(start, len(order)):
+        # Grain's hints have None for what a filter leaves out, and an order has no filter.
         yield np.asarray(order[step])
 
 

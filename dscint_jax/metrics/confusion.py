@@ -66,7 +66,7 @@ class ConfusionMatrix(clu_metrics.Metric):
         predicted = jax.nn.one_hot(logits.argmax(-1), classes, dtype=jnp.int32)
         return cls(counts=true.T @ predicted)
 
-    # clu has one class for both, which no class that is not generic can give.
+    # In clu's hint both are of one type variable; here both are of this class.
     def merge(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, other: "ConfusionMatrix"
     ) -> "ConfusionMatrix":

@@ -168,7 +168,7 @@ class BatchNorm(nnx.BatchNorm):
     def __init__(self, features: int, *, epsilon: float = 1e-5, dtype: DTypeLike, rngs: nnx.Rngs):
         super().__init__(features, momentum=0.9, epsilon=epsilon, dtype=dtype, rngs=rngs)
 
-    # Whoever calls a network says neither what to normalise by nor what of it to leave out.
+    # By what it normalises is the module's mode alone, and no caller has a mask.
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch height width channel"]:
@@ -212,7 +212,7 @@ class Dropout(nnx.Dropout):
         super().__init__(rate)
         self.axis_name: str | None = None
 
-    # Whether it draws is the network's mode alone.
+    # Whether it draws is the module's mode alone.
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Array, " batch *shape"], *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, " batch *shape"]:
