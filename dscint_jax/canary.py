@@ -7,7 +7,7 @@ compiles such an expression of whole numbers and compares it with what they give
 
 import jax
 import jax.numpy as jnp
-import jaxlib
+import jaxlib.version
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -28,9 +28,9 @@ def check_backend() -> None:
     computed = jax.jit(_squared_lengths)(vectors.astype(np.float32))
     if not np.array_equal(computed, (vectors**2).sum(1)):
         raise UserError(
-            f"jaxlib {jaxlib.__version__} computes wrongly on this {jax.default_backend()} (a sum "
-            f"of matrix-vector products); install the version of constraints.txt, or, for jaxlib "
-            f"0.10.2 on a CPU, set XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type="
+            f"jaxlib {jaxlib.version.__version__} computes wrongly on this {jax.default_backend()} "
+            f"(a sum of matrix-vector products); install the version of constraints.txt, or, for "
+            f"jaxlib 0.10.2 on a CPU, set XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type="
         )
 
 

@@ -33,7 +33,7 @@ def use_compilation_cache() -> None:
     JAX_ENABLE_COMPILATION_CACHE=false turns the cache off. A folder that cannot be made is a
     warning.
     """
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:  # pyright: ignore[reportAttributeAccessIssue]
         return
     sound_on_cpu = platform.system() == "Linux" and jax.__version_info__ >= CPU_SINCE
     if jax.default_backend() == "cpu" and not sound_on_cpu:

@@ -93,7 +93,7 @@ def _is_of(value: Any, kind: Any) -> bool:
         if arguments[-1] is ...:
             return all(_is_of(part, arguments[0]) for part in value)
         return len(value) == len(arguments) and all(map(_is_of, value, arguments))
-    accepted = {float: (float, int)}.get(kind, typing.get_origin(kind) or kind)
+    accepted = (float, int) if kind is float else typing.get_origin(kind) or kind
     return isinstance(value, accepted) and not isinstance(value, bool)
 
 

@@ -84,18 +84,18 @@ class _ConfigParser(flags.ArgumentParser):
     def __init__(self, loader: flags.ArgumentParser):
         self._loader = loader
 
-    def parse(self, value: str) -> Any:
-        if Path(value).is_dir():
-            saved = Path(value) / "config.json"
+    def parse(self, argument: str) -> Any:
+        if Path(argument).is_dir():
+            saved = Path(argument) / "config.json"
             file = saved if saved.is_file() else "configs/dscint.py"
-            raise UserError(f"--config {value} is a folder; name a file, such as {file}")
-        if value.endswith(".json"):
-            return _overridable(read_config(home_expanded(value)))
-        config = self._loader.parse(_located(value))
+            raise UserError(f"--config {argument} is a folder; name a file, such as {file}")
+        if argument.endswith(".json"):
+            return _overridable(read_config(home_expanded(argument)))
+        config = self._loader.parse(_located(argument))
         if config is None or isinstance(config, (str, int, list, dict, ConfigDict)):
             raise UserError(
-                f"--config {value}: get_config returns a {type(config).__name__}; it must return a "
-                "dscint_jax.config.Config"
+                f"--config {argument}: get_config returns a {type(config).__name__}; it must "
+                "return a dscint_jax.config.Config"
             )
         # A file that cannot be read says so when it is first used.
         return _overridable(config) if isinstance(config, Config) else config
@@ -121,9 +121,10 @@ def _overridable(config: Config) -> ConfigDict:
     for name, option in options.items():
         if not isinstance(option, dict):
             options[name] = FieldReference(option, field_type=object)
+    values["model_options"] = open_options = ConfigDict(options)
     found = ConfigDict(values)
     found.lock()
-    found.model_options.unlock()
+    open_options.unlock()
     return found
 
 
@@ -232,7 +233,7 @@ def _read_config() -> Config:
 
 def _read_workdir() -> Path:
     try:
-        return read_path(_WORKDIR.value)
+        return read_path(_WORKDIR.value or "")
     except argparse.ArgumentTypeError as error:
         raise UserError(f"--workdir: {error}") from error
 

@@ -1,7 +1,7 @@
 """Devices as a mesh of one axis, `data`: batches lie divided over it, all else on each device."""
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -10,6 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tfds_builder.commandline.errors import UserError
 
 AXIS = "data"
+Device: TypeAlias = jax.Device  # pyright: ignore[reportInvalidTypeForm]
 DeviceBatch = dict[str, jax.Array]
 
 

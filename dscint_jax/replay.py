@@ -39,7 +39,7 @@ from dscint_jax.training.nonfinite import (
     no_divisor,
 )
 from dscint_jax.training.state import TrainState
-from dscint_jax.training.step import StepSpec, eval_step, train_step
+from dscint_jax.training.step import Batch, StepSpec, eval_step, train_step
 from tfds_builder.commandline.command import CommandParser
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import read_json
@@ -121,15 +121,15 @@ def replay(workdir: Path, step: int | None = None) -> tuple[Dump, list[Finding]]
 
 
 def _metrics_and_gradients(
-    state: TrainState, batch: HostBatch, *, spec: StepSpec
+    state: TrainState, batch: Batch, *, spec: StepSpec
 ) -> tuple[dict[str, jax.Array], Any]:
     """What a training step computes, with the gradients that it hands to the optimizer."""
     seen = []
 
-    def update(gradients: Any, optimizer: Any, params: Any = None) -> tuple[Any, Any]:
-        seen.append(gradients)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        seen.append(updates)
         # What becomes of them is of no interest here.
-        return jax.tree.map(jnp.zeros_like, gradients), optimizer
+        return jax.tree.map(jnp.zeros_like, updates), state
 
     watched = optax.GradientTransformation(spec.optimizer.init, update)
     _, metrics = train_step(state, batch, spec=dataclasses.replace(spec, optimizer=watched))

@@ -63,7 +63,8 @@ def _brighter_than_background(level: Float[np.ndarray, "height width"]) -> Bool[
 
 def _largest_parts(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
     """The connected parts of at least a twentieth of the largest: faint knees cut a body apart."""
-    parts, count = ndimage.label(mask)
+    # SciPy's hints have a bare number too, which comes only with an array to fill.
+    parts, count = ndimage.label(mask)  # pyright: ignore[reportGeneralTypeIssues]
     if not count:
         return mask
     sizes = np.bincount(parts.ravel())

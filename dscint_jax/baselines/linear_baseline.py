@@ -4,6 +4,7 @@ A data set on which it does well needs no network; it is printed beside every ne
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -75,24 +76,25 @@ def linear_baseline(
     Raises:
       UserError: there is no data set, or `fold` does not fit it.
     """
-    batches, images = {}, None
-    fitted_on = ("train", "validation")
-    for name in fitted_on if elsewhere else dict.fromkeys((*fitted_on, split)):
-        images = load_split(
-            data_dir,
-            name,
-            pool=POOL,
-            cache_gib=math.inf,
-            fold=fold,
-            records=records,
-            copies=copies,
-            beside=images,
-        )
-        batches[name] = images.read(np.arange(len(images)))
+    load = functools.partial(
+        load_split,
+        data_dir,
+        pool=POOL,
+        cache_gib=math.inf,
+        fold=fold,
+        records=records,
+        copies=copies,
+    )
+    images = load("train")
+    batches = {"train": images.read(np.arange(len(images)))}
+    for name in ("validation",) if elsewhere else ("validation", split):
+        if name not in batches:
+            images = load(name, beside=images)
+            batches[name] = images.read(np.arange(len(images)))
     if elsewhere:
         split, scored = ELSEWHERE, elsewhere()
         batches[split] = scored.read(np.arange(len(scored)))
-    move = lambda pixels, copy: apply_copies(pixels, copy, ranges, seed=copies.seed)  # noqa: E731
+    move = functools.partial(apply_copies, ranges=ranges, seed=copies.seed) if copies else None
     return baseline_of(batches, split, len(images.classes), move_copies=move)
 
 
@@ -174,6 +176,8 @@ def _features(
     ratio = batch["counts"] / batch["scale"][..., None, None, None]
     images = np.sqrt(ratio)
     if COPY in batch:
+        if move_copies is None:
+            raise ValueError("batches of copies need `move_copies`")
         pixels = jnp.asarray(images.astype(np.float32))
         images = np.asarray(move_copies(pixels, jnp.asarray(batch[COPY])))
     return images.reshape(len(images), -1)

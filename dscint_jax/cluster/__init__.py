@@ -90,7 +90,7 @@ def leave(cluster: Cluster) -> None:
     Raises:
       UserError: some do not finish in time.
     """
-    if cluster.process_count == 1:
+    if cluster.watch is None:
         return
     # Until all are here, the failure of one must still end the others.
     barrier(cluster, "end", END_TIMEOUT_S)

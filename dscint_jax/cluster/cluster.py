@@ -196,7 +196,7 @@ def check_software(cluster: Cluster) -> None:
         # JAX lets processes pass that were told different numbers.
         "the number of processes": str(cluster.process_count),
         **{f"the version of {name}": _version(name) for name in PACKAGES},
-        "JAX_PLATFORMS": jax.config.jax_platforms or "not set",
+        "JAX_PLATFORMS": jax.config.jax_platforms or "not set",  # pyright: ignore[reportAttributeAccessIssue]
         "the number of visible GPUs": str(visible_gpus()),
     }
     agree_all(cluster, "software", facts)
@@ -241,7 +241,7 @@ def loopback_of(host: str) -> str:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         return ""
-    addresses = [address[4][0].partition("%")[0] for address in found]
+    addresses = [str(address[4][0]).partition("%")[0] for address in found]
     return addresses[0] if all(ipaddress.ip_address(a).is_loopback for a in addresses) else ""
 
 

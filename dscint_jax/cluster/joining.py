@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -65,7 +66,7 @@ def find_cluster(
         if len(absent) < len(flags):
             raise UserError("--distributed=off and --coordinator_address exclude each other")
         return ALONE
-    if not absent:
+    if coordinator_address is not None and num_processes is not None and process_id is not None:
         return _place("flags", coordinator_address, num_processes, process_id)
     if len(absent) < len(flags):
         raise UserError(f"missing: {' and '.join(absent)}; {', '.join(flags)} go together")
@@ -88,7 +89,7 @@ def join(cluster: Cluster, timeout_s: float, workdir: Path | None) -> Cluster:
     """
     # Processes on CPUs exchange gradients by it; on accelerators it is not asked.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    arguments = {
+    arguments: dict[str, Any] = {
         # JAX ends the process where it gives up waiting, so it is not to be the first to do so.
         "initialization_timeout": int(timeout_s) + 60,
         "heartbeat_timeout_seconds": HEARTBEAT_TIMEOUT_S,

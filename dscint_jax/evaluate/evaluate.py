@@ -62,7 +62,7 @@ def evaluate(
     """
     folder = result_folder(workdir, split, data_dir=data_dir, name=name, out=out)
     network = load_trained(workdir, split=split, checkpoint=checkpoint, data_dir=data_dir)
-    if network.last_step < network.config.steps:
+    if network.last_step < int(network.config.steps):
         print(
             f"note: training is not complete; {workdir} holds step {network.last_step} of "
             f"{network.config.steps}"

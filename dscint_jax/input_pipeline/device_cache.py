@@ -26,7 +26,7 @@ from dscint_jax.input_pipeline.records import (
     read_columns,
 )
 from dscint_jax.input_pipeline.scintigrams import Scintigrams
-from dscint_jax.mesh import AXIS, DeviceBatch, local_rows, shard_batch
+from dscint_jax.mesh import AXIS, Device, DeviceBatch, local_rows, shard_batch
 
 Columns = Mapping[str, jax.Array]
 
@@ -67,8 +67,9 @@ def _on_devices(images: Images, mesh: Mesh, progress: Progress) -> dict[str, jax
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
     places = sharding.addressable_devices_indices_map((each * mesh.size,))
     devices = {
-        device: np.arange(rows.start or 0, rows.stop or each * mesh.size)
-        for device, (rows,) in places.items()
+        device: np.arange(place[0].start or 0, place[0].stop or each * mesh.size)
+        for device, place in places.items()
+        if place is not None
     }
     parts = _read_parts(images, devices, progress)
     kind = _agreed_type(max(int(part["counts"].max(initial=0)) for part in parts.values()))
@@ -87,8 +88,8 @@ def _on_devices(images: Images, mesh: Mesh, progress: Progress) -> dict[str, jax
 
 
 def _read_parts(
-    images: Images, devices: Mapping[jax.Device, Int[np.ndarray, " image"]], progress: Progress
-) -> dict[jax.Device, HostBatch]:
+    images: Images, devices: Mapping[Device, Int[np.ndarray, " image"]], progress: Progress
+) -> dict[Device, HostBatch]:
     """The images of each device; of one that has none, arrays without rows."""
     wanted = {device: rows[rows < len(images)] for device, rows in devices.items()}
     total, done, parts = sum(map(len, wanted.values())), 0, {}

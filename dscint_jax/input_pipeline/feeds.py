@@ -5,7 +5,7 @@ step on.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from types import TracebackType
 
 import grain
@@ -85,7 +85,7 @@ def training_feed(
     if cache == DEVICE:
         held = DeviceCache(images, mesh, progress)
         return TrainingFeed(held.batch(indices) for indices in _from(order, start))
-    rows = local_rows(len(order[0]), mesh)
+    rows = local_rows(len(np.asarray(order[0])), mesh)
     batches = host_batches(images, order=order, rows=rows, threads=threads, start=start)
     on_devices = (shard_batch(device_fields(batch), mesh) for batch in batches)
     # Older versions of Grain end their threads when nothing refers to them any more.
@@ -142,10 +142,11 @@ def device_fields(batch: HostBatch) -> HostBatch:
 
 def _from(order: grain.MapDataset, start: int) -> Iterator[np.ndarray]:
     for step in range(start, len(order)):
-        yield order[step]
+        # Grain's hints have None for what a filter leaves out, and an order has no filter.
+        yield np.asarray(order[step])
 
 
-def _ahead(batches: Iterable[DeviceBatch]) -> Iterator[DeviceBatch]:
+def _ahead(batches: Iterable[DeviceBatch]) -> Generator[DeviceBatch, None, None]:
     """The same batches, each begun before the one before it is taken.
 
     Copies to devices and gathers on them run beside the step, so that no thread is needed.

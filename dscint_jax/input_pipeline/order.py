@@ -76,6 +76,8 @@ def index_batches(
       labels: the class of each image; needed by 'balanced' alone.
     """
     if sampling == BALANCED:
+        if labels is None:
+            raise ValueError("sampling 'balanced' needs labels")
         batch = _balanced(labels, batch_size=batch_size, seed=seed)
         return grain.MapDataset.range(sys.maxsize).map(batch)
     # Batched before repeated, so that no batch straddles two epochs.

@@ -6,10 +6,10 @@ line that gives its reason. Processes that are told the same decide alike.
 
 import dataclasses
 
-import jax
 from jax.sharding import Mesh
 
 from dscint_jax.config import AUTO, DEVICE, HOST, NONE
+from dscint_jax.mesh import Device
 from tfds_builder.commandline.errors import UserError
 
 DEVICE_SHARE = 0.25
@@ -42,6 +42,10 @@ class Placement:
     reason: str
 
 
+UNDECIDED = Placement(NONE, "")
+"""Of images for which nobody decides: they are read from where they are."""
+
+
 def accelerators_of(mesh: Mesh) -> Accelerators:
     """A mesh's devices, with the memory that is free on this process's own.
 
@@ -70,17 +74,17 @@ def place(
     Raises:
       UserError: there is no room where the config asks for it.
     """
-    if accelerators is None and cache == DEVICE:
-        cache = AUTO
-    in_memory = size <= cache_gib * 2**30
-    if cache == DEVICE:
+    if accelerators is None:
+        cache = AUTO if cache == DEVICE else cache
+    elif cache == DEVICE:
         _check_room(images, size, accelerators)
+    in_memory = size <= cache_gib * 2**30
     if cache == HOST and not in_memory:
         raise UserError(
             f"config.data.cache is 'host', but the {images} take up to {_gib(size)} GiB and "
             f"config.data.cache_gib is {cache_gib}; raise that, or set config.data.cache to 'auto'"
         )
-    if cache == DEVICE or (cache == AUTO and _fits_well(size, accelerators)):
+    if accelerators and (cache == DEVICE or (cache == AUTO and _fits_well(size, accelerators))):
         return Placement(DEVICE, f"{images} stay on {_room(size, accelerators)}")
     if cache == HOST or (cache == AUTO and in_memory):
         room = f"{_gib(size)} GiB of {cache_gib}"
@@ -91,7 +95,7 @@ def place(
     return Placement(NONE, f"{images} are read from the disk ({_gib(size)} GiB; {why})")
 
 
-def _least_free(devices: list[jax.Device]) -> int | None:
+def _least_free(devices: list[Device]) -> int | None:
     free = []
     for device in devices:
         memory = device.memory_stats() or {}
@@ -101,8 +105,8 @@ def _least_free(devices: list[jax.Device]) -> int | None:
     return min(free)
 
 
-def _fits_well(size: int, accelerators: Accelerators | None) -> bool:
-    if accelerators is None or accelerators.free is None:
+def _fits_well(size: int, accelerators: Accelerators) -> bool:
+    if accelerators.free is None:
         return False
     return size <= accelerators.number * accelerators.free * DEVICE_SHARE
 

@@ -40,15 +40,19 @@ class Images(Protocol):
 
     def __len__(self) -> int:
         """How many there are."""
+        ...
 
     def read(self, indices: Int[np.ndarray, " batch"]) -> HostBatch:
         """Images by their indices, with DEVICE_FIELDS and IDENTITY_FIELDS."""
+        ...
 
     def identity(self, indices: Int[np.ndarray, " batch"]) -> HostBatch:
         """Their IDENTITY_FIELDS alone."""
+        ...
 
     def keys(self, progress: Progress = no_progress) -> HostBatch:
         """The KEY_FIELDS of all images."""
+        ...
 
 
 class DiskImages:
@@ -157,14 +161,16 @@ def read_columns(
       indices: of the images, in the order that they are to have; at least one.
       progress: told how many of how many were read.
     """
-    counts, rest, done = None, [], 0
+    columns: HostBatch = {}
+    rest, done = [], 0
     for chunk in _chunks(indices):
         batch = images.read(chunk)
-        counts = _put(counts, batch.pop("counts"), done, len(indices))
+        held = columns.get("counts")
+        columns["counts"] = _put(held, batch.pop("counts"), done, len(indices))
         rest.append(batch)
         done += len(chunk)
         progress(done, len(indices))
-    return {"counts": counts, **_joined(rest)}
+    return columns | _joined(rest)
 
 
 def count_type(most: int) -> type[np.integer]:

@@ -24,7 +24,14 @@ from dscint_jax.input_pipeline.dataset import (
     open_dataset,
     parts_of,
 )
-from dscint_jax.input_pipeline.placement import AUTO, HOST, Accelerators, Placement, place
+from dscint_jax.input_pipeline.placement import (
+    AUTO,
+    HOST,
+    UNDECIDED,
+    Accelerators,
+    Placement,
+    place,
+)
 from dscint_jax.input_pipeline.protocol import Copies, leakage_of, share_out, split_copies
 from dscint_jax.input_pipeline.records import (
     COPY,
@@ -58,8 +65,7 @@ class Scintigrams:
       records: 'views', or 'studies' where an image is a pair of views.
       copies: how the data set was augmented; None where it was not.
       numbers: running numbers of the split's copies; None where it is `images` as they are.
-      placement: where `images` are, or, if that is 'device', where training shall bring them; None
-        where nobody decided.
+      placement: where `images` are, or, if that is 'device', where training shall bring them.
       labels: the number that each label of the records has among `classes`; None where they are
         the same.
     """
@@ -72,13 +78,18 @@ class Scintigrams:
     records: str = VIEWS
     copies: Copies | None = None
     numbers: Int[np.ndarray, " copy"] | None = None
-    placement: Placement | None = None
+    placement: Placement = UNDECIDED
     labels: Int[np.ndarray, " class"] | None = None
 
     @property
     def noun(self) -> str:
         """What its images are called when they are counted."""
         return NOUNS[self.records]
+
+    @property
+    def _each(self) -> int:
+        """Copies of every image, itself among them."""
+        return self.copies.number if self.copies else 1
 
     def __len__(self) -> int:
         return sum(self.class_counts)
@@ -141,18 +152,18 @@ class Scintigrams:
 
     def sources(self, indices: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " batch"]:
         """Where in `images` the split's images are, or those that its copies are of."""
-        return indices if self.numbers is None else self.numbers[indices] // self.copies.number
+        return indices if self.numbers is None else self.numbers[indices] // self._each
 
     def copy_field(self, indices: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " batch"]:
         """Running numbers of copies, and -1 where a copy is the image itself."""
-        numbers = self.numbers[indices]
-        return np.where(numbers % self.copies.number, numbers, ITSELF).astype(np.int32)
+        numbers = indices if self.numbers is None else self.numbers[indices]
+        return np.where(numbers % self._each, numbers, ITSELF).astype(np.int32)
 
     def _named(self, batch: HostBatch, indices: Int[np.ndarray, " batch"]) -> HostBatch:
         if self.numbers is None:
             return batch
         names = [
-            f"{image}#{number % self.copies.number}"
+            f"{image}#{number % self._each}"
             for image, number in zip(batch["image_id"], self.numbers[indices], strict=True)
         ]
         return batch | {"image_id": np.array(names)}

@@ -66,7 +66,10 @@ class ConfusionMatrix(clu_metrics.Metric):
         predicted = jax.nn.one_hot(logits.argmax(-1), classes, dtype=jnp.int32)
         return cls(counts=true.T @ predicted)
 
-    def merge(self, other: "ConfusionMatrix") -> "ConfusionMatrix":
+    # In clu's hint both are of one type variable; here both are of this class.
+    def merge(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, other: "ConfusionMatrix"
+    ) -> "ConfusionMatrix":
         """The matrix of both sets of images."""
         return ConfusionMatrix(self.counts + other.counts)
 

@@ -117,7 +117,7 @@ def complete_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_names(
-    name: str, network: Callable[..., nnx.Module], options: Mapping[str, Any], field: str
+    name: str, network: Callable[..., object], options: Mapping[str, Any], field: str
 ) -> None:
     known = _options_of(network)
     for option in options:
@@ -146,7 +146,7 @@ def _takes_rngs(model: nnx.Module) -> bool:
     return "rngs" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def _find(name: str) -> Callable[..., nnx.Module]:
+def _find(name: str) -> Callable[..., object]:
     if name in NETWORKS:
         return NETWORKS[name]
     module_name, colon, attribute = name.partition(":")
@@ -169,9 +169,7 @@ def _find(name: str) -> Callable[..., nnx.Module]:
     return network
 
 
-def _call(
-    name: str, network: Callable[..., nnx.Module], arguments: Mapping[str, Any]
-) -> nnx.Module:
+def _call(name: str, network: Callable[..., object], arguments: Mapping[str, Any]) -> object:
     try:
         return network(**arguments)
     except UserError:
@@ -183,13 +181,13 @@ def _call(
         ) from error
 
 
-def _options_of(network: Callable[..., nnx.Module]) -> list[str] | None:
+def _options_of(network: Callable[..., object]) -> list[str] | None:
     """Names of a network's own keyword arguments; None if it takes any."""
     defaults = _defaults_of(network)
-    return defaults and [*defaults]
+    return None if defaults is None else [*defaults]
 
 
-def _defaults_of(network: Callable[..., nnx.Module]) -> dict[str, Any] | None:
+def _defaults_of(network: Callable[..., object]) -> dict[str, Any] | None:
     """A network's own keyword arguments with their defaults; None if it takes any."""
     bound = network.keywords if isinstance(network, functools.partial) else {}
     target = network.func if isinstance(network, functools.partial) else network

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dscint_jax.models.layers import Conv, Dropout, apply_layers, flatten
+from dscint_jax.models.layers import Conv, Dropout, apply_layers, built, flatten
 from dscint_jax.models.options import check_dropout
 from dscint_jax.models.pooling import adaptive_average_pool, max_pool
 
@@ -99,4 +99,4 @@ class AlexNet(nnx.Module):
     ) -> Float[Array, "batch classes"]:
         """Returns float32 logits of normalised images; `rngs`: `dropout`, in training only."""
         x = flatten(adaptive_average_pool(self.feature_maps(images), GRID))
-        return apply_layers(self.classifier, x, rngs=rngs).astype(jnp.float32)
+        return apply_layers(built(self.classifier), x, rngs=rngs).astype(jnp.float32)

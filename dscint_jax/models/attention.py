@@ -53,7 +53,7 @@ class ChannelGate(nnx.Module):
         self, x: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch channel"]:
         """Returns the weights, in (0, 1)."""
-        descriptors = (x.mean((1, 2)), largest(x, (1, 2)))
+        descriptors: tuple[Array, Array] = (x.mean((1, 2)), largest(x, (1, 2)))
         return nnx.sigmoid(sum(self.excite(nnx.relu(self.squeeze(d))) for d in descriptors))
 
 

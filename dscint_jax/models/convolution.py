@@ -6,6 +6,8 @@ pytest tests/dscint_jax/models/test_convolution.py` holds that the two agree.
 """
 
 import functools
+from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +15,15 @@ from jaxtyping import Array, Float
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
+PaddingRule = Literal["SAME"] | int | tuple[int, int]
+"""What `pads_of` makes a padding from."""
+
 Padding = tuple[tuple[int, int], tuple[int, int]]
 """Pixels added above and below, left and right."""
 
 
 def pads_of(
-    size: tuple[int, int],
-    window: tuple[int, int],
-    stride: int,
-    padding: str | int | tuple[int, int],
+    size: Sequence[int], window: Sequence[int], stride: int, padding: PaddingRule
 ) -> Padding:
     """Pixels that a window needs around a map.
 
@@ -34,20 +36,22 @@ def pads_of(
         padded up to it: reference implementations refuse such maps, and a scintigram is narrow.
     """
     if padding == "SAME":
-        return tuple(jax.lax.padtype_to_pads(size, window, (stride, stride), "SAME"))
+        rows, columns = jax.lax.padtype_to_pads(size, window, (stride, stride), "SAME")
+        return rows, columns
     given = (padding, padding) if isinstance(padding, int) else padding
     pads = []
     for length, span, pad in zip(size, window, given, strict=True):
         missing = max(span - length - 2 * pad, 0)
         pads.append((pad + missing // 2, pad + missing - missing // 2))
-    return tuple(pads)
+    rows, columns = pads
+    return rows, columns
 
 
 def convolve(
     x: Float[Array, "batch height width in"],
     kernel: Float[Array, "rows columns in out"],
     stride: int,
-    padding: str | int | tuple[int, int] = "SAME",
+    padding: PaddingRule = "SAME",
 ) -> Float[Array, "batch small_height small_width out"]:
     """Convolution with the same stride in both directions; `padding` as in `pads_of`."""
     pads = pads_of(x.shape[1:3], kernel.shape[:2], stride, padding)

@@ -192,7 +192,7 @@ def layers_of(model: nnx.Module, shape: Sequence[int]) -> list[Layer]:
     return list(layers.values())
 
 
-def _child(module: Any, key: str | int) -> Any:
+def _child(module: Any, key: Any) -> Any:
     attributes = vars(module)
     return attributes[key] if key in attributes else module[key]
 
@@ -209,7 +209,10 @@ def forward_flops(model: nnx.Module, shape: Sequence[int]) -> int:
       shape: of one example.
     """
     evaluate, arguments = _evaluation(model, shape)
-    return int(jax.jit(evaluate).lower(*arguments).cost_analysis()["flops"])
+    counted = jax.jit(evaluate).lower(*arguments).cost_analysis()
+    if counted is None:
+        raise UserError(f"XLA counts no operations on this {jax.default_backend()}")
+    return int(counted["flops"])
 
 
 def activation_bytes(model: nnx.Module, shape: Sequence[int], *, batch: int) -> int:

@@ -7,13 +7,14 @@ Huang et al., CVPR 2017 (arXiv:1608.06993), table 1: DenseNet-BC of growth rate 
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dscint_jax.models.layers import BatchNorm, Conv, he_normal
+from dscint_jax.models.layers import BatchNorm, Conv, built, he_normal
 from dscint_jax.models.pooling import average_pool, max_pool
 
 GROWTH = 32
@@ -86,7 +87,7 @@ class DenseNet(nnx.Module):
     ):
         shared = {"dtype": dtype, "rngs": rngs}
         features = FIRST_FEATURES
-        self.features = nnx.Dict(
+        self.features: nnx.Dict[Any] = nnx.Dict(
             conv0=Conv(
                 in_channels, features, 7, stride=2, padding=3, kernel_init=he_normal, **shared
             ),
@@ -132,7 +133,7 @@ class DenseNet(nnx.Module):
         """Returns float32 logits of normalised images; nothing in it is random."""
         del rngs
         x = self.feature_maps(images)
-        return self.classifier(x.mean((1, 2))).astype(jnp.float32)
+        return built(self.classifier)(x.mean((1, 2))).astype(jnp.float32)
 
 
 densenet121 = functools.partial(DenseNet, depths=(6, 12, 24, 16))

@@ -28,7 +28,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dscint_jax.models.attention import ATTENTION_KINDS, AttentionMaps, HybridAttention
-from dscint_jax.models.layers import NORMS, ConvBlock, Dropout
+from dscint_jax.models.layers import NORMS, ConvBlock, Dropout, built
 from dscint_jax.models.options import (
     OptionError,
     check_choice,
@@ -180,7 +180,7 @@ class Dscint(nnx.Module):
         )
         self.num_features = widths[-1]
         self.pooling = pooling
-        self.regions = tuple(regions)
+        self.regions = regions[0], regions[1]
         pooled = widths[-1] * REGION_POOLINGS[pooling][1] * math.prod(regions)
         linear = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
         self.hidden = linear(pooled, hidden) if num_classes else None
@@ -201,8 +201,8 @@ class Dscint(nnx.Module):
         """
         x = self.feature_maps(images)
         x = REGION_POOLINGS[self.pooling][0](x, self.regions).reshape(len(x), -1)
-        x = nnx.relu(self.hidden(self.dropout(x, rngs=rngs)))
-        return self.head(self.dropout(x, rngs=rngs)).astype(jnp.float32)
+        x = nnx.relu(built(self.hidden)(self.dropout(x, rngs=rngs)))
+        return built(self.head)(self.dropout(x, rngs=rngs)).astype(jnp.float32)
 
     def feature_maps(
         self,

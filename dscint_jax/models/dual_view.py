@@ -15,7 +15,7 @@ in full, so everything else here is our choice:
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,20 @@ from dscint_jax.models.options import OptionError, check_choice, check_dropout, 
 from tfds_builder.commandline.errors import UserError
 
 VIEWS = 2
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What a network has that can be an encoder."""
+
+    STEM: str
+    num_features: int
+
+    def feature_maps(
+        self, images: Float[Array, "batch height width channel"]
+    ) -> Float[Array, "batch rows columns features"]:
+        """The last maps."""
+        ...
 
 
 class StudyAttention(nnx.Module):
@@ -153,7 +167,7 @@ class DualView(nnx.Module):
 
 def _build_encoder(
     name: str, own: Mapping[str, Any], shared: Mapping[str, Any], rngs: nnx.Rngs
-) -> nnx.Module:
+) -> Encoder:
     """Builds an encoder from its own options and those that it shares with the network."""
     # Only here, because the registry imports this module.
     from dscint_jax.models import NETWORKS, build
@@ -165,10 +179,13 @@ def _build_encoder(
                 f"encoder_options.{option}",
                 f"is the network's own; set config.model_options.{option}",
             )
-    return build(
+    encoder = build(
         name,
         num_classes=0,
         rngs=rngs,
         options={**own, **shared},
         field="config.model_options.encoder_options",
     )
+    if not isinstance(encoder, Encoder):
+        raise OptionError("encoder", f"{name} is no encoder")
+    return encoder

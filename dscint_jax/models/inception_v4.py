@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dscint_jax.models.layers import BatchNorm, Conv, Dropout, Layer, apply_layers
+from dscint_jax.models.layers import BatchNorm, Conv, Dropout, Layer, apply_layers, built
 from dscint_jax.models.options import check_dropout
 from dscint_jax.models.pooling import average_pool, max_pool
 
@@ -246,4 +246,4 @@ class InceptionV4(nnx.Module):
     ) -> Float[Array, "batch classes"]:
         """Returns float32 logits of normalised images; `rngs`: `dropout`, in training only."""
         x = self.feature_maps(images).mean((1, 2))
-        return self.last_linear(self.dropout(x, rngs=rngs)).astype(jnp.float32)
+        return built(self.last_linear)(self.dropout(x, rngs=rngs)).astype(jnp.float32)

@@ -5,6 +5,7 @@ Every block computes in its `dtype` and keeps parameters and running statistics 
 
 import math
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dscint_jax.models.convolution import convolve
+from dscint_jax.models.convolution import PaddingRule, convolve
 from tfds_builder.commandline.errors import UserError
 
 he_normal = nnx.initializers.he_normal()
@@ -23,6 +24,18 @@ RELU_GAIN = math.sqrt(2 / (1 - 1 / math.pi))
 """What ReLU takes from the spread of normal values, given back (Brock et al. 2021, eq. 2)."""
 
 Layer = Callable[[jax.Array], jax.Array]
+Part = TypeVar("Part")
+
+
+def built(part: Part | None) -> Part:
+    """A part of a network that may have been left out, as an encoder's head.
+
+    Raises:
+      TypeError: it was.
+    """
+    if part is None:
+        raise TypeError("a part is called that the network was built without, as encoders are")
+    return part
 
 
 class Conv(nnx.Module):
@@ -46,7 +59,7 @@ class Conv(nnx.Module):
         kernel: int | tuple[int, int],
         *,
         stride: int = 1,
-        padding: str | int | tuple[int, int] = 0,
+        padding: PaddingRule = 0,
         use_bias: bool = False,
         kernel_init: nnx.Initializer = he_normal_out,
         dtype: DTypeLike,
@@ -57,7 +70,7 @@ class Conv(nnx.Module):
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(out_features)) if use_bias else None
         self.stride = stride
-        self.padding = padding
+        self.padding: PaddingRule = padding
         self.dtype = dtype
 
     def __call__(
@@ -123,7 +136,7 @@ def _convolved(
     kernel: jax.Array,
     bias: nnx.Param | None,
     stride: int,
-    padding: str | int | tuple[int, int],
+    padding: PaddingRule,
     dtype: DTypeLike,
 ) -> jax.Array:
     if x.shape[-1] != kernel.shape[2]:
@@ -155,7 +168,8 @@ class BatchNorm(nnx.BatchNorm):
     def __init__(self, features: int, *, epsilon: float = 1e-5, dtype: DTypeLike, rngs: nnx.Rngs):
         super().__init__(features, momentum=0.9, epsilon=epsilon, dtype=dtype, rngs=rngs)
 
-    def __call__(
+    # By what it normalises is the module's mode alone, and no caller has a mask.
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch height width channel"]:
         """Returns the normalised features; in training by the batch, else by the statistics."""
@@ -174,8 +188,8 @@ class BatchNorm(nnx.BatchNorm):
             for statistic, value in ((self.mean, mean), (self.var, unbiased)):
                 # Not `statistic[...] = `, which under a trace searches the whole program so far.
                 statistic.set_value(self.momentum * statistic[...] + (1 - self.momentum) * value)
-        factor = jax.lax.rsqrt(variance + self.epsilon) * self.scale[...]
-        mean, factor, bias = (v[None, None, None] for v in (mean, factor, self.bias[...]))
+        factor = jax.lax.rsqrt(variance + self.epsilon) * built(self.scale)[...]
+        mean, factor, bias = (v[None, None, None] for v in (mean, factor, built(self.bias)[...]))
         return ((x - mean) * factor + bias).astype(self.dtype)
 
 
@@ -198,12 +212,15 @@ class Dropout(nnx.Dropout):
         super().__init__(rate)
         self.axis_name: str | None = None
 
-    def __call__(
+    # Whether it draws is the module's mode alone.
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Array, " batch *shape"], *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, " batch *shape"]:
         """Returns the features, in training without some of them and the others scaled up."""
         if self.deterministic or not self.rate:
             return x
+        if rngs is None:
+            raise TypeError("in training a network with dropout is called with `rngs`")
         first, stream = 0, "dropout"
         if self.axis_name:
             first = jax.lax.axis_index(self.axis_name) * len(x)

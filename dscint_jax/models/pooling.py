@@ -54,7 +54,7 @@ def _max_pool_forward(
     Nor is a map compared with its maxima later: XLA may compute it twice, rounded in two ways, and
     then no value would be equal to the maximum.
     """
-    y = _max_pool(window, stride, pads, x)
+    y: jax.Array = _max_pool(window, stride, pads, x)
     padded = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
     rows, columns = ((size - 1) * stride + 1 for size in y.shape[1:3])
     best, place = None, jnp.zeros(y.shape, jnp.uint8)

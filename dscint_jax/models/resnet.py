@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dscint_jax.models.layers import BatchNorm, Conv, apply_layers
+from dscint_jax.models.layers import BatchNorm, Conv, apply_layers, built
 from dscint_jax.models.pooling import max_pool
 
 
@@ -157,7 +157,7 @@ class ResNet(nnx.Module):
         """Returns float32 logits of normalised images; nothing in it is random."""
         del rngs
         x = self.feature_maps(images)
-        return self.fc(x.mean((1, 2))).astype(jnp.float32)
+        return built(self.fc)(x.mean((1, 2))).astype(jnp.float32)
 
 
 resnet18 = functools.partial(ResNet, block=BasicBlock, depths=(2, 2, 2, 2))

@@ -31,20 +31,22 @@ GAP = 0.12
 
 INK, GRID, ACCENT, SECOND = "#1d2733", "#d9dee5", "#0b6e99", "#c2541b"
 
-STYLE = {
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    # Ids in SVG files are random otherwise.
-    "svg.hashsalt": "dscint",
-    "svg.fonttype": "none",
-}
+STYLE = mpl.RcParams(
+    {
+        "font.family": "sans-serif",
+        "font.size": 9,
+        "axes.edgecolor": INK,
+        "axes.labelcolor": INK,
+        "text.color": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        # Ids in SVG files are random otherwise.
+        "svg.hashsalt": "dscint",
+        "svg.fonttype": "none",
+    }
+)
 
 
 def confusion_figure(
@@ -111,9 +113,9 @@ def scintigram_figure(explained: Sequence[Explained], classes: Sequence[str]) ->
         rows = -(-len(explained) // columns)
         figure = Figure(figsize=(1.02 * panels * columns, 4.6 * rows), layout="constrained")
         grid = figure.add_gridspec(rows, columns)
-        for cell, item in zip(grid, explained, strict=False):
+        for cell, item in enumerate(explained):
             # The last, narrow column stays empty: it keeps neighbours apart.
-            places = cell.subgridspec(1, panels + 1, width_ratios=(*[1] * panels, GAP))
+            places = grid[cell].subgridspec(1, panels + 1, width_ratios=(*[1] * panels, GAP))
             axes = [figure.add_subplot(places[n]) for n in range(panels)]
             _draw_views(axes, item)
             axes[0].set_title(_caption(item, classes), fontsize=7, loc="left")

@@ -121,9 +121,8 @@ def _own_test(workdir: Path, out: Path | None) -> dict[str, Any] | None:
 
 def _baseline(workdir: Path, network: TrainedNetwork) -> Baseline | None:
     """Fitted on what the network was trained on; None where that is not at hand."""
-    if network.trained_on:
-        config, elsewhere = network.config, None
-    else:
+    config, elsewhere = network.config, None
+    if not network.trained_on:
         config = config_of(workdir)
         data = network.config.data
         place, fold, classes = Path(data.dir), data.fold, network.images.classes
@@ -133,7 +132,7 @@ def _baseline(workdir: Path, network: TrainedNetwork) -> Baseline | None:
         except UserError:
             return None
 
-        def elsewhere() -> Scintigrams:
+        def load_elsewhere() -> Scintigrams:
             images = load_split(
                 place,
                 network.images.split,
@@ -143,6 +142,8 @@ def _baseline(workdir: Path, network: TrainedNetwork) -> Baseline | None:
                 records=data.records,
             )
             return images.as_classes_of(classes)
+
+        elsewhere = load_elsewhere
 
     return linear_baseline(
         Path(config.data.dir),

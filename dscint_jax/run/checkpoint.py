@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
+from etils.epath import gpath
 from jax.experimental import multihost_utils
 
 from dscint_jax.run.lock import pinned, take_away
@@ -59,10 +59,10 @@ class _GoneError(Exception):
     """A checkpoint was replaced by a newer or better one while it was about to be read."""
 
 
-class _LiteralPath(epath.gpath.PosixGPath):
+class _LiteralPath(gpath.PosixGPath):
     """A path whose own characters are no pattern: Orbax globs for files below its paths."""
 
-    def glob(self, pattern: str) -> Iterator[epath.Path]:
+    def glob(self, pattern: str) -> Iterator["_LiteralPath"]:
         """What lies below this path and fits."""
         return (self / name for name in glob.glob(pattern, root_dir=os.fspath(self)))
 
@@ -128,6 +128,12 @@ class Checkpointer:
                 options=ocp.CheckpointManagerOptions(create=True, cleanup_tmp_directories=True),
             )
 
+    @property
+    def _writer(self) -> ocp.CheckpointManager:
+        if self._manager is None:
+            raise RuntimeError("this process only reads checkpoints")
+        return self._manager
+
     def save(
         self, step: int, items: Mapping[str, Any], scores: Mapping[str, float] | None = None
     ) -> None:
@@ -151,7 +157,7 @@ class Checkpointer:
             self._add_scores(step, scores)
             return
         try:
-            self._manager.save(
+            self._writer.save(
                 step,
                 args=ocp.args.Composite(
                     **{name: ocp.args.StandardSave(item) for name, item in items.items()},
@@ -170,7 +176,7 @@ class Checkpointer:
         Raises:
           WriteError: a checkpoint could not be written; no part of it is left.
         """
-        if self._pending and not self._manager.is_saving_in_progress():
+        if self._pending and not self._writer.is_saving_in_progress():
             self._wait()
 
     def has_scores(self, step: int) -> bool:
@@ -260,20 +266,22 @@ class Checkpointer:
         """
         for _ in range(ATTEMPTS):
             candidates = self._candidates(which)
-            try:
-                for step in candidates:
-                    try:
-                        return step, self._restore_in_place(step, like)
-                    except _DamagedError as error:
-                        self._warn(step, error, "left as it is")
-            except _GoneError:
-                self._say(f"note: checkpoint {step} was replaced meanwhile; taking the newer one")
-                time.sleep(PAUSE_S)
-                continue
-            raise UserError(
-                f"{self._directory}: checkpoint {', '.join(map(str, candidates))} is damaged; "
-                "choose another by --checkpoint, or train again"
-            )
+            for step in candidates:
+                try:
+                    return step, self._restore_in_place(step, like)
+                except _DamagedError as error:
+                    self._warn(step, error, "left as it is")
+                except _GoneError:
+                    self._say(
+                        f"note: checkpoint {step} was replaced meanwhile; taking the newer one"
+                    )
+                    time.sleep(PAUSE_S)
+                    break
+            else:
+                raise UserError(
+                    f"{self._directory}: checkpoint {', '.join(map(str, candidates))} is damaged; "
+                    "choose another by --checkpoint, or train again"
+                )
         raise UserError(
             f"{self._directory}: the training replaces checkpoints faster than they can be read; "
             "raise its config.keep_last, or wait for its end"
@@ -336,7 +344,7 @@ class Checkpointer:
     def _wait(self) -> None:
         self._pending = False
         try:
-            self._manager.wait_until_finished()
+            self._writer.wait_until_finished()
         except Exception as error:
             raise self._given_up(error) from error
 
@@ -456,7 +464,7 @@ class Checkpointer:
             folder.mkdir(exist_ok=True)
             (self._directory / str(step)).rename(place)
         _together("damage set aside")
-        self._manager.reload()
+        self._writer.reload()
         return place
 
 

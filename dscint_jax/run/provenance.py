@@ -236,7 +236,7 @@ def _version(package: str) -> str:
 
 def _loads_compiled() -> bool:
     """Whether programs may come from JAX's persistent cache instead of the compiler."""
-    folder, on = jax.config.jax_compilation_cache_dir, jax.config.jax_enable_compilation_cache
+    folder, on = jax.config.jax_compilation_cache_dir, jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
     return bool(folder and on)
 
 

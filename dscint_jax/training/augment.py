@@ -8,6 +8,7 @@ goes the same way as its image.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +109,7 @@ def apply_copies(
     return jnp.where(copy.reshape(-1, *(1,) * (images.ndim - 1)) < 0, images, moved)
 
 
-def draw_poses(keys: Key[Array, " batch"], shape: tuple[int, int], ranges: Augmentation) -> Pose:
+def draw_poses(keys: Key[Array, " batch"], shape: Sequence[int], ranges: Augmentation) -> Pose:
     """A random pose for each key, in images of this height and width."""
 
     def one(key: jax.Array) -> Pose:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import optax
 from clu import parameter_overview
 from flax import nnx
 
@@ -41,7 +42,7 @@ class Experiment:
     batch_stats: nnx.State
     initial_state: Callable[[], TrainState]
     imported_state: Callable[[Path], tuple[TrainState, ImportReport]]
-    schedule: Callable[[int], jax.Array]
+    schedule: optax.Schedule
 
     @property
     def overview(self) -> str:

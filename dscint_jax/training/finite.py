@@ -8,24 +8,24 @@ halts the state: it stays as it was before the first bad step, and its step numb
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-State = TypeVar("State")
+from dscint_jax.training.state import TrainState
 
 STEPS_TAKEN = "steps_taken"
 """The metric that tells of a halted state: the steps taken so far, or -k where step k was bad."""
 
 
 def guarded(
-    state: State, new_state: State, metrics: Mapping[str, jax.Array]
-) -> tuple[State, dict[str, jax.Array]]:
+    state: TrainState, new_state: TrainState, metrics: Mapping[str, jax.Array]
+) -> tuple[TrainState, dict[str, jax.Array]]:
     """The last thing that a training step does; all devices must have the same metrics.
 
     Args:
-      state: a `TrainState` before the step.
+      state: before the step.
       new_state: the same after it.
       metrics: of the step; `loss` and `gradient_norm` are looked at.
 
@@ -44,12 +44,12 @@ def guarded(
     return dataclasses.replace(kept, step=step), {**metrics, STEPS_TAKEN: step}
 
 
-def _branch(goes_on: jax.Array, new: State, old: State) -> State:
+def _branch(goes_on: jax.Array, new: TrainState, old: TrainState) -> TrainState:
     """On a CPU this leaves the compiler's order of rounding, and so the bits, as they were."""
     return jax.lax.cond(goes_on, lambda new, old: new, lambda new, old: old, new, old)
 
 
-def _select(goes_on: jax.Array, new: State, old: State) -> State:
+def _select(goes_on: jax.Array, new: TrainState, old: TrainState) -> TrainState:
     """On an accelerator a branch would have the host wait for the loss of every step."""
     return jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), new, old)
 

@@ -57,7 +57,7 @@ class NonFinite:
         step = bad_step(steps_taken)
         if step is None:
             return
-        batch = self._images.read(self._order[step - 1])
+        batch = self._images.read(np.asarray(self._order[step - 1]))
         if self._cluster.is_first:
             write_dump(
                 self._workdir,
@@ -139,9 +139,9 @@ def no_divisor(scale: np.ndarray) -> np.ndarray:
     return ~(np.isfinite(scale) & (scale > 0))
 
 
-def image_names(odd: np.ndarray, images: Sequence[str]) -> str:
+def image_names(odd: np.ndarray, images: Sequence[str] | np.ndarray) -> str:
     """The names of the images with an odd value."""
-    names = [str(images[row]) for row in np.flatnonzero(odd.reshape(len(odd), -1).any(1))]
+    names = [str(images[int(row)]) for row in np.flatnonzero(odd.reshape(len(odd), -1).any(1))]
     more = f" and {len(names) - NAMED_IMAGES} more" if len(names) > NAMED_IMAGES else ""
     return ", ".join(names[:NAMED_IMAGES]) + more
 

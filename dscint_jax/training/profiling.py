@@ -103,7 +103,7 @@ class Profiler:
     def after(self, step: int, result: Any) -> None:
         """Called after a step's dispatch; waits for its result only at the window's end."""
         self._leave_step()
-        if self._active and step >= self._window.last:
+        if self._active and self._window and step >= self._window.last:
             jax.block_until_ready(result)
             self._stop()
 

@@ -105,7 +105,8 @@ def train_step(
     # Optax takes powers of the number of steps, which is an integer.
     with jax.numpy_dtype_promotion("standard"):
         updates, optimizer = spec.optimizer.update(gradients, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, updates)
+    # Optax gives back the type that it is given.
+    params: Any = optax.apply_updates(state.params, updates)
     ema = state.ema and jax.tree.map(
         lambda old, new: update_ema(old, new, state.step, spec.ema),
         state.ema,

@@ -61,7 +61,7 @@ class Interruption:
     def nothing_to_save(self, value: bool) -> None:
         with self._changing:
             self._nothing_to_save = value
-        if value and self.signal in STOPPING:
+        if value and self.signal and self.signal in STOPPING:
             self._leave(self.signal)
         if value and self.signal is signal.SIGINT:
             raise KeyboardInterrupt

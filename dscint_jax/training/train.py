@@ -235,7 +235,7 @@ def _train(
             fingerprint=training.fingerprint,
             classes=training.classes,
             start_step=start,
-            steps=config.steps,
+            steps=int(config.steps),
             batch_size=batch_size,
             imported=imported,
             spmd=config.spmd,
@@ -345,11 +345,12 @@ def _is_complete(config: Config, workdir: Path) -> bool:
     if not (workdir / "config.json").exists():
         return False
     check_claim(workdir, config)
-    if completed_step(workdir) != config.steps:
+    steps = int(config.steps)
+    if completed_step(workdir) != steps:
         return False
     check_data(workdir, fingerprint_of(Path(config.data.dir), config.data.records))
     checkpointer = Checkpointer(workdir, read_only=True)
-    return checkpointer.is_whole(config.steps) and checkpointer.has_scores(config.steps)
+    return checkpointer.is_whole(steps) and checkpointer.has_scores(steps)
 
 
 def _that_must_agree(config: Config) -> Config:

@@ -246,7 +246,7 @@ def _import_torch(path: Path) -> Any:
         f"-c constraints.txt '.[peers]'), or convert the file to {SAFETENSORS}"
     )
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError(f"PyTorch is not installed; {remedy}") from None
     version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
@@ -300,7 +300,9 @@ class _Target:
     @functools.cached_property
     def body(self) -> frozenset[str]:
         """Names of all arrays but the head's; of all, where there are no others."""
-        return frozenset(n for n in self.weights if not self.is_of_head(n)) or self.weights.keys()
+        return frozenset(n for n in self.weights if not self.is_of_head(n)) or frozenset(
+            self.weights
+        )
 
     def is_of_head(self, name: str) -> bool:
         """Whether an array is of the last layer, or of what stands in its place."""
@@ -373,6 +375,8 @@ def _find(
         if whole:
             break
     else:
+        target = targets[-1]
+        names = _names(tensors, target)
         prefix = max(names, key=lambda p: len(names[p]), default="")
         return target, prefix, names.get(prefix, {})
     for holds in (

@@ -10,11 +10,10 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.typing import PathParts
 from jaxtyping import Float
 
 from tfds_builder.commandline.errors import UserError
-
-Path = tuple[str | int, ...]
 
 TORCH_LEAVES = {
     "kernel": "weight",
@@ -34,7 +33,7 @@ class Weight:
       variable: what holds it.
     """
 
-    path: Path
+    path: PathParts
     variable: nnx.Variable
 
     @property

@@ -42,7 +42,7 @@ class EventFile:
     def __init__(self, folder: Path, *, start_step: int):
         # Imported late: it is slow, and only training writes event files.
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
         self._folder, self._flushed, self._event = folder, time.monotonic(), Event
         try:
