@@ -22,20 +22,13 @@ import jax
 import jaxtyping
 import pytest
 
-CHECKED = [
-    "tfds_builder",
-    "dscint_jax.input_pipeline.normalise",
-    "dscint_jax.training.augment",
-    "dscint_jax.metrics",
-    "dscint_jax.models.attention",
-]
-"""Packages and modules whose annotated functions check their arguments and results, shapes among
-them, wherever a test calls them in this process. As PEP 484 has it, an int is a float."""
-
-# Beam pickles functions, which checked ones are not made for.
+# Every annotated function of both packages checks its arguments and results, shapes among them,
+# wherever a test calls it in this process. As PEP 484 has it, an int is a float. Beam pickles
+# functions, which checked ones are not made for.
 if os.environ.get("TESTS_WITHOUT_HINTS") != "1":
     jaxtyping.install_import_hook(
-        CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+        ["dscint_jax", "tfds_builder"],
+        "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
     )
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 jax.config.update("jax_numpy_rank_promotion", "raise")

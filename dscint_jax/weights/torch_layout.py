@@ -6,11 +6,11 @@ last, is 'layer1.0.conv1.weight', output channels first.
 """
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from flax.typing import PathParts
 from jaxtyping import Float
 
 from tfds_builder.commandline.errors import UserError
@@ -33,7 +33,7 @@ class Weight:
       variable: what holds it.
     """
 
-    path: PathParts
+    path: tuple[Any, ...]
     variable: nnx.Variable
 
     @property
