@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from tfds_builder import build, staging
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.scintigraphy.scintigraphy_dataset_builder import Builder
+from tfds_builder.shards.ingest import ShardStore
 from tfds_builder.splits.file import read_splits
 from tfds_builder.studies.deidentify import patient_pseudonym
 
@@ -172,7 +173,7 @@ def test_a_finished_build_is_recognised_without_decoding(cohort, tmp_path, capsy
     manifest = cohort(4)
     run(manifest, tmp_path / "data")
     before = contents(tmp_path / "data")
-    monkeypatch.setattr(build, "ingest", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(ShardStore, "missing", lambda *_: pytest.fail("decoded"))
     run(manifest, tmp_path / "data")
     assert "already built" in capsys.readouterr().out
     assert contents(tmp_path / "data") == before
@@ -415,7 +416,7 @@ def test_stopped_between_two_renames_no_data_set_is_lost(cohort, tmp_path, monke
         context.setattr(Path, "rename", stop)
         # Killed: nothing is put in order afterwards.
         context.setattr(staging, "_restore_replaced", lambda *_: None)
-        context.setattr(build.shutil, "rmtree", lambda *_, **__: None)
+        context.setattr(staging.shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
             run(larger, data, "--overwrite")
     with pytest.raises(UserError, match="--overwrite"):
@@ -482,7 +483,7 @@ def test_sites_are_spread_over_the_splits_and_kept_as_pseudonyms(cohort, tmp_pat
 
 
 def test_a_second_build_in_the_same_folder_waits_its_turn(cohort, tmp_path):
-    with build._staging_folder(tmp_path / "data"), pytest.raises(UserError, match="another build"):
+    with staging.staging_folder(tmp_path / "data"), pytest.raises(UserError, match="another build"):
         run(cohort(3), tmp_path / "data")
 
 

@@ -141,7 +141,7 @@ def quality_text(ingested: Ingested) -> str:
 
 def _quality_rows(ingested: Ingested) -> Iterator[dict[str, Any]]:
     of: dict[str, list[tuple[Facts, Duplicate]]] = {}
-    for pair in ingested.duplicates:
+    for pair in ingested.duplicates.pairs:
         of.setdefault(pair.first.image_id, []).append((pair.second, pair))
         of.setdefault(pair.second.image_id, []).append((pair.first, pair))
     images = [*ingested.images, *ingested.left_out]
@@ -158,7 +158,7 @@ def _quality_row(
     copies = sorted(copies, key=lambda copy: (copy[0].row, copy[0].frame))
     if copies:
         findings.append(f"{duplicate_kind(copies[0][1])} of another image")
-    if facts.image_id in ingested.crowded:
+    if facts.image_id in ingested.duplicates.crowded:
         findings.append(CROWDED)
     if any(other.label != facts.label for other, _ in copies):
         findings.append(_SAME_SCAN_IN_TWO_LABELS)

@@ -5,7 +5,7 @@ views). Only what stands here is ever copied from a file into the data set.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,16 @@ _NO_LESION = np.zeros(IMAGE_SHAPE, np.uint8)
 Record = dict[str, Any]
 
 
-def features(config: str) -> tfds.features.FeaturesDict:
-    """The features of a record of a configuration; the label gets its names from the data."""
+def features(config: str, classes: Sequence[str] = ()) -> tfds.features.FeaturesDict:
+    """The features of a record of a configuration.
+
+    Args:
+      config: 'views' or 'studies'.
+      classes: the names of the labels; none where a data set is to tell them.
+    """
     text, tensor = tfds.features.Text, tfds.features.Tensor
     common = {
-        "label": tfds.features.ClassLabel(),
+        "label": tfds.features.ClassLabel(names=list(classes) or None),
         "image_id": text(),
         "patient_key": text(),
         "study_key": text(),
