@@ -29,10 +29,10 @@ VERSION = "2"
 FOLDERS = ("images", "masks", "lesions")
 MANIFEST_FIELDS = ("path", "patient_id", "label", "study_id", "sex", "age", "lesion_mask")
 LESION_FIELDS = (
-    *("path", "patient_id", "study_id", "label", "number", "kind", "site", "side", "cold"),
-    *("volume_ml", "contrast_anterior", "contrast_posterior", "snr_anterior", "snr_posterior"),
-    *("visible_anterior", "visible_posterior"),
-)
+    "path", "patient_id", "study_id", "label", "number", "kind", "site", "side", "cold",
+    "volume_ml", "contrast_anterior", "contrast_posterior", "snr_anterior", "snr_posterior",
+    "visible_anterior", "visible_posterior",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,9 +54,9 @@ _OTHER_TYPES = (
     "GATED REPROJECTION",
 )
 _MODALITIES = (
-    *("CR", "CT", "DX", "ECG", "ES", "KO", "MG", "MR", "OT", "PR", "PT", "PX", "RF", "RTDOSE"),
-    *("RTIMAGE", "RTPLAN", "RTSTRUCT", "SC", "SEG", "SM", "SR", "US", "XA", "XC"),
-)
+    "CR", "CT", "DX", "ECG", "ES", "KO", "MG", "MR", "OT", "PR", "PT", "PX", "RF", "RTDOSE",
+    "RTIMAGE", "RTPLAN", "RTSTRUCT", "SC", "SEG", "SM", "SR", "US", "XA", "XC",
+)  # fmt: skip
 _TECHNETIUM = re.compile(r"techneti|99m|tc", re.I)
 _SOURCE_TESTS = re.compile(
     r"(?:\b|_)(?:flood|bar|uniformity|linearity|qc|quality control|cor|co-?57)(?:\b|_)", re.I

@@ -134,10 +134,10 @@ def _file_numbers(rows: Sequence[Row], pool: WorkerPool) -> dict[int, str]:
     root = Path("/")
     paths = [PurePosixPath(row.path.relative_to(root)) for row in rows]
     chunks = [Chunk(root, tuple(paths[n : n + 32])) for n in range(0, len(paths), 32)]
-    found = (scan for scans in pool.map(inspect_files, chunks, Chunk.without) for scan in scans)
+    found = (file for files in pool.map(inspect_files, chunks, Chunk.without) for file in files)
     return {
-        row.number: unicodedata.normalize("NFC", scan.patient_id)
-        for row, scan in zip(rows, found, strict=True)
+        row.number: unicodedata.normalize("NFC", file.patient_id)
+        for row, file in zip(rows, found, strict=True)
     }
 
 
