@@ -100,7 +100,7 @@ def _run(settings: argparse.Namespace, seeds: tuple[Seed, ...]) -> Ledger:
     ):
         chunks = _written(numbers, settings.seed, seeds, Path(folder))
         results = pool.map(try_chunk, chunks, Chunk.without)
-        for outcomes in counted(results, "reading files", len(numbers), len):
+        for outcomes in counted(results, "reading files", len(numbers), size=len):
             for outcome in outcomes:
                 fault = ledger.add(outcome)
                 if fault or one is not None:

@@ -5,11 +5,9 @@ all that was assumed in its column `comment`. No pixel is decoded.
 """
 
 import argparse
-import csv
-import io
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from tfds_builder.classes import classes_of, read_classes
@@ -21,6 +19,7 @@ from tfds_builder.scan.inventory import Chunk, Files, InspectedFile, inspect_fil
 from tfds_builder.scan.label_tables import read_meanings, read_table
 from tfds_builder.scan.path_names import PathName, PathPattern, printable, read_words
 from tfds_builder.scan.proposal import BY_HEADER, RECURRING, Proposal, ProposedRow, propose
+from tfds_builder.tables import csv_text
 from tfds_builder.workers import WorkerPool
 
 _FILES_PER_TASK = 16
@@ -187,7 +186,7 @@ def _inspected(
 def _write(settings: argparse.Namespace, proposal: Proposal) -> None:
     if settings.unread:
         unread = [[printable(path), reason] for path, reason in sorted(proposal.unread.items())]
-        _write_table(settings.unread, ["path", "reason"], unread)
+        write_text(settings.unread, csv_text(["path", "reason"], unread))
     if not proposal.rows:
         return
     rows = proposal.rows
@@ -213,15 +212,8 @@ def _write(settings: argparse.Namespace, proposal: Proposal) -> None:
         }
         for row in rows
     ]
-    _write_table(settings.out, columns, [[row.get(name) for name in columns] for row in cells])
-
-
-def _write_table(path: Path, columns: list[str], rows: Iterable[Sequence[object]]) -> None:
-    text = io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(columns)
-    table.writerows(rows)
-    write_text(path, text.getvalue())
+    rows = [[row.get(name) for name in columns] for row in cells]
+    write_text(settings.out, csv_text(columns, rows))
 
 
 def _report(settings: argparse.Namespace, files: Files, proposal: Proposal) -> None:

@@ -184,9 +184,10 @@ def _run(request: Request, tasks: Sequence[ShardTask], pool: WorkerPool) -> Iter
 
 def _is_up_to_date(final: Path, plan: Plan, pool: WorkerPool, overwrite: bool) -> bool:
     try:
-        fingerprint = json.loads((final / "metadata.json").read_bytes())["fingerprint"]
+        metadata = json.loads((final / "metadata.json").read_bytes())
+        fingerprint, rejected = metadata["fingerprint"], metadata.get("rejected_rows", 0)
     except (OSError, ValueError, KeyError):
-        fingerprint = None
+        fingerprint, rejected = None, 0
     # With splits.csv in place all its patients are known, so no split can change any more.
     same = fingerprint == plan.fingerprint(plan.assign(), _digests(plan, pool), VERSION)
     if not same and not overwrite:
@@ -195,14 +196,7 @@ def _is_up_to_date(final: Path, plan: Plan, pool: WorkerPool, overwrite: bool) -
             "use --overwrite to replace it, or another --data_dir"
         )
     # What could not be read then may be readable now, with another codec.
-    return same and not (overwrite and _rejected_rows(final))
-
-
-def _rejected_rows(final: Path) -> int:
-    try:
-        return json.loads((final / "metadata.json").read_bytes())["rejected_rows"]
-    except (OSError, ValueError, KeyError):
-        return 0
+    return same and not (overwrite and rejected)
 
 
 def _digests(plan: Plan, pool: WorkerPool) -> dict[int, tuple[bytes, bytes]]:
