@@ -23,11 +23,10 @@ RELEASE_NOTES = {
     "1.1.0": "Configuration studies; records keep site, view rule and notes.",
     "1.0.0": "First release.",
 }
-CONFIGS = {
+CONFIG_DESCRIPTIONS = {
     VIEWS_CONFIG: "One record an image (a view).",
     STUDIES_CONFIG: "One record a study: anterior and posterior view.",
 }
-"""Configuration -> its description."""
 
 _FORMAT = tfds.core.FileFormat.ARRAY_RECORD
 _BUILDER_MODULE = f"{__package__}.{NAME}_dataset_builder"
@@ -80,7 +79,7 @@ def write_data_set(ingested: Ingested, folder: Path) -> None:
         data_dir=str(folder),
         module_name=_BUILDER_MODULE,
         config_name=config,
-        config_description=CONFIGS[config],
+        config_description=CONFIG_DESCRIPTIONS[config],
         release_notes=RELEASE_NOTES,
     )
     info = data_set_info(

@@ -12,7 +12,12 @@ import tensorflow_datasets as tfds
 
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.scintigraphy.conductor import Request, build_data_set
-from tfds_builder.scintigraphy.data_set import CONFIGS, RELEASE_NOTES, VERSION, data_set_info
+from tfds_builder.scintigraphy.data_set import (
+    CONFIG_DESCRIPTIONS,
+    RELEASE_NOTES,
+    VERSION,
+    data_set_info,
+)
 from tfds_builder.shards.plan import Options
 from tfds_builder.shards.records import features
 
@@ -23,7 +28,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version(VERSION)
     RELEASE_NOTES = RELEASE_NOTES
     BUILDER_CONFIGS = [  # noqa: RUF012
-        tfds.core.BuilderConfig(name=name, description=text) for name, text in CONFIGS.items()
+        tfds.core.BuilderConfig(name=name, description=text)
+        for name, text in CONFIG_DESCRIPTIONS.items()
     ]
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Put manifest.csv, the files that it names, and pseudonym.key into a folder outside "
