@@ -5,45 +5,26 @@ or not there at all, and DATA_DIR/splits.csv, which keeps patients in their spli
 """
 
 import argparse
-import contextlib
-import io
-import json
-import logging
 import math
 import shlex
 import time
-import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable
+from pathlib import Path
 
-import tensorflow_datasets as tfds
 from rich.table import Table
 
 from tfds_builder import splits
 from tfds_builder.classes import read_classes
 from tfds_builder.commandline.command import CommandParser, available_cores
 from tfds_builder.commandline.errors import UserError, run_command
-from tfds_builder.commandline.progress import counted, say, show
-from tfds_builder.manifest import Row, read_manifest
-from tfds_builder.scan.inventory import Chunk, inspect_files
-from tfds_builder.scintigraphy.scintigraphy_dataset_builder import VERSION, Builder, metadata_of
-from tfds_builder.shards.beam import run_on_beam
-from tfds_builder.shards.findings import (
-    refuse_stored,
-    refuse_unacceptable,
-    rejection_reasons,
-    remove_stale,
-)
-from tfds_builder.shards.ingest import Ingested, RunTasks, WriteShard, ingest
-from tfds_builder.shards.plan import Options, Plan, plan_data_set, rows_to_ask
+from tfds_builder.commandline.progress import say, show
+from tfds_builder.scintigraphy.conductor import Request, build_data_set
+from tfds_builder.scintigraphy.data_set import metadata_of
+from tfds_builder.shards.findings import rejection_reasons
+from tfds_builder.shards.ingest import Ingested
+from tfds_builder.shards.plan import Options
 from tfds_builder.shards.records import CONFIGS, STUDIES_CONFIG, VIEWS_CONFIG
-from tfds_builder.shards.shard import FILE_SECONDS, Shard, ShardTask, shard_pool
-from tfds_builder.staging import move_into_place, staging_folder
-from tfds_builder.studies import deidentify
-from tfds_builder.studies.study import Study, digests_of_studies
-from tfds_builder.workers import Lost, WorkerPool
-
-_MOST_ROWS = 10
+from tfds_builder.shards.shard import FILE_SECONDS
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -54,54 +35,24 @@ def main(argv: list[str] | None = None) -> None:
     """
     settings = _parser().parse_args(argv)
     options = _options(settings)
-    rows = read_manifest(settings.manifest, options.classes)
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    try:
-        with staging_folder(settings.data_dir) as staging:
-            started = time.monotonic()
-            key = _key(settings)
-            splits_file = settings.data_dir / splits.FILE_NAME
-            known = splits.read_splits(splits_file)
-            splits.check_division(
-                (split for _, split in known.values()),
-                tuple(options.fractions),
-                source=str(splits_file),
-                remedy="use another --data_dir, or remove the file to divide all patients anew",
-                complete=True,
-            )
-            with shard_pool(settings.workers, settings.file_seconds) as pool:
-                numbers = _file_numbers(rows_to_ask(rows, key, known), pool)
-                plan = plan_data_set(settings.manifest, rows, key, known, options, numbers)
-                _report_recognised(plan)
-                _build(settings, plan, staging, pool, started)
-    except OSError as error:
-        where = error.filename or settings.data_dir
-        raise UserError(f"{where}: {error.strerror or error}") from None
-
-
-def _file_numbers(rows: Sequence[Row], pool: WorkerPool) -> dict[int, str]:
-    """Row -> PatientID of its file, where there is one."""
-    root = Path("/")
-    paths = [PurePosixPath(row.path.relative_to(root)) for row in rows]
-    chunks = [Chunk(root, tuple(paths[n : n + 32])) for n in range(0, len(paths), 32)]
-    found = (scan for scans in pool.map(inspect_files, chunks, Chunk.without) for scan in scans)
-    return {
-        row.number: unicodedata.normalize("NFC", scan.patient_id)
-        for row, scan in zip(rows, found, strict=True)
-    }
-
-
-def _report_recognised(plan: Plan) -> None:
-    if not plan.recognised:
-        return
-    first = ", ".join(map(str, plan.recognised[:_MOST_ROWS]))
-    more = len(plan.recognised) - _MOST_ROWS
-    rows = f"{first} and {more} more" if more > 0 else first
-    say(
-        f"note: rows {rows}: patient_id differs from an earlier build, but the number without its "
-        "zeros, or the file's PatientID, is the same (did a spreadsheet change it?); taken as the "
-        "same patients",
+    request = Request(
+        manifest=settings.manifest,
+        data_dir=settings.data_dir,
+        options=options,
+        key_file=settings.pseudonym_key,
+        overwrite=settings.overwrite,
+        workers=settings.workers,
+        file_seconds=settings.file_seconds,
+        beam_runner=settings.beam_runner,
+        beam_options=tuple(shlex.split(settings.beam_options)),
     )
+    started = time.monotonic()
+    ingested = build_data_set(request)
+    final = request.data_dir / request.place
+    if ingested is None:
+        say(f"{final}: already built from these sources, nothing to do")
+    else:
+        _report(ingested, final, time.monotonic() - started)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -245,104 +196,6 @@ def _checked_fractions(values: Iterable[float]) -> tuple[float, float, float]:
             "that add up to 1, such as 0.7 0.15 0.15"
         )
     return train, validation, test
-
-
-def _key(settings: argparse.Namespace) -> bytes:
-    path = settings.pseudonym_key or settings.manifest.parent / deidentify.KEY_FILE_NAME
-    deidentify.refuse_key_in(settings.data_dir, path)
-    key, created = deidentify.read_or_create_key(path)
-    if created:
-        say(f"made a new pseudonym key: {path} (keep it, and keep it private)")
-    return key
-
-
-def _build(
-    settings: argparse.Namespace,
-    plan: Plan,
-    staging: Path,
-    pool: WorkerPool,
-    started: float,
-) -> None:
-    final = settings.data_dir / "scintigraphy" / plan.options.config / VERSION
-    if final.exists() and _is_up_to_date(final, plan, pool, settings.overwrite):
-        refuse_stored(final, plan)
-        say(f"{final}: already built from these sources, nothing to do")
-        return
-    run = _runner(settings, pool)
-    ingested: list[Ingested] = []
-
-    def checked_ingest(plan: Plan, folder: Path) -> Ingested:
-        ingested.append(ingest(plan, folder, VERSION, run))
-        refuse_unacceptable(ingested[0], settings.data_dir)
-        return ingested[0]
-
-    builder = Builder(
-        data_dir=staging, config=plan.options.config, plan=plan, ingest=checked_ingest
-    )
-    tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare()
-    new_splits = staging / splits.FILE_NAME
-    new_splits.write_text(splits.splits_text(ingested[0].patients), encoding="utf-8")
-    new_splits.replace(settings.data_dir / splits.FILE_NAME)
-    move_into_place(staging, staging / final.relative_to(settings.data_dir), final)
-    remove_stale(settings.data_dir)
-    _report(ingested[0], final, time.monotonic() - started)
-
-
-def _runner(settings: argparse.Namespace, pool: WorkerPool) -> RunTasks:
-    """What runs shard tasks: the pool, or a Beam runner."""
-
-    def run(function: WriteShard, tasks: Sequence[ShardTask]) -> Iterator[Shard]:
-        if settings.beam_runner:
-            return run_on_beam(
-                tasks,
-                settings.manifest.parent,
-                settings.beam_runner,
-                shlex.split(settings.beam_options),
-                settings.file_seconds,
-            )
-        results = pool.map(function, tasks, ShardTask.after)
-        total = sum(len(study.rows) for task in tasks for study in task.studies)
-        return counted(results, "reading files", total, size=lambda shard: len(shard.digests))
-
-    return run
-
-
-def _is_up_to_date(final: Path, plan: Plan, pool: WorkerPool, overwrite: bool) -> bool:
-    try:
-        fingerprint = json.loads((final / "metadata.json").read_bytes())["fingerprint"]
-    except (OSError, ValueError, KeyError):
-        fingerprint = None
-    # With splits.csv in place all its patients are known, so no split can change any more.
-    same = fingerprint == plan.fingerprint(plan.assign(), _digests(plan, pool), VERSION)
-    if not same and not overwrite:
-        raise UserError(
-            f"{final}: holds a data set built from other sources or splits; "
-            "use --overwrite to replace it, or another --data_dir"
-        )
-    # What could not be read then may be readable now, with another codec.
-    return same and not (overwrite and _rejected_rows(final))
-
-
-def _rejected_rows(final: Path) -> int:
-    try:
-        return json.loads((final / "metadata.json").read_bytes())["rejected_rows"]
-    except (OSError, ValueError, KeyError):
-        return 0
-
-
-def _digests(plan: Plan, pool: WorkerPool) -> dict[int, tuple[bytes, bytes]]:
-    chunks = [plan.studies[n : n + 32] for n in range(0, len(plan.studies), 32)]
-    results = pool.map(digests_of_studies, chunks, _no_retry)
-    digests: dict[int, tuple[bytes, bytes]] = {}
-    for own in counted(results, "comparing files", len(plan.rows), size=len):
-        digests |= own
-    return digests
-
-
-def _no_retry(task: tuple[Study, ...], lost: Lost) -> None:
-    raise UserError(f"manifest row {lost.step}: reading the file {lost.reason}")
 
 
 def _report(ingested: Ingested, final: Path, seconds: float) -> None:

@@ -10,6 +10,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,7 +142,7 @@ def read_manifest(path: Path, classes: tuple[str, ...] | None = None) -> tuple[R
         raise UserError(
             f"{path}: the manifest has a header but no rows; add one row per image file"
         )
-    faults += _duplicates(rows) + _torn_patients(rows) + _patients_but_for_zeros(rows)
+    faults += [*_duplicates(rows), *_torn_patients(rows), *_patients_but_for_zeros(rows)]
     _raise_first(path, faults)
     if not classes:
         _question_labels(path, rows)
@@ -336,8 +337,7 @@ class _Files:
         return self._listed[folder]
 
 
-def _duplicates(rows: list[Row]) -> list[tuple[int, str]]:
-    faults = []
+def _duplicates(rows: list[Row]) -> Iterator[tuple[int, str]]:
     seen: dict[tuple[Path, int | None], int] = {}
     first_of_path: dict[Path, int] = {}
     for row in rows:
@@ -347,47 +347,38 @@ def _duplicates(rows: list[Row]) -> list[tuple[int, str]]:
             first = first_of_path.get(row.path)
         if first is not None:
             what = "path" if row.frame is None else f"path with frame {row.frame}"
-            faults.append((row.number, f"{what} is already in row {first}"))
+            yield row.number, f"{what} is already in row {first}"
         seen.setdefault(one, row.number)
         first_of_path.setdefault(row.path, row.number)
-    return faults
 
 
-def _torn_patients(rows: list[Row]) -> list[tuple[int, str]]:
-    faults = []
+def _torn_patients(rows: list[Row]) -> Iterator[tuple[int, str]]:
     first: dict[str, Row] = {}
     for row in rows:
         if row.split is None:
             continue
         other = first.setdefault(row.patient_id, row)
         if other.split != row.split:
-            faults.append(
-                (
-                    row.number,
-                    f"split '{row.split}', but row {other.number} puts the same patient_id into "
-                    f"'{other.split}'; keep a patient in one split",
-                )
+            yield (
+                row.number,
+                f"split '{row.split}', but row {other.number} puts the same patient_id into "
+                f"'{other.split}'; keep a patient in one split",
             )
-    return faults
 
 
-def _patients_but_for_zeros(rows: list[Row]) -> list[tuple[int, str]]:
+def _patients_but_for_zeros(rows: list[Row]) -> Iterator[tuple[int, str]]:
     """A number that has lost its zeros in some rows alone would be two patients."""
-    faults = []
     first: dict[str, Row] = {}
     for row in rows:
         number = number_of(row.patient_id)
         other = first.setdefault(number, row) if number else row
         if other.patient_id != row.patient_id:
-            faults.append(
-                (
-                    row.number,
-                    f"patient_id differs from that of row {other.number} in zeros alone, which "
-                    "spreadsheets drop; write one patient the same way everywhere, and tell two "
-                    "apart by a letter",
-                )
+            yield (
+                row.number,
+                f"patient_id differs from that of row {other.number} in zeros alone, which "
+                "spreadsheets drop; write one patient the same way everywhere, and tell two apart "
+                "by a letter",
             )
-    return faults
 
 
 def _question_labels(path: Path, rows: list[Row]) -> None:

@@ -1,4 +1,4 @@
-"""Reads tables as spreadsheets save them: CSV in its dialects, or a workbook (.xlsx).
+"""Reads tables as spreadsheets save them: CSV in its dialects, or a workbook (.xlsx). Writes CSV.
 
 In: the path of a file. Out: its rows that are not blank, as trimmed text, under the numbers that a
 spreadsheet shows.
@@ -8,7 +8,7 @@ import contextlib
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,15 @@ def read_rows(path: Path) -> Rows:
         raise UserError(f"{path}: is an old or an encrypted workbook; {_AS_CSV}")
     text = _text(path, content)
     return list(_not_blank(_of_text(path, text)))
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table as CSV, with a header line."""
+    text = io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(columns)
+    table.writerows(rows)
+    return text.getvalue()
 
 
 def _content(path: Path) -> bytes:
@@ -143,9 +152,10 @@ def _of_workbook(path: Path, content: bytes) -> Iterator[tuple[int, list[str]]]:
 def _of_sheet(sheet: Any) -> Iterator[tuple[int, list[str]]]:
     """A merged cell says the same in all its places."""
     merged = {
-        place: (area.min_row, area.min_col)
+        (row, column): (area.min_row, area.min_col)
         for area in sheet.merged_cells.ranges
-        for place in ((row, column) for row, column in _places(area))
+        for row in range(area.min_row, area.max_row + 1)
+        for column in range(area.min_col, area.max_col + 1)
     }
     for cells in sheet.iter_rows():
         values = []
@@ -154,12 +164,6 @@ def _of_sheet(sheet: Any) -> Iterator[tuple[int, list[str]]]:
             values.append(_shown(sheet.cell(*place) if place else cell))
         if cells:
             yield cells[0].row, values
-
-
-def _places(area: Any) -> Iterator[tuple[int, int]]:
-    for row in range(area.min_row, area.max_row + 1):
-        for column in range(area.min_col, area.max_col + 1):
-            yield row, column
 
 
 def _shown(cell: Any) -> str:

@@ -17,7 +17,7 @@ from tests.fuzz.seeds import CANARY, DICOM, Seed, body_counts, make_seeds
 from tests.fuzz.trial import MOST_RESIDENT, Chunk, Ledger, Outcome, outcome_of, try_chunk
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.readers.image_file import decode
-from tfds_builder.studies.study import UNFORESEEN, Reading
+from tfds_builder.studies.study import UNFORESEEN, ReadStudy
 from tfds_builder.workers import Lost
 
 STRUCTURAL = [(DICOM, name) for name in DICOM_DAMAGE] + [
@@ -138,8 +138,8 @@ def test_what_is_not_dealt_with_well_is_a_fault(outcome, fault):
 
 
 def test_a_reason_that_repeats_the_file_is_seen_in_any_case():
-    assert outcome_of(1, Reading((), ((1, "is of Canary^Jane"),), {})).leaks
-    assert not outcome_of(1, Reading((), ((1, "is empty"),), {})).leaks
+    assert outcome_of(1, ReadStudy((), ((1, "is of Canary^Jane"),), {})).leaks
+    assert not outcome_of(1, ReadStudy((), ((1, "is empty"),), {})).leaks
 
 
 def test_an_error_that_no_reader_should_raise_is_an_outcome(tmp_path, monkeypatch):

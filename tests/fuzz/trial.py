@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.fuzz.seeds import CANARY
 from tfds_builder.manifest import Row
-from tfds_builder.studies.study import UNFORESEEN, Announce, Reading, Study, read_study
+from tfds_builder.studies.study import UNFORESEEN, Announce, ReadStudy, Study, read_study
 from tfds_builder.workers import Lost
 
 MOST_RESIDENT = 1536 * 2**20
@@ -94,10 +94,10 @@ def _try_file(number: int, path: Path, frame: int | None, announce: Announce) ->
     return replace(outcome, seconds=seconds, resident=most_resident())
 
 
-def outcome_of(number: int, reading: Reading) -> Outcome:
-    """What a reading of one file amounts to."""
-    reason = next((reason for _, reason in reading.rejected), None)
-    records = [image.facts for image in reading.images]
+def outcome_of(number: int, read: ReadStudy) -> Outcome:
+    """What came of reading one file."""
+    reason = next((reason for _, reason in read.rejected), None)
+    records = [image.facts for image in read.images]
     leaks = CANARY in f"{reason} {records}".upper()
     return Outcome(number, len(records), reason, leaks=leaks)
 

@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from tfds_builder import build, staging
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.scintigraphy.scintigraphy_dataset_builder import Builder
+from tfds_builder.shards.ingest import ShardStore
 from tfds_builder.splits.file import read_splits
 from tfds_builder.studies.deidentify import patient_pseudonym
 
@@ -172,7 +173,7 @@ def test_a_finished_build_is_recognised_without_decoding(cohort, tmp_path, capsy
     manifest = cohort(4)
     run(manifest, tmp_path / "data")
     before = contents(tmp_path / "data")
-    monkeypatch.setattr(build, "ingest", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(ShardStore, "missing", lambda *_: pytest.fail("decoded"))
     run(manifest, tmp_path / "data")
     assert "already built" in capsys.readouterr().out
     assert contents(tmp_path / "data") == before

@@ -87,11 +87,11 @@ def test_a_label_is_normalised(text, label):
 @pytest.mark.parametrize(
     "text",
     [
-        *("", " ", "?", "??", "-", "--", "\u2013", ".", "__", "None", "null", "Unknown", "TBD"),
-        *("nan", "NaN", "N/A", "n.a.", "n/a ", "not available", "#N/A", "#REF!", "#DIV/0!"),
-        *("#NAME?", "#VALUE!"),
+        "", " ", "?", "??", "-", "--", "\u2013", ".", "__", "None", "null", "Unknown", "TBD",
+        "nan", "NaN", "N/A", "n.a.", "n/a ", "not available", "#N/A", "#REF!", "#DIV/0!",
+        "#NAME?", "#VALUE!",
     ],
-)
+)  # fmt: skip
 def test_values_that_mean_unknown(text):
     assert means_unknown(text)
 

@@ -15,7 +15,7 @@ from tfds_builder import build
 from tfds_builder.classes import PUBLISHED
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.readers.image_file import decode, read_bytes
-from tfds_builder.scintigraphy.scintigraphy_dataset_builder import VERSION
+from tfds_builder.scintigraphy.data_set import VERSION
 from tfds_builder.studies.matrix import fit_of
 
 _SPEC = importlib.util.spec_from_file_location("corpus", Path(__file__).with_name("corpus.py"))

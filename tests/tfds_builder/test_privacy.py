@@ -187,15 +187,11 @@ def test_what_was_left_out_is_said_by_row_and_reason(built):
 def test_the_key_is_private_and_kept_out_of_the_data(cohort, tmp_path):
     manifest = cohort(4)
     inside = tmp_path / "data" / "pseudonym.key"
+    places = ["--manifest", str(manifest), "--data_dir", str(tmp_path / "data")]
     with pytest.raises(UserError, match="keep the key elsewhere"):
-        build.main(
-            [
-                *("--manifest", str(manifest), "--data_dir", str(tmp_path / "data")),
-                *("--pseudonym_key", str(inside)),
-            ]
-        )
+        build.main([*places, "--pseudonym_key", str(inside)])
     assert not inside.exists()
-    build.main(["--manifest", str(manifest), "--data_dir", str(tmp_path / "data")])
+    build.main(places)
     assert os.stat(tmp_path / "pseudonym.key").st_mode & 0o777 == 0o600
 
 

@@ -38,9 +38,9 @@ FEWEST_FILES = 256
 OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 PASSING = (
-    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
-    *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN),
-)
+    errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+    errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN,
+)  # fmt: skip
 """Why a file that is whole may be unreadable for now."""
 
 REASON_LENGTH = 200

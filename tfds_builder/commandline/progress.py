@@ -153,20 +153,18 @@ def counted(
     title: str,
     total: int,
     *,
-    noun: str = "files",
     size: Callable[[Result], int] = lambda result: 1,
 ) -> Iterator[Result]:
-    """Passes results on as they come, and shows how many of how many there were.
+    """Passes results on as they come, and shows how many files of how many there were.
 
     Args:
       results: passed on.
       title: what is being done.
       total: the sum of all sizes.
-      noun: what is counted.
       size: how much a result counts.
     """
     done = 0
-    with ProgressBar(title, total=total, noun=noun) as bar:
+    with ProgressBar(title, total=total, noun="files") as bar:
         for result in results:
             done += size(result)
             bar.update(done)

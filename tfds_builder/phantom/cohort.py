@@ -5,18 +5,17 @@ last. A study's own table of lesions makes lesions.csv without a second simulati
 """
 
 import collections
-import concurrent.futures
 import dataclasses
-import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
-from tfds_builder.commandline.command import follow_parent
 from tfds_builder.commandline.errors import UserError
-from tfds_builder.commandline.files import remove_parts, write_bytes
+from tfds_builder.commandline.files import SUFFIX, remove_parts, write_bytes
 from tfds_builder.phantom import writer
 from tfds_builder.phantom.camera.protocol import Protocol
 from tfds_builder.phantom.camera.scan import STANDARD, Case, sample_case, simulate
+from tfds_builder.phantom.processes import run_all
+from tfds_builder.tables import csv_text
 
 MOST_PATIENTS = 100_000
 LARGEST_SEED = 2**63 - 1
@@ -66,7 +65,7 @@ def make_cohort(
         cases = [sample_case(seed, patient, protocol) for patient in range(patients)]
         missing = [p for p, case in enumerate(cases) if not _is_made(folder, case, p)]
         rows = [r for p, case in enumerate(cases) for r in writer.manifest_rows(case, seed, p)]
-        manifest = writer.table_text(writer.MANIFEST_FIELDS, rows)
+        manifest = csv_text(writer.MANIFEST_FIELDS, rows).encode()
         if not missing and _is_complete(folder, manifest):
             return None
         for part in writer.FOLDERS:
@@ -76,7 +75,10 @@ def make_cohort(
         key = f"{writer.pseudonym_key(seed)}\n".encode()
         write_bytes(folder / "pseudonym.key", key)
         before = patients - len(missing)
-        _make_all(folder, seed, protocol, missing, workers, lambda n: report(before + n, patients))
+        tasks = [(folder, seed, patient, protocol) for patient in missing]
+        # Processes take longer to start than a few patients to make.
+        workers = workers if len(missing) >= 4 else 1
+        run_all(make_patient, tasks, workers, lambda done: report(before + done, patients))
         studies = [s for p, case in enumerate(cases) for s in writer.study_files(case, p)]
         lesions = writer.joined_lesions(folder, [s.lesions for s in studies if s.lesions])
         write_bytes(folder / "lesions.csv", lesions)
@@ -124,39 +126,9 @@ def _is_foreign(path: Path) -> bool:
     """True for anything that a run stopped before its first file cannot have left."""
     if path.name in writer.FOLDERS and path.is_dir():
         return any(path.iterdir())
-    return path.name != ".phantom.json.part"
+    return not (path.name.startswith(".phantom.json.") and path.name.endswith(SUFFIX))
 
 
 def _is_made(folder: Path, case: Case, patient: int) -> bool:
     studies = writer.study_files(case, patient)
     return all((folder / name).is_file() for files in studies for name in files.present)
-
-
-def _make_all(
-    folder: Path,
-    seed: int,
-    protocol: Protocol,
-    missing: list[int],
-    workers: int,
-    report: Callable[[int], None],
-) -> None:
-    if workers == 1 or len(missing) < 4:
-        for done, patient in enumerate(missing, 1):
-            make_patient(folder, seed, patient, protocol)
-            report(done)
-        return
-    pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(missing)), multiprocessing.get_context("spawn"), follow_parent
-    )
-    try:
-        tasks = [pool.submit(make_patient, folder, seed, p, protocol) for p in missing]
-        for done, task in enumerate(concurrent.futures.as_completed(tasks), 1):
-            task.result()
-            report(done)
-    except concurrent.futures.process.BrokenProcessPool as error:
-        raise UserError(
-            "a worker process was ended from outside (out of memory?): run the same command again, "
-            "it goes on where it stopped, perhaps with fewer --workers"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

@@ -3,12 +3,11 @@
 In: scans. Out: files under one folder, each complete or absent; the same scan gives the same bytes.
 """
 
-import csv
 import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +16,12 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from tfds_builder.commandline.files import write_bytes
+from tfds_builder.commandline.files import write_bytes, write_text
 from tfds_builder.phantom.camera.headers import NM_IMAGE_STORAGE, Identifiers, nm_header
 from tfds_builder.phantom.camera.protocol import Protocol
 from tfds_builder.phantom.camera.scan import Case, Scan
 from tfds_builder.phantom.disease.foci import LesionRecord
+from tfds_builder.tables import csv_text
 
 VERSION = "2"
 """Version of the phantom: changes whenever a given seed would give other images."""
@@ -29,10 +29,10 @@ VERSION = "2"
 FOLDERS = ("images", "masks", "lesions")
 MANIFEST_FIELDS = ("path", "patient_id", "label", "study_id", "sex", "age", "lesion_mask")
 LESION_FIELDS = (
-    *("path", "patient_id", "study_id", "label", "number", "kind", "site", "side", "cold"),
-    *("volume_ml", "contrast_anterior", "contrast_posterior", "snr_anterior", "snr_posterior"),
-    *("visible_anterior", "visible_posterior"),
-)
+    "path", "patient_id", "study_id", "label", "number", "kind", "site", "side", "cold",
+    "volume_ml", "contrast_anterior", "contrast_posterior", "snr_anterior", "snr_posterior",
+    "visible_anterior", "visible_posterior",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,15 +119,6 @@ def age_at(case: Case, study: int) -> int:
     return case.patient.age + case.dates[study].year - case.dates[0].year
 
 
-def table_text(fields: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
-    """A table as CSV with a header line."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(fields)
-    writer.writerows(rows)
-    return text.getvalue().encode()
-
-
 def joined_lesions(folder: Path, names: Iterable[str]) -> bytes:
     """The tables of lesions of several studies, `names` below `folder`, as one.
 
@@ -135,7 +126,7 @@ def joined_lesions(folder: Path, names: Iterable[str]) -> bytes:
       OSError: one cannot be read.
     """
     bodies = ((folder / name).read_bytes().partition(b"\n")[2] for name in names)
-    return table_text(LESION_FIELDS, ()) + b"".join(bodies)
+    return csv_text(LESION_FIELDS, ()).encode() + b"".join(bodies)
 
 
 def write_scan(folder: Path, scan: Scan, case: Case) -> None:
@@ -143,7 +134,7 @@ def write_scan(folder: Path, scan: Scan, case: Case) -> None:
     files = study_files(case, scan.number)[scan.study]
     if files.lesions:
         rows = lesion_rows(scan, files)
-        write_bytes(folder / files.lesions, table_text(LESION_FIELDS, rows))
+        write_text(folder / files.lesions, csv_text(LESION_FIELDS, rows))
         write_bytes(folder / files.mask, mask_bytes(scan.masks))
     write_bytes(folder / files.image, dicom_bytes(scan, age_at(case, scan.study)))
 

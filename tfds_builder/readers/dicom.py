@@ -54,9 +54,9 @@ _OTHER_TYPES = (
     "GATED REPROJECTION",
 )
 _MODALITIES = (
-    *("CR", "CT", "DX", "ECG", "ES", "KO", "MG", "MR", "OT", "PR", "PT", "PX", "RF", "RTDOSE"),
-    *("RTIMAGE", "RTPLAN", "RTSTRUCT", "SC", "SEG", "SM", "SR", "US", "XA", "XC"),
-)
+    "CR", "CT", "DX", "ECG", "ES", "KO", "MG", "MR", "OT", "PR", "PT", "PX", "RF", "RTDOSE",
+    "RTIMAGE", "RTPLAN", "RTSTRUCT", "SC", "SEG", "SM", "SR", "US", "XA", "XC",
+)  # fmt: skip
 _TECHNETIUM = re.compile(r"techneti|99m|tc", re.I)
 _SOURCE_TESTS = re.compile(
     r"(?:\b|_)(?:flood|bar|uniformity|linearity|qc|quality control|cor|co-?57)(?:\b|_)", re.I
@@ -124,15 +124,11 @@ class Header:
     age: int | None
 
 
-def read_header(
-    content: bytes, frame: int | None = None, view: str | None = None, accept: bool = False
-) -> Header:
+def read_header(content: bytes, accept: bool = False) -> Header:
     """Reads and checks all but the pixels.
 
     Args:
       content: the bytes of a DICOM file.
-      frame: the manifest's frame number, or None for every view.
-      view: the manifest's view, or None.
       accept: whether a person takes it although a rule of thumb is against it.
 
     Raises:
@@ -142,16 +138,22 @@ def read_header(
         dataset = _read(content, pixels=False)
         if not dataset.get("NumberOfFrames"):
             dataset = _read(content, pixels=True)
-        return _checked_header(dataset, frame, view, accept)
+        return _checked_header(dataset, None, None, accept)
 
 
 def read_dicom(
     content: bytes, frame: int | None = None, view: str | None = None, accept: bool = False
 ) -> Scintigram:
-    """Decodes the views of a file; arguments and errors as for `read_header`.
+    """Decodes the views of a file.
+
+    Args:
+      content: the bytes of a DICOM file.
+      frame: the manifest's frame number, or None for every view.
+      view: the manifest's view, or None.
+      accept: whether a person takes it although a rule of thumb is against it.
 
     Raises:
-      UserError: also where the pixels cannot be decoded or are not counts.
+      UserError: as `read_header`, and where the pixels cannot be decoded or are not counts.
     """
     with _in_fixed_words():
         dataset = _read(content, pixels=True)

@@ -5,11 +5,9 @@ all that was assumed in its column `comment`. No pixel is decoded.
 """
 
 import argparse
-import csv
-import io
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from tfds_builder.classes import classes_of, read_classes
@@ -17,10 +15,11 @@ from tfds_builder.commandline.command import CommandParser, available_cores
 from tfds_builder.commandline.errors import UserError, run_command
 from tfds_builder.commandline.files import write_text
 from tfds_builder.commandline.progress import counted, say
-from tfds_builder.scan.inventory import Chunk, Files, Scan, inspect_files, list_files
+from tfds_builder.scan.inventory import Chunk, Files, InspectedFile, inspect_files, list_files
 from tfds_builder.scan.label_tables import read_meanings, read_table
 from tfds_builder.scan.path_names import PathName, PathPattern, printable, read_words
-from tfds_builder.scan.proposal import BY_HEADER, RECURRING, Proposal, Row, propose
+from tfds_builder.scan.proposal import BY_HEADER, RECURRING, Proposal, ProposedRow, propose
+from tfds_builder.tables import csv_text
 from tfds_builder.workers import WorkerPool
 
 _FILES_PER_TASK = 16
@@ -43,8 +42,8 @@ def main(argv: list[str] | None = None) -> None:
         tables = [read_table(path) for path in settings.labels]
         files = list_files(settings.folder)
         names = _names(settings, files, pattern)
-        scans = _inspected(settings, tuple(names))
-        proposal = propose(files, names, scans, tables, meanings)
+        inspected = _inspected(settings, tuple(names))
+        proposal = propose(files, names, inspected, tables, meanings)
         _write(settings, proposal)
     except OSError as error:
         where = error.filename or settings.folder
@@ -166,7 +165,9 @@ def _names(
     return names
 
 
-def _inspected(settings: argparse.Namespace, paths: Sequence[PurePosixPath]) -> Iterator[Scan]:
+def _inspected(
+    settings: argparse.Namespace, paths: Sequence[PurePosixPath]
+) -> Iterator[InspectedFile]:
     starts = range(0, len(paths), _FILES_PER_TASK)
     folder = settings.folder.resolve()
     chunks = [Chunk(folder, tuple(paths[n : n + _FILES_PER_TASK]), settings.accept) for n in starts]
@@ -178,14 +179,14 @@ def _inspected(settings: argparse.Namespace, paths: Sequence[PurePosixPath]) -> 
     )
     with pool:
         results = pool.map(inspect_files, chunks, Chunk.without)
-        for scans in counted(results, "reading headers", len(paths), size=len):
-            yield from scans
+        for files in counted(results, "reading headers", len(paths), size=len):
+            yield from files
 
 
 def _write(settings: argparse.Namespace, proposal: Proposal) -> None:
     if settings.unread:
         unread = [[printable(path), reason] for path, reason in sorted(proposal.unread.items())]
-        _write_table(settings.unread, ["path", "reason"], unread)
+        write_text(settings.unread, csv_text(["path", "reason"], unread))
     if not proposal.rows:
         return
     rows = proposal.rows
@@ -211,15 +212,8 @@ def _write(settings: argparse.Namespace, proposal: Proposal) -> None:
         }
         for row in rows
     ]
-    _write_table(settings.out, columns, [[row.get(name) for name in columns] for row in cells])
-
-
-def _write_table(path: Path, columns: list[str], rows: Iterable[Sequence[object]]) -> None:
-    text = io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(columns)
-    table.writerows(rows)
-    write_text(path, text.getvalue())
+    rows = [[row.get(name) for name in columns] for row in cells]
+    write_text(settings.out, csv_text(columns, rows))
 
 
 def _report(settings: argparse.Namespace, files: Files, proposal: Proposal) -> None:
@@ -247,7 +241,7 @@ def _report(settings: argparse.Namespace, files: Files, proposal: Proposal) -> N
     _report_next(settings, rows)
 
 
-def _report_patients(rows: Sequence[Row]) -> None:
+def _report_patients(rows: Sequence[ProposedRow]) -> None:
     own = [row for row in rows if row.patient_by == BY_HEADER]
     if len({row.patient_id for row in own}) == 1 < len({row.study_id for row in own}):
         say(
@@ -261,7 +255,7 @@ def _report_patients(rows: Sequence[Row]) -> None:
         )
 
 
-def _report_labels(rows: Sequence[Row], remarks: Sequence[str]) -> None:
+def _report_labels(rows: Sequence[ProposedRow], remarks: Sequence[str]) -> None:
     labels = Counter(row.label for row in rows if row.label)
     if labels:
         counts = ", ".join(f"{label} {labels[label]}" for label in classes_of(labels).names)
@@ -270,7 +264,7 @@ def _report_labels(rows: Sequence[Row], remarks: Sequence[str]) -> None:
         say(f"note: {remark}")
 
 
-def _report_next(settings: argparse.Namespace, rows: Sequence[Row]) -> None:
+def _report_next(settings: argparse.Namespace, rows: Sequence[ProposedRow]) -> None:
     missing = {
         "label": sum(row.label is None for row in rows),
         "patient_id": sum(not row.patient_id for row in rows),

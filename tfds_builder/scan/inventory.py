@@ -52,7 +52,7 @@ class Files:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class InspectedView:
     """A view of a file: its frame, from 1, its name or 'unknown', the rule that named it, notes."""
 
     frame: int
@@ -62,7 +62,7 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
-class Scan:
+class InspectedFile:
     """What one file says.
 
     Attributes:
@@ -80,7 +80,7 @@ class Scan:
     is_dicom: bool = False
     patient_id: str = ""
     study: str = ""
-    views: tuple[View, ...] = ()
+    views: tuple[InspectedView, ...] = ()
     notes: tuple[str, ...] = ()
     needs_accept: bool = False
 
@@ -183,21 +183,21 @@ def _is_text(text: str) -> bool:
     return True
 
 
-def inspect_files(chunk: Chunk, announce: Announce) -> list[Scan]:
-    """Inspects the files of a chunk; what is wrong with a file is in its `Scan.reason`."""
-    scans = []
+def inspect_files(chunk: Chunk, announce: Announce) -> list[InspectedFile]:
+    """Inspects the files of a chunk; what is wrong with a file is in its `InspectedFile.reason`."""
+    files = []
     for number, path in enumerate(chunk.paths):
         announce(number)
         try:
             if number in chunk.refused:
                 raise UserError(chunk.refused[number])
-            scans.append(_inspect(path, read_bytes(chunk.folder / path), chunk.accept))
+            files.append(_inspect(path, read_bytes(chunk.folder / path), chunk.accept))
         except UserError as error:
-            scans.append(Scan(path, reason=str(error)))
-    return scans
+            files.append(InspectedFile(path, reason=str(error)))
+    return files
 
 
-def _inspect(path: PurePosixPath, content: bytes, accept: bool) -> Scan:
+def _inspect(path: PurePosixPath, content: bytes, accept: bool) -> InspectedFile:
     # As `image_file.decode` decides it.
     if content[128:132] == b"DICM" or not is_raster(content):
         try:
@@ -211,18 +211,21 @@ def _inspect(path: PurePosixPath, content: bytes, accept: bool) -> Scan:
         raise UserError(f"has {pages} pages, not one or two views")
     for page in range(2, pages + 1):
         check_raster(content, page)
-    return Scan(path, views=tuple(View(page, UNKNOWN, "none") for page in range(1, pages + 1)))
+    views = tuple(InspectedView(page, UNKNOWN, "none") for page in range(1, pages + 1))
+    return InspectedFile(path, views=views)
 
 
-def _of_header(path: PurePosixPath, header: Header) -> Scan:
+def _of_header(path: PurePosixPath, header: Header) -> InspectedFile:
     patient, study = header.patient_id.strip(), header.study.strip()
     known = _is_text(patient)
     findings = [*header.findings, *(one for view in header.views for one in view.findings)]
-    return Scan(
+    return InspectedFile(
         path,
         is_dicom=True,
         patient_id=patient if known else "",
         study=study if _is_text(study) else "",
-        views=tuple(View(view.frame, view.name, view.rule, view.notes) for view in header.views),
+        views=tuple(
+            InspectedView(view.frame, view.name, view.rule, view.notes) for view in header.views
+        ),
         notes=tuple(dict.fromkeys(findings)) + (() if known else (NO_PATIENT_TEXT,)),
     )

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from tfds_builder.classes import means_unknown
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.readers.views import UNKNOWN
-from tfds_builder.scan.inventory import Files, Scan, View
+from tfds_builder.scan.inventory import Files, InspectedFile, InspectedView
 from tfds_builder.scan.label_tables import (
     LEFT_OUT,
     Keys,
@@ -34,7 +34,7 @@ _BOTH_VIEWS = "its path names both views: fill in view"
 
 
 @dataclass(frozen=True)
-class Row:
+class ProposedRow:
     """A manifest row to be.
 
     Attributes:
@@ -72,7 +72,7 @@ class Proposal:
       remarks: what is odd about the label tables, each a line.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[ProposedRow, ...]
     unread: dict[PurePosixPath, str]
     left_out: Counter[str]
     remarks: tuple[str, ...]
@@ -81,7 +81,7 @@ class Proposal:
 def propose(
     files: Files,
     names: Mapping[PurePosixPath, PathName],
-    scans: Iterable[Scan],
+    inspected: Iterable[InspectedFile],
     tables: Sequence[LabelTable],
     meanings: Meanings,
 ) -> Proposal:
@@ -89,19 +89,19 @@ def propose(
 
     Args:
       files: the files of the folder.
-      names: what the paths say; of these files alone there are scans.
-      scans: what each of them says, in the order of the rows.
+      names: what the paths say; these files alone were inspected.
+      inspected: what each of them says, in the order of the rows.
       tables, meanings: what gives labels.
 
     Raises:
       UserError: labels that mean nothing, or that contradict each other.
     """
     unread, rows = dict(files.unusable), []
-    for scan in scans:
-        if scan.reason:
-            unread[scan.path] = scan.reason
+    for file in inspected:
+        if file.reason:
+            unread[file.path] = file.reason
         else:
-            rows += _rows_of(scan, names[scan.path])
+            rows += _rows_of(file, names[file.path])
     rows, remarks = _labelled(_without_recurring(rows), tables, meanings, names)
     kept = tuple(row for row in rows if row.label != LEFT_OUT)
     left_out = Counter(
@@ -113,42 +113,48 @@ def propose(
     return Proposal(kept, unread, +left_out, remarks)
 
 
-def _rows_of(scan: Scan, name: PathName) -> list[Row]:
+def _rows_of(file: InspectedFile, name: PathName) -> list[ProposedRow]:
     """One row for a file, or one for each page of a picture."""
-    named = scan.patient_id and not means_unknown(scan.patient_id)
+    named = file.patient_id and not means_unknown(file.patient_id)
     if named and name.patient_by != BY_PATTERN:
-        patient, patient_by = scan.patient_id, BY_HEADER
+        patient, patient_by = file.patient_id, BY_HEADER
     else:
         patient, patient_by = name.patient.strip(), name.patient_by
-    study = name.study if name.study_by or not scan.study else scan.study
-    view, rules, comments = _view_of(scan, name)
-    comments = scan.notes + comments
+    study = name.study if name.study_by or not file.study else file.study
+    view, rules, comments = _view_of(file, name)
+    comments = file.notes + comments
     if not patient:
         comments = (_NO_PATIENT, *comments)
     elif patient_by not in _CERTAIN:
         comments = (f"patient from {patient_by}", *comments)
-    row = Row(
-        *(scan.path, patient, patient_by, study, view, rules, comments),
+    row = ProposedRow(
+        path=file.path,
+        patient_id=patient,
+        patient_by=patient_by,
+        study_id=study,
+        view=view,
+        rules=rules,
+        comments=comments,
         site=name.site,
-        accept=scan.needs_accept,
+        accept=file.needs_accept,
     )
-    if scan.is_dicom or len(scan.views) == 1:
+    if file.is_dicom or len(file.views) == 1:
         return [row]
-    pages = len(scan.views)
+    pages = len(file.views)
     return [
         replace(row, frame=view.frame, comments=(*comments, f"page {view.frame} of {pages}"))
-        for view in scan.views
+        for view in file.views
     ]
 
 
-def _view_of(scan: Scan, name: PathName) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+def _view_of(file: InspectedFile, name: PathName) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     """The manifest's view, what names each view of the file, and comments."""
-    if len(scan.views) != 1:
-        comments = [note for view in scan.views for note in view.notes]
-        if not scan.is_dicom:
+    if len(file.views) != 1:
+        comments = [note for view in file.views for note in view.notes]
+        if not file.is_dicom:
             comments.append(_NO_VIEW)
-        return "", tuple(view.rule for view in scan.views), tuple(dict.fromkeys(comments))
-    only = scan.views[0]
+        return "", tuple(view.rule for view in file.views), tuple(dict.fromkeys(comments))
+    only = file.views[0]
     if only.name != UNKNOWN:
         return "", (only.rule,), only.notes + _disagreement(only, name)
     if not name.view:
@@ -157,13 +163,13 @@ def _view_of(scan: Scan, name: PathName) -> tuple[str, tuple[str, ...], tuple[st
     return name.view, (name.view_by,), comments
 
 
-def _disagreement(view: View, name: PathName) -> tuple[str, ...]:
+def _disagreement(view: InspectedView, name: PathName) -> tuple[str, ...]:
     if name.view in ("", view.name):
         return ()
     return (f"its path says {name.view}, its header {view.name}",)
 
 
-def _without_recurring(rows: list[Row]) -> list[Row]:
+def _without_recurring(rows: list[ProposedRow]) -> list[ProposedRow]:
     """Takes back patients whom names do not tell apart.
 
     Where one name stands for one view of several studies, it may be the same patient again
@@ -184,11 +190,11 @@ def _without_recurring(rows: list[Row]) -> list[Row]:
 
 
 def _labelled(
-    rows: Sequence[Row],
+    rows: Sequence[ProposedRow],
     tables: Sequence[LabelTable],
     meanings: Meanings,
     names: Mapping[PurePosixPath, PathName],
-) -> tuple[list[Row], tuple[str, ...]]:
+) -> tuple[list[ProposedRow], tuple[str, ...]]:
     keys = [Keys(row.path, row.patient_id, row.study_id) for row in rows]
     joined = join(keys, tables, meanings)
     labelled = []

@@ -5,11 +5,10 @@ of a patient is written.
 """
 
 import csv
-import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from tfds_builder.manifest import SPLITS
 from tfds_builder.shards.ingest import CROWDED, Duplicate, Ingested, duplicate_kind
 from tfds_builder.shards.plan import Plan
 from tfds_builder.studies.study import CROPPED, Facts
+from tfds_builder.tables import csv_text
 
 QUALITY, QUARANTINE, SPLIT_PROOF = "quality.csv", "quarantine.csv", "split_proof.json"
 
@@ -131,17 +131,18 @@ def rejection_reasons(ingested: Ingested) -> Counter[str]:
 
 def quarantine_text(ingested: Ingested) -> str:
     """quarantine.csv: row, reason."""
-    return _csv(("row", "reason"), ({"row": r, "reason": why} for r, why in ingested.rejected))
+    return csv_text(("row", "reason"), ingested.rejected)
 
 
 def quality_text(ingested: Ingested) -> str:
     """quality.csv: a line for every image that was read, by row and frame."""
-    return _csv(_QUALITY_FIELDS, _quality_rows(ingested))
+    rows = ([row[field] for field in _QUALITY_FIELDS] for row in _quality_rows(ingested))
+    return csv_text(_QUALITY_FIELDS, rows)
 
 
 def _quality_rows(ingested: Ingested) -> Iterator[dict[str, Any]]:
     of: dict[str, list[tuple[Facts, Duplicate]]] = {}
-    for pair in ingested.duplicates:
+    for pair in ingested.duplicates.pairs:
         of.setdefault(pair.first.image_id, []).append((pair.second, pair))
         of.setdefault(pair.second.image_id, []).append((pair.first, pair))
     images = [*ingested.images, *ingested.left_out]
@@ -158,7 +159,7 @@ def _quality_row(
     copies = sorted(copies, key=lambda copy: (copy[0].row, copy[0].frame))
     if copies:
         findings.append(f"{duplicate_kind(copies[0][1])} of another image")
-    if facts.image_id in ingested.crowded:
+    if facts.image_id in ingested.duplicates.crowded:
         findings.append(CROWDED)
     if any(other.label != facts.label for other, _ in copies):
         findings.append(_SAME_SCAN_IN_TWO_LABELS)
@@ -180,11 +181,3 @@ def _quality_row(
 
 def _number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.4f}"
-
-
-def _csv(fields: tuple[str, ...], rows: Iterable[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    table = csv.DictWriter(text, fields, lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return text.getvalue()

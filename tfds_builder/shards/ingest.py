@@ -1,25 +1,22 @@
-"""From a plan to shards on disk, and to all that was found on the way.
+"""From written shards to the data set that they make, and to all that was found on the way.
 
-In: a plan, a folder, and something that runs shard tasks (this process, a pool, a cluster). Out:
-the shards of every split, the proof that the splits are disjoint, and the findings. Which scans
-were exported twice is known only when all are read; then the few shards that this changes are
-written again.
+In: a plan, and its shards as they are written. Out: the shards that are still missing, the scans
+that were exported twice, the proof that the splits are disjoint, and the findings. Which scans were
+exported twice is known only when all are read; then the few shards that this changes are written
+again.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tfds_builder import splits
 from tfds_builder.commandline.errors import UserError
-from tfds_builder.shards.plan import Layout, Plan
-from tfds_builder.shards.shard import Shard, ShardTask, write_shard
-from tfds_builder.studies.duplicates import Copies, find_copies
-from tfds_builder.studies.study import Announce, Facts, Study
-
-WriteShard = Callable[[ShardTask, Announce], Shard]
-RunTasks = Callable[[WriteShard, Sequence[ShardTask]], Iterable[Shard]]
+from tfds_builder.shards.plan import Plan
+from tfds_builder.shards.shard import Shard, ShardTask
+from tfds_builder.studies.duplicates import find_copies
+from tfds_builder.studies.study import Facts, Study
 
 CROWDED = "looks like too many others (lettering in the picture?): copies cannot be told"
 
@@ -45,6 +42,37 @@ class Duplicate:
 
 
 @dataclass(frozen=True)
+class Duplicates:
+    """The scans that were exported more than once.
+
+    Attributes:
+      pairs: pairs of images that show one scan.
+      crowded: image_ids of those that look like so many others that no copy can be told.
+    """
+
+    pairs: tuple[Duplicate, ...]
+    crowded: frozenset[str]
+
+    def groups(self) -> list[tuple[str, ...]]:
+        """Patients who share a scan, directly or through others, in a fixed order."""
+        parents: dict[str, str] = {}
+
+        def root(patient: str) -> str:
+            while parents.setdefault(patient, patient) != patient:
+                parents[patient] = parents[parents[patient]]
+                patient = parents[patient]
+            return patient
+
+        for pair in self.pairs:
+            one, other = sorted((root(pair.first.patient_key), root(pair.second.patient_key)))
+            parents[other] = one
+        groups = defaultdict(list)
+        for patient in sorted(parents):
+            groups[root(patient)].append(patient)
+        return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+@dataclass(frozen=True)
 class Ingested:
     """A data set whose records are written.
 
@@ -52,8 +80,7 @@ class Ingested:
       plan: what was to be made.
       shards: split -> its shards that hold any record, in order.
       assigned: pseudonym -> split.
-      duplicates: pairs of images that show one scan.
-      crowded: image_ids of those that look like so many others that no copy can be told.
+      duplicates: the scans that were exported more than once.
       rejected: (row, reason) of rows that cannot be used, by row.
       proof: what `splits.prove_disjoint` returned.
       fingerprint: see `Plan.fingerprint`.
@@ -62,8 +89,7 @@ class Ingested:
     plan: Plan
     shards: dict[str, tuple[Shard, ...]]
     assigned: dict[str, str]
-    duplicates: tuple[Duplicate, ...]
-    crowded: frozenset[str]
+    duplicates: Duplicates
     rejected: tuple[tuple[int, str], ...]
     proof: splits.Proof
     fingerprint: str
@@ -88,103 +114,102 @@ class Ingested:
     def notes(self) -> Counter[str]:
         """What was assumed, changed or found, and how often."""
         notes = Counter(note for facts in self.images for note in facts.notes)
-        notes.update(_duplicate_notes(self.duplicates))
-        if self.crowded:
-            notes[CROWDED] = len(self.crowded)
+        notes.update(_duplicate_notes(self.duplicates.pairs))
+        if self.duplicates.crowded:
+            notes[CROWDED] = len(self.duplicates.crowded)
         shared = _shared_numbers(self)
         if shared:
             notes[_SHARED_NUMBER] = shared
         return notes
 
 
-def ingest(
-    plan: Plan,
-    folder: Path,
-    version: str,
-    run: RunTasks,
-) -> Ingested:
-    """Writes the shards of a data set.
+class ShardStore:
+    """The shards of one data set, as many as are written.
 
     Args:
       plan: what is to be made.
       folder: where the shards are put, under names of their own; it exists.
-      version: the data set's version.
-      run: runs tasks and yields their results in order.
-
-    Raises:
-      UserError: the same scan stands in two given splits; the disk is full.
     """
-    written: dict[tuple[str, ...], Shard] = {}
-    assigned = plan.assign()
-    _write_missing(plan, plan.lay_out(assigned), written, folder, run)
-    images = _all_images(written.values())
-    copies = find_copies([facts.signature for facts in images])
-    duplicates = _duplicates(images, copies)
-    _refuse_torn(plan, duplicates)
-    again = plan.assign(_groups(duplicates))
-    if again != assigned:
-        assigned = again
-        _write_missing(plan, plan.lay_out(assigned), written, folder, run)
-    layout = plan.lay_out(assigned)
-    used = {split: [written[_name(shard)] for shard in own] for split, own in layout.items()}
-    final = [shard for own in used.values() for shard in own]
-    digests = {row: pair for shard in final for row, pair in shard.digests.items()}
-    rejected = {row: reason for shard in final for row, reason in shard.rejected}
-    _remove_unused(written.values(), final)
-    return Ingested(
-        plan=plan,
-        shards={split: tuple(s for s in own if s.records) for split, own in used.items()},
-        assigned=assigned,
-        duplicates=tuple(duplicates),
-        crowded=frozenset(images[n].image_id for n in copies.crowded),
-        rejected=tuple(sorted(rejected.items())),
-        proof=splits.prove_disjoint(_memberships(used), plan.classes.names, tuple(layout)),
-        fingerprint=plan.fingerprint(assigned, digests, version),
-    )
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self._plan, self._folder = plan, folder
+        self._written: dict[tuple[str, ...], Shard] = {}
+
+    def missing(self, assigned: Mapping[str, str]) -> list[ShardTask]:
+        """The shards that a division of the patients needs and that are not written.
+
+        Args:
+          assigned: pseudonym -> split.
+        """
+        layout = self._plan.lay_out(assigned)
+        missing = [s for own in layout.values() for s in own if _name(s) not in self._written]
+        return [
+            ShardTask(
+                studies=studies,
+                path=str(self._folder / f"{len(self._written) + n}.array_record"),
+                config=self._plan.options.config,
+                classes=self._plan.classes,
+                keep_one_view=self._plan.options.keep_one_view,
+            )
+            for n, studies in enumerate(missing)
+        ]
+
+    def add(self, tasks: Sequence[ShardTask], shards: Iterable[Shard]) -> None:
+        """Takes what became of each task, in order."""
+        for task, shard in zip(tasks, shards, strict=True):
+            self._written[_name(task.studies)] = shard
+
+    def find_duplicates(self) -> Duplicates:
+        """Compares all images, also those in no record: a scan left out here is in one elsewhere.
+
+        Raises:
+          UserError: the same scan stands in two given splits.
+        """
+        written = self._written.values()
+        images = [facts for shard in written for facts in (*shard.images, *shard.left_out)]
+        images.sort(key=lambda facts: facts.image_id)
+        copies = find_copies([facts.signature for facts in images])
+        pairs = tuple(
+            Duplicate(
+                first=images[a],
+                second=images[b],
+                exact=not mirrored and _statistics(images[a]) == _statistics(images[b]),
+                mirrored=mirrored,
+            )
+            for a, b, mirrored in copies.pairs
+        )
+        _refuse_torn(self._plan, pairs)
+        return Duplicates(pairs, frozenset(images[n].image_id for n in copies.crowded))
+
+    def ingested(self, assigned: dict[str, str], duplicates: Duplicates, version: str) -> Ingested:
+        """The data set of a division whose shards are all written.
+
+        Args:
+          assigned: pseudonym -> split.
+          duplicates: what `find_duplicates` returned.
+          version: the data set's version.
+        """
+        plan, layout = self._plan, self._plan.lay_out(assigned)
+        used = {
+            split: [self._written[_name(studies)] for studies in own]
+            for split, own in layout.items()
+        }
+        shards = [shard for own in used.values() for shard in own]
+        digests = {row: pair for shard in shards for row, pair in shard.digests.items()}
+        rejected = {row: reason for shard in shards for row, reason in shard.rejected}
+        return Ingested(
+            plan=plan,
+            shards={split: tuple(s for s in own if s.records) for split, own in used.items()},
+            assigned=assigned,
+            duplicates=duplicates,
+            rejected=tuple(sorted(rejected.items())),
+            proof=splits.prove_disjoint(_memberships(used), plan.classes.names, tuple(layout)),
+            fingerprint=plan.fingerprint(assigned, digests, version),
+        )
 
 
 def _name(studies: Iterable[Study]) -> tuple[str, ...]:
     return tuple(study.study_key for study in studies)
-
-
-def _write_missing(
-    plan: Plan,
-    layout: Layout,
-    written: dict[tuple[str, ...], Shard],
-    folder: Path,
-    run: RunTasks,
-) -> None:
-    missing = [s for own in layout.values() for s in own if _name(s) not in written]
-    tasks = [
-        ShardTask(
-            studies=studies,
-            path=str(folder / f"{len(written) + n}.array_record"),
-            config=plan.options.config,
-            classes=plan.classes,
-            keep_one_view=plan.options.keep_one_view,
-        )
-        for n, studies in enumerate(missing)
-    ]
-    for task, shard in zip(tasks, run(write_shard, tasks), strict=True):
-        written[_name(task.studies)] = shard
-
-
-def _all_images(shards: Iterable[Shard]) -> list[Facts]:
-    """Of all images, also those in no record: a scan left out here is in a record elsewhere."""
-    images = [facts for shard in shards for facts in (*shard.images, *shard.left_out)]
-    return sorted(images, key=lambda facts: facts.image_id)
-
-
-def _duplicates(images: Sequence[Facts], copies: Copies) -> list[Duplicate]:
-    return [
-        Duplicate(
-            first=images[a],
-            second=images[b],
-            exact=not mirrored and _statistics(images[a]) == _statistics(images[b]),
-            mirrored=mirrored,
-        )
-        for a, b, mirrored in copies.pairs
-    ]
 
 
 def _statistics(facts: Facts) -> tuple[bytes, int, str, float]:
@@ -201,32 +226,6 @@ def _refuse_torn(plan: Plan, duplicates: Iterable[Duplicate]) -> None:
                 f"exported twice, but their patients are in '{given[0]}' and '{given[1]}'; give "
                 f"both patients one split (manifest, or {splits.FILE_NAME}), or remove a row"
             )
-
-
-def _groups(duplicates: Iterable[Duplicate]) -> list[tuple[str, ...]]:
-    """Patients who share a scan, directly or through others, in a fixed order."""
-    parents: dict[str, str] = {}
-
-    def root(patient: str) -> str:
-        while parents.setdefault(patient, patient) != patient:
-            parents[patient] = parents[parents[patient]]
-            patient = parents[patient]
-        return patient
-
-    for pair in duplicates:
-        one, other = sorted((root(pair.first.patient_key), root(pair.second.patient_key)))
-        parents[other] = one
-    groups = defaultdict(list)
-    for patient in sorted(parents):
-        groups[root(patient)].append(patient)
-    return [tuple(group) for group in groups.values() if len(group) > 1]
-
-
-def _remove_unused(written: Iterable[Shard], used: list[Shard]) -> None:
-    kept = {shard.path for shard in used if shard.records}
-    for shard in written:
-        if shard.path not in kept:
-            Path(shard.path).unlink(missing_ok=True)
 
 
 def _memberships(used: dict[str, list[Shard]]) -> Iterator[splits.Membership]:

@@ -5,7 +5,7 @@ views). Only what stands here is ever copied from a file into the data set.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from tfds_builder.classes import Classes
 from tfds_builder.manifest import VIEWS
 from tfds_builder.studies.matrix import COLUMNS, ROWS
-from tfds_builder.studies.study import Image, Reading
+from tfds_builder.studies.study import Image, ReadStudy
 
 VIEWS_CONFIG, STUDIES_CONFIG = "views", "studies"
 CONFIGS = (VIEWS_CONFIG, STUDIES_CONFIG)
@@ -27,11 +27,16 @@ _NO_LESION = np.zeros(IMAGE_SHAPE, np.uint8)
 Record = dict[str, Any]
 
 
-def features(config: str) -> tfds.features.FeaturesDict:
-    """The features of a record of a configuration; the label gets its names from the data."""
+def features(config: str, classes: Sequence[str] = ()) -> tfds.features.FeaturesDict:
+    """The features of a record of a configuration.
+
+    Args:
+      config: 'views' or 'studies'.
+      classes: the names of the labels; none where a data set is to tell them.
+    """
     text, tensor = tfds.features.Text, tfds.features.Tensor
     common = {
-        "label": tfds.features.ClassLabel(),
+        "label": tfds.features.ClassLabel(names=list(classes) or None),
         "image_id": text(),
         "patient_key": text(),
         "study_key": text(),
@@ -67,7 +72,7 @@ def features(config: str) -> tfds.features.FeaturesDict:
 
 
 def records_of(
-    reading: Reading, config: str, keep_one_view: bool, classes: Classes
+    read: ReadStudy, config: str, keep_one_view: bool, classes: Classes
 ) -> Iterator[tuple[Record, tuple[Image, ...]]]:
     """The records of one study, in the order of their image_id, each with the images in it.
 
@@ -76,17 +81,17 @@ def records_of(
     the study was rejected, nothing tells which belong together, and they stay alone.
 
     Args:
-      reading: what became of the study's files.
+      read: what became of the study's files.
       config: 'views' or 'studies'.
       keep_one_view: under 'studies', whether a view that is alone becomes a record, with zeros in
         the other's place. Images of unknown view are in no study record.
       classes: which label is the more serious, of views that have several.
     """
     if config == VIEWS_CONFIG:
-        for image in reading.images:
+        for image in read.images:
             yield _view_record(image), (image,)
         return
-    scans = {_scan_id(scan): scan for scan in _scans(reading)}
+    scans = {_scan_id(scan): scan for scan in _scans(read)}
     for scan_id in sorted(scans):
         scan = scans[scan_id]
         if keep_one_view or len(scan) == len(VIEWS):
@@ -94,15 +99,15 @@ def records_of(
             yield _study_record(scan, scan_id, classes), own
 
 
-def _scans(reading: Reading) -> Iterator[dict[str, Image]]:
+def _scans(read: ReadStudy) -> Iterator[dict[str, Image]]:
     """View -> image, of each pair and of each view that is alone."""
     by_file: dict[int, dict[str, Image]] = defaultdict(dict)
-    for image in reading.images:
+    for image in read.images:
         if image.facts.view in VIEWS:
             by_file[image.facts.file][image.facts.view] = image
     alone = [scan for scan in by_file.values() if len(scan) == 1]
     yield from (scan for scan in by_file.values() if len(scan) > 1)
-    if len(alone) == len(VIEWS) and alone[0].keys() != alone[1].keys() and not reading.rejected:
+    if len(alone) == len(VIEWS) and alone[0].keys() != alone[1].keys() and not read.rejected:
         yield alone[0] | alone[1]
     else:
         yield from alone

@@ -147,11 +147,11 @@ def _naming_a_full_disk() -> Iterator[None]:
 def _serialised(task: ShardTask, shard: Shard, announce: Announce) -> Iterator[bytes]:
     refused = dict(task.refused)
     for study in task.studies:
-        reading = read_study(study, announce, refused)
-        shard.rejected += reading.rejected
-        shard.digests |= reading.digests
+        read = read_study(study, announce, refused)
+        shard.rejected += read.rejected
+        shard.digests |= read.digests
         in_records: set[str] = set()
-        found = records_of(reading, task.config, task.keep_one_view, task.classes)
+        found = records_of(read, task.config, task.keep_one_view, task.classes)
         for record, images in found:
             serialised = serialise(record, task.classes)
             shard.records += 1
@@ -163,5 +163,5 @@ def _serialised(task: ShardTask, shard: Shard, announce: Announce) -> Iterator[b
             in_records |= {image.facts.image_id for image in images}
             yield serialised
         shard.left_out += [
-            image.facts for image in reading.images if image.facts.image_id not in in_records
+            image.facts for image in read.images if image.facts.image_id not in in_records
         ]

@@ -7,7 +7,7 @@ two pictures of one workstation the lettering, frame, ruler and grey bar, which 
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,10 +83,7 @@ def signature(counts: np.ndarray) -> bytes:
     return np.packbits(np.concatenate(bits)).tobytes()
 
 
-def find_copies(
-    signatures: Sequence[bytes],
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Copies:
+def find_copies(signatures: Sequence[bytes]) -> Copies:
     """Finds the signatures of one and the same scan.
 
     Of equal signatures only the first is compared with others, and paired with each of its equals:
@@ -95,7 +92,6 @@ def find_copies(
 
     Args:
       signatures: of `signature`; empty ones are never paired.
-      progress: called with the number of unique signatures done, and their total.
     """
     equals: dict[bytes, list[int]] = {}
     for index, one in enumerate(signatures):
@@ -103,7 +99,7 @@ def find_copies(
             equals.setdefault(one, []).append(index)
     groups = list(equals.values())
     words = np.frombuffer(b"".join(equals), np.uint64).reshape(-1, SIGNATURE_BYTES // 8)
-    near, crowded = _near_and_crowded(words, progress)
+    near, crowded = _near_and_crowded(words)
     pairs = [(group[0], other, False) for group in groups for other in group[1:]]
     pairs += [(groups[a][0], groups[b][0], bool(mirrored)) for a, b, mirrored in near.tolist()]
     return Copies(
@@ -199,9 +195,7 @@ def _directions() -> tuple[np.ndarray, np.ndarray]:
     return signs.reshape(shapes[0]), directions.reshape(shapes[1])
 
 
-def _near_and_crowded(
-    words: np.ndarray, progress: Callable[[int, int], None]
-) -> tuple[np.ndarray, np.ndarray]:
+def _near_and_crowded(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(pairs, 3): the rows of near signatures and whether mirrored; and the crowded rows."""
     total = words.shape[0]
     even = np.ascontiguousarray(words[:, :_HALF_WORDS].T)
@@ -214,7 +208,6 @@ def _near_and_crowded(
         likenesses += np.bincount(near[:, :2].ravel(), minlength=total)
         # Kept are at most MOST_COPIES for each, so that memory does not grow with their square.
         found.append(near[(likenesses[near[:, :2]] <= MOST_COPIES).all(axis=1)])
-        progress(stop, total)
     crowded = likenesses > MOST_COPIES
     pairs = np.concatenate(found)
     return pairs[~crowded[pairs[:, :2]].any(axis=1)], np.flatnonzero(crowded)

@@ -107,8 +107,8 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """What became of a study's files.
+class ReadStudy:
+    """What was read of a study.
 
     Attributes:
       images: in the order of their image_id.
@@ -125,7 +125,7 @@ def read_study(
     study: Study,
     announce: Announce = lambda row: None,
     refused: Mapping[int, str] | None = None,
-) -> Reading:
+) -> ReadStudy:
     """Reads every file of a study. What is wrong with a file is no error: it is in `rejected`.
 
     Args:
@@ -156,7 +156,7 @@ def read_study(
             images += _numbered(own, used)
     images = _with_same_views(images)
     images.sort(key=lambda image: image.facts.image_id)
-    return Reading(tuple(images), tuple(rejected), digests)
+    return ReadStudy(tuple(images), tuple(rejected), digests)
 
 
 def _with_same_views(images: list[Image]) -> list[Image]:
@@ -179,7 +179,7 @@ def _with_finding(image: Image, finding: str) -> Image:
 def digests_of_studies(
     studies: tuple[Study, ...], announce: Announce = lambda row: None
 ) -> dict[int, tuple[bytes, bytes]]:
-    """Manifest row -> SHA-256 of its image file and of its lesion mask, as in `Reading.digests`."""
+    """Manifest row -> digests of its image file and lesion mask, as in `ReadStudy.digests`."""
     digests = {}
     for study in studies:
         for row in study.rows:

@@ -156,11 +156,8 @@ def test_bs_80k(draw, folder, capsys):
     (folder / "wholeBodyANT.txt").write_text("1.jpg 0\n2.jpg 1\n")
     (folder / "wholeBodyPOST.txt").write_text("1.jpg 0\n2.jpg 0\n3.jpg 1\n")
     tables = [folder / "wholeBodyANT.txt", folder / "wholeBodyPOST.txt"]
-    rows = run(
-        folder,
-        *("--labels", tables[0], "--labels", tables[1]),
-        *("--label_map", "0=normal", "1=abnormal"),
-    )
+    labels = ["--labels", tables[0], "--labels", tables[1], "--label_map", "0=normal", "1=abnormal"]
+    rows = run(folder, *labels)
     assert columns(rows, "path", "patient_id", "label", "study_id", "view") == [
         ("wholeBodyANT/1.jpg", "1", "normal", "wholeBody/1", "anterior"),
         ("wholeBodyANT/2.jpg", "2", "abnormal", "wholeBody/2", "anterior"),
@@ -354,11 +351,8 @@ def test_files_may_be_left_out(draw, folder, capsys):
     draw("a/1.png", "a/2.png", "b/3.png")
     table = folder / "labels.txt"
     table.write_text("1.png 0\n2.png unsure\n3.png 0\n")
-    rows = run(
-        folder,
-        *("--labels", table, "--label_map", "0=normal", "unsure="),
-        *("--pattern", r"^a/(?P<patient>\d)"),
-    )
+    labels = ["--labels", table, "--label_map", "0=normal", "unsure="]
+    rows = run(folder, *labels, "--pattern", r"^a/(?P<patient>\d)")
     assert columns(rows, "path", "label") == [("a/1.png", "normal")]
     said = capsys.readouterr().out
     assert "left out: 1 files, --pattern does not match them" in said

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tfds_builder import build
+from tfds_builder import build, staging
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.shards import beam
 
@@ -49,7 +49,7 @@ def test_what_a_runner_is_given_names_no_patient_in_the_data_directory(
     monkeypatch.setattr(
         beam, "_taken_result", lambda task: (_ for _ in ()).throw(KeyboardInterrupt)
     )
-    monkeypatch.setattr(build.shutil, "rmtree", lambda *_, **__: None)
+    monkeypatch.setattr(staging.shutil, "rmtree", lambda *_, **__: None)
     runner = ["--beam_runner", "DirectRunner", "--beam_options", OPTIONS]
     places = ["--manifest", str(cohort(4)), "--data_dir", str(tmp_path / "data")]
     with pytest.raises(KeyboardInterrupt):

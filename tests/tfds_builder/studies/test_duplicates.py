@@ -245,17 +245,13 @@ def test_the_distance_decides_up_to_the_threshold(rng):
     assert find_copies([one, flipped(256, 0)]).pairs == []
 
 
-def test_pairs_across_chunks_are_found_in_order_with_progress(rng):
+def test_pairs_across_chunks_are_found_in_order(rng):
     signatures = [rng.bytes(SIGNATURE_BYTES) for _ in range(3000)]
     for first, second in ((5, 2999), (5, 800), (1500, 1501), (2400, 2700)):
         signatures[second] = bytes([signatures[first][0] ^ second % 251, *signatures[first][1:]])
-    seen = []
-    pairs = find_copies(signatures, lambda *counted: seen.append(counted)).pairs
+    pairs = find_copies(signatures).pairs
     expected = [(5, 800), (5, 2999), (800, 2999), (1500, 1501), (2400, 2700)]
     assert pairs == [(first, second, False) for first, second in expected]
-    assert seen == sorted(seen)
-    assert seen[-1] == (3000, 3000)
-    assert len(seen) > 5
 
 
 def test_twenty_thousand_equal_signatures_are_quick():

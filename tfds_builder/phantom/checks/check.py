@@ -4,26 +4,23 @@ In: how many patients, their seed and protocol. Out: a table on the screen, chec
 in a folder, and whether all is inside. The clinical figures are those of `calibration.json`.
 """
 
-import concurrent.futures
-import csv
 import dataclasses
 import importlib.resources
-import io
 import json
 import logging
 import math
-import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 
-from tfds_builder.commandline.command import follow_parent
+from tfds_builder import tables
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import write_text, write_whole
 from tfds_builder.phantom.camera.protocol import Protocol
 from tfds_builder.phantom.checks.measure import STATISTICS, Measured, measure_patient
+from tfds_builder.phantom.processes import run_all
 
 # A cache that cannot be written is worth no warning: matplotlib works all the same.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
@@ -155,28 +152,8 @@ def measure_cohort(
     patients: int, seed: int, protocol: Protocol, workers: int, report: Callable[[int, int], None]
 ) -> list[Measured]:
     """Measures the first study of patients 0 to `patients` - 1, in that order."""
-    measured: list[Measured] = []
-    if workers == 1:
-        for patient in range(patients):
-            measured.append(measure_patient(seed, patient, protocol))
-            report(len(measured), patients)
-        return measured
-    pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, patients), multiprocessing.get_context("spawn"), follow_parent
-    )
-    try:
-        tasks = [pool.submit(measure_patient, seed, p, protocol) for p in range(patients)]
-        for task in tasks:
-            measured.append(task.result())
-            report(len(measured), patients)
-    except concurrent.futures.process.BrokenProcessPool as error:
-        raise UserError(
-            "a worker process was ended from outside (out of memory?): run the same command again, "
-            "perhaps with fewer --workers"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-    return measured
+    tasks = [(seed, patient, protocol) for patient in range(patients)]
+    return run_all(measure_patient, tasks, workers, lambda done: report(done, patients))
 
 
 def clinical() -> dict[str, dict[str, dict[str, np.ndarray]]]:
@@ -310,17 +287,16 @@ def _style() -> AbstractContextManager[None]:
 
 def csv_text(rows: Sequence[Row]) -> str:
     """The rows as a table with a header; what is not known is left empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["view", "statistic", "bin", "real_min", "real_median", "real_max",
-         "cohort_p5", "cohort_p50", "cohort_p95", "width", "verdict"]
+    columns = (
+        "view", "statistic", "bin", "real_min", "real_median", "real_max",
+        "cohort_p5", "cohort_p50", "cohort_p95", "width", "verdict",
     )  # fmt: skip
+    lines = []
     for row in rows:
         figures = (*row.real, *row.cohort, row.width)
         written = ["" if math.isnan(value) else f"{value:.6g}" for value in figures]
-        writer.writerow([row.view, row.statistic, row.bin, *written, row.verdict])
-    return text.getvalue()
+        lines.append([row.view, row.statistic, row.bin, *written, row.verdict])
+    return tables.csv_text(columns, lines)
 
 
 def figure(rows: Sequence[Row], heading: str) -> Figure:

@@ -27,9 +27,9 @@ _JOINT_OF = {site: name for name, joint in JOINTS.items() for site in joint.stru
 _REGION_OF = {site: name for name, region in REGIONS.items() for site in region.structures}
 _MANIFEST_COLUMNS = ("path", "label")
 _LESION_COLUMNS = (
-    *("path", "kind", "site", "side", "cold", "volume_ml"),
-    *("contrast_anterior", "contrast_posterior", "visible_anterior", "visible_posterior"),
-)
+    "path", "kind", "site", "side", "cold", "volume_ml",
+    "contrast_anterior", "contrast_posterior", "visible_anterior", "visible_posterior",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
