@@ -186,9 +186,11 @@ def _alone(dump: Dump) -> list[Finding]:
 
 
 def _not_finite(prefix: str, tree: Any) -> list[Finding]:
-    leaves = {name: np.asarray(leaf, np.float64) for name, leaf in named_leaves(tree).items()}
-    lines = (_finding(prefix + name, ~np.isfinite(leaf)) for name, leaf in leaves.items())
-    return [line for found in lines for line in found]
+    found: list[Finding] = []
+    for name, leaf in named_leaves(tree).items():
+        odd = ~np.isfinite(np.asarray(leaf, np.float64))
+        found += _finding(prefix + name, np.asarray(odd))
+    return found
 
 
 def _finding(what: str, odd: np.ndarray, note: str = "") -> list[Finding]:

@@ -29,7 +29,7 @@ from dscint_jax.input_pipeline import (
     leakage_in_words,
 )
 from dscint_jax.metrics import confusion as metrics
-from dscint_jax.metrics import intervals as batch_stats
+from dscint_jax.metrics import intervals
 from dscint_jax.metrics.predictions import Predictions, predict_split
 from tfds_builder.commandline.command import CommandParser
 from tfds_builder.commandline.errors import UserError
@@ -207,10 +207,10 @@ def leakage_line(result: dict[str, Any]) -> str:
 
 
 def _intervals(predictions: Predictions, classes: Sequence[str]) -> dict[str, Any]:
-    confusions = batch_stats.patient_confusions(
+    confusions = intervals.patient_confusions(
         predictions.labels, predictions.predicted, predictions.identity["patient_key"], len(classes)
     )
-    alone = batch_stats.classes_of_one_patient(confusions)
+    alone = intervals.classes_of_one_patient(confusions)
     return {
         "method": "percentile bootstrap over the patients of each class, 2000 resamples",
         "level": 0.95,
@@ -218,7 +218,7 @@ def _intervals(predictions: Predictions, classes: Sequence[str]) -> dict[str, An
         "classes_of_one_patient": [classes[number] for number in alone],
         "values": {
             name: bounds and list(bounds)
-            for name, bounds in batch_stats.bootstrap_intervals(confusions).items()
+            for name, bounds in intervals.bootstrap_intervals(confusions).items()
         },
     }
 

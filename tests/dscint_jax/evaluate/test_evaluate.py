@@ -11,7 +11,7 @@ from dscint_jax.baselines.linear_baseline import linear_baseline
 from dscint_jax.evaluate.evaluate import evaluate, print_table
 from dscint_jax.input_pipeline import Copies, fingerprint_of, load_split
 from dscint_jax.metrics import confusion as metrics
-from dscint_jax.metrics import intervals as batch_stats
+from dscint_jax.metrics import intervals
 from dscint_jax.report.page import write_report
 from dscint_jax.run.checkpoint import Checkpointer
 from dscint_jax.training.train import train
@@ -52,10 +52,12 @@ def test_metrics_file_follows_from_the_predictions(evaluated):
     assert confusion.tolist() == result["confusion_matrix"]
     for name, value in metrics.five_metrics(confusion).items():
         assert result[name] == value
-    labels, predicted = ([classes.index(row[f]) for row in rows] for f in ("label", "predicted"))
+    labels, predicted = (
+        np.array([classes.index(row[field]) for row in rows]) for field in ("label", "predicted")
+    )
     patients = [row["patient_key"] for row in rows]
-    confusions = batch_stats.patient_confusions(labels, predicted, patients, len(classes))
-    for name, bounds in batch_stats.bootstrap_intervals(confusions).items():
+    confusions = intervals.patient_confusions(labels, predicted, patients, len(classes))
+    for name, bounds in intervals.bootstrap_intervals(confusions).items():
         assert result["intervals"]["values"][name] == (bounds and list(bounds))
     assert result["support"] == len(rows)
     assert result["intervals"]["patients"] == len({row["patient_key"] for row in rows})

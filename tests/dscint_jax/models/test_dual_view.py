@@ -185,6 +185,7 @@ def test_options_that_do_not_fit_are_named(options, message):
 
 
 @pytest.mark.parametrize("shape", [(4, 32, 16, 1), (4, 1, 32, 16, 1), (4, 3, 32, 16, 1)])
+@pytest.mark.usefixtures("unchecked")
 def test_images_that_are_no_pairs_are_refused_with_what_to_set(shape):
     with pytest.raises(UserError, match=r"reads studies; set --config\.data\.records=studies"):
         _build()(jnp.ones(shape))

@@ -35,15 +35,17 @@ def test_max_pool_takes_the_maximum_of_each_window(window, stride, padding):
     x = _maps(0)
     _, windows = _windows(x, window, stride, padding, -np.inf)
     expected = np.stack([np.stack([w.max((1, 2)) for *_, w in row], 1) for row in windows], 1)
-    np.testing.assert_array_equal(pooling.max_pool(x, window, stride, padding), expected)
+    np.testing.assert_array_equal(pooling.max_pool(jnp.array(x), window, stride, padding), expected)
 
 
 @pytest.mark.parametrize(("window", "stride", "padding"), WINDOWS)
 def test_gradient_of_max_pool_goes_to_the_first_of_equal_maxima(window, stride, padding):
     # Few values, so that most windows hold their maximum more than once.
     x = np.random.default_rng(1).integers(0, 3, (2, 9, 6, 3)).astype(np.float32)
-    weights = _maps(2, pooling.max_pool(x, window, stride, padding).shape)
-    found = jax.grad(lambda x: (pooling.max_pool(x, window, stride, padding) * weights).sum())(x)
+    weights = _maps(2, pooling.max_pool(jnp.array(x), window, stride, padding).shape)
+    found = jax.grad(lambda x: (pooling.max_pool(x, window, stride, padding) * weights).sum())(
+        jnp.array(x)
+    )
     padded, windows = _windows(x, window, stride, padding, -np.inf)
     expected = np.zeros_like(padded)
     for i, line in enumerate(windows):

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from dscint_jax.config import Optimizer
 from dscint_jax.training.optimizers import make_optimizer, make_schedule, update_ema
@@ -56,7 +57,7 @@ def test_optimiser_descends(name):
 
 
 def test_average_follows_early_and_then_holds_on():
-    start, now = {"w": jnp.array(0.0)}, {"w": jnp.array(1.0)}
+    start, now = (nnx.State({"w": jnp.array(value)}) for value in (0.0, 1.0))
     first = update_ema(start, now, jnp.int32(0), 0.999)["w"]
     late = update_ema(start, now, jnp.int32(10**6), 0.999)["w"]
     np.testing.assert_allclose([first, late], [0.9, 0.001], rtol=1e-4)

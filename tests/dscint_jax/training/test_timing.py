@@ -107,6 +107,7 @@ def test_metrics_are_read_one_step_late():
     assert late.flush() == []
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_pushing_does_not_wait_for_the_step_that_was_pushed():
     late, waited = LateMetrics(), []
 

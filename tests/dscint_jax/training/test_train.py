@@ -115,6 +115,7 @@ def test_values_that_no_run_can_have_are_named_and_nothing_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_network_and_records_that_do_not_fit_are_named_and_nothing_is_written(
     config, dual_view_config, studies_dir, data_dir, tmp_path
 ):
