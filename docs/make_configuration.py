@@ -5,7 +5,8 @@ python docs/make_configuration.py
 
 from pathlib import Path
 
-from dscint_jax.config import Config, fields_of, meaning_of
+from dscint_jax.config import Config, fields_of
+from dscint_jax.config_fields import meaning_of
 
 FILE = Path(__file__).parent / "reference" / "configuration.md"
 

@@ -8,14 +8,12 @@ is loaded. A run keeps its config as `config.json`.
 import dataclasses
 import difflib
 import json
-import math
-import re
-import types
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dscint_jax.config_fields import Duration, Group, check_json, field, probability
 from tfds_builder.commandline.errors import UserError
 
 VIEWS, STUDIES = "views", "studies"
@@ -25,164 +23,51 @@ SHUFFLED, BALANCED = "shuffled", "balanced"
 NO_FOLD = -1
 """What `data.fold` is where the data set is divided into train, validation and test."""
 
-Duration = int | str
-"""Steps, or a text such as '30 epochs', '50_000 examples', '5 %'; see `resolve_durations`."""
-
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
-    """What a field may hold: bounds that belong to it, bounds that do not, or choices."""
-
-    least: float = -math.inf
-    most: float = math.inf
-    above: float = -math.inf
-    below: float = math.inf
-    choices: tuple[str, ...] = ()
-
-    def fault(self, value: Any) -> str | None:
-        """What a value must be and is not."""
-        if self.choices:
-            return None if value in self.choices else " or ".join(self.choices)
-        for number in value if isinstance(value, tuple) else (value,):
-            if not isinstance(number, (int, float)):
-                continue
-            if isinstance(number, float) and not math.isfinite(number):
-                return "finite"
-            if number < self.least:
-                return f"at least {self.least}"
-            if number > self.most:
-                return f"at most {self.most}"
-            if number <= self.above:
-                return f"more than {self.above}"
-            if number >= self.below:
-                return f"less than {self.below}"
-        return None
-
-
-def limits_of(field: dataclasses.Field[Any]) -> Limits:
-    """What a field may hold."""
-    return field.metadata.get("limits", Limits())
-
-
-def meaning_of(field: dataclasses.Field[Any]) -> str:
-    """What a field is for, with its choices."""
-    choices = limits_of(field).choices
-    chosen = f" One of {', '.join(choices)}." if choices else ""
-    return field.metadata["meaning"] + chosen
-
-
-def _field(default: Any, meaning: str, **limits: Any) -> Any:
-    return dataclasses.field(
-        default=default, metadata={"meaning": meaning, "limits": Limits(**limits)}
-    )
-
-
-def _probability(default: float, of: str) -> Any:
-    return _field(default, f"Probability of {of}.", least=0, most=1)
-
-
-def _is_of(value: Any, kind: Any) -> bool:
-    """Whether a value is of a field's type; a bool is no number here, an int is a float."""
-    arguments = typing.get_args(kind)
-    if isinstance(kind, types.UnionType):
-        # What a duration may be is said when it is resolved.
-        return True
-    if typing.get_origin(kind) is tuple:
-        if not isinstance(value, tuple):
-            return False
-        if arguments[-1] is ...:
-            return all(_is_of(part, arguments[0]) for part in value)
-        return len(value) == len(arguments) and all(map(_is_of, value, arguments))
-    accepted = (float, int) if kind is float else typing.get_origin(kind) or kind
-    return isinstance(value, accepted) and not isinstance(value, bool)
-
-
-def _in_words(kind: Any) -> str:
-    if typing.get_origin(kind) is tuple:
-        inner = typing.get_args(kind)
-        return "a list of texts" if inner[-1] is ... else f"{len(inner)} numbers"
-    if dataclasses.is_dataclass(kind) or typing.get_origin(kind):
-        return "a group of fields"
-    return {int: "a whole number", float: "a number", str: "a text"}[kind]
-
-
-def _check_json(name: str, value: Any) -> None:
-    """Raises UserError unless config.json can hold a value."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            _check_json(f"{name}.{key}", inner)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            _check_json(name, inner)
-    elif not isinstance(value, (str, int, float, bool, type(None))):
-        raise UserError(
-            f"{name} is a {type(value).__name__}; it must be a number, a text, a truth value, "
-            "None, or a list of them"
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Group:
-    """Fields that are checked as they are given; `_PREFIX` is what stands before their names."""
-
-    _PREFIX = "config."
-
-    def __post_init__(self) -> None:
-        kinds = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            name, value = self._PREFIX + field.name, getattr(self, field.name)
-            if not _is_of(value, kinds[field.name]):
-                raise UserError(f"{name} is {value!r}; it must be {_in_words(kinds[field.name])}")
-            fault = limits_of(field).fault(value)
-            if fault:
-                shown = f"'{value}'" if isinstance(value, str) else value
-                raise UserError(f"{name} is {shown}; it must be {fault}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Data(_Group):
+class Data(Group):
     """Which images are trained on, how large, and where they are kept."""
 
     _PREFIX = "config.data."
 
-    dir: str = _field("data", "The --data_dir that tfds_builder.build filled.")
-    records: str = _field(
+    dir: str = field("data", "The --data_dir that tfds_builder.build filled.")
+    records: str = field(
         VIEWS, "What one example is: an image, or both views of a study.", choices=(VIEWS, STUDIES)
     )
-    fold: int = _field(
+    fold: int = field(
         NO_FOLD,
         "Of a data set that was built in folds, the one to test on, from 0: the next one "
         "validates, the others train. -1: the data set is divided into train, validation and test.",
         least=-1,
     )
-    pool: int = _field(
+    pool: int = field(
         1,
         "Side of the blocks of pixels whose counts are summed: 1 keeps 1024x256, 4 gives 256x64.",
         least=1,
     )
-    clip: float = _field(3.0, "Upper limit of a normalised pixel, sqrt(counts / scale).", above=0)
-    cache: str = _field(
+    clip: float = field(3.0, "Upper limit of a normalised pixel, sqrt(counts / scale).", above=0)
+    cache: str = field(
         AUTO,
         "Where training images stay: on the accelerator, in this machine's memory or on the disk "
         "('none'); 'auto' takes the first that has room. The batches are the same.",
         choices=(AUTO, DEVICE, HOST, NONE),
     )
-    cache_gib: float = _field(
+    cache_gib: float = field(
         8.0, "What 'auto' may take of the machine's memory for a split, GiB.", least=0
     )
-    threads: int = _field(2, "Threads that read images.", least=1)
-    sampling: str = _field(
+    threads: int = field(2, "Threads that read images.", least=1)
+    sampling: str = field(
         SHUFFLED,
         "'shuffled': every image once an epoch. 'balanced': every class equally often.",
         choices=(SHUFFLED, BALANCED),
     )
-    copies: int = _field(
+    copies: int = field(
         8, "Copies of every image under protocol 'augmented', itself among them.", least=2
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class Augmentation(_Group):
+class Augmentation(Group):
     """Ranges and probabilities of the random transformations; all zero changes nothing.
 
     A shift is a whole number of pixels, so that it leaves the noise as it is. Rotation and scaling
@@ -192,34 +77,34 @@ class Augmentation(_Group):
 
     _PREFIX = "config.augmentation."
 
-    mirror: float = _probability(0.0, "exchanging left and right")
-    translation: tuple[float, float] = _field(
+    mirror: float = probability(0.0, "exchanging left and right")
+    translation: tuple[float, float] = field(
         (0.0, 0.0), "Largest shift, as fractions of the image's height and width.", least=0, below=1
     )
-    translated: float = _probability(1.0, "a shift")
-    rotation: float = _field(0.0, "Largest rotation, degrees.", least=0)
-    rotated: float = _probability(0.0, "a rotation")
-    scaling: float = _field(
+    translated: float = probability(1.0, "a shift")
+    rotation: float = field(0.0, "Largest rotation, degrees.", least=0)
+    rotated: float = probability(0.0, "a rotation")
+    scaling: float = field(
         0.0,
         "Largest change of size: 0.1 gives sizes from 1/1.1 to 1.1. The counts a pixel stay: it is "
         "the patient who is larger.",
         least=0,
     )
-    scaled: float = _probability(0.0, "a change of size")
-    intensity: float = _field(
+    scaled: float = probability(0.0, "a change of size")
+    intensity: float = field(
         0.0,
         "Largest change of brightness, in counts: 0.2 gives factors from 1/1.2 to 1.2.",
         least=0,
     )
-    intensified: float = _probability(0.0, "a change of brightness")
-    thinning: float = _field(
+    intensified: float = probability(0.0, "a change of brightness")
+    thinning: float = field(
         0.0,
         "Largest share of the counts that is lost, as in a shorter scan. Each count is kept or "
         "lost by itself (binomial), so that Poisson counts stay Poisson counts.",
         least=0,
         below=1,
     )
-    thinned: float = _probability(0.0, "a loss of counts")
+    thinned: float = probability(0.0, "a loss of counts")
 
     @property
     def moves(self) -> bool:
@@ -243,87 +128,87 @@ class Augmentation(_Group):
 
 
 @dataclasses.dataclass(frozen=True)
-class Optimizer(_Group):
+class Optimizer(Group):
     """How the parameters follow the gradients."""
 
     _PREFIX = "config.optimizer."
 
-    name: str = _field(
+    name: str = field(
         "adamw",
         "'adamw' (Loshchilov and Hutter 2019), or 'sgd' with Nesterov's momentum, whose decay is "
         "added to the gradient.",
         choices=("adamw", "sgd"),
     )
-    momentum: float = _field(0.9, "Of 'sgd'.", least=0, below=1)
-    learning_rate: float = _field(
+    momentum: float = field(0.9, "Of 'sgd'.", least=0, below=1)
+    learning_rate: float = field(
         1e-3, "Peak of the schedule, after a linear warm-up from 0.", least=0
     )
-    schedule: str = _field(
+    schedule: str = field(
         "cosine",
         "What follows the warm-up: half a cosine to zero, a straight way there, or the peak.",
         choices=("cosine", "linear", "constant"),
     )
-    warmup_steps: Duration = _field(500, "Length of the warm-up: steps, or '5 %', '2 epochs'.")
-    weight_decay: float = _field(
+    warmup_steps: Duration = field(500, "Length of the warm-up: steps, or '5 %', '2 epochs'.")
+    weight_decay: float = field(
         1e-2,
         "Share of the parameters, times the learning rate, that a step takes away; of those with "
         "one axis, such as biases, nothing.",
         least=0,
     )
-    clip_norm: float = _field(1.0, "Largest norm of all gradients together.", above=0)
+    clip_norm: float = field(1.0, "Largest norm of all gradients together.", above=0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(_Group):
+class Config(Group):
     """All that a run is made from; the defaults are Dscint's at full size."""
 
-    seed: int = _field(0, "Everything random follows from this number.", least=0, below=2**32)
-    steps: Duration = _field(
+    seed: int = field(0, "Everything random follows from this number.", least=0, below=2**32)
+    steps: Duration = field(
         20_000,
         "Optimiser steps, or '30 epochs', '600_000 examples'; the learning rate's schedule ends "
         "with them.",
     )
-    batch_size: int = _field(32, "Images a step, over all devices together.", least=1)
-    accumulation: int = _field(
+    batch_size: int = field(32, "Images a step, over all devices together.", least=1)
+    accumulation: int = field(
         1,
         "Parts that a batch is computed in, one after the other, where memory does not hold it at "
         "once. BatchNorm then normalises by each part.",
         least=1,
     )
-    spmd: str = _field(
+    spmd: str = field(
         "jit",
         "How steps run on many devices: 'jit' (the compiler divides the batch) or 'pmap' (each "
         "device its own part); both end in the same numbers, up to rounding.",
         choices=("jit", "pmap"),
     )
-    protocol: str = _field(
+    protocol: str = field(
         PATIENT,
         "'patient': no patient on both sides of a split. 'augmented': as the published system, "
         "every image is copied with random transformations first, and the copies are split: to "
         "measure what that leaks, not to report.",
         choices=(PATIENT, AUGMENTED),
     )
-    loss: str = _field(
+    loss: str = field(
         "cross_entropy",
         "'focal' (Lin et al. 2017) turns to what is hard, by focal_gamma.",
         choices=("cross_entropy", "focal"),
     )
-    focal_gamma: float = _field(2.0, "Exponent of the focal loss.", least=0)
-    class_weights: str = _field(
+    focal_gamma: float = field(2.0, "Exponent of the focal loss.", least=0)
+    class_weights: str = field(
         "none",
         "Weights of the classes in the loss: 'balanced' is by inverse frequency.",
         choices=("none", "balanced"),
     )
-    label_smoothing: float = _field(
+    label_smoothing: float = field(
         0.0, "Share of the target that is spread over all classes.", least=0, most=1
     )
-    mixup: float = _field(
+    mixup: float = field(
         0.0,
         "Mixes pairs of images and their labels (Zhang et al. 2018), in shares drawn from "
         "Beta(mixup, mixup); 0 does not.",
         least=0,
     )
-    ema: float = _field(
+    ema: float = field(
         0.0,
         "Decay of the exponential moving average of the parameters that is validated and tested, "
         "such as 0.999; 0 tests the parameters themselves.",
@@ -340,31 +225,31 @@ class Config(_Group):
         intensity=0.2,
         thinning=0.5,
     )
-    model: str = _field(
+    model: str = field(
         "dscint", "A network of dscint_jax/models, or 'my_package.my_module:build' of your own."
     )
     model_options: Mapping[str, Any] = dataclasses.field(
         default_factory=dict, metadata={"meaning": "The network's own arguments; see its class."}
     )
-    init_from: str = _field(
+    init_from: str = field(
         "", "A .safetensors or .pth file with weights to start from; empty: random ones."
     )
     optimizer: Optimizer = Optimizer()
-    log_every: Duration = _field(50, "Steps between two lines of train_metrics.jsonl.")
-    evaluate_every: Duration = _field(
+    log_every: Duration = field(50, "Steps between two lines of train_metrics.jsonl.")
+    evaluate_every: Duration = field(
         500, "Steps between two validations, each of which saves a checkpoint."
     )
-    keep_last: int = _field(2, "How many of the newest checkpoints are kept.", least=1)
-    keep_best: int = _field(1, "How many of the best by validation F-1 are kept.", least=1)
-    trackers: tuple[str, ...] = _field(
+    keep_last: int = field(2, "How many of the newest checkpoints are kept.", least=1)
+    keep_best: int = field(1, "How many of the best by validation F-1 are kept.", least=1)
+    trackers: tuple[str, ...] = field(
         ("tensorboard",),
         "Where metrics go beside train_metrics.jsonl: 'tensorboard', 'wandb', 'mlflow'.",
     )
-    project: str = _field("dscint", "What wandb and mlflow call the project.")
+    project: str = field("dscint", "What wandb and mlflow call the project.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_json("config.model_options", self.model_options)
+        check_json("config.model_options", self.model_options)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Config":
@@ -397,18 +282,17 @@ class Config(_Group):
 
 def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
     """Every field by its dotted name, with its description and value; groups are entered."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
         if dataclasses.is_dataclass(value):
-            yield from fields_of(value, f"{prefix}{field.name}.")
+            yield from fields_of(value, f"{prefix}{entry.name}.")
         else:
-            yield f"{prefix}{field.name}", field, value
+            yield f"{prefix}{entry.name}", entry, value
 
 
 FIELDS = tuple(name for name, _, _ in fields_of(Config()))
 """The dotted names of all fields."""
-
-DURATIONS = tuple(name for name, field, _ in fields_of(Config()) if field.type == Duration)
+DURATIONS = tuple(name for name, entry, _ in fields_of(Config()) if entry.type == Duration)
 """Those that hold a number of steps, or a text such as '30 epochs'."""
 
 
@@ -452,69 +336,3 @@ def _with_tuples(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _with_tuples(inner) for name, inner in value.items()}
     return tuple(map(_with_tuples, value)) if isinstance(value, (list, tuple)) else value
-
-
-MAY_BE_ZERO = ("optimizer.warmup_steps",)
-
-MOST_STEPS = 2**31 - 1
-"""What the step number of a training state, an int32, can hold."""
-
-_DURATION = re.compile(
-    r"([0-9_]+(?:\.[0-9]+)?)\s*(steps?|epochs?|examples?|percent|%)?", re.ASCII | re.IGNORECASE
-)
-
-
-def resolve_durations(config: Config, *, examples: int, batch_size: int) -> Config:
-    """A copy of the config in which every duration is a number of steps.
-
-    An epoch is as many steps as the training split has whole batches; what does not come out even
-    is rounded to the nearest step, and to one at least. A share is one of all steps.
-
-    Args:
-      config: with durations in any unit.
-      examples: images, or studies, of the training split.
-      batch_size: those of a step.
-
-    Raises:
-      UserError: names the field that is no duration.
-    """
-    units = {"step": 1.0, "epoch": float(max(examples // batch_size, 1)), "example": 1 / batch_size}
-    given = {name: value for name, _, value in fields_of(config) if name in DURATIONS}
-    total = _steps("steps", given.pop("steps"), units)
-    units["percent"] = total / 100
-    rest = {name: _steps(name, value, units) for name, value in given.items()}
-    return config.replaced({"steps": total, **rest})
-
-
-def _steps(field: str, value: Duration, units: Mapping[str, float]) -> int:
-    least = 0 if field in MAY_BE_ZERO else 1
-    number, unit = _parse_duration(field, value)
-    if unit not in units:
-        raise UserError(
-            f"config.{field} is '{value}'; give it in steps, epochs or examples: percent are of it"
-        )
-    if number < least:
-        raise UserError(f"config.{field} is {value}; it must be at least {least}")
-    if number > MOST_STEPS / units[unit]:
-        raise UserError(f"config.{field} is more than {MOST_STEPS} steps; make it shorter")
-    if unit == "step" and number != int(number):
-        raise UserError(f"config.{field} is {value}; steps are whole")
-    return max(round(number * units[unit]), least)
-
-
-def _parse_duration(field: str, value: Any) -> tuple[float, str]:
-    """A number and its unit, in the singular."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return value, "step"
-    match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
-    try:
-        number = float(match[1]) if match else None
-    except ValueError:
-        number = None
-    if match is None or number is None:
-        raise UserError(
-            f"config.{field} is {value!r}; it must be a whole number of steps, or a text such as "
-            f"'30 epochs', '50000 examples' or '5 %'"
-        )
-    unit = (match[2] or "step").lower().replace("%", "percent")
-    return number, unit if unit == "percent" else unit.rstrip("s")

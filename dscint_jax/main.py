@@ -17,7 +17,8 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, FieldReference, config_flags
 
-from dscint_jax.config import DURATIONS, Config, fields_of, meaning_of, read_config
+from dscint_jax.config import DURATIONS, Config, fields_of, read_config
+from dscint_jax.config_fields import meaning_of
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.places import home_expanded, read_path
 

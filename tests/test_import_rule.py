@@ -19,7 +19,10 @@ FLOORS = {
         ("phantom",),
     ],
     "dscint_jax": [
-        ("command", "config", "mesh", "pytree", "random_streams", "canary", "compilation_cache"),
+        ("command", "compilation_cache", "canary", "mesh", "pytree", "random_streams"),
+        ("config_fields",),
+        ("config",),
+        ("durations",),
         ("models", "weights", "cluster", "input_pipeline", "run"),
         ("metrics",),
         ("training",),

@@ -26,7 +26,8 @@ from dscint_jax.cluster import (
     gather,
     preflight,
 )
-from dscint_jax.config import Config, resolve_durations
+from dscint_jax.config import Config
+from dscint_jax.durations import resolve_durations
 from dscint_jax.input_pipeline import (
     NOUNS,
     Accelerators,

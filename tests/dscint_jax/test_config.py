@@ -8,17 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dscint_jax.config import (
-    DURATIONS,
-    FIELDS,
-    Config,
-    Data,
-    fields_of,
-    limits_of,
-    meaning_of,
-    read_config,
-    resolve_durations,
-)
+from dscint_jax.config import DURATIONS, FIELDS, Config, Data, fields_of, read_config
+from dscint_jax.config_fields import limits_of, meaning_of
+from dscint_jax.durations import resolve_durations
 from tfds_builder.commandline.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
@@ -28,7 +20,7 @@ DOCS = CONFIGS.parent / "docs"
 PROGRAM = """
 from absl import app
 from dscint_jax import main
-from dscint_jax.config import resolve_durations
+from dscint_jax.durations import resolve_durations
 
 
 def show(argv):
