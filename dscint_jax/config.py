@@ -155,7 +155,6 @@ class Optimizer(Group):
         "one axis, such as biases, nothing.",
         least=0,
     )
-    epsilon: float = field(1e-8, "What AdamW adds to the root of the second moment.", above=0)
     clip_norm: float = field(1.0, "Largest norm of all gradients together.", above=0)
 
 

@@ -25,9 +25,7 @@ def make_optimizer(config: Optimizer, schedule: optax.Schedule) -> optax.Gradien
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
     if config.name == "adamw":
-        rule = optax.adamw(
-            schedule, eps=config.epsilon, weight_decay=config.weight_decay, mask=decays
-        )
+        rule = optax.adamw(schedule, weight_decay=config.weight_decay, mask=decays)
     else:
         rule = optax.chain(
             optax.add_decayed_weights(config.weight_decay, decays),
