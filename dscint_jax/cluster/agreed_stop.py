@@ -5,7 +5,6 @@ In: the wish of any process, such as a SIGTERM. Out: the step after which all st
 
 import contextlib
 import threading
-from types import TracebackType
 
 import jax
 
@@ -72,12 +71,7 @@ class AgreedStop:
     def __enter__(self) -> "AgreedStop":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
 
     def _agree(self) -> None:

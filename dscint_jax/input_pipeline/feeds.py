@@ -6,7 +6,6 @@ step on.
 
 import collections
 from collections.abc import Callable, Generator, Iterable, Iterator
-from types import TracebackType
 
 import grain
 import numpy as np
@@ -51,12 +50,7 @@ class TrainingFeed(Iterator[DeviceBatch]):
     def __enter__(self) -> "TrainingFeed":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

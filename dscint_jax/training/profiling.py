@@ -8,7 +8,6 @@ import dataclasses
 import re
 import sys
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -82,12 +81,7 @@ class Profiler:
     def __enter__(self) -> "Profiler":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop()
 
     def before(self, step: int) -> None:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
-from types import FrameType, TracebackType
+from types import FrameType
 
 from dscint_jax.cluster import AgreedStop
 from tfds_builder.commandline.progress import let_go_of_readers, say
@@ -79,12 +79,7 @@ class Interruption:
                 self._previous[number] = signal.signal(number, self._remember)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             ignored = number in STOPPING and self.signal in STOPPING
             signal.signal(number, signal.SIG_IGN if ignored else handler)
