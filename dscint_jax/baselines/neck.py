@@ -8,11 +8,12 @@ import numpy as np
 
 from dscint_jax.config import Augmentation, Config, Optimizer
 from dscint_jax.input_pipeline import (
+    HostBatch,
     Scintigrams,
     device_fields,
     training_batches,
 )
-from dscint_jax.metrics.predictions import Predictions, predict_split
+from dscint_jax.metrics.predictions import Evaluation, Predictions, predict_split
 from dscint_jax.training.experiment import make_experiment
 from dscint_jax.training.step import eval_step, train_step
 from tfds_builder.commandline.errors import UserError
@@ -72,10 +73,10 @@ def neck_predictions(
     batch_size = min(BATCH_SIZE, len(necks["train"]))
 
     def predict(state, images: Scintigrams) -> Predictions:
-        step = lambda batch: evaluate_once(  # noqa: E731
-            state.params, state.batch_stats, device_fields(batch)
-        )
-        return predict_split(step, images, batch_size=batch_size)
+        def evaluate(batch: HostBatch) -> Evaluation:
+            return evaluate_once(state.params, state.batch_stats, device_fields(batch))
+
+        return predict_split(evaluate, images, batch_size=batch_size)
 
     state, best, highest = experiment.initial_state(), None, None
     batches = training_batches(necks["train"], batch_size=batch_size, seed=seed, start=0)

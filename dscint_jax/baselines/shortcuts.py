@@ -136,7 +136,7 @@ def report_of(
                 data_dir,
                 name,
                 fold=fold,
-                progress=lambda done, total, bar=bar: bar.update(done, total=total),
+                progress=bar.reached,
             )
     batch_size = min(BATCH_SIZE, len(inputs["train"].necks))
     with ProgressBar("training on necks", total=steps, rate_factor=batch_size) as bar:

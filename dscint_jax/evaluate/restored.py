@@ -96,10 +96,9 @@ class TrainedNetwork:
             return leakage_of(self.images.keys(), self.images.keys())
         training = load_images(self.config, "train", cache="none", beside=self.images)
         with ProgressBar("looking for patients in training", noun=training.noun) as bar:
-            progress = lambda done, total: bar.update(done, total=total)  # noqa: E731
             if training.copies is None:
-                check_patients(training, self.images, progress)
-            return leakage_of(training.keys(progress), self.images.keys(progress))
+                check_patients(training, self.images, bar.reached)
+            return leakage_of(training.keys(bar.reached), self.images.keys(bar.reached))
 
     def _on_devices(self, batch: HostBatch) -> DeviceBatch:
         return shard_batch(device_fields(batch), self._mesh)
@@ -172,8 +171,7 @@ def load_trained(
     noun = NOUNS[config.data.records]
     with ProgressBar(f"reading {split} {noun}", noun=noun) as bar:
         # Where training kept its images is of no concern here.
-        progress = lambda done, total: bar.update(done, total=total)  # noqa: E731
-        images = load_images(config, split, progress, cache="auto")
+        images = load_images(config, split, bar.reached, cache="auto")
     if data_dir is None:
         check_data(workdir, images.fingerprint)
     classes = classes_of(workdir)

@@ -236,11 +236,15 @@ def _loads_compiled() -> bool:
 
 def _git_commit() -> str:
     """The commit of the checkout that this file lies in, '+changes' if it differs from it."""
+    command = ["git", "-C", str(Path(__file__).parent)]
+
+    def run(*words: str) -> str:
+        done = subprocess.run(
+            [*command, *words], capture_output=True, text=True, timeout=10, check=True
+        )
+        return done.stdout.strip()
+
     try:
-        here = Path(__file__).parent
-        run = lambda *args: subprocess.run(  # noqa: E731
-            ["git", "-C", str(here), *args], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
         # An installed copy may lie in an environment within somebody's own repository.
         run("ls-files", "--error-unmatch", Path(__file__).name)
         return run("rev-parse", "HEAD") + ("+changes" if run("status", "--porcelain") else "")

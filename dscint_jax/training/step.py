@@ -139,9 +139,10 @@ def _shares(size: int, step: jax.Array, spec: StepSpec) -> Float[Array, " batch"
     key = stream_key(spec.seed, "mixup", step)
     # One share a pair, so that the two mixtures of a pair are each other's reverse.
     pairs = _rows(size, spec.axis)[::2] // 2
-    draw = lambda pair: jax.random.beta(  # noqa: E731
-        jax.random.fold_in(key, pair), spec.mixup, spec.mixup
-    )
+
+    def draw(pair: jax.Array) -> jax.Array:
+        return jax.random.beta(jax.random.fold_in(key, pair), spec.mixup, spec.mixup)
+
     return jnp.repeat(jax.vmap(draw)(pairs), 2)
 
 

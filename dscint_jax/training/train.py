@@ -369,9 +369,7 @@ def _room(cluster: Cluster, mesh: Mesh) -> Accelerators:
 def _load(cluster: Cluster, config: Config, split: str, **options: Any) -> Scintigrams:
     noun = NOUNS[config.data.records]
     with ProgressBar(f"reading {split} {noun}", noun=noun, shown=cluster.is_first) as bar:
-        return load_images(
-            config, split, lambda done, total: bar.update(done, total=total), **options
-        )
+        return load_images(config, split, bar.reached, **options)
 
 
 def _in_words(mesh: Mesh, cluster: Cluster, training: Scintigrams, validation: Scintigrams) -> str:

@@ -113,6 +113,10 @@ class ProgressBar:
             reached = f"{done}/{self._total}" if self._total else f"{done}"
             say(f"{self._title}: {reached}, {text}")
 
+    def reached(self, done: int, total: int) -> None:
+        """`update` as a callback: how many of how many."""
+        self.update(done, total=total)
+
     def say(self, line: str) -> None:
         """Prints a line without breaking the bar."""
         if not self._shown:

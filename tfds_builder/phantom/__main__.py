@@ -112,7 +112,7 @@ def _protocol(arguments: argparse.Namespace) -> Protocol:
 def _progress(patients: int) -> Iterator[Callable[[int, int], None]]:
     # What an earlier run has made is no work of this one.
     with ProgressBar("patients", total=patients, done=None, noun="patients") as bar:
-        yield lambda done, total: bar.update(done, total=total)
+        yield bar.reached
 
 
 def _make(arguments: argparse.Namespace, protocol: Protocol) -> None:
