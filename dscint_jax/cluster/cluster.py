@@ -280,6 +280,8 @@ def publish_failure(cluster: Cluster, reason: str) -> None:
         while cluster.is_first and time.monotonic() < deadline:
             gone = client.key_value_dir_get(f"{PREFIX}/gone") + client.key_value_dir_get(FAILURES)
             if len({key.rpartition("/")[2] for key, _ in gone}) == cluster.process_count:
+                # They say so just before they end, and JAX aborts those that are still there.
+                time.sleep(LOOK_EVERY_S)
                 break
             time.sleep(LOOK_EVERY_S / 10)
     except jax.errors.JaxRuntimeError:

@@ -5,6 +5,8 @@ import pytest
 from tests.benchmarks import build_throughput as throughput
 from tests.tfds_builder.conftest import (  # noqa: F401 - fixtures
     cohort,
+    draw_body,
+    rng,
     write_dicom,
     write_manifest,
 )
