@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
         workers=settings.workers,
         file_seconds=settings.file_seconds,
         beam_runner=settings.beam_runner,
-        beam_options=tuple(shlex.split(settings.beam_options)),
+        beam_options=_words(settings.beam_options),
     )
     started = time.monotonic()
     ingested = build_data_set(request)
@@ -55,6 +55,13 @@ def main(argv: list[str] | None = None) -> None:
         _report(ingested, final, time.monotonic() - started)
 
 
+def _words(options: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(options))
+    except ValueError as error:
+        raise UserError(f"--beam_options {options}: {str(error).lower()}; mend it") from None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="python -m tfds_builder.build",
@@ -62,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         "and a manifest on disk. A file that cannot be used is left out, and listed in "
         "quarantine.csv.",
         epilog="The manifest's columns: path, patient_id, label (the name of a class); optional "
-        "study_id, view, frame, split, site, sex, age, lesion_mask, "
+        "study_id, view, frame, split, site, sex, age, lesion_mask, accept, "
         "comment. `python -m tfds_builder.scan` proposes one. "
         "Exit status: 0 the data set is there, 2 something is to be mended.",
         allow_abbrev=False,

@@ -508,3 +508,8 @@ def test_tfds_builds_from_manual_dir(cohort, tmp_path):
     run(tmp_path / "manifest.csv", tmp_path / "other")
     for name, content in contents(tmp_path / "data").items():
         assert contents(tmp_path / "other")[name] == content
+
+
+def test_options_of_beam_that_are_no_words_are_one_line(cohort, tmp_path):
+    with pytest.raises(UserError, match=r"--beam_options 'x: no closing quotation; mend it"):
+        run(cohort(4), tmp_path / "data", "--beam_runner", "DirectRunner", "--beam_options", "'x")
