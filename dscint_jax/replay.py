@@ -1,10 +1,9 @@
-"""A step whose loss was not finite: kept when training stops at it, and taken again to see why.
+"""A step whose loss was not finite, kept by `training.nonfinite`, is taken again to see why.
 
     python -m dscint_jax.replay --workdir runs/dscint
 
-In: the state before the step and its batch. Out: nonfinite/STEP in the work directory, with
-state.safetensors, batch.safetensors and step.json; and a table of what is not finite in that step,
-the first operation first.
+In: nonfinite/STEP in the work directory, with state.safetensors, batch.safetensors and step.json.
+Out: a table of what is not finite in that step, the first operation first.
 """
 
 import dataclasses

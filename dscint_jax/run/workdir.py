@@ -1,8 +1,4 @@
-"""The files of a run: the config it belongs to, and how each attempt was made and ended.
-
-config.json            the resolved config; another config is refused
-provenance.json        one entry an attempt
-"""
+"""A work directory belongs to one config, its config.json; another config is refused."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Normalisation and the parameter transformations, on the device and inside the train step.
+"""The random transformations of counts and images, on the device and inside the train step.
 
 Counts go in, network inputs come out: counts lost as in a shorter scan, brightness changed,
 normalised, moved. Mirror, translation and rotation are the transformations that the authors'

@@ -1,7 +1,7 @@
 """Ends a run at a step that was not finite, and keeps that step for `dscint_jax.replay`.
 
-In: how many steps were taken, as the step itself tells. Out: an error, with the state before the
-step and its batch in the work directory.
+In: how many steps were taken, as the step itself tells. Out: an error, and nonfinite/STEP in
+the work directory: state.safetensors before the step, batch.safetensors and step.json.
 """
 
 from collections.abc import Sequence

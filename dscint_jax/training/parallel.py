@@ -1,4 +1,4 @@
-"""Where arrays live: a mesh of all devices, the batch split over it, the state on each of them.
+"""The compiled steps: over the devices of a mesh, the batch divided, the state on each of them.
 
 One step serves one device and many: each takes it on its own rows of the batch, and the means over
 the mesh axis `data` are in the step. Evaluation needs none, and is divided by the compiler.

@@ -1,4 +1,4 @@
-"""The training state and the two steps: pure functions of (state, batch), free of input and output.
+"""The training and evaluation steps: pure functions of (state, batch), free of input and output.
 
 A batch is a dict of arrays: `counts` (batch, height, width, 1) int32, `scale` (batch,) float32 in
 counts a pixel, `label` (batch,) int32 and, for evaluation, `mask` (batch,) bool: False where the

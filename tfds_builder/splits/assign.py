@@ -1,7 +1,7 @@
-"""Divides patients into train, validation and test, or into folds; proves that none is in two.
+"""Divides patients into train, validation and test, or into folds.
 
 In: pseudonyms with their labels and sites, who must stay together, splits that are already given or
-known, shares and a seed. Out: one split a patient, the same for the same input; kept in splits.csv.
+known, shares and a seed. Out: one split a patient, the same for the same input.
 """
 
 import hashlib

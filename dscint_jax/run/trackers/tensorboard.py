@@ -1,4 +1,8 @@
-"""Scalars for TensorBoard."""
+"""Scalars for TensorBoard, written by the thread that measures them.
+
+In: values by step. Out: an event file, and an error where it cannot be written: the library's own
+writer has a thread that dies of a full disk, after which training waits for it forever.
+"""
 
 import time
 from collections.abc import Mapping
