@@ -48,7 +48,8 @@ from dscint_jax.models import complete_options
 from dscint_jax.run import lock
 from dscint_jax.run.checkpoint import Checkpointer, completed_step, resumable
 from dscint_jax.run.provenance import Ending, attempts_of, check_data, record_attempt
-from dscint_jax.run.trackers.trackers import check_trackers, open_trackers, require_packages
+from dscint_jax.run.trackers.tracker import import_tracker
+from dscint_jax.run.trackers.trackers import Trackers, check_trackers, open_trackers
 from dscint_jax.run.workdir import check_claim, claim
 from dscint_jax.training import parallel
 from dscint_jax.training.experiment import Experiment, load_images, make_experiment
@@ -102,7 +103,8 @@ def train(
         process trains there, a disk is full, or the loss stopped being finite.
     """
     check_trackers(config.trackers)
-    require_packages(config.trackers if cluster.is_first else ())
+    for name in config.trackers if cluster.is_first else ():
+        import_tracker(name)
     init_from = str(_place(config.init_from, "init_from")) if config.init_from else ""
     config = config.replaced(
         {
@@ -244,13 +246,10 @@ def _train(
 
     # Steps
     timer = StepTimer(batch_size)
-    trackers = open_trackers(
-        config.trackers if cluster.is_first else (),
-        workdir,
-        start,
-        config.to_dict(),
-        config.project,
-        writes=cluster.is_first,
+    trackers = (
+        open_trackers(config.trackers, workdir, start, config.to_dict(), config.project)
+        if cluster.is_first
+        else Trackers()
     )
     feed = training_feed(
         training,

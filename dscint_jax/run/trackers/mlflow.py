@@ -14,7 +14,6 @@ from dscint_jax.run.trackers.tracker import (
     keep_run_id,
     kept_run_id,
     one_line,
-    plain_config,
     warn,
 )
 
@@ -69,7 +68,7 @@ class Mlflow:
     def _log_config(self, config: Mapping[str, Any]) -> None:
         parameters = [
             self._entities.Param(field, value[:MLFLOW_PARAMETER_LENGTH])
-            for field, value in _flat(plain_config(config))
+            for field, value in _flat(config)
         ]
         for first in range(0, len(parameters), MLFLOW_PARAMETERS_A_CALL):
             some = parameters[first : first + MLFLOW_PARAMETERS_A_CALL]

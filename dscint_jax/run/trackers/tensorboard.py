@@ -5,55 +5,39 @@ writer has a thread that dies of a full disk, after which training waits for it 
 """
 
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from dscint_jax.run.trackers.tracker import Values, import_tracker
 from tfds_builder.commandline.files import write_error
 
-
-class TensorBoard:
-    """Event files under `workdir/tensorboard`, written without TensorFlow."""
-
-    def __init__(self, workdir: Path, *, start_step: int):
-        import_tracker("tensorboard")
-        self._events = EventFile(workdir / "tensorboard", start_step=start_step)
-
-    def write(self, step: int, values: Values) -> None:
-        """Adds one scalar a value."""
-        self._events.write(step, values)
-
-    def close(self) -> None:
-        """Flushes and closes the file."""
-        self._events.close()
-
-
 FLUSH_EVERY_S = 10.0
 
 
-class EventFile:
-    """A new event file in a folder.
+class TensorBoard:
+    """A new event file under `workdir/tensorboard`, written without TensorFlow.
 
     Args:
-      folder: is made if it is not there.
+      workdir: the run's directory.
       start_step: values of later steps, in earlier files of the folder, are hidden.
 
     Raises:
-      WriteError: it cannot be written.
+      WriteError: the file cannot be written, here, in `write` and in `close`.
     """
 
-    def __init__(self, folder: Path, *, start_step: int):
+    def __init__(self, workdir: Path, *, start_step: int):
+        import_tracker("tensorboard")
         # Imported late: it is slow, and only training writes event files.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
-        self._folder, self._flushed, self._event = folder, time.monotonic(), Event
+        self._folder = workdir / "tensorboard"
+        self._flushed, self._event = time.monotonic(), Event
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = EventsWriter(str(folder / "events"))
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._file = EventsWriter(str(self._folder / "events"))
         except OSError as error:
-            raise write_error(folder, error) from error
+            raise write_error(self._folder, error) from error
         self._write(
             Event(
                 wall_time=time.time(),
@@ -62,12 +46,8 @@ class EventFile:
             )
         )
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one step's values.
-
-        Raises:
-          WriteError: they cannot be written.
-        """
+    def write(self, step: int, values: Values) -> None:
+        """Writes one step's values."""
         from tensorboardX.summary import scalar
 
         for name, value in values.items():
@@ -75,11 +55,7 @@ class EventFile:
             self._write(self._event(wall_time=time.time(), step=step, summary=summary))
 
     def close(self) -> None:
-        """Puts all on the disk.
-
-        Raises:
-          WriteError: it cannot be written.
-        """
+        """Puts all on the disk."""
         try:
             self._file.close()
         except OSError as error:

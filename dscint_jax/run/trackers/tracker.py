@@ -1,20 +1,23 @@
 """What every tracker is and shares."""
 
 import importlib
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import read_json, write_json
 
 RUN_IDS_FILE = "trackers.json"
 """The run's name in wandb and mlflow, so that a resumed run goes on in the same one."""
-NEEDED_ATTRIBUTE = {"tensorboard": "SummaryWriter", "wandb": "init", "mlflow": "MlflowClient"}
-PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
+PACKAGES = {
+    "tensorboard": ("tensorboardX", "SummaryWriter"),
+    "wandb": ("wandb", "init"),
+    "mlflow": ("mlflow", "MlflowClient"),
+}
+"""The package of each tracker, and what it must have."""
 Values = Mapping[str, float]
 
 
@@ -35,13 +38,13 @@ def import_tracker(name: str) -> ModuleType:
     Raises:
       UserError: it is not installed, or is another package of that name.
     """
-    package = PACKAGES[name]
+    package, needed = PACKAGES[name]
     try:
         module = importlib.import_module(package)
     except ImportError:
         module = None
     # A folder called wandb in the working directory imports too, as an empty package.
-    if module is None or not hasattr(module, NEEDED_ATTRIBUTE[name]):
+    if module is None or not hasattr(module, needed):
         raise UserError(
             f"config.trackers has '{name}', but the package {package} is not installed; install "
             f"it: {sys.executable} -m pip install {package}"
@@ -62,11 +65,6 @@ def keep_run_id(workdir: Path, name: str, run: str) -> None:
     path = workdir / RUN_IDS_FILE
     ids = read_json(path) if path.exists() else {}
     write_json(path, {**ids, name: run})
-
-
-def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as config.json has it: lists for tuples, no classes of ours."""
-    return json.loads(json.dumps(config))
 
 
 def one_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ in every tracker of `config.trackers`. Training never fails for a tracker: one t
 out after a warning. The JSON lines are the record, so a disk that cannot take them ends the run.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,7 @@ from dscint_jax.run.trackers.in_background import InBackground
 from dscint_jax.run.trackers.json_lines import METRICS_FILE, SPEED_FILE, JsonLines
 from dscint_jax.run.trackers.mlflow import Mlflow
 from dscint_jax.run.trackers.tensorboard import TensorBoard
-from dscint_jax.run.trackers.tracker import (
-    PACKAGES,
-    Tracker,
-    Values,
-    import_tracker,
-    one_line,
-    warn,
-)
+from dscint_jax.run.trackers.tracker import PACKAGES, Tracker, Values, one_line, warn
 from dscint_jax.run.trackers.weights_and_biases import Wandb
 from tfds_builder.commandline.errors import UserError
 
@@ -30,25 +24,11 @@ SPEED_PREFIX = "speed/"
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Checks that every name is a tracker's.
-
-    Raises:
-      UserError: names the one that is not.
-    """
+    """Raises UserError of a name that is no tracker's."""
     for name in names:
         if name not in PACKAGES:
             known = ", ".join(f"'{known}'" for known in PACKAGES)
             raise UserError(f"config.trackers has {name!r}; it may list {known}")
-
-
-def require_packages(names: Sequence[str]) -> None:
-    """Checks that the packages of the trackers can be imported.
-
-    Raises:
-      UserError: names the first that is missing and how to install it.
-    """
-    for name in names:
-        import_tracker(name)
 
 
 def open_trackers(
@@ -57,29 +37,26 @@ def open_trackers(
     start_step: int,
     config: Mapping[str, Any],
     project: str,
-    *,
-    writes: bool = True,
 ) -> "Trackers":
     """Opens the JSON lines and the named trackers.
 
     Args:
-      names: of `config.trackers`.
+      names: of `config.trackers`, as `check_trackers` lets them pass.
       workdir: the run's directory; its name is the run's name.
       start_step: lines of later steps are dropped: a resumed run writes them again.
       config: the run's, shown beside its metrics.
       project: what wandb calls project and mlflow experiment.
-      writes: False where another process writes, which leaves all of this out.
 
     Raises:
-      UserError: an unknown name, a missing package, files that cannot be written, or, at the
-        start of a run, a tracker that cannot be reached. A resumed run goes on without it.
+      UserError: a missing package, files that cannot be written, or, at the start of a run, a
+        tracker that cannot be reached. A resumed run goes on without it.
     """
-    check_trackers(names)
-    if not writes:
-        return Trackers({})
-    lines = {"json lines": JsonLines(workdir / METRICS_FILE, start_step=start_step)}
-    speeds = JsonLines(workdir / SPEED_FILE, start_step=start_step)
-    trackers = Trackers(lines, speeds=speeds)
+    trackers = Trackers(
+        JsonLines(workdir / METRICS_FILE, start_step=start_step),
+        JsonLines(workdir / SPEED_FILE, start_step=start_step),
+    )
+    # As config.json has it: lists for tuples.
+    config = json.loads(json.dumps(config))
     openers: dict[str, Callable[[], Tracker]] = {
         "tensorboard": lambda: TensorBoard(workdir, start_step=start_step),
         "wandb": lambda: Wandb(workdir, config, project),
@@ -107,12 +84,12 @@ class Trackers:
     """Hands what was measured to every tracker; one that fails is warned of once and left out.
 
     Args:
-      required: trackers whose failure ends the run, by name.
-      speeds: takes speeds, which the required ones do not.
+      lines: takes what the training gave; its failure ends the run, as does that of `speeds`.
+      speeds: takes how fast it was. Both are None where another process writes.
     """
 
-    def __init__(self, required: Mapping[str, Tracker], *, speeds: Tracker | None = None):
-        self._required, self._speeds = dict(required), speeds
+    def __init__(self, lines: Tracker | None = None, speeds: Tracker | None = None):
+        self._lines, self._speeds = lines, speeds
         self._optional: dict[str, Tracker] = {}
 
     def add(self, name: str, tracker: Tracker) -> None:
@@ -125,8 +102,8 @@ class Trackers:
         Raises:
           UserError: the JSON lines cannot be written.
         """
-        for tracker in self._required.values():
-            tracker.write(step, values)
+        if self._lines:
+            self._lines.write(step, values)
         self._write_optional(step, values)
 
     def write_speed(self, step: int, values: Values) -> None:
@@ -141,10 +118,11 @@ class Trackers:
 
     def close(self) -> None:
         """Closes all."""
-        required = [*self._required.values(), *([self._speeds] if self._speeds else [])]
-        self._required, self._speeds = {}, None
+        required = self._lines, self._speeds
+        self._lines = self._speeds = None
         for tracker in required:
-            tracker.close()
+            if tracker:
+                tracker.close()
         while self._optional:
             name, tracker = self._optional.popitem()
             try:

@@ -4,13 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dscint_jax.run.trackers.tracker import (
-    Values,
-    import_tracker,
-    keep_run_id,
-    kept_run_id,
-    plain_config,
-)
+from dscint_jax.run.trackers.tracker import Values, import_tracker, keep_run_id, kept_run_id
 
 
 class Wandb:
@@ -24,7 +18,7 @@ class Wandb:
             id=kept_run_id(workdir, "wandb"),
             resume="allow",
             dir=str(workdir),
-            config=plain_config(config),
+            config=dict(config),
             settings=package.Settings(console="off", silent=True, disable_git=True),
         )
         if self._run.id != kept_run_id(workdir, "wandb"):
