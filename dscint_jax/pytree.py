@@ -3,7 +3,7 @@
 In: a data class. Out: the same class, whose fields are the children of a tree. JAX takes trees
 apart and puts them together again with whatever it needs in place of arrays (shapes, shardings,
 axis numbers); `jax.tree_util.register_dataclass` gives these to the constructor, which may refuse
-what is no array.
+what is no array. And the leaves of a tree by name.
 """
 
 import dataclasses
@@ -13,6 +13,14 @@ from typing import Any, TypeVar
 import jax
 
 Class = TypeVar("Class", bound=type)
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree under their paths, such as 'params/head/kernel'."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def pytree(cls: Class) -> Class:

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from dscint_jax.command import run_command
 from dscint_jax.input_pipeline import HostBatch
+from dscint_jax.pytree import named_leaves
 from dscint_jax.run.workdir import config_of
 from dscint_jax.training.experiment import make_experiment
 from dscint_jax.training.nonfinite import (
@@ -34,7 +35,6 @@ from dscint_jax.training.nonfinite import (
     STATE_FILE,
     STEP_FILE,
     image_names,
-    named_leaves,
     no_divisor,
 )
 from dscint_jax.training.state import TrainState

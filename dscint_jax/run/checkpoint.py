@@ -29,6 +29,7 @@ import orbax.checkpoint as ocp
 from etils.epath import gpath
 from jax.experimental import multihost_utils
 
+from dscint_jax.pytree import named_leaves
 from dscint_jax.run.lock import pinned, take_away
 from tfds_builder.commandline.errors import UserError, is_full, is_passing, reason
 from tfds_builder.commandline.files import WriteError, write_error, write_text
@@ -520,10 +521,7 @@ def resumable(workdir: Path) -> Iterator[None]:
 
 def _summary(items: Mapping[str, Any]) -> dict[str, str]:
     """'shape type checksum' of every array, by item and path; of mere shapes without checksum."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): _summary_of(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(items)
-    }
+    return {name: _summary_of(leaf) for name, leaf in named_leaves(items).items()}
 
 
 def _summary_of(leaf: jax.Array | jax.ShapeDtypeStruct) -> str:

@@ -8,23 +8,22 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from dscint_jax.run.trackers.trackers import Trackers
 from dscint_jax.training.finite import STEPS_TAKEN
-from dscint_jax.training.nonfinite import NonFinite
 from dscint_jax.training.state import TrainState
-from dscint_jax.training.timing import LateMetrics, StepTimer, memory_in_use
+from dscint_jax.training.timing import StepTimer, memory_in_use
 from tfds_builder.commandline.progress import ProgressBar
 
 
 class RunLog:
     """Writes each logged step when the next is on its way, after it was found finite.
 
+    To read its metrics at once would leave the device without work while the host logs.
+
     Args:
-      trackers: where metrics go.
-      timer: of the run's phases.
-      progress: the bar.
-      nonfinite: checks what is logged.
+      check_finite: of the metric `STEPS_TAKEN` and the state; raises UserError.
       schedule: learning rate by step.
       start: the step that the run goes on from.
     """
@@ -34,14 +33,14 @@ class RunLog:
         trackers: Trackers,
         timer: StepTimer,
         progress: ProgressBar,
-        nonfinite: NonFinite,
+        check_finite: Callable[[float, TrainState], None],
         schedule: Callable[[int], Any],
         *,
         start: int,
     ):
         self._trackers, self._timer, self._progress = trackers, timer, progress
-        self._nonfinite, self._schedule, self._start = nonfinite, schedule, start
-        self._late = LateMetrics()
+        self._check_finite, self._schedule, self._start = check_finite, schedule, start
+        self._held: tuple[int, Mapping[str, jax.Array]] | None = None
 
     def step(self, step: int, metrics: Mapping[str, jax.Array] | None, state: TrainState) -> None:
         """Takes the metrics of a step that is to be logged; None of any other.
@@ -49,20 +48,30 @@ class RunLog:
         Raises:
           UserError: a step was not finite.
         """
-        # The wait for an earlier step's metrics is time of the steps.
-        with self._timer.measure("step"):
-            ready = self._late.push(step, metrics)
-        self._write(ready, state)
+        self.flush(state)
+        if metrics is not None:
+            self._held = (step, metrics)
 
     def flush(self, state: TrainState) -> None:
-        """Writes what is held back.
+        """Writes what is held back, before an evaluation and at the end.
 
         Raises:
           UserError: a step was not finite.
         """
+        if self._held is None:
+            return
+        (step, metrics), self._held = self._held, None
+        # The wait for an earlier step's metrics is time of the steps.
         with self._timer.measure("step"):
-            ready = self._late.flush()
-        self._write(ready, state)
+            values = {n: float(np.asarray(v)) for n, v in jax.device_get(dict(metrics)).items()}
+        self._check_finite(values.pop(STEPS_TAKEN), state)
+        values["learning_rate"] = float(self._schedule(step - 1))
+        self._trackers.write(step, values)
+        speed = self._timer.report(step - self._start)
+        self._trackers.write_speed(step, {**speed, **memory_in_use()})
+        self._progress.update(
+            step, f"loss {values['loss']:.3f}", seconds_each=speed.get("seconds_per_step")
+        )
 
     def validation(self, step: int, scores: Mapping[str, float]) -> None:
         """Writes the scores of a validation."""
@@ -74,14 +83,3 @@ class RunLog:
             f"step {step}: validation loss {scores['loss']:.3f}, "
             f"accuracy {scores['accuracy']:.3f}, F-1 {scores['f1']:.3f}"
         )
-
-    def _write(self, ready: list[tuple[int, dict[str, float]]], state: TrainState) -> None:
-        for step, values in ready:
-            self._nonfinite.check(values.pop(STEPS_TAKEN), state)
-            values["learning_rate"] = float(self._schedule(step - 1))
-            self._trackers.write(step, values)
-            speed = self._timer.report(step - self._start)
-            self._trackers.write_speed(step, {**speed, **memory_in_use()})
-            self._progress.update(
-                step, f"loss {values['loss']:.3f}", seconds_each=speed.get("seconds_per_step")
-            )

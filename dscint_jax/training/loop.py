@@ -8,7 +8,7 @@ state is scored and saved. Who stops saves first.
 import dataclasses
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import jax
@@ -19,12 +19,10 @@ from dscint_jax.run.provenance import Ending
 from dscint_jax.training import parallel
 from dscint_jax.training.finite import STEPS_TAKEN
 from dscint_jax.training.log import RunLog
-from dscint_jax.training.nonfinite import NonFinite
 from dscint_jax.training.profiling import Profiler
 from dscint_jax.training.state import TrainState
 from dscint_jax.training.stopping import Interrupted, Interruption, Stop, requeue
 from dscint_jax.training.timing import StepTimer
-from dscint_jax.training.validation import Validation
 from tfds_builder.commandline.progress import say
 
 
@@ -37,6 +35,8 @@ class Loop:
       log_every, evaluate_every: steps between two logged ones, and between two validations.
       take_step: the compiled step; it is given the state and must alone have it.
       batches: of the steps to come.
+      check_finite: of the metric `STEPS_TAKEN` and the state; raises UserError.
+      validate: scores the state after a step.
       interruption: told when there is nothing to save.
       can_leave: whether this process may end at once while it has nothing to save.
       is_first: whether this process speaks.
@@ -48,8 +48,8 @@ class Loop:
     take_step: parallel.TrainStep
     batches: Iterator[DeviceBatch]
     log: RunLog
-    nonfinite: NonFinite
-    validation: Validation
+    check_finite: Callable[[float, TrainState], None]
+    validate: Callable[[int, TrainState], dict[str, float]]
     checkpointer: Checkpointer
     stop: Stop
     timer: StepTimer
@@ -76,7 +76,7 @@ class Loop:
                 stopping = self.stop.asked()
                 if stopping or self._is_due(step):
                     self.log.flush(state)
-                    self.nonfinite.check(float(metrics[STEPS_TAKEN]), state)
+                    self.check_finite(float(metrics[STEPS_TAKEN]), state)
                 if stopping:
                     raise Interrupted
                 if self._is_due(step):
@@ -109,7 +109,7 @@ class Loop:
 
     def _validate_and_save(self, step: int, state: TrainState) -> None:
         with self.timer.measure("evaluation"):
-            scores = self.validation.score(step, state)
+            scores = self.validate(step, state)
         self.log.validation(step, scores)
         with self.timer.measure("checkpoint"):
             self.checkpointer.save(step, state.items, scores)

@@ -4,7 +4,7 @@ In: how many steps were taken, as the step itself tells. Out: an error, and nonf
 the work directory: state.safetensors before the step, batch.safetensors and step.json.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import safetensors.numpy
 
 from dscint_jax.cluster import Cluster, barrier
 from dscint_jax.input_pipeline import IDENTITY_FIELDS, HostBatch, Scintigrams, device_fields
+from dscint_jax.pytree import named_leaves
 from dscint_jax.training.finite import bad_step, rewound
 from dscint_jax.training.state import TrainState
 from tfds_builder.commandline.errors import UserError
@@ -24,100 +25,65 @@ WRITING_TIMEOUT_S = 3600.0
 """How long the other processes wait for the one that writes."""
 
 
-class NonFinite:
-    """Looks at every step that is logged.
-
-    Args:
-      workdir: the run's directory.
-      cluster: the processes; the first writes.
-      images: the training split.
-      order: its images by step.
-      seed: of the run.
-    """
-
-    def __init__(
-        self,
-        workdir: Path,
-        cluster: Cluster,
-        images: Scintigrams,
-        order: grain.MapDataset,
-        *,
-        seed: int,
-    ):
-        self._workdir, self._cluster = workdir, cluster
-        self._images, self._order, self._seed = images, order, seed
-
-    def check(self, steps_taken: float, state: TrainState) -> None:
-        """Raises UserError where a step was not finite.
-
-        Args:
-          steps_taken: the metric `finite.STEPS_TAKEN`.
-          state: after that step or a later one.
-        """
-        step = bad_step(steps_taken)
-        if step is None:
-            return
-        batch = self._images.read(np.asarray(self._order[step - 1]))
-        if self._cluster.is_first:
-            write_dump(
-                self._workdir,
-                step=step,
-                state=rewound(state),
-                batch=batch,
-                class_counts=self._images.class_counts,
-                seed=self._seed,
-            )
-        # A process that ends in an error ends the others, whatever they are writing.
-        barrier(self._cluster, "non-finite step", WRITING_TIMEOUT_S)
-        raise failure(self._workdir, step, batch)
-
-
 FOLDER = "nonfinite"
 STATE_FILE, BATCH_FILE, STEP_FILE = "state.safetensors", "batch.safetensors", "step.json"
 NAMED_IMAGES = 8
 """How many images a message names before it counts the others."""
 
 
-def write_dump(
-    workdir: Path,
-    *,
-    step: int,
+def check_finite(
+    steps_taken: float,
     state: TrainState,
-    batch: HostBatch,
-    class_counts: tuple[int, ...],
+    *,
+    workdir: Path,
+    cluster: Cluster,
+    images: Scintigrams,
+    order: grain.MapDataset,
     seed: int,
 ) -> None:
-    """Keeps a step that was not finite; one kept before at the same step is replaced.
+    """Looks at a step that is logged.
 
     Args:
+      steps_taken: the metric `finite.STEPS_TAKEN`.
+      state: after that step or a later one.
       workdir: the run's directory.
-      step: its number, from 1.
-      state: before it; see `finite.rewound`.
-      batch: all rows, with device fields and identity.
-      class_counts: of the training split.
+      cluster: the processes; the first writes.
+      images: the training split.
+      order: its images by step.
       seed: of the run.
 
     Raises:
-      WriteError: it cannot be written.
+      UserError: it was not finite; it is kept then.
     """
-    folder = workdir / FOLDER / str(step)
+    step = bad_step(steps_taken)
+    if step is None:
+        return
+    batch = images.read(np.asarray(order[step - 1]))
+    if cluster.is_first:
+        facts = {"step": step, "seed": seed, "class_counts": images.class_counts}
+        _keep(workdir / FOLDER / str(step), facts, rewound(state), batch)
+    # A process that ends in an error ends the others, whatever they are writing.
+    barrier(cluster, "non-finite step", WRITING_TIMEOUT_S)
+    raise _failure(workdir, step, batch)
+
+
+def _keep(folder: Path, facts: Mapping[str, Any], state: TrainState, batch: HostBatch) -> None:
+    """Keeps a step that was not finite; one kept before at the same step is replaced."""
     # Written last, it says that the others are whole.
     (folder / STEP_FILE).unlink(missing_ok=True)
     for file, fields in ((STATE_FILE, named_leaves(state)), (BATCH_FILE, device_fields(batch))):
         arrays = {name: np.array(value, order="C") for name, value in fields.items()}
         write_bytes(folder / file, safetensors.numpy.save(arrays))
     devices = jax.devices()
-    facts = {
-        "step": step,
-        "seed": seed,
-        "class_counts": class_counts,
+    told = {
+        **facts,
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         **{name: batch[name].tolist() for name in IDENTITY_FIELDS},
     }
-    write_json(folder / STEP_FILE, facts)
+    write_json(folder / STEP_FILE, told)
 
 
-def failure(workdir: Path, step: int, batch: HostBatch) -> UserError:
+def _failure(workdir: Path, step: int, batch: HostBatch) -> UserError:
     """The one line that training ends with when a step was not finite."""
     odd = no_divisor(batch["scale"])
     # What no counts can be divided by is named first, and said to be so.
@@ -144,11 +110,3 @@ def image_names(odd: np.ndarray, images: Sequence[str] | np.ndarray) -> str:
     names = [str(images[int(row)]) for row in np.flatnonzero(odd.reshape(len(odd), -1).any(1))]
     more = f" and {len(names) - NAMED_IMAGES} more" if len(names) > NAMED_IMAGES else ""
     return ", ".join(names[:NAMED_IMAGES]) + more
-
-
-def named_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree under their paths, such as 'params/head/kernel'."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }

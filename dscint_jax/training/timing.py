@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
-import numpy as np
 
 INPUT_WAIT, STEP, COMPILATION, OTHER = "input_wait", "step", "compilation", "other"
 
@@ -36,7 +35,6 @@ class StepTimer:
 
     Args:
       images_per_step: of all processes together.
-      clock: seconds, from any start.
     """
 
     def __init__(self, images_per_step: int, *, clock: Callable[[], float] = time.perf_counter):
@@ -66,7 +64,7 @@ class StepTimer:
         """What was measured since the last report.
 
         Args:
-          steps: how many this attempt has taken so far.
+          steps: how many this attempt has taken so far, here and in `summary`.
 
         Returns:
           seconds_per_step, images_per_second and input_wait_share (of the time of the steps);
@@ -89,9 +87,6 @@ class StepTimer:
 
         Such as '1200 steps in 402 s: steps 361 s (input wait 0.8 s, 0.2 %), validation 31 s,
         compilation and first step 10 s; 143 images/s'. The rate is that of the steps alone.
-
-        Args:
-          steps: how many this attempt has taken.
         """
         totals = self.totals()
         whole = sum(totals.values())
@@ -124,41 +119,6 @@ class StepTimer:
         now = self._clock()
         self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._since
         self._phase, self._since = phase, now
-
-
-class LateMetrics:
-    """Holds a step's metrics on the device until the next step is on its way.
-
-    To read them at once would leave the device without work while the host logs.
-    """
-
-    def __init__(self) -> None:
-        self._held: tuple[int, Mapping[str, jax.Array]] | None = None
-
-    def push(
-        self, step: int, metrics: Mapping[str, jax.Array] | None
-    ) -> list[tuple[int, dict[str, float]]]:
-        """Called after every step's dispatch.
-
-        Args:
-          step: the one just dispatched.
-          metrics: its scalars, or None if they are not to be read.
-
-        Returns:
-          Step and values of the metrics pushed before, if any; the wait for them is over.
-        """
-        ready = self.flush()
-        if metrics is not None:
-            self._held = (step, metrics)
-        return ready
-
-    def flush(self) -> list[tuple[int, dict[str, float]]]:
-        """The metrics still held, waited for; before an evaluation and at the end."""
-        if self._held is None:
-            return []
-        (step, metrics), self._held = self._held, None
-        values = jax.device_get(dict(metrics))
-        return [(step, {name: float(np.asarray(value)) for name, value in values.items()})]
 
 
 def memory_in_use() -> dict[str, float]:

@@ -55,12 +55,12 @@ from dscint_jax.training import parallel
 from dscint_jax.training.experiment import Experiment, load_images, make_experiment
 from dscint_jax.training.log import RunLog
 from dscint_jax.training.loop import Loop
-from dscint_jax.training.nonfinite import NonFinite
+from dscint_jax.training.nonfinite import check_finite
 from dscint_jax.training.profiling import Profiler, Window
 from dscint_jax.training.state import TrainState
 from dscint_jax.training.stopping import Interruption, Stop
 from dscint_jax.training.timing import StepTimer, memory_in_use
-from dscint_jax.training.validation import Validation
+from dscint_jax.training.validation import validate
 from dscint_jax.weights.import_torch import ImportReport
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import WriteError, check_writable, remove_parts
@@ -259,7 +259,14 @@ def _train(
         start=start,
         threads=config.data.threads,
     )
-    nonfinite = NonFinite(workdir, cluster, training, order, seed=config.seed)
+    check = functools.partial(
+        check_finite,
+        workdir=workdir,
+        cluster=cluster,
+        images=training,
+        order=order,
+        seed=config.seed,
+    )
     with (
         Ending(workdir, start, functools.partial(_details, timer, start)) as ending,
         contextlib.closing(trackers),
@@ -283,9 +290,16 @@ def _train(
             evaluate_every=int(config.evaluate_every),
             take_step=take_step,
             batches=batches,
-            log=RunLog(trackers, timer, progress, nonfinite, experiment.schedule, start=start),
-            nonfinite=nonfinite,
-            validation=Validation(validation, evaluate, mesh, batch_size=batch_size, stop=stop),
+            log=RunLog(trackers, timer, progress, check, experiment.schedule, start=start),
+            check_finite=check,
+            validate=functools.partial(
+                validate,
+                images=validation,
+                eval_step=evaluate,
+                mesh=mesh,
+                batch_size=batch_size,
+                stop=stop,
+            ),
             checkpointer=checkpointer,
             stop=stop,
             timer=timer,

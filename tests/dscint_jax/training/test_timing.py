@@ -1,13 +1,9 @@
 import contextlib
-import time
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from dscint_jax.training import timing
-from dscint_jax.training.timing import LateMetrics, StepTimer, memory_in_use
+from dscint_jax.training.timing import StepTimer, memory_in_use
 
 
 class Clock:
@@ -95,46 +91,6 @@ def test_summary_of_a_run_without_steps_is_a_line_too(clock):
     )
     clock.now += 3600.0
     assert timer.summary(1).startswith("1 step in 60 min 3 s")
-
-
-def test_metrics_are_read_one_step_late():
-    late = LateMetrics()
-    assert late.push(1, {"loss": jnp.array(0.5)}) == []
-    assert late.push(2, None) == [(1, {"loss": 0.5})]
-    assert late.push(3, None) == []
-    assert late.push(4, {"loss": jnp.array(0.25), "accuracy": np.float32(1)}) == []
-    assert late.flush() == [(4, {"loss": 0.25, "accuracy": 1.0})]
-    assert late.flush() == []
-
-
-@pytest.mark.usefixtures("unchecked")
-def test_pushing_does_not_wait_for_the_step_that_was_pushed():
-    late, waited = LateMetrics(), []
-
-    class Slow:
-        def __array__(self, dtype=None, copy=None):
-            waited.append(True)
-            return np.array(2.0)
-
-    late.push(1, {"loss": Slow()})
-    assert not waited
-    assert late.push(2, None) == [(1, {"loss": 2.0})]
-    assert waited
-
-
-def test_time_waited_for_a_result_is_the_steps():
-    timer, late = StepTimer(8), LateMetrics()
-    slow = jax.jit(lambda x: jax.lax.fori_loop(0, 30, lambda _, y: jnp.tanh(y @ y), x).mean())
-    images = jnp.ones((300, 300))
-    for step in range(1, 6):
-        with timer.measure("input_wait"):
-            time.sleep(0.001)
-        with timer.measure("step"):
-            late.push(step, {"loss": slow(images)})
-    with timer.measure("step"):
-        late.flush()
-    totals = timer.totals()
-    assert totals["step"] > 2 * totals["input_wait"]
 
 
 def test_memory_is_told_where_devices_know_it(monkeypatch):
