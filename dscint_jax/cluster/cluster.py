@@ -135,17 +135,26 @@ def gather(cluster: Cluster, name: str, value: str, timeout_s: float = TIMEOUT_S
     return [found[index] for index in sorted(found)]
 
 
-def agree_all(
-    cluster: Cluster, name: str, facts: Mapping[str, str], timeout_s: float = TIMEOUT_S
+def preflight(
+    cluster: Cluster,
+    facts: Mapping[str, str],
+    timeout_s: float = TIMEOUT_S,
+    *,
+    name: str = "preflight",
 ) -> None:
-    """Checks that every process has the same facts, all in one round.
+    """Checks that all processes are about to do the same.
+
+    Args:
+      cluster: the processes.
+      facts: what must be equal, by the names that an error is to use: `config_facts(config)`, the
+        data set's fingerprint.
+      timeout_s: how long to wait for the others, of which each may still be reading its data.
+      name: of the point that all have to reach.
 
     Raises:
       UserError: naming the first fact that differs, in the order of process 0. Or some did not
         come in time.
     """
-    if cluster.process_count == 1:
-        return
     text = json.dumps([cluster.who, dict(facts)])
     (first, expected), *others = map(json.loads, gather(cluster, name, text, timeout_s))
     for who, found in others:
@@ -156,21 +165,6 @@ def agree_all(
                     f"{fact} is {here} in {first} and {there} in {who}; start all processes with "
                     f"the same command, files and software"
                 )
-
-
-def preflight(cluster: Cluster, facts: Mapping[str, str], timeout_s: float = TIMEOUT_S) -> None:
-    """Checks before the first step that all processes are about to do the same.
-
-    Args:
-      cluster: the processes.
-      facts: what must be equal, by the names that an error is to use: `config_facts(config)`, the
-        data set's fingerprint, the work directory.
-      timeout_s: how long to wait for the others, of which each may still be reading its data.
-
-    Raises:
-      UserError: a fact differs.
-    """
-    agree_all(cluster, "preflight", facts, timeout_s)
 
 
 def config_facts(config: Config) -> dict[str, str]:
@@ -199,7 +193,7 @@ def check_software(cluster: Cluster) -> None:
         "JAX_PLATFORMS": jax.config.jax_platforms or "not set",  # pyright: ignore[reportAttributeAccessIssue]
         "the number of visible GPUs": str(visible_gpus()),
     }
-    agree_all(cluster, "software", facts)
+    preflight(cluster, facts, name="software")
 
 
 def check_devices(cluster: Cluster) -> None:
@@ -213,7 +207,7 @@ def check_devices(cluster: Cluster) -> None:
     except RuntimeError as error:
         raise UserError(f"JAX cannot use the devices of {cluster.host}: {error}") from error
     facts = {"JAX's backend": backend, "the number of devices": str(count)}
-    agree_all(cluster, "devices", facts)
+    preflight(cluster, facts, name="devices")
     if backend == "cpu":
         _check_own_names(cluster)
 

@@ -11,10 +11,9 @@ stays until the save after; one that is gone before it was read gives way to the
 """
 
 import contextlib
-import dataclasses
 import glob
+import itertools
 import json
-import logging
 import os
 import shutil
 import time
@@ -68,24 +67,6 @@ class _LiteralPath(gpath.PosixGPath):
         return (self / name for name in glob.glob(pattern, root_dir=os.fspath(self)))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Record:
-    """What is known of a checkpoint besides its arrays.
-
-    Attributes:
-      scores: of the validation; None if there was none at this step.
-      arrays: 'shape type checksum' of every array, by item and path.
-    """
-
-    scores: Mapping[str, float] | None
-    arrays: Mapping[str, str]
-
-    def as_json(self) -> dict[str, Any]:
-        """Both, with a checksum."""
-        held = dataclasses.asdict(self)
-        return held | {"checksum": _checksum_of_record(held)}
-
-
 class Checkpointer:
     """Saves, lists and restores the checkpoints of one work directory.
 
@@ -113,8 +94,6 @@ class Checkpointer:
         self._replaced: set[int] = set()
         self._in_use: set[int] = set()
         self._pending = False
-        for name in ("asyncio", "absl"):
-            logging.getLogger(name).addFilter(_is_news)
         self._reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
         # Which are kept is decided here: Orbax would read every checkpoint's scores as it starts,
         # and fail on one that is damaged.
@@ -150,6 +129,7 @@ class Checkpointer:
 
         Raises:
           WriteError: this or the checkpoint before could not be written; no part of it is left.
+            So in `raise_if_failed` and `close`.
         """
         # The one before is complete when the next begins, and only then may others go.
         self._wait()
@@ -162,7 +142,7 @@ class Checkpointer:
                 step,
                 args=ocp.args.Composite(
                     **{name: ocp.args.StandardSave(item) for name, item in items.items()},
-                    record=ocp.args.JsonSave(_Record(scores, _summary(items)).as_json()),
+                    record=ocp.args.JsonSave(_new_record(scores, _summary(items))),
                 ),
                 force=True,
             )
@@ -172,27 +152,19 @@ class Checkpointer:
         self._pending = True
 
     def raise_if_failed(self) -> None:
-        """Notices at once, not only at the next save, that saving has failed; waits for nothing.
-
-        Raises:
-          WriteError: a checkpoint could not be written; no part of it is left.
-        """
+        """Notices at once, not only at the next save, that saving has failed; waits for nothing."""
         if self._pending and not self._writer.is_saving_in_progress():
             self._wait()
 
     def has_scores(self, step: int) -> bool:
         """Whether a checkpoint was evaluated; not so if its evaluation was interrupted."""
         try:
-            return self._record(step).scores is not None
+            return self._record(step)["scores"] is not None
         except _DamagedError:
             return False
 
     def close(self) -> None:
-        """Waits until all is saved, deletes what is not kept and frees the manager's threads.
-
-        Raises:
-          WriteError: a checkpoint could not be written; no part of it is left.
-        """
+        """Waits until all is saved, deletes what is not kept and frees the manager's threads."""
         if self._manager is not None:
             self._wait()
             self._delete_others()
@@ -218,7 +190,7 @@ class Checkpointer:
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         folder = _LiteralPath(self._directory / str(step))
         try:
-            items = {_item(name) for name in self._record(step).arrays}
+            items = {_item(name) for name in self._record(step)["arrays"]}
             with ocp.StandardCheckpointer() as reader:
                 trees = {item: reader.metadata(folder / item).item_metadata.tree for item in items}
             like = jax.tree.map(
@@ -298,7 +270,7 @@ class Checkpointer:
         folder = self._directory / str(step)
         try:
             with pinned(folder):
-                held = {_item(name) for name in self._record(step).arrays}
+                held = {_item(name) for name in self._record(step)["arrays"]}
                 # Where none is held, what is missing is told of the last.
                 name = next((name for name in like if name in held), [*like][-1])
                 return self._restore(step, {name: like[name]})[name]
@@ -311,10 +283,8 @@ class Checkpointer:
             raise
 
     def _candidates(self, which: str) -> list[int]:
-        steps = self.steps()
-        if not steps:
-            # A new one may have come and the old one gone while the folder was listed.
-            steps = self.steps()
+        # A new one may have come and the old one gone while the folder was listed.
+        steps = self.steps() or self.steps()
         if not steps:
             raise UserError(f"{self._directory} holds no complete checkpoint; train first")
         newest_first = steps[::-1]
@@ -334,12 +304,9 @@ class Checkpointer:
         """Steps by falling validation F-1; of equals the later first."""
         scores = {}
         for step in self.steps():
-            try:
-                record = self._record(step)
-            except _DamagedError:
-                continue
-            if record.scores:
-                scores[step] = record.scores[SELECTION_METRIC]
+            with contextlib.suppress(_DamagedError):
+                if found := self._record(step)["scores"]:
+                    scores[step] = found[SELECTION_METRIC]
         return sorted(scores, key=lambda step: (scores[step], step), reverse=True)
 
     def _wait(self) -> None:
@@ -367,9 +334,9 @@ class Checkpointer:
                 f"checkpoint {self._directory / str(step)} was damaged while this process ran "
                 f"({error}); start again"
             ) from error
-        if scores is None or record.scores is not None:
+        if scores is None or record["scores"] is not None:
             return
-        text = json.dumps(_Record(scores, record.arrays).as_json())
+        text = json.dumps(_new_record(scores, record["arrays"]))
         if jax.process_index() == 0:
             write_text(self._directory / str(step) / RECORD_FILE, text)
         _together("scores")
@@ -392,34 +359,33 @@ class Checkpointer:
         shutil.rmtree(place, ignore_errors=True)
         return taken
 
-    def _record(self, step: int) -> _Record:
+    def _record(self, step: int) -> dict[str, Any]:
+        """The scores and the summaries of a checkpoint, see `_new_record`."""
         try:
             record = json.loads((self._directory / str(step) / RECORD_FILE).read_bytes())
         except (OSError, ValueError) as error:
             raise self._unreadable(step, error) from error
-        if not isinstance(record, dict) or record.get("checksum") != _checksum_of_record(record):
+        if not isinstance(record, dict) or record.pop("checksum", None) != _checksum(record):
             raise _DamagedError("its record is not as it was written")
-        return _Record(record["scores"], record["arrays"])
+        return record
 
     def _restore(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
         """Items in the shapes and shardings of `like`, each array compared with its checksum."""
-        recorded = self._record(step).arrays
+        recorded = self._record(step)["arrays"]
         wanted = _summary(like)
         self._check_fit(step, {n: a for n, a in recorded.items() if _item(n) in like}, wanted)
         read = self._read(
             step, **{name: ocp.args.StandardRestore(item) for name, item in like.items()}
         )
         items = {name: read[name] for name in like}
-        found = _summary(items)
-        for name, summary in found.items():
+        for name, summary in _summary(items).items():
             if summary != recorded[name]:
                 raise _DamagedError(f"the values of {name} are not those that were saved")
         return items
 
     def _check_fit(self, step: int, recorded: dict[str, str], wanted: dict[str, str]) -> None:
         """Raises UserError unless arrays have the same names, shapes and types."""
-        names = sorted({*recorded, *wanted})
-        for name in names:
+        for name in sorted({*recorded, *wanted}):
             there, here = (_shape_and_type(s.get(name, "nothing")) for s in (recorded, wanted))
             if there != here:
                 raise UserError(
@@ -457,10 +423,8 @@ class Checkpointer:
         # All processes read the same files, and have found the same damage when they come here.
         _together("damage")
         folder = self._workdir / DAMAGED
-        place, copies = folder / str(step), 0
-        while place.exists():
-            copies += 1
-            place = folder / f"{step}.{copies}"
+        names = itertools.chain([f"{step}"], (f"{step}.{n}" for n in itertools.count(1)))
+        place = next(folder / name for name in names if not (folder / name).exists())
         if jax.process_index() == 0:
             folder.mkdir(exist_ok=True)
             (self._directory / str(step)).rename(place)
@@ -483,19 +447,6 @@ def complete_steps(folder: Path) -> list[int]:
 def completed_step(workdir: Path) -> int | None:
     """Step of the newest checkpoint of a run, whole or damaged."""
     return max(complete_steps(workdir / "checkpoints"), default=None)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a line of asyncio's or absl's log tells what is not raised here as well.
-
-    Of the reads of a damaged checkpoint Orbax awaits only the first that fails; asyncio would log
-    each of the others with its traceback, at any time later. And the threads of Orbax log what
-    fails in them before they hand it on.
-    """
-    if record.name == "asyncio":
-        text = record.getMessage()
-        return not ("exception was never retrieved" in text and "tensorstore" in text)
-    return not (record.exc_info and "orbax" in Path(record.pathname).parts)
 
 
 @contextlib.contextmanager
@@ -546,6 +497,16 @@ def _together(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def _checksum_of_record(record: Mapping[str, Any]) -> int:
-    held = {name: value for name, value in record.items() if name != "checksum"}
-    return zlib.crc32(json.dumps(held, sort_keys=True).encode())
+def _new_record(scores: Mapping[str, float] | None, arrays: Mapping[str, str]) -> dict[str, Any]:
+    """What is kept of a checkpoint besides its arrays, with a checksum.
+
+    Args:
+      scores: of the validation; None if there was none at this step.
+      arrays: 'shape type checksum' of every array, by item and path.
+    """
+    held = {"scores": scores and dict(scores), "arrays": dict(arrays)}
+    return held | {"checksum": _checksum(held)}
+
+
+def _checksum(record: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())

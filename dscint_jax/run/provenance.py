@@ -36,11 +36,7 @@ ERROR_LENGTH = 500
 
 
 def attempts_of(workdir: Path) -> list[dict[str, Any]]:
-    """What provenance.json tells of every attempt, oldest first; nothing before the first.
-
-    Raises:
-      UserError: the file is damaged.
-    """
+    """What provenance.json tells of every attempt, oldest first; UserError if it is damaged."""
     path = workdir / "provenance.json"
     attempts = read_json(path) if path.exists() else []
     whole = isinstance(attempts, list) and all(
@@ -82,13 +78,12 @@ def record_attempt(
 
     Args:
       workdir: the run's directory.
-      fingerprint: of the data set.
-      classes: of the data set, in the order of the network's outputs.
+      fingerprint, classes: of the data set, the classes in the order of the network's outputs.
       start_step: of the checkpoint that was resumed; 0 for none.
       steps: that the run is to have in all; an attempt may have more than the one before.
       batch_size: examples a step; fewer than config.batch_size where the training split is smaller.
       imported: the weights that it started from instead of random ones.
-      spmd: how the step is spread over the devices: 'jit' or 'pmap'.
+      spmd: of the config.
       arguments: of the command line; None takes this process's.
     """
     if jax.process_index() != 0:
@@ -125,57 +120,22 @@ def record_attempt(
     write_json(workdir / "provenance.json", attempts)
 
 
-def record_end(
-    workdir: Path,
-    *,
-    why: str,
-    step: int,
-    seconds: Mapping[str, float] | None = None,
-    memory: Mapping[str, float] | None = None,
-    summary: str = "",
-) -> None:
-    """Adds to the newest attempt of provenance.json how it ended; the first process writes.
-
-    Args:
-      workdir: the run's directory, in which this attempt is recorded.
-      why: 'completed', the name of a signal, or 'error: ...'.
-      step: the last one taken.
-      seconds: of every phase.
-      memory: in bytes.
-      summary: of the time, in a line.
-    """
-    if jax.process_index() != 0:
-        return
-    attempts = attempts_of(workdir)
-    attempts[-1]["ended"] = {
-        "why": why,
-        "step": step,
-        "when": _now(),
-        "seconds": {name: round(value, 3) for name, value in (seconds or {}).items()},
-        "memory": dict(memory or {}),
-        "summary": summary,
-    }
-    write_json(workdir / "provenance.json", attempts)
-
-
 class Ending:
-    """A context manager around the loop that records how the attempt ended, whichever way.
+    """A context manager around the loop that adds to provenance.json how the newest attempt ended.
 
-    A kill leaves no time for it, and `ended` as it was: null.
+    A kill leaves no time for it, and `ended` as it was: null. The first process writes.
 
     Args:
-      workdir: the run's directory, in which this attempt is recorded.
-      step: the one that it starts after.
-      details: gives `seconds`, `memory` and `summary` of `record_end`, at the end.
+      workdir: the run's directory.
+      step: the one that the attempt starts after.
+      details: what else is to be recorded, told at the end from the last step.
 
     Attributes:
       step: the last one taken; the loop keeps it up to date.
       why: to be set where the reason is known, such as a signal's name.
     """
 
-    def __init__(
-        self, workdir: Path, step: int, details: Callable[[int], Mapping[str, Any]] | None = None
-    ):
+    def __init__(self, workdir: Path, step: int, details: Callable[[int], Mapping[str, Any]]):
         self._workdir, self._details = workdir, details
         self.step, self.why = step, ""
 
@@ -183,10 +143,13 @@ class Ending:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        why = self.why or _reason(error)
-        details = self._details(self.step) if self._details else {}
+        if jax.process_index() != 0:
+            return
+        ended = {"why": self.why or _reason(error), "step": self.step, "when": _now()}
         try:
-            record_end(self._workdir, why=why, step=self.step, **details)
+            attempts = attempts_of(self._workdir)
+            attempts[-1]["ended"] = {**ended, **self._details(self.step)}
+            write_json(self._workdir / "provenance.json", attempts)
         except (OSError, UserError):
             # What ended the attempt, such as a full disk, says more.
             if error is None:

@@ -315,8 +315,11 @@ def _train(
 
 def _details(timer: StepTimer, start: int, step: int) -> dict[str, Any]:
     """What provenance.json tells of an attempt's time and memory."""
-    summary = timer.summary(step - start)
-    return {"seconds": timer.totals(), "memory": memory_in_use(), "summary": summary}
+    return {
+        "seconds": {name: round(value, 3) for name, value in timer.totals().items()},
+        "memory": memory_in_use(),
+        "summary": timer.summary(step - start),
+    }
 
 
 def _first_state(config: Config, experiment: Experiment) -> tuple[TrainState, ImportReport | None]:

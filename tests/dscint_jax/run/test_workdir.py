@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from dscint_jax.run import provenance
-from dscint_jax.run.provenance import Ending, attempts_of, check_data, record_attempt, record_end
+from dscint_jax.run.provenance import Ending, attempts_of, check_data, record_attempt
 from dscint_jax.run.workdir import check_claim, claim, config_of
 from tests.dscint_jax.conftest import load_tiny_config
 from tfds_builder.commandline.errors import UserError
@@ -23,6 +23,15 @@ def _record(folder, **options):
     settings = {"fingerprint": "f" * 64, "classes": CLASSES, "start_step": 0, "steps": 9, **options}
     record_attempt(folder, **settings)
     return attempts_of(folder)[-1]
+
+
+def _no_details(step):
+    return {}
+
+
+def _end(folder, step, why="", details=_no_details):
+    with Ending(folder, 0, details) as ending:
+        _advance(ending, step, why=why)
 
 
 def _advance(ending, step, error=None, why=""):
@@ -64,21 +73,13 @@ def test_name_of_the_machine_is_left_out(tmp_path):
 
 def test_end_is_added_to_the_newest_attempt(tmp_path):
     _record(tmp_path)
-    record_end(tmp_path, why="SIGTERM", step=5)
+    _end(tmp_path, 5, "SIGTERM")
     _record(tmp_path, start_step=5)
-    record_end(
-        tmp_path,
-        why="completed",
-        step=12,
-        seconds={"step": 3.00004},
-        memory={"host_peak_bytes": 5.0},
-        summary="7 steps in 3 s",
-    )
+    _end(tmp_path, 12, details=lambda step: {"summary": f"{step} steps in 3 s"})
     first, second = attempts_of(tmp_path)
     assert (first["ended"]["why"], first["ended"]["step"]) == ("SIGTERM", 5)
-    assert second["ended"]["seconds"] == {"step": 3.0}
-    assert second["ended"]["memory"] == {"host_peak_bytes": 5.0}
-    assert second["ended"]["summary"] == "7 steps in 3 s"
+    assert (second["ended"]["why"], second["ended"]["step"]) == ("completed", 12)
+    assert second["ended"]["summary"] == "12 steps in 3 s"
     assert second["ended"]["when"] >= second["started"]
 
 
@@ -87,14 +88,14 @@ def test_attempts_of_early_versions_are_read(tmp_path):
     (tmp_path / "provenance.json").write_text(json.dumps([old]))
     _record(tmp_path, start_step=3)
     check_data(tmp_path, "f" * 64)
-    record_end(tmp_path, why="completed", step=12)
+    _end(tmp_path, 12)
     assert attempts_of(tmp_path)[-1]["ended"]["why"] == "completed"
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance.jax, "process_index", lambda: 1)
     record_attempt(tmp_path, fingerprint="f" * 64, classes=CLASSES, start_step=0, steps=9)
-    record_end(tmp_path, why="completed", step=3)
+    _end(tmp_path, 3)
     assert not list(tmp_path.iterdir())
 
 
@@ -118,7 +119,7 @@ def test_every_end_is_recorded_with_its_reason(tmp_path, error, why):
 
 def test_signal_that_the_loop_obeyed_is_the_reason(tmp_path):
     _record(tmp_path)
-    with pytest.raises(SystemExit), Ending(tmp_path, 4) as ending:
+    with pytest.raises(SystemExit), Ending(tmp_path, 4, _no_details) as ending:
         _advance(ending, 5, SystemExit(0), why=signal.SIGTERM.name)
     assert attempts_of(tmp_path)[-1]["ended"]["why"] == "SIGTERM"
 
@@ -129,9 +130,9 @@ def test_error_is_not_hidden_by_a_disk_that_takes_no_record_of_it(tmp_path, monk
 
     _record(tmp_path)
     monkeypatch.setattr(provenance, "write_json", refuse)
-    with pytest.raises(ZeroDivisionError), Ending(tmp_path, 4):
+    with pytest.raises(ZeroDivisionError), Ending(tmp_path, 4, _no_details):
         raise ZeroDivisionError
-    with pytest.raises(OSError, match="No space left"), Ending(tmp_path, 4):
+    with pytest.raises(OSError, match="No space left"), Ending(tmp_path, 4, _no_details):
         pass
 
 
@@ -142,7 +143,7 @@ from pathlib import Path
 from dscint_jax.run.provenance import Ending, record_attempt
 workdir = Path({str(tmp_path)!r})
 record_attempt(workdir, fingerprint="f" * 64, classes=("a",), start_step=0, steps=9)
-with Ending(workdir, 0):
+with Ending(workdir, 0, lambda step: {{}}):
     os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == -9
