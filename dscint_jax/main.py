@@ -140,12 +140,10 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(list(argv))
         _check_flags(rest)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     # A config file is the user's own Python: it may raise anything.
     except Exception as error:
-        print(f"error: {_reason(error)}; see --help", file=sys.stderr)
+        reason = error if isinstance(error, UserError) else f"{_reason(error)}; see --help"
+        print(f"error: {reason}", file=sys.stderr)
         sys.exit(2)
     return rest
 
@@ -167,7 +165,9 @@ def _config_file(name: str) -> Path:
     Raises:
       UserError: there is neither, or ml_collections would cut its path.
     """
-    file, shipped = home_expanded(name), _shipped_configs()
+    file, inside = home_expanded(name), PACKAGE / "configs"
+    # A wheel holds them within the package; in a checkout they lie beside it.
+    shipped = inside if inside.is_dir() else PACKAGE.parent / "configs"
     if not file.exists() and file.parent == Path("configs"):
         file = shipped / file.name
     if file.exists():
@@ -179,12 +179,6 @@ def _config_file(name: str) -> Path:
         return file
     names = ", ".join(sorted(f"configs/{file.name}" for file in shipped.glob("*.py")))
     raise UserError(f"--config {name}: there is no such file; shipped are {names}")
-
-
-def _shipped_configs() -> Path:
-    """A wheel holds them within the package; in a checkout they lie beside it."""
-    inside = PACKAGE / "configs"
-    return inside if inside.is_dir() else PACKAGE.parent / "configs"
 
 
 def _reason(error: Exception) -> str:
@@ -253,19 +247,14 @@ def main(argv: Sequence[str]) -> None:
         from dscint_jax.training.train import train
 
         window = parse_window(_PROFILE.value) if _PROFILE.value is not None else None
-        status = _STATUS_WHEN_STOPPED.value
         use_compilation_cache()
-        try:
-            train(
-                *(_read_config(), _read_workdir()),
-                cluster=cluster,
-                window=window,
-                status_when_stopped=status,
-            )
-        except SystemExit as stop:
-            if stop.code == 0:
-                sys.exit(status)
-            raise
+        train(
+            _read_config(),
+            _read_workdir(),
+            cluster=cluster,
+            window=window,
+            status_when_stopped=_STATUS_WHEN_STOPPED.value,
+        )
 
     run_together(
         train_until_stopped,

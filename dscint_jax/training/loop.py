@@ -128,4 +128,4 @@ class Loop:
             if self.stop.reason == signal.SIGUSR1.name:
                 requeue()
         # A scheduler's SIGTERM was obeyed, which is success; a person's Ctrl-C is told apart.
-        sys.exit(130 if self.stop.reason == signal.SIGINT.name else 0)
+        sys.exit(130 if self.stop.reason == signal.SIGINT.name else self.interruption.status)

@@ -40,7 +40,7 @@ class Interruption:
     stays so.
 
     Args:
-      status: exit status of a process that is told to stop while there is nothing to save.
+      status: exit status of a process that was told to stop, by all but SIGINT.
 
     Attributes:
       signal: the signal that asked for the stop, or None.
@@ -48,7 +48,7 @@ class Interruption:
 
     def __init__(self, status: int = 0) -> None:
         self.signal: signal.Signals | None = None
-        self._status = status
+        self.status = status
         self._nothing_to_save, self._changing = False, threading.Lock()
         self._previous = {}
 
@@ -113,7 +113,7 @@ class Interruption:
             say(f"{shown}stopped by {number.name}, nothing to save; the same command starts again")
             if number is signal.SIGUSR1:
                 requeue()
-        os._exit(self._status)
+        os._exit(self.status)
 
 
 class Stop:

@@ -129,7 +129,8 @@ def train(
     except UserError as error:
         _say(cluster, f"note: {error}")
     config = resolve_durations(config, examples=examples, batch_size=batch_size)
-    preflight(cluster, config_facts(_that_must_agree(config)))
+    # Each machine may have places of its own.
+    preflight(cluster, config_facts(config.replaced({"data.dir": "", "init_from": ""})))
     if cluster.is_first:
         lock.check_free(workdir)
     if _is_complete(config, workdir):
@@ -368,11 +369,6 @@ def _is_complete(config: Config, workdir: Path) -> bool:
     check_data(workdir, fingerprint_of(Path(config.data.dir), config.data.records))
     checkpointer = Checkpointer(workdir, read_only=True)
     return checkpointer.is_whole(steps) and checkpointer.has_scores(steps)
-
-
-def _that_must_agree(config: Config) -> Config:
-    """The config without what each machine may have a place of its own for."""
-    return config.replaced({"data.dir": "", "init_from": ""})
 
 
 def _room(cluster: Cluster, mesh: Mesh) -> Accelerators:

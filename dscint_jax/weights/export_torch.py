@@ -29,8 +29,7 @@ def torch_state_dict(params: nnx.State, batch_stats: nnx.State) -> dict[str, np.
     Raises:
       UserError: two arrays of the network would have the same name.
     """
-    weights = named_weights(params, batch_stats)
-    return {name: weight.to_torch() for name, weight in weights.items()}
+    return {n: weight.to_torch() for n, weight in named_weights(params, batch_stats).items()}
 
 
 def write_safetensors(
@@ -41,14 +40,10 @@ def write_safetensors(
     Raises:
       UserError: it cannot be written.
     """
-    write_bytes(path, _serialised(tensors, metadata))
-
-
-def _serialised(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
     plain = safetensors.numpy.save(dict(tensors))
     end = LENGTH_BYTES + int.from_bytes(plain[:LENGTH_BYTES], "little")
     # The library itself would write the metadata's entries in an order drawn anew each time.
     header = {"__metadata__": dict(sorted(metadata.items()))}
     text = json.dumps(header | json.loads(plain[LENGTH_BYTES:end])).encode()
     text += b" " * (-len(text) % LENGTH_BYTES)
-    return len(text).to_bytes(LENGTH_BYTES, "little") + text + plain[end:]
+    write_bytes(path, len(text).to_bytes(LENGTH_BYTES, "little") + text + plain[end:])

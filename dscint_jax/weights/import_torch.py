@@ -119,11 +119,10 @@ class ImportReport:
 def import_weights(path: Path, network: nnx.Module, *, name: str = "") -> ImportReport:
     """Loads a file's weights and BatchNorm statistics into a network, in place.
 
-    The network's arrays may stand under any prefix, which is found by looking for all of them. A
-    head that is missing, or of another shape, stays as it is. A stem for three colours, loaded into
-    a network of one channel, is summed over them: the answer is the same as to a grey picture in
-    all three. A network with an encoder also takes a file of the encoder's network, into that
-    alone.
+    The network's arrays may stand under any prefix. A head that is missing, or of another shape,
+    stays as it is. A stem for three colours, loaded into a network of one channel, is summed over
+    them: the answer is the same as to a grey picture in all three. A network with an encoder also
+    takes a file of the encoder's network, into that alone.
 
     Args:
       path: a file of safetensors, or one of torch.save, which needs PyTorch.
@@ -131,16 +130,21 @@ def import_weights(path: Path, network: nnx.Module, *, name: str = "") -> Import
       name: what messages call the network; by default its class.
 
     Raises:
-      UserError: the file cannot be read, or the network but for its head is not in it, in finite
-        numbers; the network is then unchanged.
+      UserError: the file cannot be read, needs a PyTorch that is not there, or does not have the
+        network but for its head, in finite numbers; the network is then unchanged.
     """
-    data = _read_bytes(path)
-    tensors = read_tensors(path, data)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; it was to give the weights") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    tensors = _read_tensors(path, data)
     target, prefix, names = _find(tensors, _targets(network, name or type(network).__name__), path)
     head = [n for n in target.weights if target.is_of_head(n)]
     head_fits = all(n in names and target.fits(n, tensors[names[n]]) for n in head)
     wanted = [n for n in target.weights if head_fits or n not in head]
-    _check_fit(tensors, target, prefix, names, wanted, f"{path} does not fit {target.name}")
+    _check_fit(path, tensors, target, prefix, names, wanted)
     arrays = {n: _finite(path, names[n], tensors[names[n]]) for n in wanted}
     nnx.update(target.network, nnx.from_flat_state([target.variable(n, arrays[n]) for n in wanted]))
     head_classes = 0 if head_fits else _classes(tensors, target, names)
@@ -158,17 +162,11 @@ def import_weights(path: Path, network: nnx.Module, *, name: str = "") -> Import
     )
 
 
-def read_tensors(path: Path, data: bytes) -> Tensors:
+def _read_tensors(path: Path, data: bytes) -> Tensors:
     """The floating-point tensors of a file by name, nested dicts joined by dots.
 
-    Whole numbers are never weights, but counters and places in a queue: they are passed over.
-
-    Args:
-      path: of the file, for messages.
-      data: what is in it; its beginning says what it is, as training scripts agree on no suffix.
-
-    Raises:
-      UserError: it is damaged, or of another kind; or it needs a PyTorch that is not there.
+    Whole numbers are never weights, but counters and places in a queue: they are passed over. What
+    the file is, its beginning says, as training scripts agree on no suffix.
     """
     # A header of JSON after its length, which may begin with any byte.
     if data[8:9] == b"{":
@@ -180,15 +178,6 @@ def read_tensors(path: Path, data: bytes) -> Tensors:
     if not tensors:
         raise UserError(f"{path} holds no floating-point tensors")
     return dict(sorted(tensors.items()))
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; it was to give the weights") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _read_safetensors(path: Path, data: bytes) -> Tensors:
@@ -257,8 +246,7 @@ def _import_torch(path: Path) -> Any:
 
 
 def _unreadable_pickle(path: Path, reason: str) -> str:
-    held = re.search(r"GLOBAL (\S+)", reason)
-    if held:
+    if held := re.search(r"GLOBAL (\S+)", reason):
         return (
             f"{path} holds more than tensors ({held[1]}), and to read that could run code; save "
             f"model.state_dict() alone"
@@ -399,8 +387,7 @@ def _names(tensors: Tensors, target: _Target) -> dict[str, dict[str, str]]:
         parts = name.split(".", DEEPEST)
         for i in range(len(parts)):
             rest = ".".join(parts[i:])
-            ours = target.our_name(rest)
-            if ours:
+            if ours := target.our_name(rest):
                 names.setdefault(name.removesuffix(rest), {}).setdefault(ours, name)
     return names
 
@@ -420,12 +407,12 @@ def _classes(tensors: Tensors, target: _Target, names: Mapping[str, str]) -> int
 
 
 def _check_fit(
+    path: Path,
     tensors: Tensors,
     target: _Target,
     prefix: str,
     names: Mapping[str, str],
     wanted: list[str],
-    message: str,
 ) -> None:
     """Raises UserError of what the file lacks, has otherwise, or has more in the same layers."""
     under = [n for n in tensors if n.startswith(prefix) and n not in names.values()]
@@ -440,7 +427,7 @@ def _check_fit(
     }
     found = [f"{fault}: {_first_few(given)}" for fault, given in faults.items() if given]
     if found:
-        raise UserError(f"{message}; {'; '.join(found)}")
+        raise UserError(f"{path} does not fit {target.name}; {'; '.join(found)}")
 
 
 def _finite(path: Path, name: str, tensor: Any) -> np.ndarray:

@@ -26,12 +26,7 @@ TORCH_LEAVES = {
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """One array of a network.
-
-    Attributes:
-      path: its place in the network.
-      variable: what holds it.
-    """
+    """One array of a network: its place, and the variable that holds it."""
 
     path: tuple[Any, ...]
     variable: nnx.Variable
@@ -80,9 +75,9 @@ def named_weights(*states: nnx.State) -> dict[str, Weight]:
     weights: dict[str, Weight] = {}
     for state in states:
         for path, variable in nnx.to_flat_state(state):
-            weight = Weight(path, variable)
-            if not _is_floating(variable):
+            if not jnp.issubdtype(variable[...].dtype, jnp.floating):
                 continue
+            weight = Weight(path, variable)
             if weight.name in weights:
                 first, second = (".".join(map(str, w.path)) for w in (weights[weight.name], weight))
                 raise UserError(
@@ -90,7 +85,3 @@ def named_weights(*states: nnx.State) -> dict[str, Weight]:
                 )
             weights[weight.name] = weight
     return dict(sorted(weights.items()))
-
-
-def _is_floating(variable: nnx.Variable) -> bool:
-    return jnp.issubdtype(variable[...].dtype, jnp.floating)

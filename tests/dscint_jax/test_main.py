@@ -126,20 +126,17 @@ def test_folder_in_the_place_of_a_config_is_said_with_the_file_in_it(tmp_path):
         flags.FLAGS["config"].parser.parse(str(tmp_path))
 
 
-# main with a training that ends as the first argument says.
+# main with a training that is stopped at once.
 PROGRAM = """
 import sys
 from absl import app
 from dscint_jax import main
 from dscint_jax.training import train
 
-status = int(sys.argv.pop(1))
 
-
-def end(config, workdir, *, cluster, **options):
+def end(config, workdir, *, cluster, status_when_stopped, **options):
     print(cluster.kind)
-    if status >= 0:
-        sys.exit(status)
+    sys.exit(status_when_stopped)
 
 
 train.train = end
@@ -147,14 +144,13 @@ app.run(main.main, flags_parser=main.parse_flags)
 """
 
 
-def _main(status, *arguments):
+def _main(*arguments):
     config = CONFIGS / "quickstart.py"
     return subprocess.run(
         [
             sys.executable,
             "-c",
             PROGRAM,
-            str(status),
             f"--config={config}",
             "--workdir=w",
             *arguments,
@@ -165,16 +161,9 @@ def _main(status, *arguments):
     )
 
 
-@pytest.mark.parametrize(
-    ("status", "arguments", "expected"),
-    [
-        (-1, ["--status_when_stopped=75"], 0),
-        (0, ["--status_when_stopped=75"], 75),
-        (130, ["--status_when_stopped=75"], 130),
-    ],
-)
-def test_only_a_run_stopped_by_sigterm_ends_with_the_given_status(status, arguments, expected):
-    done = _main(status, *arguments)
+@pytest.mark.parametrize(("arguments", "expected"), [([], 0), (["--status_when_stopped=75"], 75)])
+def test_training_is_told_the_status_to_end_with_when_it_is_stopped(arguments, expected):
+    done = _main(*arguments)
     assert done.returncode == expected, done.stderr
     assert done.stdout == "alone\n"
 
