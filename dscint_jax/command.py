@@ -44,7 +44,9 @@ def _tell_only_of_the_main_thread(unraisable: "sys.UnraisableHookArgs") -> None:
 
 
 def _explain(error: Exception) -> str | None:
-    if _lacks_memory(error):
+    # JAX says so in an error of its own, which this module need not import to know.
+    out_of_memory = isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    if out_of_memory or isinstance(error, MemoryError):
         return OUT_OF_MEMORY
     if _lacks_backend(error):
         return (
@@ -53,13 +55,6 @@ def _explain(error: Exception) -> str | None:
             "set it to cpu, or to what this machine has, or leave it out"
         )
     return None
-
-
-def _lacks_memory(error: Exception) -> bool:
-    # JAX says so in an error of its own, which this module need not import to know.
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
-    )
 
 
 def _lacks_backend(error: Exception) -> bool:

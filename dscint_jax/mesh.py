@@ -31,7 +31,7 @@ def fitting_batch_size(
       accumulation, pairs: as for `check_batch_size`.
 
     Raises:
-      UserError: there are too few for one batch.
+      UserError: there are too few.
     """
     if batch_size <= examples:
         return batch_size

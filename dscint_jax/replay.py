@@ -51,7 +51,7 @@ LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("purelib", "platli
 
 @dataclasses.dataclass(frozen=True)
 class Dump:
-    """One kept step: its number from 1, the state before it, all rows of its batch and their names.
+    """A kept step: its number from 1, the state before it, all rows of its batch and their names.
 
     The spec is that of the run, on one device; `devices` tells what the step was taken on.
     """
@@ -79,8 +79,8 @@ def read_dump(workdir: Path, step: int | None = None) -> Dump:
     Raises:
       UserError: there is none, or it is damaged or of another network.
     """
-    files = (workdir / FOLDER).glob(f"*/{STEP_FILE}")
-    kept = sorted(int(file.parent.name) for file in files if file.parent.name.isdecimal())
+    names = [file.parent.name for file in (workdir / FOLDER).glob(f"*/{STEP_FILE}")]
+    kept = sorted(int(name) for name in names if name.isdecimal())
     if not kept:
         raise UserError(f"{workdir} holds no step whose loss was not finite: no {FOLDER}/STEP")
     if step is not None and step not in kept:
@@ -205,12 +205,10 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     # The library's own exception is of no public type.
     except Exception as error:
-        reason = f"{path} is damaged: {error}; train again to keep the step anew"
-        raise UserError(reason) from error
+        raise UserError(f"{path} is damaged: {error}; train again to keep the step anew") from error
 
 
-def print_table(dump: Dump, found: list[Finding]) -> None:
-    """Prints what is not finite, what comes first first."""
+def _print_table(dump: Dump, found: list[Finding]) -> None:
     console = Console(width=max(shutil.get_terminal_size().columns, 100), highlight=False)
     table = Table(title=f"step {dump.step}, taken on {dump.devices}: what is not finite")
     for column in ("what", "shape", "values", ""):
@@ -240,7 +238,7 @@ def main() -> None:
             f"it was taken on {dump.devices}"
         )
         sys.exit(NOT_REPRODUCED)
-    print_table(dump, found)
+    _print_table(dump, found)
 
 
 if __name__ == "__main__":

@@ -66,9 +66,8 @@ def run_together(
 
     Args:
       main: what to do; it gets the cluster, and no device has been touched before.
-      coordinator_address: HOST:PORT of process 0; this and the next two go together.
-      num_processes: of the run, on all machines.
-      process_id: of this process, from 0.
+      coordinator_address, num_processes, process_id: HOST:PORT of process 0, how many there are on
+        all machines, and which this is, from 0; the three go together.
       distributed: 'auto' asks the environment where these three are not given; 'off' runs alone.
       initialization_timeout_s: how long to wait for the other processes.
       workdir: a folder that all processes see, in which they note that they have started.

@@ -25,10 +25,7 @@ class AgreedStop:
 
     No loop can be further than one step past what its thread tells the others, for it then waits at
     its next question. A loop that waits for another in a collective holds nobody up.
-
-    Args:
-      cluster: the processes; all make this object at the same point.
-      timeout_s: how long to wait for the others' steps.
+    All processes make this object at the same point.
 
     Attributes:
       reason: the first wish, the same text in all processes; None while no stop is agreed.

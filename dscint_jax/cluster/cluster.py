@@ -40,8 +40,7 @@ class Cluster:
     """The processes of a run, as one of them sees them.
 
     Attributes:
-      process_index: of this process, from 0.
-      process_count: of all, on all machines.
+      process_index, process_count: of this process, from 0; and of all, on all machines.
       kind: how they were started: 'alone', 'flags', 'environment', 'Open MPI', 'SLURM', 'TPU'.
       coordinator: HOST:PORT of process 0; empty for a process alone and on TPUs.
       host: what this process's machine is called.
@@ -146,14 +145,12 @@ def preflight(
 
     Args:
       cluster: the processes.
-      facts: what must be equal, by the names that an error is to use: `config_facts(config)`, the
-        data set's fingerprint.
-      timeout_s: how long to wait for the others, of which each may still be reading its data.
+      facts: what must be equal, by the names that an error is to use.
+      timeout_s: how long to wait for the others.
       name: of the point that all have to reach.
 
     Raises:
-      UserError: naming the first fact that differs, in the order of process 0. Or some did not
-        come in time.
+      UserError: the first fact that differs, in process 0's order; or some did not come in time.
     """
     text = json.dumps([cluster.who, dict(facts)])
     (first, expected), *others = map(json.loads, gather(cluster, name, text, timeout_s))

@@ -71,9 +71,8 @@ class Checkpointer:
     """Saves, lists and restores the checkpoints of one work directory.
 
     Args:
-      workdir: the run's directory; checkpoints lie under `checkpoints/STEP`.
-      keep_last: how many of the newest are kept beside the best.
-      keep_best: how many of the best by validation F-1 are kept.
+      workdir: checkpoints lie under its `checkpoints/STEP`.
+      keep_last, keep_best: how many of the newest, and of the best by validation F-1, are kept.
       read_only: for a process that only restores.
 
     Raises:
@@ -125,7 +124,7 @@ class Checkpointer:
         Args:
           step: taken so far.
           items: trees of arrays by name.
-          scores: of the validation; they decide which checkpoint is the best.
+          scores: of the validation.
 
         Raises:
           WriteError: this or the checkpoint before could not be written; no part of it is left.

@@ -14,7 +14,6 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import write_error
@@ -28,11 +27,7 @@ TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
 def check_free(workdir: Path) -> None:
-    """Leaves everything as it is; for the start, long before the directory is needed.
-
-    Raises:
-      UserError: another process trains there.
-    """
+    """Raises UserError where another process trains; for the start, before the lock is needed."""
     with _opened(workdir / LOCK_FILE) as descriptor:
         if descriptor is not None and not _take(descriptor, fcntl.LOCK_EX):
             raise _in_use(workdir)
@@ -57,8 +52,10 @@ def held(workdir: Path) -> Iterator[None]:
             file = stack.enter_context(path.open("ab", buffering=0))
             if not _take(file.fileno(), fcntl.LOCK_EX, warn=True):
                 raise _in_use(workdir)
+            since = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+            holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
             file.truncate(0)
-            file.write(json.dumps(_holder()).encode())
+            file.write(json.dumps(holder).encode())
         except OSError as error:
             raise write_error(path, error) from error
         yield
@@ -82,11 +79,7 @@ def pinned(checkpoint: Path) -> Iterator[None]:
 
 
 def take_away(checkpoint: Path, place: Path) -> bool:
-    """Moves a checkpoint to another place, at once and as a whole, unless somebody reads it.
-
-    Returns:
-      Whether it is gone.
-    """
+    """Moves a checkpoint as a whole, unless somebody reads it; returns whether it is gone."""
     with _opened(checkpoint / PINNED_FILE) as descriptor:
         if descriptor is not None and not _take(descriptor, fcntl.LOCK_EX):
             return False
@@ -124,15 +117,6 @@ def _take(descriptor: int, kind: int, *, warn: bool = False) -> bool:
             )
         return error.errno not in TAKEN
     return True
-
-
-def _holder() -> dict[str, Any]:
-    now = datetime.datetime.now().astimezone()
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "since": now.isoformat(sep=" ", timespec="seconds"),
-    }
 
 
 def _in_use(workdir: Path) -> UserError:

@@ -49,11 +49,7 @@ def attempts_of(workdir: Path) -> list[dict[str, Any]]:
 
 
 def classes_of(workdir: Path) -> tuple[str, ...]:
-    """The classes that a run was trained on, in the order of the network's outputs.
-
-    Raises:
-      UserError: provenance.json does not tell.
-    """
+    """The classes a run was trained on, in the network's order; UserError if they are not told."""
     attempts = attempts_of(workdir)
     if not attempts or not attempts[-1].get("classes"):
         raise UserError(f"{workdir / 'provenance.json'} names no classes; restore it")
@@ -81,7 +77,7 @@ def record_attempt(
       fingerprint, classes: of the data set, the classes in the order of the network's outputs.
       start_step: of the checkpoint that was resumed; 0 for none.
       steps: that the run is to have in all; an attempt may have more than the one before.
-      batch_size: examples a step; fewer than config.batch_size where the training split is smaller.
+      batch_size: fewer than config.batch_size where the training split is smaller.
       imported: the weights that it started from instead of random ones.
       spmd: of the config.
       arguments: of the command line; None takes this process's.
@@ -128,7 +124,7 @@ class Ending:
     Args:
       workdir: the run's directory.
       step: the one that the attempt starts after.
-      details: what else is to be recorded, told at the end from the last step.
+      details: gives what else is to be recorded, from the last step.
 
     Attributes:
       step: the last one taken; the loop keeps it up to date.
@@ -166,11 +162,7 @@ def _reason(error: BaseException | None) -> str:
 
 
 def check_data(workdir: Path, fingerprint: str) -> None:
-    """Checks that a data set is the one that a run was trained on.
-
-    Raises:
-      UserError: it has other images, labels or splits.
-    """
+    """Raises UserError of a data set with other images, labels or splits than a run's."""
     attempts = attempts_of(workdir)
     if attempts and attempts[-1]["dataset_fingerprint"] != fingerprint:
         raise UserError(

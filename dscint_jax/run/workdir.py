@@ -62,8 +62,7 @@ def claim(workdir: Path, config: Config) -> int | None:
     """Marks a work directory with its config, after `check_claim`, whose result it returns.
 
     Raises:
-      UserError: the directory belongs to another config.
-      WriteError: it cannot be written.
+      UserError: it belongs to another config, or cannot be written.
     """
     fewer = check_claim(workdir, config)
     path = workdir / "config.json"

@@ -99,8 +99,7 @@ def apply_copies(
     Args:
       images: normalised.
       copy: running numbers; -1 for what is not to be moved.
-      ranges: of the poses.
-      seed: of the run.
+      ranges, seed: of the run.
     """
     if not ranges.moves:
         return images
@@ -133,11 +132,8 @@ def move(
 ) -> Float[Array, "batch *view height width channel"]:
     """Moves every image into its pose; what enters from outside is zero.
 
-    Of studies, each has one pose, as if its patient lay otherwise.
-
-    Args:
-      images: single views, or pairs of them, the anterior first.
-      poses: as many as images.
+    Of studies, pairs of views with the anterior first, each has one pose, as if its patient lay
+    otherwise.
     """
 
     def study(views: jax.Array, pose: Pose) -> jax.Array:

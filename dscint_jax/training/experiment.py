@@ -16,6 +16,7 @@ from flax import nnx
 from dscint_jax import models
 from dscint_jax.config import Config
 from dscint_jax.input_pipeline import Accelerators, Scintigrams, copies_of, load_split
+from dscint_jax.pytree import named_leaves
 from dscint_jax.random_streams import stream_key
 from dscint_jax.training.losses import class_weights, make_loss
 from dscint_jax.training.optimizers import make_optimizer, make_schedule
@@ -32,8 +33,7 @@ class Experiment:
       spec: what the steps need.
       params, batch_stats: shapes and types of the network's parameters and statistics.
       initial_state: makes the state before the first step.
-      imported_state: the same with the weights of a file, as `import_torch.import_weights` reads
-        them; and its report.
+      imported_state: the same with the weights of a file, and what was taken from it.
       schedule: learning rate by step.
     """
 
@@ -47,8 +47,8 @@ class Experiment:
     @property
     def overview(self) -> str:
         """A printable table of the parameters."""
-        tree = _string_keys(nnx.to_pure_dict(self.params))
-        return parameter_overview.get_parameter_overview(tree, include_stats=False)
+        arrays = named_leaves(nnx.to_pure_dict(self.params))
+        return parameter_overview.get_parameter_overview(arrays, include_stats=False)
 
 
 def make_experiment(
@@ -58,10 +58,8 @@ def make_experiment(
 
     Args:
       config: with durations in steps.
-      class_counts: images of each class; as many as the network has outputs, and in training the
-        ground of balanced class weights.
-      axis: name of the axis that training batches are divided over, as `AXIS`; None where
-        one device has all of it.
+      class_counts: images of each class; their number is that of the network's outputs.
+      axis: name of the axis that training batches are divided over; None for one device.
 
     Raises:
       UserError: a field's value does not fit.
@@ -124,7 +122,7 @@ def load_images(
     """Opens a split as the config describes.
 
     Args:
-      config: with durations in steps.
+      config: of the run.
       split: 'train', 'validation' or 'test'.
       progress: told how many of how many images were read.
       cache: where the images stay; None: where the config says.
@@ -143,10 +141,3 @@ def load_images(
         beside=beside,
         progress=progress,
     )
-
-
-def _string_keys(tree: dict) -> dict:
-    return {
-        str(key): _string_keys(value) if isinstance(value, dict) else value
-        for key, value in tree.items()
-    }

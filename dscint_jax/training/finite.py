@@ -25,8 +25,7 @@ def guarded(
     """The last thing that a training step does; all devices must have the same metrics.
 
     Args:
-      state: before the step.
-      new_state: the same after it.
+      state, new_state: before the step and after it.
       metrics: of the step; `loss` and `gradient_norm` are looked at.
 
     Returns:

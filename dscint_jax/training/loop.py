@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import jax
 
+from dscint_jax.cluster import Cluster
 from dscint_jax.mesh import DeviceBatch
 from dscint_jax.run.checkpoint import Checkpointer
 from dscint_jax.run.provenance import Ending
@@ -38,8 +39,6 @@ class Loop:
       check_finite: of the metric `STEPS_TAKEN` and the state; raises UserError.
       validate: scores the state after a step.
       interruption: told when there is nothing to save.
-      can_leave: whether this process may end at once while it has nothing to save.
-      is_first: whether this process speaks.
     """
 
     steps: int
@@ -56,8 +55,7 @@ class Loop:
     profiler: Profiler
     ending: Ending
     interruption: Interruption
-    can_leave: bool
-    is_first: bool
+    cluster: Cluster
 
     def run(self, state: TrainState, start: int) -> None:
         """Takes all steps after `start`, or those until it is asked to stop.
@@ -92,8 +90,8 @@ class Loop:
         self.profiler.before(step)
         with self.timer.measure("input_wait"):
             batch = next(self.batches)
-        # The first step is compiled, which may take minutes.
-        self.interruption.nothing_to_save = self.can_leave and first
+        # The first step is compiled, which may take minutes; of several, no process leaves alone.
+        self.interruption.nothing_to_save = first and self.cluster.process_count == 1
         with self.timer.measure("step"):
             state, metrics = self.take_step(state, batch)
         logged = step % self.log_every == 0 or step == self.steps
@@ -116,16 +114,13 @@ class Loop:
         self.log.validated(step, scores)
 
     def _save_and_stop(self, step: int, state: TrainState) -> NoReturn:
-        self.ending.why = self.stop.reason
+        self.ending.why = reason = self.stop.reason
         if self.checkpointer.last_step() != step:
             self.checkpointer.save(step, state.items)
         self.checkpointer.close()
-        if self.is_first:
-            say(
-                f"stopped by {self.stop.reason} after step {step}, saved; the same command "
-                "resumes it"
-            )
-            if self.stop.reason == signal.SIGUSR1.name:
+        if self.cluster.is_first:
+            say(f"stopped by {reason} after step {step}, saved; the same command resumes it")
+            if reason == signal.SIGUSR1.name:
                 requeue()
         # A scheduler's SIGTERM was obeyed, which is success; a person's Ctrl-C is told apart.
-        sys.exit(130 if self.stop.reason == signal.SIGINT.name else self.interruption.status)
+        sys.exit(130 if reason == signal.SIGINT.name else self.interruption.status)

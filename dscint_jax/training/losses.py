@@ -58,11 +58,9 @@ def class_weights(kind: str, counts: tuple[int, ...]) -> tuple[float, ...]:
     """Factor of each class in the loss.
 
     Args:
-      kind: 'balanced' for total / (classes * count), as scikit-learn does; 'none' for ones.
+      kind: 'balanced' for total / (classes * count), as scikit-learn does; 'none' for ones; any
+        other raises UserError.
       counts: training images of each class.
-
-    Raises:
-      UserError: any other kind.
     """
     if kind == "none":
         return (1.0,) * len(counts)

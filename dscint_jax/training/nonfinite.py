@@ -48,8 +48,7 @@ def check_finite(
       state: after that step or a later one.
       workdir: the run's directory.
       cluster: the processes; the first writes.
-      images: the training split.
-      order: its images by step.
+      images, order: the training split, and its images by step.
       seed: of the run.
 
     Raises:

@@ -15,10 +15,7 @@ def make_optimizer(config: Optimizer, schedule: optax.Schedule) -> optax.Gradien
     """An optimiser after clipping by the global norm; what has one axis does not decay.
 
     So biases and scales of normalisation stay as they are; kernels and embeddings decay.
-
-    Args:
-      config: `name`, `weight_decay`, `clip_norm` and `momentum` are read.
-      schedule: learning rate by step.
+    `schedule` is the learning rate by step.
     """
 
     def decays(params: Any) -> Any:
@@ -37,10 +34,7 @@ def make_optimizer(config: Optimizer, schedule: optax.Schedule) -> optax.Gradien
 def make_schedule(config: Optimizer, *, steps: int) -> optax.Schedule:
     """Learning rate: linear from 0 to the peak over the warm-up, then as `config.schedule` says.
 
-    Args:
-      config: `schedule`, `learning_rate` and `warmup_steps` (a number of steps) are read; the
-        warm-up is at most all steps but one.
-      steps: of the training.
+    The warm-up, in steps, is at most all of the training's but one.
     """
     peak, warmup_steps = config.learning_rate, min(int(config.warmup_steps), steps - 1)
     if config.schedule == "cosine":
@@ -64,7 +58,7 @@ def update_ema(ema: nnx.State, current: nnx.State, step: Int[Array, ""], decay: 
     Args:
       ema: before the step.
       current: the network's own, after it.
-      step: how many steps were taken before.
+      step: how many were taken before.
       decay: what is kept of the average.
     """
     step = step.astype(jnp.float32)

@@ -26,10 +26,7 @@ AttentionStep = Callable[[nnx.State, nnx.State, DeviceBatch], AttentionMaps]
 def compile_train_step(spec: StepSpec, mesh: Mesh, spmd: str = "jit") -> TrainStep:
     """The compiled train step; the state it is given is donated and must not be used again.
 
-    Args:
-      spec: whose `axis` is `AXIS`.
-      mesh: the devices.
-      spmd: 'jit', or 'pmap': the same step mapped over the devices by the other of JAX's two means.
+    The `axis` of the spec is `AXIS`; 'pmap' maps the same step by the other of JAX's two means.
     """
     step = functools.partial(train_step, spec=spec)
     return _pmapped(step, mesh) if spmd == "pmap" else _jitted(step, mesh)

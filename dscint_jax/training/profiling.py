@@ -24,19 +24,14 @@ STEP_NAME = "train"
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """The steps to trace.
-
-    Attributes:
-      first: the first one; steps are counted from 1, over all attempts.
-      count: how many.
-    """
+    """The steps to trace: the first one, counted from 1 over all attempts, and how many."""
 
     first: int
     count: int
 
     @property
     def last(self) -> int:
-        """The last step of the window."""
+        """The last one."""
         return self.first + self.count - 1
 
 
@@ -67,10 +62,7 @@ class Profiler:
     A resumed run traces those of the window that it takes itself; interrupted within the window,
     the trace holds the steps until then.
 
-    Args:
-      workdir: the run's directory.
-      window: None traces nothing.
-      shown: whether to print where the trace lies; the processes of one run each write theirs.
+    The processes of one run each write theirs; those that are `shown` print where it lies.
     """
 
     def __init__(self, workdir: Path, window: Window | None, *, shown: bool = True):

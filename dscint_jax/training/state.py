@@ -62,8 +62,7 @@ class TrainState:
 def evaluated_items(params: nnx.State, batch_stats: nnx.State) -> dict[str, Any]:
     """The items of which an evaluator needs the first that a checkpoint has.
 
-    Args:
-      params, batch_stats: shapes, types and shardings.
+    Given and returned are shapes, types and shardings.
     """
     sharding = jax.tree.leaves(params)[0].sharding
     weights = {"params": params, "batch_stats": batch_stats}

@@ -70,10 +70,8 @@ def split_network(
 ) -> tuple[nnx.GraphDef, nnx.GraphDef, nnx.State, nnx.State]:
     """Takes a network apart: training structure, inference structure, parameters, statistics.
 
-    Args:
-      model: the network.
-      axis: name of the axis that batches are divided over in training. BatchNorm then takes its
-        statistics over all of them; GroupNorm and LayerNorm look at one example and stay.
+    Where training batches are divided over an axis, BatchNorm takes its statistics over all of
+    them; GroupNorm and LayerNorm look at one example and stay.
     """
     model.eval()
     inference, _, _ = nnx.split(model, nnx.Param, ...)

@@ -117,12 +117,7 @@ class Interruption:
 
 
 class Stop:
-    """Asked after every step and before every evaluated batch, in all processes alike.
-
-    Args:
-      interruption: the signals of this process.
-      agreed: the processes' agreement.
-    """
+    """Asked after every step and before every evaluated batch, in all processes alike."""
 
     def __init__(self, interruption: Interruption, agreed: AgreedStop):
         self._interruption, self._agreed = interruption, agreed
@@ -140,11 +135,7 @@ class Stop:
 
 
 def requeue(environment: Mapping[str, str] = os.environ) -> None:
-    """Has SLURM put this process's job into the queue again, and says so; elsewhere does nothing.
-
-    Args:
-      environment: such as os.environ.
-    """
+    """Has SLURM put this process's job into the queue again, and says so; elsewhere nothing."""
     job = environment.get("SLURM_JOB_ID")
     if not job:
         return

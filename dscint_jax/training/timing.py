@@ -32,9 +32,7 @@ class StepTimer:
 
     The first measured step is counted as compilation: it holds the compiler's work, or the wait for
     the compilation cache.
-
-    Args:
-      images_per_step: of all processes together.
+    Images are those of all processes together.
     """
 
     def __init__(self, images_per_step: int, *, clock: Callable[[], float] = time.perf_counter):
@@ -64,7 +62,7 @@ class StepTimer:
         """What was measured since the last report.
 
         Args:
-          steps: how many this attempt has taken so far, here and in `summary`.
+          steps: how many this attempt has taken so far.
 
         Returns:
           seconds_per_step, images_per_second and input_wait_share (of the time of the steps);

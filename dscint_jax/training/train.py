@@ -92,7 +92,7 @@ def train(
     to its first step, so that all end together.
 
     Args:
-      config: of the run; its durations may be in any unit.
+      config: its durations may be in any unit.
       workdir: where checkpoints and metrics go; the same folder in all processes.
       cluster: the processes that train together.
       window: steps to trace for a profile.
@@ -307,8 +307,7 @@ def _train(
             profiler=profiler,
             ending=ending,
             interruption=interruption,
-            can_leave=cluster.process_count == 1,
-            is_first=cluster.is_first,
+            cluster=cluster,
         )
         loop.run(state, start)
     _say(cluster, timer.summary(int(config.steps) - start))

@@ -28,11 +28,9 @@ def validate(
     """The mean cross-entropy ('loss', nats) and the five metrics of a state.
 
     Args:
-      step: that the state is after.
-      state: to be scored.
+      step, state: the state, and the step that it is after.
       images: the validation split.
-      eval_step: evaluates a batch on the devices of `mesh`.
-      mesh: the devices.
+      eval_step, mesh: evaluates a batch on these devices.
       batch_size: examples a batch, over all processes.
       stop: asked before every batch.
 

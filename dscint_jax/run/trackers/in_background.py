@@ -17,8 +17,8 @@ class InBackground:
 
     Args:
       opener: makes the tracker, in the thread, which alone uses it.
-      open_timeout_s: how long to wait for the opener.
-      close_timeout_s: how long `close` waits for what is still to be written.
+      open_timeout_s, close_timeout_s: how long to wait for the opener, and for what is still to be
+        written at the end.
 
     Raises:
       TimeoutError: the opener takes too long; what the opener raises.

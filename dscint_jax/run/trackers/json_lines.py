@@ -63,5 +63,5 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of train_metrics.jsonl; a line cut short by a kill is left out."""
+    """The lines of train_metrics.jsonl."""
     return read_lines(workdir / METRICS_FILE)
