@@ -24,18 +24,12 @@ def run_command(main: Callable[[], None]) -> None:
     """
     # Orbax and TFDS log their inner life through absl; what a user must know, we say ourselves.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    logging.getLogger("absl").addFilter(_is_news)
-    # A save or read fails in several of Orbax's threads at once, and we hear of the first.
+    # A save that fails does so in several of Orbax's threads at once, and we hear of the first.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
     # A cache of compiled programs that cannot be used costs time and nothing else.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
     sys.unraisablehook = _tell_only_of_the_main_thread
     errors.run_command(main, _explain)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a line of absl's log is not of Orbax's threads, which raise what they log too."""
-    return not (record.exc_info and "orbax" in Path(record.pathname).parts)
 
 
 def _tell_only_of_the_main_thread(unraisable: "sys.UnraisableHookArgs") -> None:

@@ -14,6 +14,7 @@ import contextlib
 import glob
 import itertools
 import json
+import logging
 import os
 import shutil
 import time
@@ -93,6 +94,8 @@ class Checkpointer:
         self._replaced: set[int] = set()
         self._in_use: set[int] = set()
         self._pending = False
+        for name in ("asyncio", "absl"):
+            logging.getLogger(name).addFilter(_is_news)
         self._reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
         # Which are kept is decided here: Orbax would read every checkpoint's scores as it starts,
         # and fail on one that is damaged.
@@ -446,6 +449,19 @@ def complete_steps(folder: Path) -> list[int]:
 def completed_step(workdir: Path) -> int | None:
     """Step of the newest checkpoint of a run, whole or damaged."""
     return max(complete_steps(workdir / "checkpoints"), default=None)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of asyncio's or absl's log tells what is not raised here as well.
+
+    Of the reads of a damaged checkpoint Orbax awaits only the first that fails; asyncio would log
+    each of the others with its traceback, at any time later. And the threads of Orbax log what
+    fails in them before they hand it on.
+    """
+    if record.name == "asyncio":
+        text = record.getMessage()
+        return not ("exception was never retrieved" in text and "tensorstore" in text)
+    return not (record.exc_info and "orbax" in Path(record.pathname).parts)
 
 
 @contextlib.contextmanager
