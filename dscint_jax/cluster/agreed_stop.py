@@ -12,6 +12,8 @@ from dscint_jax.cluster.cluster import ALONE, PREFIX, Cluster, gather, store
 from tfds_builder.commandline.errors import UserError
 
 LOOK_EVERY_S = 1.0
+TIMEOUT_S = 60.0
+"""How long to wait for the others' steps."""
 WISHES = f"{PREFIX}/wishes"
 
 
@@ -24,16 +26,16 @@ class AgreedStop:
     which is not the count that is asked here.
 
     No loop can be further than one step past what its thread tells the others, for it then waits at
-    its next question. A loop that waits for another in a collective holds nobody up.
-    All processes make this object at the same point.
+    its next question. A loop that waits for another in a collective holds nobody up. All processes
+    make this object at the same point.
 
     Attributes:
       reason: the first wish, the same text in all processes; None while no stop is agreed.
     """
 
-    def __init__(self, cluster: Cluster = ALONE, *, timeout_s: float = 60.0) -> None:
+    def __init__(self, cluster: Cluster = ALONE) -> None:
         self.reason: str | None = None
-        self._cluster, self._timeout_s = cluster, timeout_s
+        self._cluster = cluster
         self._step, self._wished = 0, False
         self._stop_after: int | None = None
         self._failure: UserError | None = None
@@ -77,7 +79,7 @@ class AgreedStop:
                 if self._over.wait(LOOK_EVERY_S):
                     return
             with self._agreeing:
-                steps = gather(self._cluster, "stop", str(self._step), self._timeout_s)
+                steps = gather(self._cluster, "stop", str(self._step), TIMEOUT_S)
                 self._stop_after = max(map(int, steps)) + 1
                 self.reason = wishes[0][1]
         except (UserError, jax.errors.JaxRuntimeError) as error:

@@ -140,10 +140,7 @@ def move(
         anterior, posterior = views
         return jnp.stack([affine(anterior, pose), affine(posterior, pose.from_behind)])
 
-    def image(image: jax.Array, pose: Pose) -> jax.Array:
-        return affine(image, pose)
-
-    return jax.vmap(image if images.ndim == 4 else study)(images, poses)
+    return jax.vmap(affine if images.ndim == 4 else study)(images, poses)
 
 
 def affine(

@@ -4,6 +4,7 @@ In: a window of steps, FIRST:COUNT. Out: a trace under workdir/profile. Training
 it, slower by a little within the window; a trace that cannot be written is a warning.
 """
 
+import contextlib
 import dataclasses
 import re
 import sys
@@ -68,7 +69,7 @@ class Profiler:
     def __init__(self, workdir: Path, window: Window | None, *, shown: bool = True):
         self._folder, self._window, self._shown = workdir / FOLDER, window, shown
         self._active = False
-        self._step: Any = None
+        self._step = contextlib.ExitStack()
 
     def __enter__(self) -> "Profiler":
         return self
@@ -83,12 +84,12 @@ class Profiler:
         if not self._active:
             self._start()
         if self._active:
-            self._step = jax.profiler.StepTraceAnnotation(STEP_NAME, step_num=step)
-            self._step.__enter__()
+            named = jax.profiler.StepTraceAnnotation(STEP_NAME, step_num=step)
+            self._step.enter_context(named)
 
     def after(self, step: int, result: Any) -> None:
         """Called after a step's dispatch; waits for its result only at the window's end."""
-        self._leave_step()
+        self._step.close()
         if self._active and self._window and step >= self._window.last:
             jax.block_until_ready(result)
             self._stop()
@@ -107,7 +108,7 @@ class Profiler:
         self._active = True
 
     def _stop(self) -> None:
-        self._leave_step()
+        self._step.close()
         if not self._active:
             return
         self._active = False
@@ -122,11 +123,6 @@ class Profiler:
                 f"xprof --logdir {self._folder}",
                 flush=True,
             )
-
-    def _leave_step(self) -> None:
-        if self._step is not None:
-            self._step.__exit__(None, None, None)
-            self._step = None
 
     def _give_up(self, error: Exception) -> None:
         self._window = None
