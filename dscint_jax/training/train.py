@@ -17,15 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dscint_jax.canary import check_backend
-from dscint_jax.cluster import (
-    ALONE,
-    AgreedStop,
-    Cluster,
-    barrier,
-    config_facts,
-    gather,
-    preflight,
-)
+from dscint_jax.cluster import ALONE, AgreedStop, Cluster, barrier, config_facts, gather, preflight
 from dscint_jax.config import Config
 from dscint_jax.durations import resolve_durations
 from dscint_jax.input_pipeline import (
