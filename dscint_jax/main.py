@@ -153,9 +153,7 @@ def _fields_in_words() -> str:
     lines = ["Fields of a config, with the values of configs/dscint.py:", ""]
     for name, field, default in fields_of(Config()):
         lines.append(f"  {name} = {default!r}")
-        lines += textwrap.wrap(
-            meaning_of(field), 90, initial_indent=" " * 6, subsequent_indent=" " * 6
-        )
+        lines.append(textwrap.indent(textwrap.fill(meaning_of(field), 84), " " * 6))
     return "\n".join(lines)
 
 

@@ -1,18 +1,14 @@
 """Weights of PyTorch networks, read from files of safetensors or of torch.save into networks here.
 
-    from dscint_jax.models import build
-
-    from dscint_jax.weights import import_torch
-    network = build("resnet18", num_classes=4, rngs=nnx.Rngs(params=0))
-    print(import_torch.import_weights(Path("resnet18.safetensors"), network))
+    network = models.build("resnet18", num_classes=4, rngs=nnx.Rngs(params=0))
+    print(import_weights(Path("resnet18.safetensors"), network))
 
 In: weights of torchvision (ResNet, DenseNet, VGG, AlexNet), timm (Inception-v4), torchxrayvision or
 MONAI, alone or within what trained them, or a file of `dscint_jax.export`. Out: the same weights in
-the network. A file that has all of the network but its head is taken, wherever in the file that
-stands; the report says what was left. A network of one's own is served too, if its submodules have
-the names of the file. Two attributes of its class then say where the first convolution and the last
-layer are, as 'conv1' and 'fc': STEM, for files of colour pictures, and HEAD, for files with another
-head or none.
+the network, and a report of what was left. A network of one's own is served too, if its submodules
+have the names of the file. Two attributes of its class then say where the first convolution and the
+last layer are, as 'conv1' and 'fc': STEM, for files of colour pictures, and HEAD, for files with
+another head or none.
 """
 
 import argparse
