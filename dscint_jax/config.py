@@ -325,14 +325,15 @@ def _made_of(kind: Any, values: Mapping[str, Any], prefix: str) -> Any:
             raise UserError(f"{prefix}{name} is no field of a config{hint}")
         if dataclasses.is_dataclass(kinds[name]) and isinstance(value, Mapping):
             value = _made_of(kinds[name], value, f"{prefix}{name}.")
-        made[name] = _with_tuples(value)
+        made[name] = with_tuples(value)
     for name in fields:
         if name not in made:
             raise UserError(f"{prefix}{name} is missing")
     return kind(**made)
 
 
-def _with_tuples(value: Any) -> Any:
+def with_tuples(value: Any) -> Any:
+    """The same of dicts and tuples, also where JSON made lists of them."""
     if isinstance(value, Mapping):
-        return {name: _with_tuples(inner) for name, inner in value.items()}
-    return tuple(map(_with_tuples, value)) if isinstance(value, (list, tuple)) else value
+        return {name: with_tuples(inner) for name, inner in value.items()}
+    return tuple(map(with_tuples, value)) if isinstance(value, (list, tuple)) else value

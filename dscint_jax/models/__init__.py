@@ -6,6 +6,10 @@ height, width, channel), or (batch, view, height, width, channel) if its attribu
 `attention_maps(images)`. The networks that can be an encoder have `feature_maps(images)`,
 `num_features`, and no head where `num_classes` is 0.
 
+All networks here take `num_classes` (outputs), `in_channels` (of the image), `dtype` (of the
+computation; parameters and running statistics stay float32) and `rngs`, whose stream `params`
+initialises the weights. Their classes explain the other options.
+
 A network of your own needs no entry here: 'my_package.my_module:build' names a class or a function
 with the keyword arguments `num_classes` and `rngs`, besides its own options, that returns such a
 module. Dropout must draw from the `rngs` of the call: `layers.Dropout(rate)(x, rngs=rngs)`, which
@@ -25,6 +29,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from dscint_jax.config import with_tuples
 from dscint_jax.models import densenet, resnet, vgg
 from dscint_jax.models.alexnet import AlexNet
 from dscint_jax.models.attention import AttentionMaps
@@ -80,15 +85,16 @@ def build(
     Raises:
       UserError: no such network, no such option of it, or not a network.
     """
-    network, options = _find(name), _plain(options or {})
-    _check_names(name, network, options, field)
+    network = _find(name)
+    plain: dict[str, Any] = with_tuples(options or {})
+    _check_names(name, network, plain, field)
     try:
-        if "dtype" in options:
-            check_choice("dtype", options["dtype"], DTYPES)
-            options["dtype"] = jnp.dtype(options["dtype"])
-        if "in_channels" in options:
-            check_size("in_channels", options["in_channels"])
-        model = _call(name, network, {"num_classes": num_classes, "rngs": rngs, **options})
+        if "dtype" in plain:
+            check_choice("dtype", plain["dtype"], DTYPES)
+            plain["dtype"] = jnp.dtype(plain["dtype"])
+        if "in_channels" in plain:
+            check_size("in_channels", plain["in_channels"])
+        model = _call(name, network, {"num_classes": num_classes, "rngs": rngs, **plain})
     except OptionError as error:
         raise UserError(f"{field}.{error}") from error
     if not isinstance(model, nnx.Module):
@@ -119,7 +125,7 @@ def complete_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 def _check_names(
     name: str, network: Callable[..., object], options: Mapping[str, Any], field: str
 ) -> None:
-    known = _options_of(network)
+    known = _defaults_of(network)
     for option in options:
         if option in GIVEN:
             raise UserError(f"{field}.{option} is no option: every network is given it")
@@ -128,17 +134,6 @@ def _check_names(
             has = f"; it has {', '.join(known)}" if known else "; it has none"
             hint = f"; did you mean '{close[0]}'?" if close else has
             raise UserError(f"{field}: {name} has no option '{option}'{hint}")
-
-
-def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as a network is written for: dicts and tuples, also where JSON made lists of them."""
-    return {name: _plain_value(options[name]) for name in options}
-
-
-def _plain_value(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return _plain(value)
-    return tuple(map(_plain_value, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _takes_rngs(model: nnx.Module) -> bool:
@@ -179,12 +174,6 @@ def _call(name: str, network: Callable[..., object], arguments: Mapping[str, Any
         raise UserError(
             f"config.model: {name} failed with its model_options ({type(error).__name__}: {error})"
         ) from error
-
-
-def _options_of(network: Callable[..., object]) -> list[str] | None:
-    """Names of a network's own keyword arguments; None if it takes any."""
-    defaults = _defaults_of(network)
-    return None if defaults is None else [*defaults]
 
 
 def _defaults_of(network: Callable[..., object]) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ import argparse
 import dataclasses
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -54,20 +54,25 @@ def main(argv: list[str] | None = None) -> None:
     }
     if settings.layers:
         layers = cost.network_layers(settings.layers, **common)
-        report = {"network": settings.layers, "layers": [_layer_report(la) for la in layers]}
+        report = {
+            "network": settings.layers,
+            "layers": [{**dataclasses.asdict(la), "parameters": la.parameters} for la in layers],
+        }
         table = _layers_table(settings.layers, layers)
-        note = None
+        note = ""
     else:
-        names = dict.fromkeys(settings.network or models.NETWORKS)
-        costs = _count(names, batch=settings.batch, **common)
+        costs = _count(
+            [*dict.fromkeys(settings.network or models.NETWORKS)], batch=settings.batch, **common
+        )
         report = {
             "batch": settings.batch,
-            "networks": [_cost_report(name, found) for name, found in costs.items()],
+            "networks": [{"network": n, **dataclasses.asdict(c)} for n, c in costs.items()],
         }
         table = _costs_table(settings, costs)
         note = NOTE
     if settings.json:
-        print(json.dumps({**_settings_report(settings), **report}, indent=2))
+        asked = {name: getattr(settings, name) for name in ("size", "channels", "classes", "dtype")}
+        print(json.dumps({**asked, **report}, indent=2))
         return
     console = Console(highlight=False)
     console.print(table)
@@ -130,26 +135,25 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _count(names: Iterable[str], **settings: Any) -> dict[str, cost.Cost]:
-    names = list(names)
-    console, costs = Console(stderr=True), {}
-    if not console.is_terminal:
-        return {name: cost.network_cost(name, **settings) for name in names}
-    with console.status("") as status:
+def _count(names: Sequence[str], **settings: Any) -> dict[str, cost.Cost]:
+    costs = {}
+    # Where nobody watches it, a status is not shown.
+    with Console(stderr=True).status("") as status:
         for number, name in enumerate(names, start=1):
             status.update(f"{escape(name)}, {number} of {len(names)}")
             costs[name] = cost.network_cost(name, **settings)
     return costs
 
 
+def _table(title: str, **options: Any) -> Table:
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, **options)
+
+
 def _costs_table(settings: argparse.Namespace, costs: dict[str, cost.Cost]) -> Table:
     height, width = settings.size
-    table = Table(
-        title=f"Images of {height}x{width}, {settings.channels} channel(s); "
-        f"{settings.classes} classes; {settings.dtype}",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
+    table = _table(
+        f"Images of {height}x{width}, {settings.channels} channel(s); "
+        f"{settings.classes} classes; {settings.dtype}"
     )
     table.add_column("network", overflow="fold")
     table.add_column("parameters", justify="right")
@@ -168,13 +172,7 @@ def _costs_table(settings: argparse.Namespace, costs: dict[str, cost.Cost]) -> T
 
 
 def _layers_table(name: str, layers: list[cost.Layer]) -> Table:
-    table = Table(
-        title=escape(name),
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        show_footer=True,
-    )
+    table = _table(escape(name), show_footer=True)
     table.add_column("layer", "all", overflow="fold")
     table.add_column("kind", overflow="fold")
     table.add_column("shapes of its parameters", overflow="fold")
@@ -189,19 +187,6 @@ def _layers_table(name: str, layers: list[cost.Layer]) -> Table:
             f"{layer.parameters:,}",
         )
     return table
-
-
-def _settings_report(settings: argparse.Namespace) -> dict[str, Any]:
-    names = ("size", "channels", "classes", "dtype")
-    return {name: getattr(settings, name) for name in names}
-
-
-def _cost_report(name: str, found: cost.Cost) -> dict[str, Any]:
-    return {"network": name, **dataclasses.asdict(found)}
-
-
-def _layer_report(layer: cost.Layer) -> dict[str, Any]:
-    return {**dataclasses.asdict(layer), "parameters": layer.parameters}
 
 
 if __name__ == "__main__":

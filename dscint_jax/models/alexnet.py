@@ -11,9 +11,9 @@ import functools
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
 
-from dscint_jax.models.layers import Conv, Dropout, apply_layers, built, flatten
+from dscint_jax.models.convolution import Maps
+from dscint_jax.models.layers import Conv, Dropout, Logits, apply_layers, built, flatten
 from dscint_jax.models.options import check_dropout
 from dscint_jax.models.pooling import adaptive_average_pool, max_pool
 
@@ -25,11 +25,7 @@ class AlexNet(nnx.Module):
     """The network.
 
     Args:
-      num_classes: outputs; 0 leaves the fully connected layers out, for an encoder.
-      in_channels: channels of the image.
       dropout: rate before each of the first two fully connected layers, in training only.
-      dtype: of the computation; parameters stay float32.
-      rngs: the `params` stream.
 
     Raises:
       UserError: `dropout` is no rate.
@@ -84,19 +80,11 @@ class AlexNet(nnx.Module):
             else None
         )
 
-    def feature_maps(
-        self,
-        images: Float[Array, "batch height width channel"],
-    ) -> Float[Array, "batch rows columns features"]:
+    def feature_maps(self, images: Maps) -> Maps:
         """Returns the last maps, about a 32nd of the image's height and width."""
         return apply_layers(self.features, images)
 
-    def __call__(
-        self,
-        images: Float[Array, "batch height width channel"],
-        *,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "batch classes"]:
+    def __call__(self, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
         """Returns float32 logits of normalised images; `rngs`: `dropout`, in training only."""
         x = flatten(adaptive_average_pool(self.feature_maps(images), GRID))
         return apply_layers(built(self.classifier), x, rngs=rngs).astype(jnp.float32)

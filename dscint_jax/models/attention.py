@@ -15,10 +15,6 @@ from jaxtyping import Array, Float
 from dscint_jax.models.pooling import largest
 from dscint_jax.pytree import pytree
 
-# Gates start nearly open, at sigmoid(2) = 0.88: at sigmoid(0) two of them would quarter the
-# features before anything is learned.
-open_gate = nnx.initializers.constant(2.0)
-
 ATTENTION_KINDS = ("none", "channel", "spatial", "hybrid")
 
 
@@ -44,14 +40,11 @@ class ChannelGate(nnx.Module):
     def __init__(self, features: int, *, reduction: int, dtype: DTypeLike, rngs: nnx.Rngs):
         hidden = max(features // reduction, 4)
         self.squeeze = nnx.Linear(features, hidden, dtype=dtype, rngs=rngs)
-        # The two descriptors' outputs add up, and so do their biases.
-        self.excite = nnx.Linear(
-            hidden, features, bias_init=nnx.initializers.constant(1.0), dtype=dtype, rngs=rngs
-        )
+        # The two descriptors' outputs add up, and so do their biases, to 2: see `SpatialGate`.
+        bias = nnx.initializers.constant(1.0)
+        self.excite = nnx.Linear(hidden, features, bias_init=bias, dtype=dtype, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "batch height width channel"]
-    ) -> Float[Array, "batch channel"]:
+    def __call__(self, x: Float[Array, "batch _ _ channel"]) -> Float[Array, "batch channel"]:
         """Returns the weights, in (0, 1)."""
         descriptors: tuple[Array, Array] = (x.mean((1, 2)), largest(x, (1, 2)))
         return nnx.sigmoid(sum(self.excite(nnx.relu(self.squeeze(d))) for d in descriptors))
@@ -61,9 +54,10 @@ class SpatialGate(nnx.Module):
     """One weight a position, from the mean and maximum over the channels around it."""
 
     def __init__(self, *, kernel: int, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.conv = nnx.Conv(
-            2, 1, kernel_size=(kernel, kernel), bias_init=open_gate, dtype=dtype, rngs=rngs
-        )
+        # Gates start nearly open, at sigmoid(2) = 0.88: at sigmoid(0) two of them would quarter
+        # the features before anything is learned.
+        bias = nnx.initializers.constant(2.0)
+        self.conv = nnx.Conv(2, 1, (kernel, kernel), bias_init=bias, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "batch height width channel"]
@@ -81,8 +75,6 @@ class HybridAttention(nnx.Module):
       kind: 'hybrid'; 'channel' or 'spatial' for one gate alone; 'none' leaves features as they are.
       reduction: how many times narrower the channel MLP's hidden layer is.
       kernel: side of the spatial gate's convolution.
-      dtype: of the computation.
-      rngs: the `params` stream.
     """
 
     def __init__(

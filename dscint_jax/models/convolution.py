@@ -15,6 +15,9 @@ from jaxtyping import Array, Float
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
+Maps = Float[Array, "batch _height _width _channel"]
+"""Images, or the maps that a network makes of them."""
+
 PaddingRule = Literal["SAME"] | int | tuple[int, int]
 """What `pads_of` makes a padding from."""
 

@@ -6,7 +6,6 @@ from what JAX traces of it, so that no network has to tell them and no array is 
 
 import contextlib
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -26,11 +25,8 @@ class Cost:
 
     Attributes:
       parameters: trained numbers; those shared by several layers once.
-      convolutions: kernels of four axes, also those of shortcuts and gates of attention.
-      fully_connected: matrices, likewise.
-      flops: of one example's forward pass in evaluation, as `forward_flops` has them.
-      activation_bytes: what back-propagation keeps of a batch's forward pass, as `activation_bytes`
-        has it.
+      convolutions, fully_connected: kernels, as `kernel_counts` has them.
+      flops, activation_bytes: as the functions of these names have them.
     """
 
     parameters: int
@@ -42,13 +38,7 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A module that has parameters of its own.
-
-    Attributes:
-      path: its attributes and indices from the network, joined by dots.
-      kind: the name of its class.
-      shapes: of its own parameters, by name.
-    """
+    """A module that has parameters of its own: its dotted path, its class, and their shapes."""
 
     path: str
     kind: str
@@ -83,7 +73,7 @@ def network_cost(
       UserError: as `models.build` does, or the network does not take such images.
     """
     model = abstract_network(name, num_classes=num_classes, channels=channels, options=options)
-    shape = example_shape(model, size, channels)
+    shape = _example_shape(model, size, channels)
     convolutions, fully_connected = kernel_counts(model)
     with _reading(name, shape):
         return Cost(
@@ -108,9 +98,9 @@ def network_layers(
     Arguments and errors as for `network_cost`.
     """
     model = abstract_network(name, num_classes=num_classes, channels=channels, options=options)
-    shape = example_shape(model, size, channels)
+    shape = _example_shape(model, size, channels)
     with _reading(name, shape):
-        return layers_of(model, shape)
+        return _layers_of(model, shape)
 
 
 @contextlib.contextmanager
@@ -145,12 +135,8 @@ def abstract_network(
     return nnx.eval_shape(build)
 
 
-def example_shape(model: nnx.Module, size: tuple[int, int], channels: int) -> tuple[int, ...]:
-    """What one example is: (height, width, channel), or (2, height, width, channel).
-
-    A network whose attribute `RECORDS` is 'studies' reads both views of a study at once; any other
-    reads single views.
-    """
+def _example_shape(model: nnx.Module, size: tuple[int, int], channels: int) -> tuple[int, ...]:
+    """(height, width, channel), or (2, height, width, channel) of a network that reads studies."""
     view = (*size, channels)
     return (2, *view) if getattr(model, "RECORDS", "views") == "studies" else view
 
@@ -161,18 +147,15 @@ def parameter_count(model: nnx.Module) -> int:
 
 
 def kernel_counts(model: nnx.Module) -> tuple[int, int]:
-    """How many parameters have four axes, as kernels of convolutions, and two, as matrices."""
+    """How many parameters have four axes, as kernels of convolutions, and two, as matrices.
+
+    Shortcuts and gates of attention have theirs too.
+    """
     axes = [leaf.ndim for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))]
     return axes.count(4), axes.count(2)
 
 
-def layers_of(model: nnx.Module, shape: Sequence[int]) -> list[Layer]:
-    """Every module that has parameters of its own, in the order of the forward pass.
-
-    Args:
-      model: a network.
-      shape: of one example.
-    """
+def _layers_of(model: nnx.Module, shape: Sequence[int]) -> list[Layer]:
     evaluate, (params, *rest) = _evaluation(model, shape)
     program = jax.make_jaxpr(evaluate)(params, *rest).jaxpr
     first_use: dict[core.Var, int] = {}
@@ -183,18 +166,14 @@ def layers_of(model: nnx.Module, shape: Sequence[int]) -> list[Layer]:
     leaves, structure = jax.tree.flatten(params)
     turns = [first_use.get(v, len(program.eqns)) for v in program.invars[: len(leaves)]]
     turn_of = dict(nnx.to_flat_state(jax.tree.unflatten(structure, turns)))
+    kinds = {path: type(node).__name__ for path, node in nnx.iter_graph(model)}
     layers: dict[tuple, Layer] = {}
     in_turn = sorted(nnx.to_flat_state(params), key=lambda item: turn_of[item[0]].get_value())
-    for (*owner, name), variable in in_turn:
-        kind = type(functools.reduce(_child, owner, model)).__name__
-        layer = layers.setdefault(tuple(owner), Layer(".".join(map(str, owner)), kind, {}))
+    for (*path, name), variable in in_turn:
+        owner = tuple(path)
+        layer = layers.setdefault(owner, Layer(".".join(map(str, owner)), kinds[owner], {}))
         layer.shapes[str(name)] = tuple(variable.shape)
     return list(layers.values())
-
-
-def _child(module: Any, key: Any) -> Any:
-    attributes = vars(module)
-    return attributes[key] if key in attributes else module[key]
 
 
 def forward_flops(model: nnx.Module, shape: Sequence[int]) -> int:
@@ -202,11 +181,7 @@ def forward_flops(model: nnx.Module, shape: Sequence[int]) -> int:
 
     A multiply-add is two. Padding is not computed and does not count, so that there are a few
     percent less than twice the multiply-adds that papers give; what is no convolution or matrix
-    product counts too, and is little.
-
-    Args:
-      model: a network.
-      shape: of one example.
+    product counts too, and is little. `shape` is that of one example.
     """
     evaluate, arguments = _evaluation(model, shape)
     counted = jax.jit(evaluate).lower(*arguments).cost_analysis()
@@ -222,12 +197,7 @@ def activation_bytes(model: nnx.Module, shape: Sequence[int], *, batch: int) -> 
     that are the same for any images, as the parameters are. XLA may hold less, as it merges steps
     and recomputes cheap ones (the float32 copies that a bfloat16 BatchNorm makes count here), or
     more, as passing results come on top: on a CPU, `pytest --run-slow -k activation_memory` holds
-    the two to within a factor of 0.7 to 1.4.
-
-    Args:
-      model: a network.
-      shape: of one example.
-      batch: examples of a training step.
+    the two to within a factor of 0.7 to 1.4. `shape` is that of one example.
     """
     model.train()
     graph, params, random, statistics = nnx.split(model, nnx.Param, nnx.RngState, ...)

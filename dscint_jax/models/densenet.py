@@ -12,9 +12,9 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
 
-from dscint_jax.models.layers import BatchNorm, Conv, built, he_normal
+from dscint_jax.models.convolution import Maps
+from dscint_jax.models.layers import BatchNorm, Conv, Logits, built, he_normal
 from dscint_jax.models.pooling import average_pool, max_pool
 
 GROWTH = 32
@@ -31,16 +31,13 @@ class DenseLayer(nnx.Module):
     """Two normalised convolutions, 1x1 and 3x3; adds GROWTH channels to its input."""
 
     def __init__(self, in_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.norm1 = BatchNorm(in_features, dtype=dtype, rngs=rngs)
-        self.conv1 = Conv(in_features, BOTTLENECK, 1, kernel_init=he_normal, dtype=dtype, rngs=rngs)
-        self.norm2 = BatchNorm(BOTTLENECK, dtype=dtype, rngs=rngs)
-        self.conv2 = Conv(
-            BOTTLENECK, GROWTH, 3, padding=1, kernel_init=he_normal, dtype=dtype, rngs=rngs
-        )
+        shared = {"dtype": dtype, "rngs": rngs}
+        self.norm1 = BatchNorm(in_features, **shared)
+        self.conv1 = Conv(in_features, BOTTLENECK, 1, kernel_init=he_normal, **shared)
+        self.norm2 = BatchNorm(BOTTLENECK, **shared)
+        self.conv2 = Conv(BOTTLENECK, GROWTH, 3, padding=1, kernel_init=he_normal, **shared)
 
-    def __call__(
-        self, x: Float[Array, "batch height width in"]
-    ) -> Float[Array, "batch height width out"]:
+    def __call__(self, x: Maps) -> Maps:
         """Returns the input's channels, then the layer's own."""
         y = self.conv1(nnx.relu(self.norm1(x)))
         y = self.conv2(nnx.relu(self.norm2(y)))
@@ -56,9 +53,7 @@ class Transition(nnx.Module):
             in_features, in_features // 2, 1, kernel_init=he_normal, dtype=dtype, rngs=rngs
         )
 
-    def __call__(
-        self, x: Float[Array, "batch height width in"]
-    ) -> Float[Array, "batch half_height half_width half_in"]:
+    def __call__(self, x: Maps) -> Maps:
         """Returns the smaller maps."""
         return average_pool(self.conv(nnx.relu(self.norm(x))), 2, stride=2)
 
@@ -68,10 +63,6 @@ class DenseNet(nnx.Module):
 
     Args:
       depths: layers of each of the four blocks.
-      num_classes: outputs; 0 leaves the last layer out, for an encoder.
-      in_channels: channels of the image.
-      dtype: of the computation; parameters and running statistics stay float32.
-      rngs: the `params` stream.
     """
 
     STEM, HEAD = "features.conv0", "classifier"
@@ -93,8 +84,6 @@ class DenseNet(nnx.Module):
             ),
             norm0=BatchNorm(features, **shared),
         )
-        # The names of the parts that follow, in order.
-        parts = []
         for block, depth in enumerate(depths, start=1):
             self.features[f"denseblock{block}"] = nnx.Dict(
                 {
@@ -102,38 +91,30 @@ class DenseNet(nnx.Module):
                     for i in range(depth)
                 }
             )
-            parts += [(f"denseblock{block}", f"denselayer{i + 1}") for i in range(depth)]
             features += depth * GROWTH
             if block < len(depths):
                 self.features[f"transition{block}"] = Transition(features, **shared)
-                parts.append((f"transition{block}",))
                 features //= 2
         self.features["norm5"] = BatchNorm(features, **shared)
-        self.parts = tuple(parts)
+        self.depths = tuple(depths)
         self.num_features = features
         self.classifier = nnx.Linear(features, num_classes, **shared) if num_classes else None
 
-    def feature_maps(
-        self,
-        images: Float[Array, "batch height width channel"],
-    ) -> Float[Array, "batch rows columns features"]:
+    def feature_maps(self, images: Maps) -> Maps:
         """Returns the last maps, a 32nd of the image's height and width."""
         x = nnx.relu(self.features["norm0"](self.features["conv0"](images)))
         x = max_pool(x, 3, stride=2, padding=1)
-        for path in self.parts:
-            x = functools.reduce(lambda part, name: part[name], path, self.features)(x)
+        for block, depth in enumerate(self.depths, start=1):
+            for layer in range(1, depth + 1):
+                x = self.features[f"denseblock{block}"][f"denselayer{layer}"](x)
+            if block < len(self.depths):
+                x = self.features[f"transition{block}"](x)
         return nnx.relu(self.features["norm5"](x))
 
-    def __call__(
-        self,
-        images: Float[Array, "batch height width channel"],
-        *,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "batch classes"]:
+    def __call__(self, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
         """Returns float32 logits of normalised images; nothing in it is random."""
-        del rngs
-        x = self.feature_maps(images)
-        return built(self.classifier)(x.mean((1, 2))).astype(jnp.float32)
+        x = self.feature_maps(images).mean((1, 2))
+        return built(self.classifier)(x).astype(jnp.float32)
 
 
 densenet121 = functools.partial(DenseNet, depths=(6, 12, 24, 16))

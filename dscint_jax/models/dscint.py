@@ -25,10 +25,10 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
 
 from dscint_jax.models.attention import ATTENTION_KINDS, AttentionMaps, HybridAttention
-from dscint_jax.models.layers import NORMS, ConvBlock, Dropout, built
+from dscint_jax.models.convolution import Maps
+from dscint_jax.models.layers import NORMS, ConvBlock, Dropout, Logits, built
 from dscint_jax.models.options import (
     OptionError,
     check_choice,
@@ -39,17 +39,12 @@ from dscint_jax.models.options import (
     check_size,
     check_sizes,
 )
-from dscint_jax.models.pooling import REGION_POOLINGS, downsample_max
+from dscint_jax.models.pooling import REGION_POOLINGS, downsample_max, pool_regions
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What "eight weight layers" may mean.
-
-    Attributes:
-      widths: channels of each convolution, first to last.
-      pool_after: numbers, from 1, of the convolutions that 2x2 maxima follow.
-    """
+    """What "eight weight layers" may mean: two options of `Dscint`."""
 
     widths: tuple[int, ...]
     pool_after: tuple[int, ...]
@@ -65,8 +60,6 @@ class Dscint(nnx.Module):
     """The network.
 
     Args:
-      num_classes: outputs; 0 leaves the two fully connected layers out, for an encoder.
-      in_channels: channels of the image.
       reading: 'eight' convolutions, or 'six', before the two fully connected layers.
       width: factor of the reading's channels.
       widths: channels of each convolution, instead of the reading's.
@@ -85,8 +78,6 @@ class Dscint(nnx.Module):
       regions: rows and columns of the grid of regions; (1, 1) pools over the whole body.
       hidden: units of the first fully connected layer.
       dropout: rate before each fully connected layer, in training only.
-      dtype: of the computation; parameters stay float32.
-      rngs: the `params` stream.
 
     Raises:
       UserError: the options do not fit each other.
@@ -181,43 +172,28 @@ class Dscint(nnx.Module):
         self.num_features = widths[-1]
         self.pooling = pooling
         self.regions = regions[0], regions[1]
-        pooled = widths[-1] * REGION_POOLINGS[pooling][1] * math.prod(regions)
+        pooled = widths[-1] * len(REGION_POOLINGS[pooling]) * math.prod(regions)
         linear = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
         self.hidden = linear(pooled, hidden) if num_classes else None
         self.dropout = Dropout(dropout)
         self.head = linear(hidden, num_classes) if num_classes else None
 
-    def __call__(
-        self,
-        images: Float[Array, "batch height width channel"],
-        *,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "batch classes"]:
-        """Returns float32 logits.
-
-        Args:
-          images: normalised images.
-          rngs: the `dropout` stream; needed in training only.
-        """
+    def __call__(self, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
+        """Returns float32 logits of normalised images; `rngs`: `dropout`, in training only."""
         x = self.feature_maps(images)
-        x = REGION_POOLINGS[self.pooling][0](x, self.regions).reshape(len(x), -1)
+        x = pool_regions(x, self.regions, self.pooling).reshape(len(x), -1)
         x = nnx.relu(built(self.hidden)(self.dropout(x, rngs=rngs)))
         return built(self.head)(self.dropout(x, rngs=rngs)).astype(jnp.float32)
 
-    def feature_maps(
-        self,
-        images: Float[Array, "batch height width channel"],
-    ) -> Float[Array, "batch rows columns features"]:
+    def feature_maps(self, images: Maps) -> Maps:
         """Returns the last convolution's maps."""
         return self._convolve(images)[0]
 
-    def attention_maps(self, images: Float[Array, "batch height width channel"]) -> AttentionMaps:
+    def attention_maps(self, images: Maps) -> AttentionMaps:
         """Returns the gates that multiply the features of these images."""
         return self._convolve(images)[1]
 
-    def _convolve(
-        self, x: Float[Array, "batch height width channel"]
-    ) -> tuple[Array, AttentionMaps]:
+    def _convolve(self, x: Maps) -> tuple[Maps, AttentionMaps]:
         maps = AttentionMaps()
         for number, convolution in enumerate(self.convolutions, start=1):
             x = convolution(x)

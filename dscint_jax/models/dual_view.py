@@ -24,11 +24,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from dscint_jax.models.attention import AttentionMaps
-from dscint_jax.models.layers import Dropout
+from dscint_jax.models.convolution import Maps
+from dscint_jax.models.layers import Dropout, Logits
 from dscint_jax.models.options import OptionError, check_choice, check_dropout, check_size
 from tfds_builder.commandline.errors import UserError
 
 VIEWS = 2
+Views = Float[Array, "batch view _height _width _channel"]
+"""Both views of each study, the anterior first, or the maps that the encoder makes of them."""
 
 
 @runtime_checkable
@@ -38,22 +41,13 @@ class Encoder(Protocol):
     STEM: str
     num_features: int
 
-    def feature_maps(
-        self, images: Float[Array, "batch height width channel"]
-    ) -> Float[Array, "batch rows columns features"]:
+    def feature_maps(self, images: Maps) -> Maps:
         """The last maps."""
         ...
 
 
 class StudyAttention(nnx.Module):
-    """Each position's share of a study.
-
-    Args:
-      features: channels of the maps.
-      hidden: units of the gated layer.
-      dtype: of the scores; shares are float32.
-      rngs: the `params` stream.
-    """
+    """Each position's share of a study, in float32; the gated layer has `hidden` units."""
 
     def __init__(self, features: int, *, hidden: int, dtype: DTypeLike, rngs: nnx.Rngs):
         self.content = nnx.Linear(features, hidden, dtype=dtype, rngs=rngs)
@@ -83,15 +77,10 @@ class DualView(nnx.Module):
     share in the features. In training it does enter the encoder's batch statistics.
 
     Args:
-      num_classes: outputs.
-      in_channels: channels of a view.
       encoder: name of the registered network whose feature maps are weighed.
       encoder_options: the encoder's own options.
       attention_hidden: units of the attention's gated layer.
       dropout: rate before the last layer, in training only.
-      dtype: of the computation, the encoder's too; parameters and the attention's softmax stay
-        float32.
-      rngs: the `params` stream.
 
     Raises:
       UserError: the options do not fit, or the network named cannot be an encoder.
@@ -126,17 +115,8 @@ class DualView(nnx.Module):
         """Path of the encoder's first convolution."""
         return f"encoder.{self.encoder.STEM}"
 
-    def __call__(
-        self,
-        images: Float[Array, "batch view height width channel"],
-        *,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "batch classes"]:
-        """Returns float32 logits.
-
-        Args:
-          images: normalised views, the anterior first.
-          rngs: the `dropout` stream; needed in training only.
+    def __call__(self, images: Views, *, rngs: nnx.Rngs | None = None) -> Logits:
+        """Returns float32 logits of normalised views; `rngs`: `dropout`, in training only.
 
         Raises:
           UserError: the images are no pairs of views.
@@ -145,17 +125,11 @@ class DualView(nnx.Module):
         features = (maps.astype(jnp.float32) * shares).sum((1, 2, 3))
         return self.head(self.dropout(features, rngs=rngs)).astype(jnp.float32)
 
-    def attention_maps(
-        self, images: Float[Array, "batch view height width channel"]
-    ) -> AttentionMaps:
+    def attention_maps(self, images: Views) -> AttentionMaps:
         """Returns the share that each position of both views has in a study's features."""
         return AttentionMaps(spatial=self._weigh(images)[1])
 
-    def _weigh(
-        self, images: Float[Array, "batch view height width channel"]
-    ) -> tuple[
-        Float[Array, "batch view rows columns features"], Float[Array, "batch view rows columns 1"]
-    ]:
+    def _weigh(self, images: Views) -> tuple[Views, Float[Array, "batch view rows columns 1"]]:
         """The encoder's maps, the views' embeddings added, and their shares."""
         if images.ndim != 5 or images.shape[1] != VIEWS:
             raise UserError("dual_view reads studies; set --config.data.records=studies")
@@ -168,7 +142,6 @@ class DualView(nnx.Module):
 def _build_encoder(
     name: str, own: Mapping[str, Any], shared: Mapping[str, Any], rngs: nnx.Rngs
 ) -> Encoder:
-    """Builds an encoder from its own options and those that it shares with the network."""
     # Only here, because the registry imports this module.
     from dscint_jax.models import NETWORKS, build
 

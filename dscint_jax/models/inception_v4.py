@@ -6,14 +6,14 @@ how `import_torch` finds their weights; numbers in `features` are the modules' p
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
 
-from dscint_jax.models.layers import BatchNorm, Conv, Dropout, Layer, apply_layers, built
+from dscint_jax.models.convolution import Maps
+from dscint_jax.models.layers import BatchNorm, Conv, Dropout, Layer, Logits, apply_layers, built
 from dscint_jax.models.options import check_dropout
 from dscint_jax.models.pooling import average_pool, max_pool
 
@@ -33,25 +33,14 @@ class ConvNorm(nnx.Module):
         out_features: int,
         kernel: int | tuple[int, int],
         *,
-        stride: int = 1,
-        padding: int | tuple[int, int] = 0,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
-        self.conv = Conv(
-            in_features,
-            out_features,
-            kernel,
-            stride=stride,
-            padding=padding,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.conv = Conv(in_features, out_features, kernel, dtype=dtype, rngs=rngs, **options)
         self.bn = BatchNorm(out_features, epsilon=EPSILON, dtype=dtype, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "batch height width in"]
-    ) -> Float[Array, "batch small_height small_width out"]:
+    def __call__(self, x: Maps) -> Maps:
         """Returns the features."""
         return nnx.relu(self.bn(self.conv(x)))
 
@@ -68,15 +57,12 @@ class Branches(nnx.Module):
         for name, branch in branches.items():
             setattr(self, name, nnx.List(branch) if isinstance(branch, list) else branch)
 
-    def __call__(
-        self, x: Float[Array, "batch height width in"]
-    ) -> Float[Array, "batch small_height small_width out"]:
+    def __call__(self, x: Maps) -> Maps:
         """Returns the joined features."""
-        return jnp.concatenate([self._run(name, x) for name in self.names], -1)
-
-    def _run(self, name: str, x: jax.Array) -> jax.Array:
-        branch = getattr(self, name)
-        return apply_layers(branch, x) if isinstance(branch, nnx.List) else branch(x)
+        branches = (getattr(self, name) for name in self.names)
+        return jnp.concatenate(
+            [apply_layers(b, x) if isinstance(b, nnx.List) else b(x) for b in branches], -1
+        )
 
 
 class InceptionC(nnx.Module):
@@ -94,9 +80,7 @@ class InceptionC(nnx.Module):
         self.branch2_3b = conv(512, 256, (3, 1), padding=(1, 0))
         self.branch3 = nnx.List([same_average, conv(1536, 256, 1)])
 
-    def __call__(
-        self, x: Float[Array, "batch height width 1536"]
-    ) -> Float[Array, "batch height width 1536"]:
+    def __call__(self, x: Maps) -> Maps:
         """Returns the joined features."""
         one = self.branch1_0(x)
         two = self.branch2_2(self.branch2_1(self.branch2_0(x)))
@@ -190,11 +174,7 @@ class InceptionV4(nnx.Module):
     """The network.
 
     Args:
-      num_classes: outputs; 0 leaves the last layer out, for an encoder.
-      in_channels: channels of the image.
       dropout: rate before the last layer, in training only (published: 0.2).
-      dtype: of the computation; parameters and running statistics stay float32.
-      rngs: the `params` stream.
 
     Raises:
       UserError: `dropout` is no rate.
@@ -231,19 +211,11 @@ class InceptionV4(nnx.Module):
             else None
         )
 
-    def feature_maps(
-        self,
-        images: Float[Array, "batch height width channel"],
-    ) -> Float[Array, "batch rows columns features"]:
+    def feature_maps(self, images: Maps) -> Maps:
         """Returns the last maps, about a 32nd of the image's height and width."""
         return apply_layers(self.features, images)
 
-    def __call__(
-        self,
-        images: Float[Array, "batch height width channel"],
-        *,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "batch classes"]:
+    def __call__(self, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
         """Returns float32 logits of normalised images; `rngs`: `dropout`, in training only."""
         x = self.feature_maps(images).mean((1, 2))
         return built(self.last_linear)(self.dropout(x, rngs=rngs)).astype(jnp.float32)

@@ -1,11 +1,12 @@
 """Building blocks that networks share: convolutions, normalisation, rows of layers.
 
-Every block computes in its `dtype` and keeps parameters and running statistics in float32.
+Every block computes in its `dtype` and keeps parameters and running statistics in float32; its
+weights are drawn from the `params` stream of its `rngs`.
 """
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dscint_jax.models.convolution import PaddingRule, convolve
+from dscint_jax.models.convolution import Maps, PaddingRule, convolve
 from tfds_builder.commandline.errors import UserError
 
 he_normal = nnx.initializers.he_normal()
@@ -24,6 +25,7 @@ RELU_GAIN = math.sqrt(2 / (1 - 1 / math.pi))
 """What ReLU takes from the spread of normal values, given back (Brock et al. 2021, eq. 2)."""
 
 Layer = Callable[[jax.Array], jax.Array]
+Logits = Float[Array, "batch classes"]
 Part = TypeVar("Part")
 
 
@@ -48,8 +50,6 @@ class Conv(nnx.Module):
       padding: 'SAME', or pixels on each side, as for `convolution.pads_of`.
       use_bias: whether a bias is added.
       kernel_init: of the kernel (rows, columns, in, out).
-      dtype: of the computation.
-      rngs: the `params` stream.
     """
 
     def __init__(
@@ -73,14 +73,22 @@ class Conv(nnx.Module):
         self.padding: PaddingRule = padding
         self.dtype = dtype
 
-    def __call__(
-        self, x: Float[Array, "batch height width in"]
-    ) -> Float[Array, "batch small_height small_width out"]:
+    def __call__(self, x: Maps) -> Maps:
         """Returns the features, smaller by the stride and by what the padding leaves out."""
-        return _convolved(x, self.kernel[...], self.bias, self.stride, self.padding, self.dtype)
+        kernel = self._used_kernel()
+        if x.shape[-1] != kernel.shape[2]:
+            raise UserError(
+                f"the network takes images of {kernel.shape[2]} channel(s) and got {x.shape[-1]}; "
+                f"see config.model_options.in_channels"
+            )
+        x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding)
+        return x if self.bias is None else x + self.bias[None, None, None].astype(self.dtype)
+
+    def _used_kernel(self) -> Float[Array, "rows columns in out"]:
+        return self.kernel[...]
 
 
-class StandardisedConv(nnx.Module):
+class StandardisedConv(Conv):
     """A convolution whose kernel is standardised before use, with a gain for each output.
 
     Scaled weight standardisation (Qiao et al. 2019; Brock et al. 2021): each output's kernel has
@@ -88,64 +96,20 @@ class StandardisedConv(nnx.Module):
     convolution and ReLU. It lets a network with few normalisation layers train as fast as one that
     is normalised throughout, and knows nothing of the batch.
 
-    Args:
-      in_features, out_features: channels.
-      kernel: side of the kernel in pixels.
-      stride: step of the convolution in pixels, the same in both directions ('SAME' padding).
-      use_bias: whether a bias is added.
-      dtype: of the computation.
-      rngs: the `params` stream.
+    Arguments are those of `Conv`.
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        kernel: int,
-        *,
-        stride: int,
-        use_bias: bool,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ):
-        shape = (kernel, kernel, in_features, out_features)
-        self.kernel = nnx.Param(he_normal(rngs.params(), shape))
+    def __init__(self, in_features: int, out_features: int, kernel: int, **options: Any):
+        super().__init__(in_features, out_features, kernel, **options)
         self.gain = nnx.Param(jnp.ones(out_features))
-        self.bias = nnx.Param(jnp.zeros(out_features)) if use_bias else None
-        self.stride = stride
-        self.dtype = dtype
 
-    def __call__(
-        self, x: Float[Array, "batch height width in"]
-    ) -> Float[Array, "batch small_height small_width out"]:
-        """Returns the features, smaller by the stride."""
-        kernel = self._standardised_kernel()
-        return _convolved(x, kernel, self.bias, self.stride, "SAME", self.dtype)
-
-    def _standardised_kernel(self) -> Float[Array, "kernel kernel in out"]:
+    def _used_kernel(self) -> Float[Array, "rows columns in out"]:
         kernel = self.kernel[...]
         fan_in = kernel[..., 0].size
         mean = kernel.mean((0, 1, 2), keepdims=True)
         # The small number keeps a kernel of equal values finite.
         deviation = jnp.sqrt(kernel.var((0, 1, 2), keepdims=True) * fan_in + 1e-4)
         return (kernel - mean) / deviation * self.gain[...][None, None, None] * RELU_GAIN
-
-
-def _convolved(
-    x: jax.Array,
-    kernel: jax.Array,
-    bias: nnx.Param | None,
-    stride: int,
-    padding: PaddingRule,
-    dtype: DTypeLike,
-) -> jax.Array:
-    if x.shape[-1] != kernel.shape[2]:
-        raise UserError(
-            f"the network takes images of {kernel.shape[2]} channel(s) and got {x.shape[-1]}; see "
-            f"config.model_options.in_channels"
-        )
-    x = convolve(x.astype(dtype), kernel.astype(dtype), stride, padding)
-    return x if bias is None else x + bias[None, None, None].astype(dtype)
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -161,8 +125,6 @@ class BatchNorm(nnx.BatchNorm):
     Args:
       features: channels.
       epsilon: added to the variance.
-      dtype: of the result.
-      rngs: the `params` stream.
     """
 
     def __init__(self, features: int, *, epsilon: float = 1e-5, dtype: DTypeLike, rngs: nnx.Rngs):
@@ -255,7 +217,7 @@ the positions of each channel; only 'batch' looks at other images."""
 
 
 class ConvBlock(nnx.Module):
-    """Square convolution ('SAME' padding), optional normalisation, ReLU.
+    """Square convolution ('SAME' padding, kernel by He et al. 2015), normalisation, ReLU.
 
     Args:
       in_features, out_features: channels.
@@ -264,8 +226,6 @@ class ConvBlock(nnx.Module):
       standardised: whether the kernel is standardised (`StandardisedConv`) or plain.
       norm: which of NORMS stands between convolution and ReLU; the bias is then its own. None for
         no normalisation.
-      dtype: of the computation.
-      rngs: the `params` stream initialises the kernel (He et al. 2015).
     """
 
     def __init__(
@@ -280,24 +240,23 @@ class ConvBlock(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        shared = {"stride": stride, "use_bias": norm is None, "dtype": dtype, "rngs": rngs}
-        self.conv = (
-            StandardisedConv(in_features, out_features, kernel, **shared)
-            if standardised
-            else Conv(
-                in_features, out_features, kernel, padding="SAME", kernel_init=he_normal, **shared
-            )
+        self.conv = (StandardisedConv if standardised else Conv)(
+            in_features,
+            out_features,
+            kernel,
+            stride=stride,
+            padding="SAME",
+            use_bias=norm is None,
+            kernel_init=he_normal,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.norm = NORMS[norm](out_features, dtype=dtype, rngs=rngs) if norm else None
 
-    def __call__(
-        self, x: Float[Array, "batch height width in"]
-    ) -> Float[Array, "batch small_height small_width out"]:
+    def __call__(self, x: Maps) -> Maps:
         """Returns the block's features, smaller by the stride."""
         x = self.conv(x)
-        if self.norm is not None:
-            x = self.norm(x)
-        return nnx.relu(x)
+        return nnx.relu(x if self.norm is None else self.norm(x))
 
 
 def apply_layers(

@@ -15,10 +15,7 @@ from tfds_builder.commandline.errors import UserError
 
 
 def max_pool(
-    x: Float[Array, "batch height width channel"],
-    window: int,
-    stride: int,
-    padding: int = 0,
+    x: Float[Array, "batch height width channel"], window: int, stride: int, padding: int = 0
 ) -> Float[Array, "batch small_height small_width channel"]:
     """Maximum over a square window; of equal values the first one, row by row, has the gradient.
 
@@ -135,10 +132,7 @@ largest.defvjp(_largest_forward, _largest_backward)
 
 
 def average_pool(
-    x: Float[Array, "batch height width channel"],
-    window: int,
-    stride: int,
-    padding: int = 0,
+    x: Float[Array, "batch height width channel"], window: int, stride: int, padding: int = 0
 ) -> Float[Array, "batch small_height small_width channel"]:
     """Mean over a square window; padding is not counted. Arguments as for `max_pool`."""
     pads = pads_of(x.shape[1:3], (window, window), stride, padding)
@@ -199,31 +193,30 @@ def downsample_max(
     return largest(x.reshape(batch, height // 2, 2, width // 2, 2, channel), (2, 4))
 
 
-def region_average(
-    x: Float[Array, "batch height width channel"], regions: tuple[int, int]
-) -> Float[Array, "batch rows columns channel"]:
-    """Mean over each region: how much of a feature it holds."""
-    return _by_region(x, regions, lambda part: part.mean((1, 2)))
+def _mean(region: jax.Array) -> jax.Array:
+    return region.mean((1, 2))
 
 
-def region_max(
-    x: Float[Array, "batch height width channel"], regions: tuple[int, int]
-) -> Float[Array, "batch rows columns channel"]:
-    """Maximum over each region: whether a feature is anywhere in it, as one small lesion is."""
-    return _by_region(x, regions, lambda part: largest(part, (1, 2)))
+def _maximum(region: jax.Array) -> jax.Array:
+    return largest(region, (1, 2))
 
 
-def region_average_max(
-    x: Float[Array, "batch height width channel"], regions: tuple[int, int]
-) -> Float[Array, "batch rows columns two_channel"]:
-    """Both, side by side."""
-    return jnp.concatenate([region_average(x, regions), region_max(x, regions)], -1)
+REGION_POOLINGS: dict[str, tuple[Callable[[jax.Array], jax.Array], ...]] = {
+    "average": (_mean,),
+    "max": (_maximum,),
+    "average_max": (_mean, _maximum),
+}
+"""By name, what a region is reduced by: its mean is how much of a feature it holds, its maximum
+whether the feature is anywhere in it, as one small lesion is."""
 
 
-def _by_region(
-    x: jax.Array, regions: tuple[int, int], reduce: Callable[..., jax.Array]
-) -> jax.Array:
-    """Cuts the map into a grid of nearly equal regions and reduces each over its positions."""
+def pool_regions(
+    x: Float[Array, "batch height width channel"], regions: tuple[int, int], pooling: str
+) -> Float[Array, "batch rows columns pooled"]:
+    """Cuts maps into a grid of nearly equal regions and reduces each by one of REGION_POOLINGS.
+
+    Several reductions stand side by side, channel behind channel.
+    """
     if x.shape[1] < regions[0] or x.shape[2] < regions[1]:
         raise UserError(
             f"config.model_options.regions {regions[0]}x{regions[1]} do not fit the last map of "
@@ -231,27 +224,16 @@ def _by_region(
             f"downsampling"
         )
     rows, columns = (
-        np.linspace(0, size, parts + 1).astype(int)
+        np.linspace(0, size, parts + 1).astype(int).tolist()
         for size, parts in zip(x.shape[1:3], regions, strict=True)
     )
-    return jnp.stack(
-        [
-            jnp.stack(
-                [
-                    reduce(x[:, top:bottom, left:right])
-                    for left, right in itertools.pairwise(columns)
-                ],
-                axis=1,
-            )
-            for top, bottom in itertools.pairwise(rows)
-        ],
-        axis=1,
+
+    def row(top: int, bottom: int, reduce: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        pairs = itertools.pairwise(columns)
+        return jnp.stack([reduce(x[:, top:bottom, left:right]) for left, right in pairs], 1)
+
+    grids = (
+        jnp.stack([row(top, bottom, reduce) for top, bottom in itertools.pairwise(rows)], 1)
+        for reduce in REGION_POOLINGS[pooling]
     )
-
-
-REGION_POOLINGS: dict[str, tuple[Callable[[jax.Array, tuple[int, int]], jax.Array], int]] = {
-    "average": (region_average, 1),
-    "max": (region_max, 1),
-    "average_max": (region_average_max, 2),
-}
-"""By name: the pooling, and how many times the channels its output has."""
+    return jnp.concatenate([*grids], -1)

@@ -11,10 +11,13 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
 
-from dscint_jax.models.layers import BatchNorm, Conv, apply_layers, built
+from dscint_jax.models.convolution import Maps
+from dscint_jax.models.layers import BatchNorm, Conv, Logits, apply_layers, built
 from dscint_jax.models.pooling import max_pool
+
+WIDTHS = (64, 128, 256, 512)
+"""Of the blocks of each stage."""
 
 
 class BasicBlock(nnx.Module):
@@ -24,8 +27,6 @@ class BasicBlock(nnx.Module):
       in_features: channels of the input.
       width: of the block.
       stride: of the first convolution and of the shortcut.
-      dtype: of the computation.
-      rngs: the `params` stream.
     """
 
     EXPANSION = 1
@@ -41,9 +42,7 @@ class BasicBlock(nnx.Module):
         self.bn2 = norm(width)
         self.downsample = _shortcut(in_features, width, stride, conv, norm)
 
-    def __call__(
-        self, x: Float[Array, "batch height width in"]
-    ) -> Float[Array, "batch small_height small_width out"]:
+    def __call__(self, x: Maps) -> Maps:
         """Returns the block's features."""
         y = nnx.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
@@ -69,9 +68,7 @@ class Bottleneck(nnx.Module):
         self.bn3 = norm(out_features)
         self.downsample = _shortcut(in_features, out_features, stride, conv, norm)
 
-    def __call__(
-        self, x: Float[Array, "batch height width in"]
-    ) -> Float[Array, "batch small_height small_width out"]:
+    def __call__(self, x: Maps) -> Maps:
         """Returns the block's features."""
         y = nnx.relu(self.bn1(self.conv1(x)))
         y = nnx.relu(self.bn2(self.conv2(y)))
@@ -98,10 +95,6 @@ class ResNet(nnx.Module):
     Args:
       block: BasicBlock or Bottleneck.
       depths: blocks of each of the four stages.
-      num_classes: outputs; 0 leaves the last layer out, for an encoder.
-      in_channels: channels of the image.
-      dtype: of the computation; parameters and running statistics stay float32.
-      rngs: the `params` stream.
     """
 
     STEM, HEAD = "conv1", "fc"
@@ -118,46 +111,28 @@ class ResNet(nnx.Module):
     ):
         self.conv1 = Conv(in_channels, 64, 7, stride=2, padding=3, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm(64, dtype=dtype, rngs=rngs)
-
         features = 64
-
-        def stage(width: int, depth: int, stride: int) -> nnx.List:
-            nonlocal features
+        for stage, (width, depth) in enumerate(zip(WIDTHS, depths, strict=True), start=1):
             blocks = []
             for i in range(depth):
-                step = stride if i == 0 else 1
-                blocks.append(block(features, width, stride=step, dtype=dtype, rngs=rngs))
+                stride = 2 if i == 0 and stage > 1 else 1
+                blocks.append(block(features, width, stride=stride, dtype=dtype, rngs=rngs))
                 features = width * block.EXPANSION
-            return nnx.List(blocks)
-
-        self.layer1 = stage(64, depths[0], stride=1)
-        self.layer2 = stage(128, depths[1], stride=2)
-        self.layer3 = stage(256, depths[2], stride=2)
-        self.layer4 = stage(512, depths[3], stride=2)
+            setattr(self, f"layer{stage}", nnx.List(blocks))
         self.num_features = features
         self.fc = nnx.Linear(features, num_classes, dtype=dtype, rngs=rngs) if num_classes else None
 
-    def feature_maps(
-        self,
-        images: Float[Array, "batch height width channel"],
-    ) -> Float[Array, "batch rows columns features"]:
+    def feature_maps(self, images: Maps) -> Maps:
         """Returns the last maps, a 32nd of the image's height and width."""
         x = nnx.relu(self.bn1(self.conv1(images)))
         x = max_pool(x, 3, stride=2, padding=1)
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = apply_layers(stage, x)
+        for stage in range(1, len(WIDTHS) + 1):
+            x = apply_layers(getattr(self, f"layer{stage}"), x)
         return x
 
-    def __call__(
-        self,
-        images: Float[Array, "batch height width channel"],
-        *,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "batch classes"]:
+    def __call__(self, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
         """Returns float32 logits of normalised images; nothing in it is random."""
-        del rngs
-        x = self.feature_maps(images)
-        return built(self.fc)(x.mean((1, 2))).astype(jnp.float32)
+        return built(self.fc)(self.feature_maps(images).mean((1, 2))).astype(jnp.float32)
 
 
 resnet18 = functools.partial(ResNet, block=BasicBlock, depths=(2, 2, 2, 2))

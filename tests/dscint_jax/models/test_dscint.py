@@ -114,7 +114,7 @@ def _plain_forward(model, x):
         x = convolution(x)
         if number in model.pool_after:
             x = pooling.downsample_max(x)
-    x = pooling.region_average_max(x, model.regions).reshape(len(x), -1)
+    x = pooling.pool_regions(x, model.regions, "average_max").reshape(len(x), -1)
     return model.head(nnx.relu(model.hidden(x)))
 
 

@@ -102,10 +102,10 @@ def test_adaptive_cells_span_their_share_of_the_map(size):
 
 def test_regions_are_pooled_each_for_itself():
     x = jnp.array(_maps(6, (2, 9, 5, 3)))
-    mean, maximum = pooling.region_average(x, (2, 2)), pooling.region_max(x, (2, 2))
+    mean, maximum = (pooling.pool_regions(x, (2, 2), p) for p in ("average", "max"))
     np.testing.assert_allclose(mean[:, 1, 0], x[:, 4:, :2].mean((1, 2)), rtol=1e-5)
     np.testing.assert_array_equal(maximum[:, 0, 1], x[:, :4, 2:].max((1, 2)))
-    both = pooling.region_average_max(x, (1, 1))[:, 0, 0]
+    both = pooling.pool_regions(x, (1, 1), "average_max")[:, 0, 0]
     np.testing.assert_allclose(both[:, :3], x.mean((1, 2)), rtol=1e-5)
     np.testing.assert_array_equal(both[:, 3:], x.max((1, 2)))
 
@@ -129,7 +129,7 @@ def test_gradient_of_a_regions_maximum_goes_whole_to_one_of_its_places():
     random = np.random.default_rng(4)
     x = jnp.array(random.integers(0, 3, (2, 6, 4, 3)), jnp.float32)
     weights = jnp.array(random.random((2, 3, 2, 3)), jnp.float32)
-    gradient = jax.grad(lambda x: (pooling.region_max(x, (3, 2)) * weights).sum())(x)
+    gradient = jax.grad(lambda x: (pooling.pool_regions(x, (3, 2), "max") * weights).sum())(x)
     regions = [
         (b, slice(2 * i, 2 * i + 2), slice(2 * j, 2 * j + 2), c, (b, i, j, c))
         for b, i, j, c in np.ndindex(2, 3, 2, 3)
@@ -143,7 +143,7 @@ def test_gradient_of_a_regions_maximum_goes_whole_to_one_of_its_places():
 
 def test_map_too_small_for_the_regions_is_named():
     with pytest.raises(UserError, match=r"regions 4x2 do not fit the last map of 2x1"):
-        pooling.region_max(jnp.zeros((1, 2, 1, 3)), (4, 2))
+        pooling.pool_regions(jnp.zeros((1, 2, 1, 3)), (4, 2), "max")
 
 
 def test_downsampling_takes_the_maximum_of_each_block():
