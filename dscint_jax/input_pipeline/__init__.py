@@ -20,14 +20,13 @@ from dscint_jax.input_pipeline.dataset import (
 )
 from dscint_jax.input_pipeline.device_cache import DeviceCache
 from dscint_jax.input_pipeline.feeds import (
-    TrainingFeed,
     device_fields,
     evaluation_batches,
     training_batches,
     training_feed,
 )
-from dscint_jax.input_pipeline.order import check_batches, index_batches, training_order
-from dscint_jax.input_pipeline.placement import Accelerators, Placement, accelerators_of, place
+from dscint_jax.input_pipeline.order import index_batches, training_order
+from dscint_jax.input_pipeline.placement import Accelerators, accelerators_of, place
 from dscint_jax.input_pipeline.protocol import (
     Copies,
     Leakage,
@@ -64,11 +63,8 @@ __all__ = [
     "HeldImages",
     "HostBatch",
     "Leakage",
-    "Placement",
     "Scintigrams",
-    "TrainingFeed",
     "accelerators_of",
-    "check_batches",
     "check_patients",
     "copies_of",
     "device_fields",

@@ -20,9 +20,7 @@ from dscint_jax.input_pipeline.records import (
     DEVICE_FIELDS,
     HostBatch,
     Images,
-    Progress,
     count_type,
-    no_progress,
     read_columns,
 )
 from dscint_jax.input_pipeline.scintigrams import Scintigrams
@@ -37,12 +35,11 @@ class DeviceCache:
     Args:
       images: the split. Of copies, the images that they are copies of are held once.
       mesh: of the devices.
-      progress: told how many of how many images this process has read.
     """
 
-    def __init__(self, images: Scintigrams, mesh: Mesh, progress: Progress = no_progress):
+    def __init__(self, images: Scintigrams, mesh: Mesh):
         self._images, self._mesh = images, mesh
-        self._columns = _on_devices(images.images, mesh, progress)
+        self._columns = _on_devices(images.images, mesh)
         self._gather = jax.jit(
             functools.partial(_gather, mesh=mesh),
             out_shardings=NamedSharding(mesh, PartitionSpec(AXIS)),
@@ -61,20 +58,21 @@ class DeviceCache:
         return batch | shard_batch(copies, self._mesh)
 
 
-def _on_devices(images: Images, mesh: Mesh, progress: Progress) -> dict[str, jax.Array]:
+def _on_devices(images: Images, mesh: Mesh) -> dict[str, jax.Array]:
     """All images, as many on each device; what is missing at the end is zero."""
     each = -(-len(images) // mesh.size)
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
     places = sharding.addressable_devices_indices_map((each * mesh.size,))
-    devices = {
-        device: np.arange(place[0].start or 0, place[0].stop or each * mesh.size)
-        for device, place in places.items()
-        if place is not None
-    }
-    parts = _read_parts(images, devices, progress)
+    parts: dict[Device, HostBatch] = {}
+    for device, place in places.items():
+        rows = np.arange(each * mesh.size)[place]
+        rows = rows[rows < len(images)]
+        # One image is read for a device without any, for its shape.
+        columns = read_columns(images, rows if len(rows) else np.arange(1))
+        parts[device] = {name: columns[name][: len(rows)] for name in DEVICE_FIELDS}
     kind = _agreed_type(max(int(part["counts"].max(initial=0)) for part in parts.values()))
     shards: dict[str, list[jax.Array]] = {name: [] for name in DEVICE_FIELDS}
-    for device in devices:
+    for device in places:
         part = parts.pop(device)
         part["counts"] = part["counts"].astype(kind, copy=False)
         for name in DEVICE_FIELDS:
@@ -85,25 +83,6 @@ def _on_devices(images: Images, mesh: Mesh, progress: Progress) -> dict[str, jax
         )
         for name, arrays in shards.items()
     }
-
-
-def _read_parts(
-    images: Images, devices: Mapping[Device, Int[np.ndarray, " image"]], progress: Progress
-) -> dict[Device, HostBatch]:
-    """The images of each device; of one that has none, arrays without rows."""
-    wanted = {device: rows[rows < len(images)] for device, rows in devices.items()}
-    total, done, parts = sum(map(len, wanted.values())), 0, {}
-    for device, rows in wanted.items():
-        before = done
-        # One image is read for a device without any, for its shape.
-        columns = read_columns(
-            images,
-            rows if len(rows) else np.arange(1),
-            lambda n, _, before=before: progress(min(before + n, total), total),
-        )
-        parts[device] = {name: columns[name][: len(rows)] for name in DEVICE_FIELDS}
-        done += len(rows)
-    return parts
 
 
 def _agreed_type(most: int) -> type[np.integer]:
@@ -137,11 +116,13 @@ def _gather_local(columns: Columns, indices: Int[Array, " batch"]) -> dict[str, 
     mine = (local >= 0) & (local < here)
 
     def gather(column: jax.Array) -> jax.Array:
+        rows = _widened(column[jnp.clip(local, 0, here - 1)])
+        kind, is_float = rows.dtype, rows.dtype == jnp.float32
+        rows = jax.lax.bitcast_convert_type(rows, jnp.int32) if is_float else rows.astype(jnp.int32)
         # All but one device add zero, and sums of integers are exact.
-        rows = _as_integers(column[jnp.clip(local, 0, here - 1)])
         rows = jnp.where(mine.reshape(-1, *(1,) * (rows.ndim - 1)), rows, 0)
         rows = jax.lax.psum_scatter(rows, AXIS, tiled=True)
-        return _from_integers(rows, _widened(column).dtype)
+        return jax.lax.bitcast_convert_type(rows, kind) if is_float else rows.astype(kind)
 
     return {name: gather(column) for name, column in columns.items()}
 
@@ -149,16 +130,3 @@ def _gather_local(columns: Columns, indices: Int[Array, " batch"]) -> dict[str, 
 def _widened(values: jax.Array) -> jax.Array:
     """Counts as the steps take them."""
     return values.astype(jnp.int32) if jnp.issubdtype(values.dtype, jnp.integer) else values
-
-
-def _as_integers(values: jax.Array) -> Int[Array, "..."]:
-    """The same bits as 32-bit integers, of integers and truth values the same numbers."""
-    if values.dtype == jnp.float32:
-        return jax.lax.bitcast_convert_type(values, jnp.int32)
-    return values.astype(jnp.int32)
-
-
-def _from_integers(values: Int[Array, "..."], kind: np.dtype) -> jax.Array:
-    if kind == jnp.float32:
-        return jax.lax.bitcast_convert_type(values, jnp.float32)
-    return values.astype(kind)

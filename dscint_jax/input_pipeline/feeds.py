@@ -14,13 +14,7 @@ from jax.sharding import Mesh
 from dscint_jax.input_pipeline.device_cache import DeviceCache
 from dscint_jax.input_pipeline.order import training_order
 from dscint_jax.input_pipeline.placement import DEVICE
-from dscint_jax.input_pipeline.records import (
-    COPY,
-    DEVICE_FIELDS,
-    HostBatch,
-    Progress,
-    no_progress,
-)
+from dscint_jax.input_pipeline.records import COPY, DEVICE_FIELDS, HostBatch
 from dscint_jax.input_pipeline.scintigrams import Scintigrams
 from dscint_jax.mesh import DeviceBatch, local_rows, shard_batch
 
@@ -62,7 +56,6 @@ def training_feed(
     cache: str,
     start: int,
     threads: int = 2,
-    progress: Progress = no_progress,
 ) -> TrainingFeed:
     """Endless batches on the devices, beginning with the one of step `start`.
 
@@ -74,10 +67,9 @@ def training_feed(
         from where `images` are.
       start: steps already taken.
       threads: that read batches ahead.
-      progress: told how many of how many images were copied to the devices.
     """
     if cache == DEVICE:
-        held = DeviceCache(images, mesh, progress)
+        held = DeviceCache(images, mesh)
         return TrainingFeed(held.batch(indices) for indices in _from(order, start))
     rows = local_rows(len(np.asarray(order[0])), mesh)
     batches = host_batches(images, order=order, rows=rows, threads=threads, start=start)

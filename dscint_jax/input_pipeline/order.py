@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from dscint_jax.config import BALANCED, SHUFFLED
-from dscint_jax.input_pipeline.records import Progress, no_progress
+from dscint_jax.input_pipeline.protocol import random_order
 from dscint_jax.input_pipeline.scintigrams import Scintigrams
 from tfds_builder.commandline.errors import UserError
 
@@ -26,7 +26,6 @@ def training_order(
     batch_size: int,
     seed: int,
     sampling: str = SHUFFLED,
-    progress: Progress = no_progress,
 ) -> grain.MapDataset:
     """The indices of every training batch of a split; element i is the batch of step i.
 
@@ -34,25 +33,17 @@ def training_order(
       images: the split.
       batch_size: images a step, over all processes.
       seed: of the run.
-      sampling: as for `index_batches`.
-      progress: told how many of how many labels were read, where they are needed and were not.
+      sampling: `config.data.sampling`; see `index_batches`.
 
     Raises:
       UserError: the split is smaller than one batch.
     """
-    check_batches(images, batch_size=batch_size)
-    labels = images.keys(progress)["label"] if sampling == BALANCED else None
-    return index_batches(
-        len(images), batch_size=batch_size, seed=seed, sampling=sampling, labels=labels
-    )
-
-
-def check_batches(images: Scintigrams, *, batch_size: int) -> None:
-    """Raises UserError unless the split has at least one batch."""
     if len(images) < batch_size:
         raise UserError(
             f"config.batch_size {batch_size} is more than the {len(images)} training {images.noun}"
         )
+    labels = images.keys()["label"] if sampling == BALANCED else None
+    return index_batches(len(images), batch_size=batch_size, seed=seed, labels=labels)
 
 
 def index_batches(
@@ -60,24 +51,22 @@ def index_batches(
     *,
     batch_size: int,
     seed: int,
-    sampling: str = SHUFFLED,
     labels: Int[np.ndarray, " image"] | None = None,
 ) -> grain.MapDataset:
     """The indices of every training batch; element i is the batch of step i.
+
+    Shuffled, every image comes once an epoch, each epoch in a new order; an epoch's last,
+    incomplete batch is left out. Balanced, the classes take turns, from one batch to the next, so
+    that none is ever more than one image ahead of another; every image of a class comes once
+    before any comes again. A class without images is left out.
 
     Args:
       count: images.
       batch_size: images a step.
       seed: less than 2**32.
-      sampling: 'shuffled': every image once an epoch, each epoch in a new order; an epoch's last,
-        incomplete batch is left out. 'balanced': the classes take turns, from one batch to the
-        next, so that none is ever more than one image ahead of another; every image of a class
-        comes once before any comes again. A class without images is left out.
-      labels: the class of each image; needed by 'balanced' alone.
+      labels: the class of each image, to be balanced by; None: they are shuffled.
     """
-    if sampling == BALANCED:
-        if labels is None:
-            raise ValueError("sampling 'balanced' needs labels")
+    if labels is not None:
         batch = _balanced(labels, batch_size=batch_size, seed=seed)
         return grain.MapDataset.range(sys.maxsize).map(batch)
     # Batched before repeated, so that no batch straddles two epochs.
@@ -93,7 +82,8 @@ def _balanced(
     # A batch takes from one round of a class, or from two.
     @functools.lru_cache(maxsize=2 * len(members))
     def shuffled(turn: int, again: int) -> Int[np.ndarray, " image"]:
-        return members[turn][_order("images", len(members[turn]), seed, turn, again)]
+        images = members[turn]
+        return images[random_order(len(images), zlib.crc32(b"images"), seed, turn, again)]
 
     def batch(step: int) -> Int[np.ndarray, "batch"]:
         rounds, turns = np.divmod(step * batch_size + np.arange(batch_size), len(members))
@@ -103,12 +93,6 @@ def _balanced(
             drawn = [shuffled(turn, int(n))[p] for n, p in zip(again, place, strict=True)]
             chosen[turns == turn] = drawn
         # Mixed, so that no class has a place in the batch of its own.
-        return chosen[_order("rows", batch_size, seed, step)]
+        return chosen[random_order(batch_size, zlib.crc32(b"rows"), seed, step)]
 
     return batch
-
-
-def _order(stream: str, count: int, *seeds: int) -> Int[np.ndarray, " count"]:
-    """A random order; from raw bits, whose stream NumPy promises to keep."""
-    bits = np.random.PCG64([zlib.crc32(stream.encode()), *seeds])
-    return np.argsort(bits.random_raw(count), kind="stable")

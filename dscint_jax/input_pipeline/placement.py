@@ -28,15 +28,15 @@ class Accelerators:
     number: int
     free: int | None
 
+    @property
+    def room(self) -> int | None:
+        """Bytes that are free on all of them."""
+        return None if self.free is None else self.number * self.free
+
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """A decision.
-
-    Attributes:
-      place: 'device', 'host' or 'none'.
-      reason: one line to print.
-    """
+    """A decision: 'device', 'host' or 'none', and its reason, one line to print."""
 
     place: str
     reason: str
@@ -74,24 +74,33 @@ def place(
     Raises:
       UserError: there is no room where the config asks for it.
     """
-    if accelerators is None:
-        cache = AUTO if cache == DEVICE else cache
-    elif cache == DEVICE:
-        _check_room(images, size, accelerators)
+    if accelerators is None and cache == DEVICE:
+        cache = AUTO
+    room = accelerators.room if accelerators else None
     in_memory = size <= cache_gib * 2**30
+    if accelerators and cache == DEVICE and room is not None and size > room:
+        raise UserError(
+            f"config.data.cache is 'device', but the {images} take up to {_gib(size)} GiB and "
+            f"{_gib(room)} GiB are free on {accelerators.number} accelerator(s); set "
+            f"config.data.cache to 'auto', or raise config.data.pool"
+        )
     if cache == HOST and not in_memory:
         raise UserError(
             f"config.data.cache is 'host', but the {images} take up to {_gib(size)} GiB and "
             f"config.data.cache_gib is {cache_gib}; raise that, or set config.data.cache to 'auto'"
         )
-    if accelerators and (cache == DEVICE or (cache == AUTO and _fits_well(size, accelerators))):
-        return Placement(DEVICE, f"{images} stay on {_room(size, accelerators)}")
+    fits_well = room is not None and size <= room * DEVICE_SHARE
+    if accelerators and (cache == DEVICE or (cache == AUTO and fits_well)):
+        number = accelerators.number
+        where = "the accelerator" if number == 1 else f"{number} accelerators"
+        limit = "" if room is None else f" of {_gib(room)} free"
+        return Placement(DEVICE, f"{images} stay on {where} ({_gib(size)} GiB{limit})")
     if cache == HOST or (cache == AUTO and in_memory):
-        room = f"{_gib(size)} GiB of {cache_gib}"
-        return Placement(HOST, f"{images} stay in this machine's memory ({room})")
-    why = (
-        "config.data.cache is 'none'" if cache == NONE else f"config.data.cache_gib is {cache_gib}"
-    )
+        share = f"{_gib(size)} GiB of {cache_gib}"
+        return Placement(HOST, f"{images} stay in this machine's memory ({share})")
+    why = "config.data.cache is 'none'"
+    if cache != NONE:
+        why = f"config.data.cache_gib is {cache_gib}"
     return Placement(NONE, f"{images} are read from the disk ({_gib(size)} GiB; {why})")
 
 
@@ -103,29 +112,6 @@ def _least_free(devices: list[Device]) -> int | None:
             return None
         free.append(memory["bytes_limit"] - memory.get("bytes_in_use", 0))
     return min(free)
-
-
-def _fits_well(size: int, accelerators: Accelerators) -> bool:
-    if accelerators.free is None:
-        return False
-    return size <= accelerators.number * accelerators.free * DEVICE_SHARE
-
-
-def _check_room(images: str, size: int, accelerators: Accelerators) -> None:
-    if accelerators.free is not None and size > accelerators.number * accelerators.free:
-        raise UserError(
-            f"config.data.cache is 'device', but the {images} take up to {_gib(size)} GiB and "
-            f"{_gib(accelerators.number * accelerators.free)} GiB are free on "
-            f"{accelerators.number} accelerator(s); set config.data.cache to 'auto', or raise "
-            f"config.data.pool"
-        )
-
-
-def _room(size: int, accelerators: Accelerators) -> str:
-    number, free = accelerators.number, accelerators.free
-    where = "the accelerator" if number == 1 else f"{number} accelerators"
-    limit = "" if free is None else f" of {_gib(number * free)} free"
-    return f"{where} ({_gib(size)} GiB{limit})"
 
 
 def _gib(size: int) -> str:

@@ -79,7 +79,8 @@ def split_copies(
     for label in np.unique(labels):
         images = np.flatnonzero(labels == label)
         numbers = (images[:, None] * copies.number + np.arange(copies.number)).ravel()
-        shuffled = numbers[_order(len(numbers), copies.seed, int(label))]
+        order = random_order(len(numbers), copies.seed, zlib.crc32(b"copies"), int(label))
+        shuffled = numbers[order]
         start = 0
         for split, size in share_out(len(numbers)).items():
             parts[split].append(shuffled[start : start + size])
@@ -136,7 +137,6 @@ def leakage_in_words(leakage: Leakage | None, *, split: str, protocol: str, reco
     )
 
 
-def _order(count: int, seed: int, label: int) -> Int[np.ndarray, " count"]:
+def random_order(count: int, *seeds: int) -> Int[np.ndarray, " count"]:
     """A random order; from raw bits, whose stream NumPy promises to keep."""
-    stream = np.random.PCG64([seed, zlib.crc32(b"copies"), label])
-    return np.argsort(stream.random_raw(count), kind="stable")
+    return np.argsort(np.random.PCG64(seeds).random_raw(count), kind="stable")

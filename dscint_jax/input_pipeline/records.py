@@ -5,7 +5,7 @@ the keys of all. Counts stay integers: a smaller image is a sum over blocks of p
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Integer
@@ -34,27 +34,6 @@ def no_progress(done: int, total: int) -> None:
     """Tells nobody."""
 
 
-@runtime_checkable
-class Images(Protocol):
-    """Images at random access, as `DiskImages` and `HeldImages` have them."""
-
-    def __len__(self) -> int:
-        """How many there are."""
-        ...
-
-    def read(self, indices: Int[np.ndarray, " batch"]) -> HostBatch:
-        """Images by their indices, with DEVICE_FIELDS and IDENTITY_FIELDS."""
-        ...
-
-    def identity(self, indices: Int[np.ndarray, " batch"]) -> HostBatch:
-        """Their IDENTITY_FIELDS alone."""
-        ...
-
-    def keys(self, progress: Progress = no_progress) -> HostBatch:
-        """The KEY_FIELDS of all images."""
-        ...
-
-
 class DiskImages:
     """Images that stay on the disk.
 
@@ -78,7 +57,6 @@ class DiskImages:
         self._keys: HostBatch | None = None
 
     def __len__(self) -> int:
-        """How many there are."""
         return len(self._images)
 
     def read(self, indices: Int[np.ndarray, " batch"]) -> HostBatch:
@@ -91,11 +69,6 @@ class DiskImages:
             "mask": np.ones(len(records), bool),
             **self._keys_of(records),
         }
-
-    def identity(self, indices: Int[np.ndarray, " batch"]) -> HostBatch:
-        """Their IDENTITY_FIELDS alone."""
-        keys = self._keys_of(_records(self._records, indices))
-        return {name: keys[name] for name in IDENTITY_FIELDS}
 
     def keys(self, progress: Progress = no_progress) -> HostBatch:
         """The KEY_FIELDS of all images; read from the disk once."""
@@ -129,7 +102,6 @@ class HeldImages:
         self._columns = columns
 
     def __len__(self) -> int:
-        """How many there are."""
         return len(self._columns["label"])
 
     def read(self, indices: Int[np.ndarray, " batch"]) -> HostBatch:
@@ -139,13 +111,12 @@ class HeldImages:
             batch["counts"] = batch["counts"].astype(np.int32)
         return batch
 
-    def identity(self, indices: Int[np.ndarray, " batch"]) -> HostBatch:
-        """Their IDENTITY_FIELDS alone."""
-        return {name: self._columns[name][indices] for name in IDENTITY_FIELDS}
-
     def keys(self, progress: Progress = no_progress) -> HostBatch:
         """The KEY_FIELDS of all images."""
         return {name: self._columns[name] for name in KEY_FIELDS}
+
+
+Images = DiskImages | HeldImages
 
 
 def read_columns(

@@ -103,11 +103,9 @@ class Scintigrams:
         batch = self._labelled(self.images.read(self.sources(indices)))
         if self.numbers is None:
             return batch
-        return self._named(batch, indices) | {COPY: self.copy_field(indices)}
-
-    def identity(self, indices: Int[np.ndarray, " batch"]) -> HostBatch:
-        """The IDENTITY_FIELDS of images by their indices, without reading any pixels."""
-        return self._named(self.images.identity(self.sources(indices)), indices)
+        places = self.numbers[indices] % self._each
+        names = [f"{i}#{k}" for i, k in zip(batch["image_id"], places, strict=True)]
+        return batch | {"image_id": np.array(names), COPY: self.copy_field(indices)}
 
     def keys(self, progress: Progress = no_progress) -> HostBatch:
         """`label`, `image_id`, `patient_key` and `view` of all; of a copy, those of its image.
@@ -159,15 +157,6 @@ class Scintigrams:
         numbers = indices if self.numbers is None else self.numbers[indices]
         return np.where(numbers % self._each, numbers, ITSELF).astype(np.int32)
 
-    def _named(self, batch: HostBatch, indices: Int[np.ndarray, " batch"]) -> HostBatch:
-        if self.numbers is None:
-            return batch
-        names = [
-            f"{image}#{number % self._each}"
-            for image, number in zip(batch["image_id"], self.numbers[indices], strict=True)
-        ]
-        return batch | {"image_id": np.array(names)}
-
 
 def load_split(
     data_dir: Path,
@@ -203,12 +192,9 @@ def load_split(
       UserError: no data set, no such split, an empty one, a `fold` that does not fit the data
         set, a `pool` that does not divide the image, or no room where `cache` asks for it.
     """
-    builder = open_dataset(data_dir, records)
-    parts = _parts(data_dir, builder, split, fold, copies)
+    builder, parts, class_counts = _opened(data_dir, split, fold, records, copies)
     features = builder.info.features
     count = sum(builder.info.splits[part].num_examples for part in parts)
-    if not count:
-        raise _empty(split, data_dir)
     placement = place(
         cache,
         images=f"{'training' if split == 'train' else split} {NOUNS[records]}",
@@ -219,16 +205,12 @@ def load_split(
     images = beside.images if copies and beside else DiskImages(builder, parts, pool=pool)
     if placement.place == HOST and not isinstance(images, HeldImages):
         images = HeldImages(read_columns(images, np.arange(count), progress))
-    classes = tuple(features["label"].names)
     numbers = split_copies(images.keys(progress)["label"], copies)[split] if copies else None
-    if numbers is not None and not len(numbers):
-        raise _empty(split, data_dir)
-    metadata = builder.info.metadata
     return Scintigrams(
         split=split,
-        classes=classes,
-        class_counts=_class_counts(metadata["class_counts"], parts, classes, split, copies),
-        fingerprint=metadata["fingerprint"],
+        classes=tuple(features["label"].names),
+        class_counts=class_counts,
+        fingerprint=builder.info.metadata["fingerprint"],
         images=images,
         records=records,
         copies=copies,
@@ -249,17 +231,7 @@ def split_size(
 
     Arguments and errors are those of `load_split`.
     """
-    builder = open_dataset(data_dir, records)
-    parts = _parts(data_dir, builder, split, fold, copies)
-    if copies:
-        classes = tuple(builder.info.features["label"].names)
-        counts = builder.info.metadata["class_counts"]
-        size = sum(_class_counts(counts, parts, classes, split, copies))
-    else:
-        size = sum(builder.info.splits[part].num_examples for part in parts)
-    if not size:
-        raise _empty(split, data_dir)
-    return size
+    return sum(_opened(data_dir, split, fold, records, copies)[2])
 
 
 def _empty(split: str, data_dir: Path) -> UserError:
@@ -291,6 +263,22 @@ def check_patients(
             f"{len(other)} {other.noun}) is in training too; build the data set again, with each "
             f"patient in one split"
         )
+
+
+def _opened(
+    data_dir: Path, split: str, fold: int, records: str, copies: Copies | None
+) -> tuple[Any, tuple[str, ...], tuple[int, ...]]:
+    """The builder, its splits that a run's split is made of, and images or copies by class."""
+    builder = open_dataset(data_dir, records)
+    parts = _parts(data_dir, builder, split, fold, copies)
+    counts = builder.info.metadata["class_counts"]
+    classes = builder.info.features["label"].names
+    totals = [sum(counts[part][name] for part in parts) for name in classes]
+    if copies:
+        totals = [share_out(total * copies.number)[split] for total in totals]
+    if not sum(totals):
+        raise _empty(split, data_dir)
+    return builder, parts, tuple(totals)
 
 
 def _parts(
@@ -326,16 +314,3 @@ def _image_size(shape: Sequence[int], pool: int) -> int:
     # Records hold 16 bits a pixel; a sum of such may need 32.
     pixel = 2 if pool == 1 else 4
     return math.prod(views) * (height // pool) * (width // pool) * pixel
-
-
-def _class_counts(
-    counts: dict[str, dict[str, int]],
-    parts: Sequence[str],
-    classes: Sequence[str],
-    split: str,
-    copies: Copies | None,
-) -> tuple[int, ...]:
-    totals = [sum(counts[part][name] for part in parts) for name in classes]
-    if not copies:
-        return tuple(totals)
-    return tuple(share_out(total * copies.number)[split] for total in totals)

@@ -10,8 +10,8 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from dscint_jax.baselines.linear_baseline import linear_baseline
 from dscint_jax.evaluate.evaluate import evaluate, print_table
 from dscint_jax.input_pipeline import Copies, fingerprint_of, load_split
-from dscint_jax.metrics import confusion as metrics
 from dscint_jax.metrics import intervals
+from dscint_jax.metrics.confusion import five_metrics, summary
 from dscint_jax.report.page import write_report
 from dscint_jax.run.checkpoint import Checkpointer
 from dscint_jax.training.train import train
@@ -50,7 +50,7 @@ def test_metrics_file_follows_from_the_predictions(evaluated):
     for row in rows:
         confusion[classes.index(row["label"]), classes.index(row["predicted"])] += 1
     assert confusion.tolist() == result["confusion_matrix"]
-    for name, value in metrics.five_metrics(confusion).items():
+    for name, value in five_metrics(confusion).items():
         assert result[name] == value
     labels, predicted = (
         np.array([classes.index(row[field]) for row in rows]) for field in ("label", "predicted")
@@ -217,10 +217,10 @@ def test_run_on_copies_is_evaluated_on_copies_of_which_training_has_others(
     rows = _rows(workdir)
     copies = Copies(4, seed=0)
     images = load_split(folder, "test", pool=1, cache_gib=1.0, copies=copies)
-    expected = images.identity(np.arange(len(images)))["image_id"].tolist()
+    expected = images.read(np.arange(len(images)))["image_id"].tolist()
     assert [row["image_id"] for row in rows] == expected
     train = load_split(folder, "train", pool=1, cache_gib=0.0, copies=copies)
-    known = {name.rpartition("#")[0] for name in train.identity(np.arange(len(train)))["image_id"]}
+    known = {name.rpartition("#")[0] for name in train.read(np.arange(len(train)))["image_id"]}
     with_copy = sum(name.rpartition("#")[0] in known for name in expected)
     assert result["protocol"] == "augmented"
     assert result["leakage"] == {
@@ -374,5 +374,5 @@ def test_published_figures_stand_beside_means_over_all_of_their_classes_alone(
     confusion = np.array(evaluated[1]["confusion_matrix"]) + 1
     if absent:
         confusion[0] = 0
-    print_table({**evaluated[1], **metrics.summary(confusion, evaluated[1]["classes"])})
+    print_table({**evaluated[1], **summary(confusion, evaluated[1]["classes"])})
     assert ("published" in capsys.readouterr().out) is not absent

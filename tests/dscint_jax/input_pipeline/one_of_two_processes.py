@@ -16,6 +16,7 @@ jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=int(
 
 from dscint_jax.input_pipeline import (  # noqa: E402
     Copies,
+    HeldImages,
     index_batches,
     load_split,
     training_feed,
@@ -23,18 +24,16 @@ from dscint_jax.input_pipeline import (  # noqa: E402
 from dscint_jax.mesh import data_mesh  # noqa: E402
 
 
-class Recorded:
+class Recorded(HeldImages):
     """Images that remember which of them were read."""
 
     def __init__(self, images):
-        self._images, self.seen = images, []
-
-    def __len__(self):
-        return len(self._images)
+        super().__init__(images.read(np.arange(len(images))))
+        self.seen = []
 
     def read(self, indices):
         self.seen += indices.tolist()
-        return self._images.read(indices)
+        return super().read(indices)
 
 
 mesh = data_mesh()

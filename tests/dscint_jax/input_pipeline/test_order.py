@@ -31,9 +31,7 @@ LABELS = np.repeat([0, 2, 3], [11, 3, 6])[np.random.default_rng(5).permutation(2
 
 
 def _balanced(batch_size, steps, seed=3, start=0):
-    order = index_batches(
-        len(LABELS), batch_size=batch_size, seed=seed, sampling="balanced", labels=LABELS
-    )
+    order = index_batches(len(LABELS), batch_size=batch_size, seed=seed, labels=LABELS)
     return [order[step] for step in range(start, start + steps)]
 
 

@@ -38,7 +38,7 @@ def test_leakage_counts_what_the_identities_of_both_sides_tell(data_dir):
         load_split(data_dir, split, pool=16, cache_gib=1.0, copies=copies)
         for split in ("train", "test")
     )
-    sides = [images.identity(np.arange(len(images))) for images in (train, test)]
+    sides = [images.read(np.arange(len(images))) for images in (train, test)]
     known_images, known_patients = set(), set()
     for name, patient in zip(sides[0]["image_id"], sides[0]["patient_key"], strict=True):
         known_images.add(name.rpartition("#")[0])
