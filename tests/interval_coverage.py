@@ -10,8 +10,8 @@ import argparse
 
 import numpy as np
 
-from dscint_jax.metrics import confusion as metrics
-from dscint_jax.metrics import intervals as statistics
+from dscint_jax.metrics.confusion import METRIC_NAMES, five_metrics
+from dscint_jax.metrics.intervals import bootstrap_intervals
 
 RIGHT = (0.95, 0.85, 0.75, 0.9)
 IMAGES = 2
@@ -34,12 +34,10 @@ def simulate(random: np.random.Generator, patients: int) -> np.ndarray:
 def coverage(patients: int, trials: int, seed: int = 0) -> dict[str, float]:
     """The share of simulated data sets whose interval holds the true value, by metric."""
     random = np.random.default_rng(seed)
-    truth = metrics.five_metrics(simulate(np.random.default_rng(1), 200_000).sum(0))
-    held = dict.fromkeys(metrics.METRIC_NAMES, 0)
+    truth = five_metrics(simulate(np.random.default_rng(1), 200_000).sum(0))
+    held = dict.fromkeys(METRIC_NAMES, 0)
     for trial in range(trials):
-        intervals = statistics.bootstrap_intervals(
-            simulate(random, patients), resamples=1000, seed=trial
-        )
+        intervals = bootstrap_intervals(simulate(random, patients), resamples=1000, seed=trial)
         for name, (low, high) in intervals.items():
             held[name] += low <= truth[name] <= high
     return {name: count / trials for name, count in held.items()}
@@ -52,10 +50,10 @@ def main() -> None:
     )
     parser.add_argument("--trials", type=int, default=1000, help="simulated data sets (1000)")
     trials = parser.parse_args().trials
-    print("patients a class", *(f"{name:>12}" for name in metrics.METRIC_NAMES))
+    print("patients a class", *(f"{name:>12}" for name in METRIC_NAMES))
     for patients in (3, 10, 30, 100):
         row = coverage(patients, trials)
-        print(f"{patients:16}", *(f"{row[name]:12.3f}" for name in metrics.METRIC_NAMES))
+        print(f"{patients:16}", *(f"{row[name]:12.3f}" for name in METRIC_NAMES))
 
 
 if __name__ == "__main__":

@@ -28,8 +28,19 @@ from dscint_jax.input_pipeline import (
     fingerprint_of,
     leakage_in_words,
 )
-from dscint_jax.metrics import confusion as metrics
-from dscint_jax.metrics import intervals
+from dscint_jax.metrics.confusion import (
+    METRIC_NAMES,
+    PUBLISHED_DSCINT,
+    has_published_classes,
+    in_words,
+    interval_in_words,
+    summary,
+)
+from dscint_jax.metrics.intervals import (
+    bootstrap_intervals,
+    classes_of_one_patient,
+    patient_confusions,
+)
 from dscint_jax.metrics.predictions import Predictions, predict_split
 from tfds_builder.commandline.command import CommandParser
 from tfds_builder.commandline.errors import UserError
@@ -72,7 +83,7 @@ def evaluate(
     classes = network.images.classes
     predictions = predict_split(network.evaluate, network.images, batch_size=network.batch_size)
     result = {
-        **metrics.summary(predictions.confusion, classes),
+        **summary(predictions.confusion, classes),
         "intervals": _intervals(predictions, classes),
         "loss": predictions.loss,
         "records": network.images.records,
@@ -150,15 +161,15 @@ def print_table(result: dict[str, Any]) -> None:
     noun = NOUNS[result["records"]]
     split = " ".join(filter(None, (result["data_set"], result["split"])))
     table = Table(title=f"{split}, step {result['step']}, {result['support']} {noun}")
-    published = metrics.has_published_classes(result)
+    published = has_published_classes(result)
     for column in ("metric", "value", "95 % interval", *["published Dscint"] * published):
         table.add_column(column, justify="left" if column == "metric" else "right")
-    for name in metrics.METRIC_NAMES:
+    for name in METRIC_NAMES:
         table.add_row(
             name,
-            metrics.in_words(result[name]),
-            metrics.interval_in_words(result["intervals"]["values"][name]),
-            *[f"{metrics.PUBLISHED_DSCINT[name]:.4f}"] * published,
+            in_words(result[name]),
+            interval_in_words(result["intervals"]["values"][name]),
+            *[f"{PUBLISHED_DSCINT[name]:.4f}"] * published,
         )
     console.print(table)
     table = Table()
@@ -168,7 +179,7 @@ def print_table(result: dict[str, Any]) -> None:
     for label in result["classes"]:
         values = result["per_class"][label]
         # Dashes, as "not defined" in every column would not fit 80 columns.
-        scores = ("-" if values[c] is None else metrics.in_words(values[c]) for c in columns[:-1])
+        scores = ("-" if values[c] is None else in_words(values[c]) for c in columns[:-1])
         table.add_row(label, *scores, str(values["support"]))
     console.print(table)
     for note in notes(result):
@@ -207,10 +218,10 @@ def leakage_line(result: dict[str, Any]) -> str:
 
 
 def _intervals(predictions: Predictions, classes: Sequence[str]) -> dict[str, Any]:
-    confusions = intervals.patient_confusions(
+    confusions = patient_confusions(
         predictions.labels, predictions.predicted, predictions.identity["patient_key"], len(classes)
     )
-    alone = intervals.classes_of_one_patient(confusions)
+    alone = classes_of_one_patient(confusions)
     return {
         "method": "percentile bootstrap over the patients of each class, 2000 resamples",
         "level": 0.95,
@@ -218,7 +229,7 @@ def _intervals(predictions: Predictions, classes: Sequence[str]) -> dict[str, An
         "classes_of_one_patient": [classes[number] for number in alone],
         "values": {
             name: bounds and list(bounds)
-            for name, bounds in intervals.bootstrap_intervals(confusions).items()
+            for name, bounds in bootstrap_intervals(confusions).items()
         },
     }
 

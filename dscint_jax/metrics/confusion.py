@@ -35,9 +35,6 @@ PUBLISHED_CLASSES = frozenset({"normal", "metastasis", "arthritis", "thyroid_car
 
 Numbers = np.ndarray | np.number
 
-NOT_DEFINED = "not defined"
-"""What is printed where a metric has no value."""
-
 
 @pytree
 @dataclasses.dataclass(frozen=True)
@@ -78,35 +75,28 @@ class ConfusionMatrix(clu_metrics.Metric):
         return self.counts
 
 
-@dataclasses.dataclass(frozen=True)
-class OneVsRest:
-    """Each class against all others; arrays of shape (..., classes).
+def one_vs_rest(
+    confusion: Real[np.ndarray, "... true predicted"],
+) -> dict[str, Float[np.ndarray, "... classes"]]:
+    """Precision, recall, specificity and F-1 of each class against all others.
 
     A class that no image has is not defined: NaN. So is the specificity of a class that all images
     have. The precision of a class that images have and that was never predicted is 0.
+
+    Args:
+      confusion: one matrix, or many along leading axes; rows true, columns predicted.
     """
-
-    precision: np.ndarray
-    recall: np.ndarray
-    specificity: np.ndarray
-    f1: np.ndarray
-    support: np.ndarray
-
-
-def one_vs_rest(confusion: Real[np.ndarray, "... true predicted"]) -> OneVsRest:
-    """Per-class metrics of one or many confusion matrices (rows true, columns predicted)."""
     confusion = np.asarray(confusion, np.float64)
     hit = np.diagonal(confusion, axis1=-2, axis2=-1)
     support, predicted = confusion.sum(-1), confusion.sum(-2)
     negatives = confusion.sum((-2, -1))[..., None] - support
     present = support > 0
-    return OneVsRest(
-        precision=np.where(present, _ratio(hit, np.maximum(predicted, 1)), np.nan),
-        recall=_ratio(hit, support),
-        specificity=np.where(present, _ratio(negatives - (predicted - hit), negatives), np.nan),
-        f1=np.where(present, _ratio(2 * hit, support + predicted), np.nan),
-        support=support.astype(np.int64),
-    )
+    return {
+        "precision": np.where(present, _ratio(hit, np.maximum(predicted, 1)), np.nan),
+        "recall": _ratio(hit, support),
+        "specificity": np.where(present, _ratio(negatives - (predicted - hit), negatives), np.nan),
+        "f1": np.where(present, _ratio(2 * hit, support + predicted), np.nan),
+    }
 
 
 def five_metrics(confusion: Real[np.ndarray, "... true predicted"]) -> dict[str, np.ndarray]:
@@ -124,15 +114,9 @@ def five_metrics(confusion: Real[np.ndarray, "... true predicted"]) -> dict[str,
       no image, the specificity of images of one class.
     """
     confusion = np.asarray(confusion, np.float64)
-    classes = one_vs_rest(confusion)
-    hits = np.trace(confusion, axis1=-2, axis2=-1)
-    return {
-        "accuracy": _ratio(hits, confusion.sum((-2, -1))),
-        "precision": _mean(classes.precision),
-        "recall": _mean(classes.recall),
-        "specificity": _mean(classes.specificity),
-        "f1": _mean(classes.f1),
-    }
+    accuracy = _ratio(np.trace(confusion, axis1=-2, axis2=-1), confusion.sum((-2, -1)))
+    means = {name: _mean(values) for name, values in one_vs_rest(confusion).items()}
+    return {"accuracy": accuracy, **means}
 
 
 def has_published_classes(result: Mapping[str, Any]) -> bool:
@@ -147,12 +131,12 @@ def defined(value: SupportsFloat) -> float | None:
 
 def in_words(value: float | None, digits: int = 4) -> str:
     """A metric as tables print it."""
-    return NOT_DEFINED if value is None else f"{value:.{digits}f}"
+    return "not defined" if value is None else f"{value:.{digits}f}"
 
 
 def interval_in_words(bounds: Sequence[float] | None) -> str:
     """An interval as tables print it."""
-    return NOT_DEFINED if bounds is None else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
+    return "not defined" if bounds is None else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
 
 
 def summary(confusion: Int[np.ndarray, "true predicted"], classes: Sequence[str]) -> dict[str, Any]:
@@ -163,17 +147,13 @@ def summary(confusion: Int[np.ndarray, "true predicted"], classes: Sequence[str]
     """
     confusion = np.asarray(confusion)
     per_class = one_vs_rest(confusion)
-    values = {name: defined(value) for name, value in five_metrics(confusion).items()}
     absent = [c for i, c in enumerate(classes) if confusion[i].sum() == 0]
     return {
-        **values,
+        **{name: defined(value) for name, value in five_metrics(confusion).items()},
         "per_class": {
             label: {
-                "precision": defined(per_class.precision[i]),
-                "recall": defined(per_class.recall[i]),
-                "specificity": defined(per_class.specificity[i]),
-                "f1": defined(per_class.f1[i]),
-                "support": int(per_class.support[i]),
+                **{name: defined(values[i]) for name, values in per_class.items()},
+                "support": int(confusion[i].sum()),
             }
             for i, label in enumerate(classes)
         },

@@ -9,14 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from dscint_jax.input_pipeline import (
-    IDENTITY_FIELDS,
-    HostBatch,
-    Scintigrams,
-    evaluation_batches,
-)
-from dscint_jax.metrics import confusion as metrics
-from dscint_jax.metrics.confusion import ConfusionMatrix
+from dscint_jax.input_pipeline import IDENTITY_FIELDS, HostBatch, Scintigrams, evaluation_batches
+from dscint_jax.metrics.confusion import ConfusionMatrix, five_metrics
 from dscint_jax.pytree import pytree
 
 
@@ -63,7 +57,7 @@ def predict_split(
     eval_batch: Callable[[HostBatch], Evaluation], images: Scintigrams, *, batch_size: int
 ) -> Predictions:
     """Evaluates every image of a split once; padding is never counted."""
-    confusion = metrics.ConfusionMatrix.zeros(len(images.classes))
+    confusion = ConfusionMatrix.zeros(len(images.classes))
     loss, rows = 0.0, []
     for batch in evaluation_batches(images, batch_size=batch_size):
         result = eval_batch(batch)
@@ -102,11 +96,11 @@ def score_split(
       batch_size: over all processes.
       rows: this process's of every batch.
     """
-    confusion, loss = metrics.ConfusionMatrix.zeros(len(images.classes)), 0.0
+    confusion, loss = ConfusionMatrix.zeros(len(images.classes)), 0.0
     for batch in evaluation_batches(images, batch_size=batch_size, rows=rows):
         result = eval_batch(batch)
         confusion = confusion.merge(result.confusion)
         loss += float(result.loss)
-    scores = metrics.five_metrics(np.asarray(confusion.compute()))
+    scores = five_metrics(np.asarray(confusion.compute()))
     known = {name: float(value) for name, value in scores.items() if not np.isnan(value)}
     return {"loss": loss / len(images), **known}

@@ -3,7 +3,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support, recall_score
 
-from dscint_jax.metrics import confusion as metrics
+from dscint_jax.metrics.confusion import (
+    METRIC_NAMES,
+    PUBLISHED_DSCINT,
+    ConfusionMatrix,
+    five_metrics,
+    summary,
+)
 
 
 def _from_scikit_learn(confusion):
@@ -48,8 +54,8 @@ DEGENERATE = {
 
 def _assert_equal(confusion):
     expected = _from_scikit_learn(confusion)
-    found = metrics.five_metrics(confusion)
-    for name in metrics.METRIC_NAMES:
+    found = five_metrics(confusion)
+    for name in METRIC_NAMES:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-12, err_msg=name)
 
 
@@ -62,14 +68,14 @@ def test_five_metrics_equal_scikit_learn(seed, classes):
 @pytest.mark.parametrize("present", [1, 2, 3])
 def test_perfect_reader_of_some_of_the_classes_has_ones_and_nothing_else(present):
     confusion = np.diag([30, 20, 10][:present] + [0] * (4 - present))
-    found = metrics.five_metrics(confusion)
+    found = five_metrics(confusion)
     undefined = {"specificity"} if present == 1 else set()
-    for name in metrics.METRIC_NAMES:
+    for name in METRIC_NAMES:
         assert np.isnan(found[name]) if name in undefined else found[name] == 1
 
 
 def test_no_image_at_all_has_no_metrics_and_no_warning():
-    assert all(np.isnan(v) for v in metrics.five_metrics(np.zeros((3, 3))).values())
+    assert all(np.isnan(v) for v in five_metrics(np.zeros((3, 3))).values())
 
 
 @pytest.mark.parametrize("case", DEGENERATE)
@@ -86,31 +92,31 @@ def test_five_metrics_equal_scikit_learn_where_one_class_is_all_there_is():
 
 def test_five_metrics_of_many_matrices_are_those_of_each():
     matrices = np.stack([_random_matrix(seed) for seed in range(6)])
-    together = metrics.five_metrics(matrices)
+    together = five_metrics(matrices)
     for i, matrix in enumerate(matrices):
-        for name, value in metrics.five_metrics(matrix).items():
+        for name, value in five_metrics(matrix).items():
             assert together[name][i] == value
 
 
 def test_published_specificity_fits_the_one_vs_rest_reading():
-    published = metrics.PUBLISHED_DSCINT
+    published = PUBLISHED_DSCINT
     assert abs(1 - (1 - published["accuracy"]) / 3 - published["specificity"]) < 2e-4
 
 
 def test_summary_names_classes_without_images_and_those_never_predicted():
     confusion = _random_matrix(0, never_predicted=2, absent=1)
-    summary = metrics.summary(confusion, ["a", "b", "c", "d"])
-    assert summary["never_predicted"] == ["c"]
-    assert summary["absent"] == ["b"]
-    assert summary["per_class"]["c"]["precision"] == 0
-    assert summary["per_class"]["b"] == {
+    found = summary(confusion, ["a", "b", "c", "d"])
+    assert found["never_predicted"] == ["c"]
+    assert found["absent"] == ["b"]
+    assert found["per_class"]["c"]["precision"] == 0
+    assert found["per_class"]["b"] == {
         "precision": None,
         "recall": None,
         "specificity": None,
         "f1": None,
         "support": 0,
     }
-    assert summary["support"] == confusion.sum()
+    assert found["support"] == confusion.sum()
 
 
 @pytest.mark.parametrize("batch", [1, 7, 50])
@@ -120,15 +126,13 @@ def test_confusion_matrix_is_the_same_for_any_batching_and_ignores_padding(batch
     labels = random.integers(0, 4, 50)
     expected = np.zeros((4, 4), int)
     np.add.at(expected, (labels, logits.argmax(-1)), 1)
-    total = metrics.ConfusionMatrix.zeros(4)
+    total = ConfusionMatrix.zeros(4)
     for start in range(0, 50, batch):
         part = slice(start, start + batch)
         padded = np.concatenate([logits[part], random.normal(size=(3, 4))])
         mask = np.arange(len(padded)) < len(logits[part])
         padded_labels = jnp.array(np.concatenate([labels[part], [0, 1, 2]]))
         total = total.merge(
-            metrics.ConfusionMatrix.from_model_output(
-                jnp.array(padded), padded_labels, jnp.array(mask)
-            )
+            ConfusionMatrix.from_model_output(jnp.array(padded), padded_labels, jnp.array(mask))
         )
     np.testing.assert_array_equal(total.compute(), expected)

@@ -1,8 +1,12 @@
 import numpy as np
 import pytest
 
-from dscint_jax.metrics import confusion as metrics
-from dscint_jax.metrics import intervals as statistics
+from dscint_jax.metrics.confusion import five_metrics
+from dscint_jax.metrics.intervals import (
+    bootstrap_intervals,
+    classes_of_one_patient,
+    patient_confusions,
+)
 
 
 def _sample(random, patients, images_each, accuracy):
@@ -17,7 +21,7 @@ def _sample(random, patients, images_each, accuracy):
 def test_patient_confusions_add_up_to_the_whole():
     random = np.random.default_rng(0)
     labels, predicted, names = _sample(random, 30, 3, 0.7)
-    matrices = statistics.patient_confusions(labels, predicted, names, 4)
+    matrices = patient_confusions(labels, predicted, names, 4)
     assert matrices.shape == (30, 4, 4)
     assert (matrices.sum((1, 2)) == 3).all()
     whole = np.zeros((4, 4), int)
@@ -29,8 +33,8 @@ def test_intervals_cover_the_true_accuracy_about_as_often_as_they_claim():
     random = np.random.default_rng(1)
     covered = 0
     for trial in range(120):
-        matrices = statistics.patient_confusions(*_sample(random, 60, 4, 0.8), 4)
-        low, high = statistics.bootstrap_intervals(matrices, resamples=400, seed=trial)["accuracy"]
+        matrices = patient_confusions(*_sample(random, 60, 4, 0.8), 4)
+        low, high = bootstrap_intervals(matrices, resamples=400, seed=trial)["accuracy"]
         covered += low <= 0.8 <= high
     assert 0.85 <= covered / 120 <= 1.0
 
@@ -38,41 +42,41 @@ def test_intervals_cover_the_true_accuracy_about_as_often_as_they_claim():
 def test_intervals_are_wider_than_if_images_were_independent():
     random = np.random.default_rng(2)
     labels, predicted, names = _sample(random, 60, 6, 0.8)
-    clustered = statistics.patient_confusions(labels, predicted, names, 4)
-    independent = statistics.patient_confusions(labels, predicted, np.arange(len(labels)), 4)
-    width = lambda m: np.diff(statistics.bootstrap_intervals(m)["accuracy"])[0]  # noqa: E731
+    clustered = patient_confusions(labels, predicted, names, 4)
+    independent = patient_confusions(labels, predicted, np.arange(len(labels)), 4)
+    width = lambda m: np.diff(bootstrap_intervals(m)["accuracy"])[0]  # noqa: E731
     assert width(clustered) > 1.8 * width(independent)
 
 
 def test_intervals_contain_the_estimate_and_repeat_with_the_seed():
-    matrices = statistics.patient_confusions(*_sample(np.random.default_rng(3), 50, 2, 0.75), 4)
-    intervals = statistics.bootstrap_intervals(matrices, seed=5)
-    assert intervals == statistics.bootstrap_intervals(matrices, seed=5)
-    for name, value in metrics.five_metrics(matrices.sum(0)).items():
+    matrices = patient_confusions(*_sample(np.random.default_rng(3), 50, 2, 0.75), 4)
+    intervals = bootstrap_intervals(matrices, seed=5)
+    assert intervals == bootstrap_intervals(matrices, seed=5)
+    for name, value in five_metrics(matrices.sum(0)).items():
         assert intervals[name][0] <= value <= intervals[name][1]
 
 
 @pytest.mark.parametrize("sizes", [(3, 3, 3, 3), (40, 5, 0, 0), (9, 2, 2), (50, 50)])
 def test_perfect_reader_has_bounds_of_one(sizes):
     labels = np.repeat(np.arange(len(sizes)), sizes)
-    matrices = statistics.patient_confusions(labels, labels, np.arange(len(labels)), len(sizes))
-    assert set(statistics.bootstrap_intervals(matrices).values()) == {(1.0, 1.0)}
+    matrices = patient_confusions(labels, labels, np.arange(len(labels)), len(sizes))
+    assert set(bootstrap_intervals(matrices).values()) == {(1.0, 1.0)}
 
 
 def test_no_interval_where_a_class_has_one_patient():
     labels = np.array([0, 0, 0, 2])
-    matrices = statistics.patient_confusions(labels, labels, list("abcd"), 3)
-    assert set(statistics.bootstrap_intervals(matrices).values()) == {None}
-    assert statistics.classes_of_one_patient(matrices) == [2]
+    matrices = patient_confusions(labels, labels, list("abcd"), 3)
+    assert set(bootstrap_intervals(matrices).values()) == {None}
+    assert classes_of_one_patient(matrices) == [2]
 
 
 def test_one_class_has_intervals_of_all_but_specificity():
     labels, predicted = np.zeros(20, int), np.arange(20) % 5 // 4
-    matrices = statistics.patient_confusions(labels, predicted, np.arange(20), 2)
-    intervals = statistics.bootstrap_intervals(matrices)
+    matrices = patient_confusions(labels, predicted, np.arange(20), 2)
+    intervals = bootstrap_intervals(matrices)
     assert intervals.pop("specificity") is None
     assert intervals["recall"][0] < 0.8 < intervals["recall"][1]
-    assert statistics.classes_of_one_patient(matrices) == []
+    assert classes_of_one_patient(matrices) == []
 
 
 def _mixed(patients, predicted_of_1):
@@ -80,18 +84,18 @@ def _mixed(patients, predicted_of_1):
     labels = np.array([0] * 20 + [1] * patients)
     predicted = np.where(labels == 1, predicted_of_1, 0)
     names = np.array([*np.repeat(np.arange(10), 2), *range(patients)])
-    return statistics.patient_confusions(labels, predicted, names, 2)
+    return patient_confusions(labels, predicted, names, 2)
 
 
 def test_no_interval_where_one_patient_has_a_class_beside_another():
     matrices = _mixed(1, predicted_of_1=0)
-    assert set(statistics.bootstrap_intervals(matrices).values()) == {None}
-    assert statistics.classes_of_one_patient(matrices) == [1]
+    assert set(bootstrap_intervals(matrices).values()) == {None}
+    assert classes_of_one_patient(matrices) == [1]
 
 
 def test_patients_of_several_classes_are_drawn_within_the_rarest_so_that_none_is_lost():
     for predicted in (0, 1):
-        intervals = statistics.bootstrap_intervals(_mixed(2, predicted))
+        intervals = bootstrap_intervals(_mixed(2, predicted))
         # A class that a resample lacks would count as read rightly, and specificity have no value.
         assert intervals["recall"] == ((1 + predicted) / 2,) * 2
         assert intervals["specificity"] == ((1 + predicted) / 2,) * 2
