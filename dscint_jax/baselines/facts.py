@@ -12,12 +12,7 @@ FACT_STRENGTHS = (1e-2, 1e-1, 1.0, 10.0)
 
 
 def fact_predictions(inputs: dict[str, Inputs], split: str) -> Int[np.ndarray, " image"]:
-    """What logistic regression on the facts alone says of one split.
-
-    Args:
-      inputs: of the splits 'train', 'validation' and `split`.
-      split: the one to predict.
-    """
+    """What logistic regression on the facts alone says of one of the splits."""
     labels = {name: part.thumbnails["label"] for name, part in inputs.items()}
     facts = {name: fact_table(inputs["train"].facts, part.facts) for name, part in inputs.items()}
     fit, _ = fit_logistic(OneHotEncoder(handle_unknown="ignore"), facts, labels, FACT_STRENGTHS)

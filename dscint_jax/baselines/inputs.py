@@ -48,14 +48,7 @@ def read_inputs(
 ) -> Inputs:
     """Reads one split once, and keeps what the shortcuts see of it.
 
-    Args:
-      data_dir: where the data set lies.
-      split: its name.
-      fold: as for `load_split`.
-      progress: told how many of how many images were read.
-
-    Raises:
-      UserError: as `load_split`.
+    Arguments and errors are those of `load_split`.
     """
     images = load_split(data_dir, split, pool=READ_POOL, cache_gib=0, fold=fold)
     chunks = []

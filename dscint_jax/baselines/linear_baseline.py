@@ -61,7 +61,7 @@ def linear_baseline(
     records: str = VIEWS,
     copies: Copies | None = None,
     ranges: Augmentation = Augmentation(),  # noqa: B008 - it is frozen
-    elsewhere: Callable[[], Scintigrams] | None = None,
+    elsewhere: Scintigrams | None = None,
 ) -> Baseline:
     """Fits on the training images, chooses its strength by validation, scores one split.
 
@@ -70,8 +70,8 @@ def linear_baseline(
       split: the one to score.
       fold, records, copies: as for `load_split`.
       ranges: of the poses of copies, which are moved at the size of the tiny images.
-      elsewhere: opens the split to score, summed over blocks of POOL, where it is another data
-        set's; its labels are numbered as those of `data_dir`.
+      elsewhere: the split to score, summed over blocks of POOL, where it is another data set's;
+        its labels are numbered as those of `data_dir`.
 
     Raises:
       UserError: there is no data set, or `fold` does not fit it.
@@ -85,17 +85,15 @@ def linear_baseline(
         records=records,
         copies=copies,
     )
-    images = load("train")
-    batches = {"train": images.read(np.arange(len(images)))}
-    for name in ("validation",) if elsewhere else ("validation", split):
-        if name not in batches:
-            images = load(name, beside=images)
-            batches[name] = images.read(np.arange(len(images)))
+    training = load("train")
+    parts = {"train": training, "validation": load("validation", beside=training)}
     if elsewhere:
-        split, scored = ELSEWHERE, elsewhere()
-        batches[split] = scored.read(np.arange(len(scored)))
+        split, parts[ELSEWHERE] = ELSEWHERE, elsewhere
+    elif split not in parts:
+        parts[split] = load(split, beside=training)
+    batches = {name: images.read(np.arange(len(images))) for name, images in parts.items()}
     move = functools.partial(apply_copies, ranges=ranges, seed=copies.seed) if copies else None
-    return baseline_of(batches, split, len(images.classes), move_copies=move)
+    return baseline_of(batches, split, len(training.classes), move_copies=move)
 
 
 def baseline_of(

@@ -7,12 +7,7 @@ import jax
 import numpy as np
 
 from dscint_jax.config import Augmentation, Config, Optimizer
-from dscint_jax.input_pipeline import (
-    HostBatch,
-    Scintigrams,
-    device_fields,
-    training_batches,
-)
+from dscint_jax.input_pipeline import HostBatch, Scintigrams, device_fields, training_batches
 from dscint_jax.metrics.predictions import Evaluation, Predictions, predict_split
 from dscint_jax.training.experiment import make_experiment
 from dscint_jax.training.step import eval_step, train_step
@@ -59,10 +54,9 @@ def neck_predictions(
     Args:
       necks: crops by split; 'train' and 'validation' are used beside `split`.
       split: the one to predict.
-      steps: of training.
+      steps: of training; `progress` is told how many were taken.
       seed: of parameters, order, augmentation and dropout; on one machine the same seed gives the
         same predictions.
-      progress: told how many of how many steps were taken.
 
     Raises:
       UserError: the loss is no longer a number.

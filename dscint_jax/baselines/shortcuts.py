@@ -24,11 +24,7 @@ from dscint_jax.baselines.facts import fact_predictions
 from dscint_jax.baselines.inputs import Inputs, read_inputs
 from dscint_jax.baselines.linear_baseline import baseline_of, score_by_patient
 from dscint_jax.baselines.neck import BATCH_SIZE, STEPS, neck_predictions
-from dscint_jax.input_pipeline import (
-    NO_FOLD,
-    folds_of,
-    open_dataset,
-)
+from dscint_jax.input_pipeline import NO_FOLD, folds_of, open_dataset
 from dscint_jax.metrics.confusion import interval_in_words
 from tfds_builder.commandline.command import CommandParser
 from tfds_builder.commandline.errors import UserError
@@ -41,14 +37,7 @@ LIMITED = ("thumbnail", "neck")
 
 @dataclasses.dataclass(frozen=True)
 class Shortcut:
-    """What one shortcut reaches.
-
-    Attributes:
-      name: of the shortcut.
-      sees: what it is given.
-      scores: the five metrics by name.
-      intervals: of the same, 95 %, resampled by patient; (low, high) by name, or None.
-    """
+    """What one shortcut reaches, and what it sees; scores and intervals as of `Baseline`."""
 
     name: str
     sees: str
@@ -69,9 +58,7 @@ def measure(
     Args:
       inputs: of the splits 'train', 'validation' and `split`.
       split: the one to score.
-      steps: of the neck's network.
-      seed: of the neck's network.
-      progress: told how many of how many of its steps were taken.
+      steps, seed, progress: of the neck's network, as for `neck_predictions`.
 
     Raises:
       UserError: the training images are of one class, or the network's loss is no number.
@@ -132,12 +119,7 @@ def report_of(
     inputs = {}
     for name in dict.fromkeys(("train", "validation", split)):
         with ProgressBar(f"reading {name}") as bar:
-            inputs[name] = read_inputs(
-                data_dir,
-                name,
-                fold=fold,
-                progress=bar.reached,
-            )
+            inputs[name] = read_inputs(data_dir, name, fold=fold, progress=bar.reached)
     batch_size = min(BATCH_SIZE, len(inputs["train"].necks))
     with ProgressBar("training on necks", total=steps, rate_factor=batch_size) as bar:
         shortcuts = measure(
@@ -231,13 +213,8 @@ def main() -> None:
         raise UserError(f"--seed {arguments.seed} is negative; give 0 or more")
     if arguments.out and arguments.out.is_dir():
         raise UserError(f"--out {arguments.out} is a folder; name a file in it")
-    report = report_of(
-        arguments.data_dir,
-        arguments.split,
-        fold=arguments.fold,
-        steps=arguments.steps,
-        seed=arguments.seed,
-    )
+    fitted = {name: getattr(arguments, name) for name in ("fold", "steps", "seed")}
+    report = report_of(arguments.data_dir, arguments.split, **fitted)
     print_table(report)
     if arguments.out:
         write_json(arguments.out, report)

@@ -102,12 +102,7 @@ def weight_gradient(
 ) -> Float[Array, "rows columns in out"]:
     """The convolution's gradient by its kernel: one matrix product an image and kernel position.
 
-    Args:
-      x: the convolution's input.
-      gradient: of the loss by the convolution's output.
-      size: rows and columns of the kernel.
-      stride: of the convolution.
-      pads: of the convolution.
+    `gradient` is the loss's by the convolution's output, `size` the kernel's rows and columns.
     """
     rows, columns = size
     height, width, features = gradient.shape[1:]

@@ -62,12 +62,10 @@ def network_cost(
     """Counts everything of one network.
 
     Args:
-      name: as for `models.build`.
-      num_classes: outputs.
+      name, num_classes, options: as for `models.build`.
       size: height and width of an image.
       channels: of an image.
       batch: examples of a training step.
-      options: the network's own keyword arguments.
 
     Raises:
       UserError: as `models.build` does, or the network does not take such images.

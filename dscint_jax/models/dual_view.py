@@ -15,7 +15,7 @@ in full, so everything else here is our choice:
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from dscint_jax.models.attention import AttentionMaps
-from dscint_jax.models.convolution import Maps
 from dscint_jax.models.layers import Dropout, Logits
 from dscint_jax.models.options import OptionError, check_choice, check_dropout, check_size
 from tfds_builder.commandline.errors import UserError
@@ -32,18 +31,6 @@ from tfds_builder.commandline.errors import UserError
 VIEWS = 2
 Views = Float[Array, "batch view _height _width _channel"]
 """Both views of each study, the anterior first, or the maps that the encoder makes of them."""
-
-
-@runtime_checkable
-class Encoder(Protocol):
-    """What a network has that can be an encoder."""
-
-    STEM: str
-    num_features: int
-
-    def feature_maps(self, images: Maps) -> Maps:
-        """The last maps."""
-        ...
 
 
 class StudyAttention(nnx.Module):
@@ -141,7 +128,7 @@ class DualView(nnx.Module):
 
 def _build_encoder(
     name: str, own: Mapping[str, Any], shared: Mapping[str, Any], rngs: nnx.Rngs
-) -> Encoder:
+) -> Any:
     # Only here, because the registry imports this module.
     from dscint_jax.models import NETWORKS, build
 
@@ -152,13 +139,10 @@ def _build_encoder(
                 f"encoder_options.{option}",
                 f"is the network's own; set config.model_options.{option}",
             )
-    encoder = build(
+    return build(
         name,
         num_classes=0,
         rngs=rngs,
         options={**own, **shared},
         field="config.model_options.encoder_options",
     )
-    if not isinstance(encoder, Encoder):
-        raise OptionError("encoder", f"{name} is no encoder")
-    return encoder

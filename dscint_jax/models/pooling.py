@@ -22,11 +22,7 @@ def max_pool(
     The gradient is a sum of shifted selections. XLA's own is a scatter, whose order of summation is
     not fixed on GPUs.
 
-    Args:
-      x: maps.
-      window: side of the window.
-      stride: step of the window.
-      padding: pixels of minus infinity on each side; a map smaller than the window gets more.
+    `padding` is pixels of minus infinity on each side; a map smaller than the window gets more.
     """
     return _max_pool(window, stride, pads_of(x.shape[1:3], (window, window), stride, padding), x)
 
@@ -98,11 +94,7 @@ def largest(x: Float[Array, "..."], axes: tuple[int, ...]) -> Float[Array, "..."
 
     The gradient of `jnp.max` goes to where a value equals the maximum. Compiled, the value may be
     computed twice, rounded in two ways, and then none is equal and the gradient is lost. Here the
-    place is kept, not the value.
-
-    Args:
-      x: any array.
-      axes: what the maximum is taken over, from 0 and rising.
+    place is kept, not the value. `axes` are numbered from 0 and rise.
     """
     return x.max(axes)
 

@@ -27,11 +27,8 @@ from dscint_jax.evaluate.evaluate import (
 )
 from dscint_jax.evaluate.restored import TrainedNetwork, is_trained_on, load_trained
 from dscint_jax.explain.attention import Explained, explain
-from dscint_jax.input_pipeline import Scintigrams, copies_of, load_split
-from dscint_jax.metrics.confusion import (
-    has_published_classes,
-    in_words,
-)
+from dscint_jax.input_pipeline import copies_of, load_split
+from dscint_jax.metrics.confusion import has_published_classes, in_words
 from dscint_jax.report import figures
 from dscint_jax.report.tables import class_table, html_table, metrics_table
 from dscint_jax.run.trackers.json_lines import read_metrics
@@ -124,27 +121,21 @@ def _baseline(workdir: Path, network: TrainedNetwork) -> Baseline | None:
     config, elsewhere = network.config, None
     if not network.trained_on:
         config = config_of(workdir)
-        data = network.config.data
-        place, fold, classes = Path(data.dir), data.fold, network.images.classes
         try:
             if not is_trained_on(workdir, Path(config.data.dir)):
                 return None
         except UserError:
             return None
-
-        def load_elsewhere() -> Scintigrams:
-            images = load_split(
-                place,
-                network.images.split,
-                pool=POOL,
-                cache_gib=math.inf,
-                fold=fold,
-                records=data.records,
-            )
-            return images.as_classes_of(classes)
-
-        elsewhere = load_elsewhere
-
+        data = network.config.data
+        images = load_split(
+            Path(data.dir),
+            network.images.split,
+            pool=POOL,
+            cache_gib=math.inf,
+            fold=data.fold,
+            records=data.records,
+        )
+        elsewhere = images.as_classes_of(network.images.classes)
     return linear_baseline(
         Path(config.data.dir),
         network.images.split,
@@ -157,14 +148,9 @@ def _baseline(workdir: Path, network: TrainedNetwork) -> Baseline | None:
 
 
 def choose_examples(rows: Sequence[dict[str, str]], classes: Sequence[str]) -> list[int]:
-    """Which images to show: of each class the typical hit, then the two most confident errors.
+    """Which rows of predictions.csv to show, by their indices.
 
-    Args:
-      rows: of predictions.csv.
-      classes: class names.
-
-    Returns:
-      Indices of rows.
+    Of each class the hit of median confidence, then the two most confident errors.
     """
     sure = [float(row[f"p_{row['predicted']}"]) for row in rows]
     examples = []
@@ -230,7 +216,7 @@ validation loss is plain cross-entropy.</figcaption></figure>
 
 def _lead(result: dict[str, Any], network: TrainedNetwork) -> str:
     patients = result["intervals"]["patients"]
-    height, width = _image_side(network)
+    height, width = network.images.read(np.array([0]))["counts"].shape[-3:-1]
     noun = network.images.noun
     noun = f"copies of {noun}" if network.images.copies else noun
     each = "views" if network.images.records == STUDIES else noun
@@ -240,10 +226,6 @@ def _lead(result: dict[str, Any], network: TrainedNetwork) -> str:
         f"split{data_set}; {each} of {height}x{width} pixels; {network.parameters:,} parameters; "
         f"checkpoint of step {result['step']}."
     )
-
-
-def _image_side(network: TrainedNetwork) -> tuple[int, int]:
-    return network.images.read(np.array([0]))["counts"].shape[-3:-1]
 
 
 def _attention_caption(examples: Sequence[Explained]) -> str:
@@ -339,13 +321,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="folder of report/, if not the work directory")
     arguments = parser.parse_args()
-    path, baseline = write_report(
-        arguments.workdir,
-        split=arguments.split,
-        data_dir=arguments.data_dir,
-        name=arguments.name,
-        out=arguments.out,
-    )
+    path, baseline = write_report(**vars(arguments))
     if baseline:
         print(
             f"linear baseline ({baseline.side[0]}x{baseline.side[1]} logistic regression): "
