@@ -56,16 +56,9 @@ def meaning_of(field: dataclasses.Field[Any]) -> str:
 
 
 def field(default: Any, meaning: str, **limits: Any) -> Any:
-    """A field of a group.
-
-    Args:
-      default: its type is that of the hint.
-      meaning: the sentence that `--help` and the reference show.
-      **limits: those of `Limits`.
-    """
-    return dataclasses.field(
-        default=default, metadata={"meaning": meaning, "limits": Limits(**limits)}
-    )
+    """A field of a group; `--help` and the reference show its meaning. Limits are of `Limits`."""
+    metadata = {"meaning": meaning, "limits": Limits(**limits)}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def probability(default: float, of: str) -> Any:

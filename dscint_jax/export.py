@@ -22,16 +22,7 @@ from tfds_builder.commandline.errors import UserError
 
 
 def export(workdir: Path, out: Path, *, checkpoint: str, overwrite: bool = False) -> str:
-    """Writes one checkpoint as a .safetensors file.
-
-    Args:
-      workdir: of the training.
-      out: the file.
-      checkpoint: 'best' (by validation F-1), 'last', or a step.
-      overwrite: whether a file that is there is replaced.
-
-    Returns:
-      What was written, in one line.
+    """Writes one checkpoint (best, last, or a step) as a file; says what was written in one line.
 
     Raises:
       UserError: no run, no such checkpoint, or a file that cannot be written.
@@ -95,14 +86,7 @@ def main() -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
     arguments = parser.parse_args()
-    print(
-        export(
-            arguments.workdir,
-            arguments.out,
-            checkpoint=arguments.checkpoint,
-            overwrite=arguments.overwrite,
-        )
-    )
+    print(export(**vars(arguments)))
 
 
 if __name__ == "__main__":

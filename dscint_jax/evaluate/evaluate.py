@@ -121,12 +121,7 @@ def result_folder(
 ) -> Path:
     """Where the results of one split lie: eval/SPLIT, of another data set eval/NAME/SPLIT.
 
-    Args:
-      workdir: of the training.
-      split: its name.
-      data_dir: a data set; None: the one trained on.
-      name: of another data set than the one trained on; None: that of its folder.
-      out: folder of eval/; None: `workdir`.
+    Arguments are those of `evaluate`.
 
     Raises:
       UserError: `name` is no folder's or is a split's, or another data set has results under it.
@@ -271,12 +266,4 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="folder of the results, if not the work directory")
     arguments = parser.parse_args()
-    evaluate(
-        arguments.workdir,
-        split=arguments.split,
-        checkpoint=arguments.checkpoint,
-        data_dir=arguments.data_dir,
-        name=arguments.name,
-        out=arguments.out,
-        told=print_table,
-    )
+    evaluate(**vars(arguments), told=print_table)

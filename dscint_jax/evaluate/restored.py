@@ -106,13 +106,7 @@ class TrainedNetwork:
 
 @dataclasses.dataclass(frozen=True)
 class TrainedWeights:
-    """What one checkpoint holds of a network; no data set is needed.
-
-    Attributes:
-      config: the run's.
-      step: of the checkpoint.
-      params, batch_stats: of the network.
-    """
+    """What one checkpoint holds of a network; no data set is needed."""
 
     config: Config
     step: int
@@ -121,12 +115,7 @@ class TrainedWeights:
 
 
 def load_weights(workdir: Path, *, checkpoint: str, num_classes: int) -> TrainedWeights:
-    """Restores a network's weights.
-
-    Args:
-      workdir: of the training.
-      checkpoint: 'best' (by validation F-1), 'last', or a step.
-      num_classes: outputs of the network.
+    """Restores a network's weights; arguments as for `load_trained`.
 
     Raises:
       UserError: no run, or no such checkpoint.

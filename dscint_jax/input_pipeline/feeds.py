@@ -106,10 +106,7 @@ def evaluation_batches(
 ) -> Iterator[HostBatch]:
     """Every image once, in order; the last batch is padded, and `mask` False where it is.
 
-    Args:
-      images: the split.
-      batch_size: over all processes.
-      rows: those of every batch that are wanted; of several processes each has its own.
+    `batch_size` is over all processes, of which each wants its own `rows` of every batch.
     """
     for start in range(0, len(images), batch_size):
         wanted = np.arange(start, start + batch_size)[rows]

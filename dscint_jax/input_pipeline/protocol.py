@@ -69,11 +69,8 @@ def split_copies(
 ) -> dict[str, Int[np.ndarray, " copy"]]:
     """Which copies each split has, as running numbers in ascending order.
 
-    Class by class the copies are shuffled and shared out, whichever image and patient they are of.
-
-    Args:
-      labels: of all images of the data set.
-      copies: how many there are of each, and the seed.
+    Class by class the copies are shuffled and shared out, whichever image and patient they are of;
+    `labels` are those of all images of the data set.
     """
     parts: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
     for label in np.unique(labels):
@@ -107,11 +104,7 @@ def leakage_of(training: HostBatch, evaluated: HostBatch) -> Leakage:
 def leakage_in_words(leakage: Leakage | None, *, split: str, protocol: str, records: str) -> str:
     """What a reader of a split's score has to know of it.
 
-    Args:
-      leakage: of the split; None where it is of another data set than training.
-      split: its name.
-      protocol: 'patient' or 'augmented'.
-      records: 'views' or 'studies'.
+    `leakage` is None where the split is of another data set than training.
     """
     one, many = ("study", "studies") if records == STUDIES else ("image", "images")
     if leakage is None:

@@ -28,6 +28,7 @@ CHUNK = 64
 
 HostBatch = dict[str, np.ndarray]
 Progress = Callable[[int, int], None]
+"""Told how many of how many records were read, unless they are in memory."""
 
 
 def no_progress(done: int, total: int) -> None:

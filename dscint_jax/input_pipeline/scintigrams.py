@@ -108,11 +108,7 @@ class Scintigrams:
         return batch | {"image_id": np.array(names), COPY: self.copy_field(indices)}
 
     def keys(self, progress: Progress = no_progress) -> HostBatch:
-        """`label`, `image_id`, `patient_key` and `view` of all; of a copy, those of its image.
-
-        Args:
-          progress: told how many of how many records were read, unless they are in memory.
-        """
+        """`label`, `image_id`, `patient_key` and `view` of all; of a copy, those of its image."""
         keys = self._labelled(self.images.keys(progress))
         if self.numbers is None:
             return keys
@@ -244,11 +240,7 @@ def _empty(split: str, data_dir: Path) -> UserError:
 def check_patients(
     training: Scintigrams, other: Scintigrams, progress: Progress = no_progress
 ) -> None:
-    """Checks record by record that no patient of a split is in training.
-
-    Args:
-      training, other: splits by patient, not of copies.
-      progress: told how many of how many records were read, of those not in memory.
+    """Checks record by record that no patient of a split is in training; neither is of copies.
 
     Raises:
       UserError: names a patient who is in both.

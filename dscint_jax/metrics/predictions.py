@@ -34,16 +34,7 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What a network says of every image of a split.
-
-    Attributes:
-      confusion: counts; rows true, columns predicted.
-      loss: mean cross-entropy, nats.
-      predicted: the class of each image's largest logit.
-      probabilities: softmax, one row an image.
-      labels: true classes.
-      identity: image_id, patient_key and view of each image.
-    """
+    """The same of every image of a split; `loss` is the mean, `identity` the IDENTITY_FIELDS."""
 
     confusion: Int[np.ndarray, "true predicted"]
     loss: float
@@ -88,13 +79,8 @@ def score_split(
 ) -> dict[str, float]:
     """The mean cross-entropy ('loss', nats) and the five metrics of a split; no image is kept.
 
-    A metric that is not defined (the specificity of images of one class) is left out.
-
-    Args:
-      eval_batch: evaluates this process's rows of a batch, together with the other processes.
-      images: the split.
-      batch_size: over all processes.
-      rows: this process's of every batch.
+    A metric that is not defined (the specificity of images of one class) is left out. Of several
+    processes each evaluates its `rows` of every batch; `batch_size` is over all of them.
     """
     confusion, loss = ConfusionMatrix.zeros(len(images.classes)), 0.0
     for batch in evaluation_batches(images, batch_size=batch_size, rows=rows):
