@@ -17,32 +17,23 @@ _HUFFMAN_FRAMES, _SEQUENTIAL_FRAMES = (0xC0, 0xC1, 0xC2, 0xC3), (0xC0, 0xC1)
 _HUFFMAN_TABLES, _SCAN, _ALTERNATING = 0xC4, 0xDA, 0x10
 _MARKERS_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
 _MOST_TILES = 65_535
-_J2K_BITS = 38
 
 
-def claimed_size(frame: bytes) -> tuple[int, int, int] | None:
-    """Rows, columns and components that a codestream claims, or None where it says nothing.
+def claimed_size(frame: bytes) -> tuple[int, int, int, int] | None:
+    """Rows, columns, components and bits a sample that a codestream claims; None: it says nothing.
+
+    GDCM writes beyond the end of its memory where a lossless JPEG claims 255 bits.
 
     Args:
       frame: JPEG, JPEG-LS, JPEG 2000 or HTJ2K. RLE has no such header.
     """
-    segment = _j2k_segment(frame)
-    if segment:
-        return _j2k_size(segment)
-    header = _jpeg_header(frame)
-    return header[1:] if header else None
-
-
-def claimed_bits(frame: bytes) -> int | None:
-    """Bits a sample that a codestream claims, or None where it says nothing.
-
-    GDCM writes beyond the end of its memory where a lossless JPEG claims 255.
-    """
-    segment = _j2k_segment(frame)
-    if segment:
-        return (segment[_J2K_BITS] & 0x7F) + 1 if len(segment) > _J2K_BITS else None
-    header = _jpeg_header(frame)
-    return header[0] if header else None
+    start = frame.find(_J2K_START, 0, 4096)
+    if start >= 0:
+        return _j2k_size(frame[start + 4 : start + 44])
+    for marker, segment in _jpeg_segments(frame):
+        if marker in _FRAME_MARKERS:
+            return _jpeg_size(segment)
+    return None
 
 
 def is_cut_off(frame: bytes) -> bool:
@@ -83,32 +74,25 @@ def _huffman_tables(segment: bytes) -> set[int]:
     return found
 
 
-def _j2k_segment(frame: bytes) -> bytes:
-    """The SIZ marker segment (ISO/IEC 15444-1, A.5.1), from its length on; nothing in a JPEG."""
-    start = frame.find(_J2K_START, 0, 4096)
-    return frame[start + 4 : start + 44] if start >= 0 else b""
-
-
-def _j2k_size(segment: bytes) -> tuple[int, int, int] | None:
-    if len(segment) < 38:
+def _j2k_size(segment: bytes) -> tuple[int, int, int, int] | None:
+    """What the SIZ marker segment says (ISO/IEC 15444-1, A.5.1), from its length on."""
+    if len(segment) < 39:
         return None
-    fields = struct.unpack(">2H8IH", segment[:38])
-    right, bottom, left, top, tile_width, tile_height, tiles_left, tiles_top, components = fields[
-        2:
-    ]
+    *sizes, components, depth = struct.unpack_from(">8IHB", segment, 4)
+    right, bottom, left, top, tile_width, tile_height, tiles_left, tiles_top = sizes
     columns, rows = right - left, bottom - top
     if min(columns, rows, tile_width, tile_height) < 1:
         return None
     tiles = -(-(right - tiles_left) // tile_width) * -(-(bottom - tiles_top) // tile_height)
-    return (rows, columns, components) if 0 < tiles <= _MOST_TILES else None
+    return (rows, columns, components, (depth & 0x7F) + 1) if 0 < tiles <= _MOST_TILES else None
 
 
-def _jpeg_header(frame: bytes) -> tuple[int, int, int, int] | None:
-    """Bits a sample, rows, columns and components: the frame header (ISO/IEC 10918-1, B.2.2)."""
-    for marker, segment in _jpeg_segments(frame):
-        if marker in _FRAME_MARKERS:
-            return struct.unpack(">B2HB", segment[:6]) if len(segment) >= 6 else None
-    return None
+def _jpeg_size(segment: bytes) -> tuple[int, int, int, int] | None:
+    """What the frame header says (ISO/IEC 10918-1, B.2.2)."""
+    if len(segment) < 6:
+        return None
+    bits, rows, columns, components = struct.unpack_from(">B2HB", segment)
+    return rows, columns, components, bits
 
 
 def _jpeg_segments(frame: bytes) -> Iterator[tuple[int, bytes]]:

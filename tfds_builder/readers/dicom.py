@@ -125,11 +125,7 @@ class Header:
 
 
 def read_header(content: bytes, accept: bool = False) -> Header:
-    """Reads and checks all but the pixels.
-
-    Args:
-      content: the bytes of a DICOM file.
-      accept: whether a person takes it although a rule of thumb is against it.
+    """Reads and checks all but the pixels, of the content of a file; `accept` as for `accepted`.
 
     Raises:
       UserError: not a DICOM file, or not a planar nuclear medicine image that can be used.
@@ -144,13 +140,7 @@ def read_header(content: bytes, accept: bool = False) -> Header:
 def read_dicom(
     content: bytes, frame: int | None = None, view: str | None = None, accept: bool = False
 ) -> Scintigram:
-    """Decodes the views of a file.
-
-    Args:
-      content: the bytes of a DICOM file.
-      frame: the manifest's frame number, or None for every view.
-      view: the manifest's view, or None.
-      accept: whether a person takes it although a rule of thumb is against it.
+    """Decodes the views of a file; the arguments are those of `image_file.decode`.
 
     Raises:
       UserError: as `read_header`, and where the pixels cannot be decoded or are not counts.
@@ -285,9 +275,7 @@ def _without_deflation(content: bytes, header: int) -> bytes:
 def _transfer_syntax(content: bytes, at: int) -> tuple[str, int]:
     """The transfer syntax, and where the file header (group 2, explicit little endian) ends.
 
-    Args:
-      content: the file.
-      at: where the file header begins.
+    It begins at `at`.
     """
     syntax = ""
     while content[at : at + 2] == b"\x02\x00":

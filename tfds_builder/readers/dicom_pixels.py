@@ -20,7 +20,7 @@ from pydicom.uid import (
 )
 
 from tfds_builder.commandline.errors import UserError
-from tfds_builder.readers.codestream import claimed_bits, claimed_size, is_cut_off, lacks_tables
+from tfds_builder.readers.codestream import claimed_size, is_cut_off, lacks_tables
 
 _LOSSY_SYNTAXES = (
     "1.2.840.10008.1.2.4.50",
@@ -68,7 +68,7 @@ def require_decoder(dataset: Dataset) -> None:
     except NotImplementedError:
         raise UserError(f"is compressed as {syntax.name}, which is not read") from None
     if not decoder.is_available or not _plugin(syntax):
-        package = next((one for pattern, _, one in _DECODERS if re.search(pattern, syntax)), "")
+        _, package = _decoders(syntax)
         raise UserError(f"is compressed as {syntax.name}; pip install {package} to read it")
     deep = int(dataset.get("BitsStored") or 0) > 8
     if syntax == JPEGExtended12Bit and deep and "pylibjpeg" not in decoder.available_plugins:
@@ -80,9 +80,14 @@ def require_decoder(dataset: Dataset) -> None:
 
 def _plugin(syntax: UID) -> str | None:
     """Which of pydicom's decoders is used, if there is one."""
-    names = next((names for pattern, names, _ in _DECODERS if re.search(pattern, syntax)), ())
     available = get_decoder(syntax).available_plugins
-    return next((name for name in names if name in available), None)
+    return next((name for name in _decoders(syntax)[0] if name in available), None)
+
+
+def _decoders(syntax: UID) -> tuple[tuple[str, ...], str]:
+    """Names of decoders, and the package to install."""
+    found = (one[1:] for one in _DECODERS if re.search(one[0], syntax))
+    return next(found, ((), ""))
 
 
 def decode_counts(
@@ -99,8 +104,7 @@ def decode_counts(
     """
     if "PixelData" not in dataset:
         raise UserError("has no PixelData; the file may be truncated")
-    _check_length(dataset, expected)
-    _check_codestreams(dataset, expected)
+    _check_data(dataset, expected)
     stored = _decoded(dataset)
     if stored.ndim == 2:
         stored = stored[None]
@@ -114,8 +118,10 @@ def decode_counts(
             f"has negative pixels (lowest {lowest}), so they are not counts; "
             "was it compressed with loss?"
         )
-    notes += rescale_notes + _palette_notes(dataset) + _loss_notes(dataset, stored)
-    return stored, notes, findings
+    notes += rescale_notes
+    if dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
+        notes += ("colour table left out: stored values are counts",)
+    return stored, notes + _loss_notes(dataset, stored), findings
 
 
 def held_frames(dataset: Dataset, pixels: int) -> int:
@@ -157,25 +163,17 @@ def _decoded(dataset: Dataset) -> np.ndarray:
     return stored.astype(stored.dtype.newbyteorder("="), copy=False)
 
 
-def _check_length(dataset: Dataset, expected: tuple[int, int, int]) -> None:
-    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-        return
-    wanted = int(np.prod(expected)) * int(dataset.get("BitsAllocated") or 16) // 8
-    if len(dataset.PixelData) < wanted:
-        raise UserError(
-            f"holds {len(dataset.PixelData)} of {wanted} bytes of pixels; the file is truncated"
-        )
-
-
-def _check_codestreams(dataset: Dataset, expected: tuple[int, int, int]) -> None:
-    """Refuses compressed data that is not of the header's size before a decoder believes it."""
+def _check_data(dataset: Dataset, expected: tuple[int, int, int]) -> None:
+    """Refuses data that is not of the header's size before a decoder believes it."""
     syntax = dataset.file_meta.TransferSyntaxUID
-    if not syntax.is_encapsulated:
-        return
     frames, rows, columns = expected
     allocated = int(dataset.get("BitsAllocated") or 16)
-    raw = frames * rows * columns * allocated // 8
-    if len(dataset.PixelData) > _MOST_OF_RAW_SIZE * raw + 2**16:
+    raw, held = frames * rows * columns * allocated // 8, len(dataset.PixelData)
+    if not syntax.is_encapsulated:
+        if held < raw:
+            raise UserError(f"holds {held} of {raw} bytes of pixels; the file is truncated")
+        return
+    if held > _MOST_OF_RAW_SIZE * raw + 2**16:
         raise UserError("has more compressed data than pixels: the header or the data is wrong")
     if syntax == RLELossless:
         return
@@ -183,14 +181,13 @@ def _check_codestreams(dataset: Dataset, expected: tuple[int, int, int]) -> None
     if len(codestreams) != frames:
         raise UserError(f"holds {len(codestreams)} compressed frames, not {frames}")
     for codestream in codestreams:
-        claimed = claimed_size(codestream)
-        if claimed != (rows, columns, 1):
-            says = "nothing readable" if claimed is None else "x".join(map(str, claimed))
+        *size, bits = claimed_size(codestream) or (0,)
+        if size != [rows, columns, 1]:
+            says = "x".join(map(str, size)) or "nothing readable"
             raise UserError(
                 f"is {rows}x{columns} by its header, but its codestream says {says}; "
                 "export it again"
             )
-        bits = claimed_bits(codestream) or 0
         if not 1 <= bits <= allocated:
             raise UserError(
                 f"has {allocated} bits a pixel by its header, but its codestream says {bits}; "
@@ -250,12 +247,6 @@ def _uninverted(dataset: Dataset, stored: np.ndarray) -> tuple[np.ndarray, tuple
             "it as MONOCHROME2"
         )
     return inverted, ("MONOCHROME1 inverted",)
-
-
-def _palette_notes(dataset: Dataset) -> tuple[str, ...]:
-    if dataset.get("PhotometricInterpretation") != "PALETTE COLOR":
-        return ()
-    return ("colour table left out: stored values are counts",)
 
 
 def _rescaled(dataset: Dataset, stored: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -38,6 +38,11 @@ def read_bytes(path: Path) -> bytes:
     return content
 
 
+def is_dicom(content: bytes) -> bool:
+    """Whether a file is to be read as DICOM, which may wear another format in its preamble."""
+    return content[128:132] == b"DICM" or not is_raster(content)
+
+
 def decode(
     content: bytes, frame: int | None = None, view: str | None = None, accept: bool = False
 ) -> Scintigram:
@@ -52,8 +57,6 @@ def decode(
     Raises:
       UserError: says why it cannot be used, without a word of what the file says of the patient.
     """
-    # A DICOM file may wear another format's header in its preamble.
-    is_dicom = content[128:132] == b"DICM" or not is_raster(content)
-    if is_dicom:
+    if is_dicom(content):
         return read_dicom(content, frame, view, accept)
     return read_raster(content, frame, view)

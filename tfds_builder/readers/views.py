@@ -98,11 +98,9 @@ class FrameView:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is said of one frame.
+    """What is said of one frame, by its DICOM frame number.
 
-    Attributes:
-      frame: DICOM frame number, from 1.
-      says: rank -> the views that it names: one, both where it contradicts itself, or none.
+    `says` is rank -> the views that it names: one, both where it contradicts itself, or none.
     """
 
     frame: int
@@ -117,7 +115,7 @@ def decide(
     frames: Sequence[Evidence],
     wanted: int | None = None,
     doubt: str = "",
-    notes: Mapping[str, str] | None = None,
+    order_note: str = "",
 ) -> tuple[FrameView, ...]:
     """Names the views of a file's one or two frames, which face each other, from all evidence.
 
@@ -129,22 +127,18 @@ def decide(
       wanted: the only frame to name, where the manifest asks for one; what is said of it then
         counts more than what is said of the other frame.
       doubt: why the frame vectors cannot be meant; then the lower ranks may not decide.
-      notes: rank -> the assumption to be noted where it decides.
-
-    Returns:
-      The wanted view, or all.
+      order_note: what is assumed where the order of the detectors decides.
 
     Raises:
       UserError: a rank contradicts itself and no higher one speaks, or nothing but what is in doubt
         speaks.
     """
-    notes = notes or {}
     chosen = [one for one in frames if wanted in (None, one.frame)]
-    return tuple(_decided(one, frames, wanted is not None, doubt, notes) for one in chosen)
+    return tuple(_decided(one, frames, wanted is not None, doubt, order_note) for one in chosen)
 
 
 def _decided(
-    frame: Evidence, frames: Sequence[Evidence], named: bool, doubt: str, notes: Mapping[str, str]
+    frame: Evidence, frames: Sequence[Evidence], named: bool, doubt: str, order_note: str
 ) -> FrameView:
     others = [one for one in frames if one is not frame]
     votes = {rank: _votes(frame, others, rank) for rank in RANKS}
@@ -170,12 +164,11 @@ def _decided(
         if _OPPOSITE[name] in votes[lower]:
             both = "both" if len(votes[lower]) > 1 else _OPPOSITE[name]
             findings.append(f"{lower} says {both}, {rank} {name}")
-    if not own:
-        return FrameView(
-            frame.frame, name, "opposite detector", (ASSUMED_OPPOSITE,), tuple(findings)
-        )
-    note = (notes[rank],) if rank in notes else ()
-    return FrameView(frame.frame, name, rank, note, tuple(findings))
+    if own:
+        rule, notes = rank, (order_note,) if order_note and rank == ORDER else ()
+    else:
+        rule, notes = "opposite detector", (ASSUMED_OPPOSITE,)
+    return FrameView(frame.frame, name, rule, notes, tuple(findings))
 
 
 def _votes(frame: Evidence, others: Sequence[Evidence], rank: str) -> frozenset[str]:
@@ -195,7 +188,7 @@ class _Frame:
 def resolve_views(
     header: Dataset, frame: int | None = None, view: str | None = None, count: int | None = None
 ) -> tuple[FrameView, ...]:
-    """Finds the views of a file.
+    """Finds the views of a file, in frame order.
 
     Args:
       header: the DICOM data set, private elements included.
@@ -203,16 +196,16 @@ def resolve_views(
       view: the manifest's view, or None; allowed where one frame is meant.
       count: how many frames there are, where NumberOfFrames does not say so.
 
-    Returns:
-      The views in frame order.
-
     Raises:
       UserError: frames that cannot be told apart.
     """
     count = count or int(header.get("NumberOfFrames") or 1)
     if frame is not None and frame > count:
         raise UserError(f"frame {frame} is asked for, but the file has {count}; mend the manifest")
-    windows, window_doubt = _windows(header, count)
+    windows = _vector(header, "EnergyWindowVector")
+    known_windows = len(header.get("EnergyWindowInformationSequence") or [])
+    window_doubt = _doubt("EnergyWindowVector", windows, count, known_windows)
+    windows = [] if window_doubt else windows
     frames, detector_doubt = _frames(header, count)
     doubts = [doubt for doubt in (window_doubt, detector_doubt) if doubt]
     chosen = _chosen(header, frames, windows, frame, window_doubt)
@@ -231,7 +224,7 @@ def resolve_views(
             for one in evidence
         ]
     order_note = ASSUMED_PRONE_ORDER if is_prone else ASSUMED_ORDER
-    views = decide(evidence, frame, " and ".join(doubts), {ORDER: order_note})
+    views = decide(evidence, frame, " and ".join(doubts), order_note)
     oddities = (*doubts, *_oddities(header, chosen, is_prone))
     return tuple(replace(one, findings=one.findings + oddities) for one in views)
 
@@ -258,14 +251,6 @@ def _chosen(
             "name the frame to use in the manifest's 'frame'"
         )
     return frames
-
-
-def _windows(header: Dataset, count: int) -> tuple[list[int], str]:
-    """The energy window of each frame, or nothing, and why the vector cannot be meant."""
-    values = _vector(header, "EnergyWindowVector")
-    known = len(header.get("EnergyWindowInformationSequence") or [])
-    doubt = _doubt("EnergyWindowVector", values, count, known)
-    return ([], doubt) if doubt else (values, "")
 
 
 def _frames(header: Dataset, count: int) -> tuple[list[_Frame], str]:
@@ -314,25 +299,18 @@ def _doubt(keyword: str, values: list[int], count: int, known: int) -> str:
     return ""
 
 
-def _window_limits(header: Dataset, window: int) -> list[tuple[float, float]]:
-    items = header.get("EnergyWindowInformationSequence") or []
-    item = items[window - 1] if window <= len(items) else Dataset()
-    ranges = item.get("EnergyWindowRangeSequence") or []
-    limits = [
-        (one.get("EnergyWindowLowerLimit"), one.get("EnergyWindowUpperLimit")) for one in ranges
-    ]
-    return [
-        (float(low), float(high)) for low, high in limits if low is not None and high is not None
-    ]
-
-
 def _photopeak_window(header: Dataset, windows: list[int]) -> int:
     """The energy window around 140.5 keV; where several hold it, the one best centred on it."""
+    items = header.get("EnergyWindowInformationSequence") or []
     distances = {}
     for window in windows:
-        for low, high in _window_limits(header, window):
-            if low <= TC99M_PHOTOPEAK_KEV <= high:
-                distance = abs((low + high) / 2 - TC99M_PHOTOPEAK_KEV)
+        item = items[window - 1] if window <= len(items) else Dataset()
+        for limits in item.get("EnergyWindowRangeSequence") or []:
+            low, high = limits.get("EnergyWindowLowerLimit"), limits.get("EnergyWindowUpperLimit")
+            if low is None or high is None:
+                continue
+            if float(low) <= TC99M_PHOTOPEAK_KEV <= float(high):
+                distance = abs((float(low) + float(high)) / 2 - TC99M_PHOTOPEAK_KEV)
                 distances[window] = min(distance, distances.get(window, distance))
     if not distances:
         raise UserError(
@@ -404,13 +382,10 @@ def _vendor_views(header: Dataset, number: int, count: int) -> frozenset[str]:
             value = value.decode("ascii", "replace")
         texts = value.split("\\") if isinstance(value, str) else value
         if isinstance(texts, Sequence) and len(texts) == count:
-            names |= _vendor_name(str(texts[number - 1]))
+            text = str(texts[number - 1])
+            suffix = {"_E": ANTERIOR, "_F": POSTERIOR}.get(text.strip("\0 ").upper()[-2:])
+            names |= _only(views_in(text)) or _known(suffix)
     return frozenset(names)
-
-
-def _vendor_name(text: str) -> frozenset[str]:
-    suffix = {"_E": ANTERIOR, "_F": POSTERIOR}.get(text.strip("\0 ").upper()[-2:])
-    return _only(views_in(text)) or _known(suffix)
 
 
 def _views_by_angle(frames: list[_Frame]) -> list[str | None]:

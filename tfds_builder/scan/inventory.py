@@ -13,9 +13,9 @@ from pathlib import Path, PurePosixPath
 
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.readers.dicom import Header, read_header
-from tfds_builder.readers.image_file import read_bytes
-from tfds_builder.readers.raster import check_raster, is_raster
-from tfds_builder.readers.views import UNKNOWN
+from tfds_builder.readers.image_file import is_dicom, read_bytes
+from tfds_builder.readers.raster import check_raster
+from tfds_builder.readers.views import UNKNOWN, FrameView
 from tfds_builder.workers import Announce, Lost
 
 HIDDEN, NO_IMAGE, NO_FILE, SECOND_NAME, LEADS_OUT = (
@@ -52,16 +52,6 @@ class Files:
 
 
 @dataclass(frozen=True, slots=True)
-class InspectedView:
-    """A view of a file: its frame, from 1, its name or 'unknown', the rule that named it, notes."""
-
-    frame: int
-    name: str
-    rule: str
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class InspectedFile:
     """What one file says.
 
@@ -80,7 +70,7 @@ class InspectedFile:
     is_dicom: bool = False
     patient_id: str = ""
     study: str = ""
-    views: tuple[InspectedView, ...] = ()
+    views: tuple[FrameView, ...] = ()
     notes: tuple[str, ...] = ()
     needs_accept: bool = False
 
@@ -198,8 +188,7 @@ def inspect_files(chunk: Chunk, announce: Announce) -> list[InspectedFile]:
 
 
 def _inspect(path: PurePosixPath, content: bytes, accept: bool) -> InspectedFile:
-    # As `image_file.decode` decides it.
-    if content[128:132] == b"DICM" or not is_raster(content):
+    if is_dicom(content):
         try:
             return _of_header(path, read_header(content))
         except UserError:
@@ -211,7 +200,7 @@ def _inspect(path: PurePosixPath, content: bytes, accept: bool) -> InspectedFile
         raise UserError(f"has {pages} pages, not one or two views")
     for page in range(2, pages + 1):
         check_raster(content, page)
-    views = tuple(InspectedView(page, UNKNOWN, "none") for page in range(1, pages + 1))
+    views = tuple(FrameView(page, UNKNOWN, "none") for page in range(1, pages + 1))
     return InspectedFile(path, views=views)
 
 
@@ -224,8 +213,6 @@ def _of_header(path: PurePosixPath, header: Header) -> InspectedFile:
         is_dicom=True,
         patient_id=patient if known else "",
         study=study if _is_text(study) else "",
-        views=tuple(
-            InspectedView(view.frame, view.name, view.rule, view.notes) for view in header.views
-        ),
+        views=header.views,
         notes=tuple(dict.fromkeys(findings)) + (() if known else (NO_PATIENT_TEXT,)),
     )

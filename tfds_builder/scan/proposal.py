@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from tfds_builder.classes import means_unknown
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.readers.views import UNKNOWN
-from tfds_builder.scan.inventory import Files, InspectedFile, InspectedView
+from tfds_builder.scan.inventory import Files, InspectedFile
 from tfds_builder.scan.label_tables import (
     LEFT_OUT,
     Keys,
@@ -156,17 +156,14 @@ def _view_of(file: InspectedFile, name: PathName) -> tuple[str, tuple[str, ...],
         return "", tuple(view.rule for view in file.views), tuple(dict.fromkeys(comments))
     only = file.views[0]
     if only.name != UNKNOWN:
-        return "", (only.rule,), only.notes + _disagreement(only, name)
+        comments = only.notes
+        if name.view not in ("", only.name):
+            comments += (f"its path says {name.view}, its header {only.name}",)
+        return "", (only.rule,), comments
     if not name.view:
         return "", ("none",), (_BOTH_VIEWS if name.contradiction else _NO_VIEW,)
     comments = () if name.view_by == BY_PATTERN else (f"view from {name.view_by}",)
     return name.view, (name.view_by,), comments
-
-
-def _disagreement(view: InspectedView, name: PathName) -> tuple[str, ...]:
-    if name.view in ("", view.name):
-        return ()
-    return (f"its path says {name.view}, its header {view.name}",)
 
 
 def _without_recurring(rows: list[ProposedRow]) -> list[ProposedRow]:

@@ -70,12 +70,12 @@ def test_of_all_combinations_the_highest_rank_that_speaks_decides_and_none_is_si
 
 def test_the_order_of_detectors_is_noted_only_where_it_decides():
     frames = [Evidence(n, {ORDER: frozenset({name})}) for n, name in enumerate(OPPOSITE, start=1)]
-    assert [view.notes for view in decide(frames, notes={ORDER: "assumed"})] == [("assumed",)] * 2
+    assert [view.notes for view in decide(frames, order_note="assumed")] == [("assumed",)] * 2
     coded = [
         Evidence(n, {ORDER: frozenset({name}), CODED: frozenset({name})})
         for n, name in enumerate(OPPOSITE, start=1)
     ]
-    assert [view.notes for view in decide(coded, notes={ORDER: "assumed"})] == [()] * 2
+    assert [view.notes for view in decide(coded, order_note="assumed")] == [()] * 2
 
 
 def test_in_doubt_of_the_vectors_only_what_names_frames_decides():

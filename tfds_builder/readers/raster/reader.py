@@ -21,6 +21,7 @@ from tfds_builder.readers.raster.jpeg import JPEG_START, cut_jpeg
 from tfds_builder.readers.raster.png import PNG_START, cut_png
 from tfds_builder.readers.raster.tiff import cut_tiff
 from tfds_builder.readers.scintigram import Scintigram, View
+from tfds_builder.readers.views import MANIFEST, NO_VIEW, UNKNOWN
 
 _HIGHEST = np.iinfo(np.uint16).max
 _OPAQUE = 255
@@ -32,7 +33,7 @@ Grey = tuple[np.ndarray, tuple[str, ...]]
 
 def is_raster(content: bytes) -> bool:
     """Whether this is a PNG, TIFF or JPEG by its first bytes."""
-    return _kind_of(content) is not None
+    return content.startswith((PNG_START, JPEG_START, *TIFF_STARTS))
 
 
 def check_raster(content: bytes, frame: int = 1) -> int:
@@ -42,8 +43,6 @@ def check_raster(content: bytes, frame: int = 1) -> int:
       UserError, MemoryError: as for `read_raster`.
     """
     kind = _kind_of(content)
-    if kind is None:
-        raise UserError("is not a PNG, TIFF or JPEG")
     with own_words(kind):
         return _cut(kind, content, frame).pages
 
@@ -66,27 +65,23 @@ def read_raster(content: bytes, frame: int | None = None, view: str | None = Non
         size is bounded: a worker pool tries again in a new process.
     """
     kind = _kind_of(content)
-    if kind is None:
-        raise UserError("is not a PNG, TIFF or JPEG")
     with own_words(kind):
         container = _cut(kind, content, frame)
         native, notes = _upright_grey(kind, container)
-    if view:
-        name, rule, view_notes = view, "manifest", ()
-    else:
-        name, rule = "unknown", "none"
-        view_notes = ("view unknown: no rule names it; give it in the manifest's 'view'",)
+    name, rule, view_notes = (view, MANIFEST, ()) if view else (UNKNOWN, "none", (NO_VIEW,))
     notes = (*view_notes, "grey values of a picture, not counts", *notes, "pixel spacing unknown")
     return Scintigram(views=(View(native, frame or 1, name, rule, notes),), frames=container.pages)
 
 
-def _kind_of(content: bytes) -> str | None:
-    """'PNG', 'TIFF' or 'JPEG' by the first bytes, or None."""
+def _kind_of(content: bytes) -> str:
+    """'PNG', 'TIFF' or 'JPEG' by the first bytes."""
     if content.startswith(PNG_START):
         return "PNG"
     if content.startswith(JPEG_START):
         return "JPEG"
-    return "TIFF" if content[:4] in TIFF_STARTS else None
+    if content[:4] in TIFF_STARTS:
+        return "TIFF"
+    raise UserError("is not a PNG, TIFF or JPEG")
 
 
 def _cut(kind: str, content: bytes, frame: int | None) -> Container:
