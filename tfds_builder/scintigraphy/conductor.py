@@ -107,13 +107,8 @@ def _plan(request: Request, rows: tuple[Row, ...], pool: WorkerPool) -> Plan:
     key = _key(request)
     splits_file = request.data_dir / splits.FILE_NAME
     known = splits.read_splits(splits_file)
-    splits.check_division(
-        (split for _, split in known.values()),
-        tuple(request.options.fractions),
-        source=str(splits_file),
-        remedy="use another --data_dir, or remove the file to divide all patients anew",
-        complete=True,
-    )
+    found = {split for _, split in known.values()}
+    splits.check_division(found, tuple(request.options.fractions), splits_file)
     numbers = _file_numbers(rows_to_ask(rows, key, known), pool)
     plan = plan_data_set(request.manifest, rows, key, known, request.options, numbers)
     _report_recognised(plan)

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tfds_builder.commandline.errors import UserError
+from tfds_builder.commandline.errors import UserError, reason
 from tfds_builder.shards.shard import Shard, ShardTask, shard_pool, write_shard
 
 _QUIET = ("--default_sdk_harness_log_level=WARNING",)
@@ -76,8 +76,7 @@ def run_on_beam(
                 _ = names | "write shards" >> beam.ParDo(WriteShards())
         except Exception as error:
             raise UserError(
-                f"the Beam pipeline failed on {runner} ({type(error).__name__}): "
-                f"{_first_line(error)}"
+                f"the Beam pipeline failed on {runner} ({type(error).__name__}): {reason(error)}"
             ) from error
     for task in tasks:
         yield _taken_result(task)
@@ -100,7 +99,3 @@ def _taken_result(task: ShardTask) -> Shard:
     if isinstance(result, UserError):
         raise result
     return result
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:300]

@@ -8,14 +8,14 @@ import csv
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import write_text
 from tfds_builder.manifest import SPLITS
-from tfds_builder.shards.ingest import CROWDED, Duplicate, Ingested, duplicate_kind
+from tfds_builder.shards.ingest import CROWDED, Duplicate, Ingested
 from tfds_builder.shards.plan import Plan
 from tfds_builder.studies.study import CROPPED, Facts
 from tfds_builder.tables import csv_text
@@ -52,17 +52,10 @@ def refuse_unacceptable(ingested: Ingested, data_dir: Path) -> None:
     Raises:
       UserError: more rows than allowed cannot be used, or none can; under `strict`, any finding.
     """
-    rows, rejected = len(ingested.plan.rows), ingested.rejected
-    options = ingested.plan.options
-    if _too_many(len(rejected), rows, options.max_rejected):
+    rejected, options = ingested.rejected, ingested.plan.options
+    if _too_many(len(rejected), ingested.plan):
         write_text(data_dir / QUARANTINE, quarantine_text(ingested))
-        number, reason = rejected[0]
-        share = math.ceil(1000 * len(rejected) / rows) / 10
-        raise UserError(
-            f"{len(rejected)} of {rows} rows cannot be used ({share} %, --max_rejected is "
-            f"{100 * options.max_rejected:g} %); manifest row {number}: {reason}; "
-            f"{data_dir / QUARANTINE} lists all"
-        )
+        raise _rejected_error(rejected, ingested.plan, data_dir)
     if not ingested.images:
         raise UserError(
             f"no image is left for --config {options.config}: {len(ingested.left_out)} have no "
@@ -75,12 +68,7 @@ def refuse_unacceptable(ingested: Ingested, data_dir: Path) -> None:
     if options.strict and (found or rejected):
         write_text(data_dir / QUALITY, quality_text(ingested))
         write_text(data_dir / QUARANTINE, quarantine_text(ingested))
-        where = data_dir / (QUALITY if found else QUARANTINE)
-        raise UserError(
-            f"--strict: {len(found)} images with findings and {len(rejected)} unusable rows; "
-            + (f"manifest row {found[0]['row']}: {found[0]['findings']}; " if found else "")
-            + f"{where} lists all"
-        )
+        raise _strict_error(found, len(rejected), data_dir)
 
 
 def refuse_stored(folder: Path, plan: Plan) -> None:
@@ -89,23 +77,37 @@ def refuse_stored(folder: Path, plan: Plan) -> None:
     Raises:
       UserError: as `refuse_unacceptable`.
     """
-    rejected = _stored(folder / QUARANTINE)
+    rejected = [(row["row"], row["reason"]) for row in _stored(folder / QUARANTINE)]
     found = [row for row in _stored(folder / QUALITY) if row["findings"]]
-    if _too_many(len(rejected), len(plan.rows), plan.options.max_rejected):
-        raise UserError(
-            f"{len(rejected)} of {len(plan.rows)} rows cannot be used, more than --max_rejected "
-            f"allows; {folder / QUARANTINE} lists them"
-        )
+    if _too_many(len(rejected), plan):
+        raise _rejected_error(rejected, plan, folder)
     if plan.options.strict and (found or rejected):
-        where = folder / (QUALITY if found else QUARANTINE)
-        raise UserError(
-            f"--strict: {len(found)} images with findings and {len(rejected)} unusable rows; "
-            f"{where} lists all"
-        )
+        raise _strict_error(found, len(rejected), folder)
 
 
-def _too_many(rejected: int, rows: int, share: float) -> bool:
-    return rejected > 0 and (rejected > share * rows + 1e-9 or rejected == rows)
+def _too_many(rejected: int, plan: Plan) -> bool:
+    rows = len(plan.rows)
+    return rejected > 0 and (rejected > plan.options.max_rejected * rows + 1e-9 or rejected == rows)
+
+
+def _rejected_error(
+    rejected: Sequence[tuple[int | str, str]], plan: Plan, folder: Path
+) -> UserError:
+    rows, (number, reason) = len(plan.rows), rejected[0]
+    share = math.ceil(1000 * len(rejected) / rows) / 10
+    return UserError(
+        f"{len(rejected)} of {rows} rows cannot be used ({share} %, --max_rejected is "
+        f"{100 * plan.options.max_rejected:g} %); manifest row {number}: {reason}; "
+        f"{folder / QUARANTINE} lists all"
+    )
+
+
+def _strict_error(found: Sequence[Mapping[str, Any]], rejected: int, folder: Path) -> UserError:
+    first = f"manifest row {found[0]['row']}: {found[0]['findings']}; " if found else ""
+    return UserError(
+        f"--strict: {len(found)} images with findings and {rejected} unusable rows; {first}"
+        f"{folder / (QUALITY if found else QUARANTINE)} lists all"
+    )
 
 
 def _stored(path: Path) -> list[dict[str, str]]:
@@ -158,7 +160,7 @@ def _quality_row(
         findings.append(CROPPED)
     copies = sorted(copies, key=lambda copy: (copy[0].row, copy[0].frame))
     if copies:
-        findings.append(f"{duplicate_kind(copies[0][1])} of another image")
+        findings.append(f"{copies[0][1].kind} of another image")
     if facts.image_id in ingested.duplicates.crowded:
         findings.append(CROWDED)
     if any(other.label != facts.label for other, _ in copies):
@@ -174,7 +176,7 @@ def _quality_row(
         "dispersion": _number(facts.quality.dispersion),
         "findings": "; ".join(findings),
         "duplicate_of_row": copies[0][0].row if copies else "",
-        "duplicate_kind": duplicate_kind(copies[0][1]) if copies else "",
+        "duplicate_kind": copies[0][1].kind if copies else "",
         "notes": "; ".join(note for note in facts.notes if note not in findings),
     }
 

@@ -40,6 +40,11 @@ class Duplicate:
     exact: bool
     mirrored: bool
 
+    @property
+    def kind(self) -> str:
+        """'exact copy', 'mirrored copy' or 'near copy'."""
+        return "mirrored copy" if self.mirrored else "exact copy" if self.exact else "near copy"
+
 
 @dataclass(frozen=True)
 class Duplicates:
@@ -53,23 +58,9 @@ class Duplicates:
     pairs: tuple[Duplicate, ...]
     crowded: frozenset[str]
 
-    def groups(self) -> list[tuple[str, ...]]:
-        """Patients who share a scan, directly or through others, in a fixed order."""
-        parents: dict[str, str] = {}
-
-        def root(patient: str) -> str:
-            while parents.setdefault(patient, patient) != patient:
-                parents[patient] = parents[parents[patient]]
-                patient = parents[patient]
-            return patient
-
-        for pair in self.pairs:
-            one, other = sorted((root(pair.first.patient_key), root(pair.second.patient_key)))
-            parents[other] = one
-        groups = defaultdict(list)
-        for patient in sorted(parents):
-            groups[root(patient)].append(patient)
-        return [tuple(group) for group in groups.values() if len(group) > 1]
+    def groups(self) -> list[tuple[str, str]]:
+        """The patients of each pair, who are often one and the same."""
+        return [(pair.first.patient_key, pair.second.patient_key) for pair in self.pairs]
 
 
 @dataclass(frozen=True)
@@ -136,11 +127,7 @@ class ShardStore:
         self._written: dict[tuple[str, ...], Shard] = {}
 
     def missing(self, assigned: Mapping[str, str]) -> list[ShardTask]:
-        """The shards that a division of the patients needs and that are not written.
-
-        Args:
-          assigned: pseudonym -> split.
-        """
+        """The shards that a division (pseudonym -> split) needs and that are not written."""
         layout = self._plan.lay_out(assigned)
         missing = [s for own in layout.values() for s in own if _name(s) not in self._written]
         return [
@@ -182,13 +169,7 @@ class ShardStore:
         return Duplicates(pairs, frozenset(images[n].image_id for n in copies.crowded))
 
     def ingested(self, assigned: dict[str, str], duplicates: Duplicates, version: str) -> Ingested:
-        """The data set of a division whose shards are all written.
-
-        Args:
-          assigned: pseudonym -> split.
-          duplicates: what `find_duplicates` returned.
-          version: the data set's version.
-        """
+        """The data set of a division (pseudonym -> split) whose shards are all written."""
         plan, layout = self._plan, self._plan.lay_out(assigned)
         used = {
             split: [self._written[_name(studies)] for studies in own]
@@ -249,14 +230,9 @@ def _duplicate_notes(duplicates: Iterable[Duplicate]) -> Iterator[str]:
             if pair.first.patient_key == pair.second.patient_key
             else "two patients, kept in one split"
         )
-        yield f"{duplicate_kind(pair)} of another image under {under}"
+        yield f"{pair.kind} of another image under {under}"
         if pair.first.label != pair.second.label:
             yield "the same scan under two labels"
-
-
-def duplicate_kind(pair: Duplicate) -> str:
-    """'exact copy', 'mirrored copy' or 'near copy'."""
-    return "mirrored copy" if pair.mirrored else "exact copy" if pair.exact else "near copy"
 
 
 def _shared_numbers(ingested: Ingested) -> int:

@@ -103,12 +103,8 @@ class Plan:
             ) from None
 
     def _first_row(self, patient: str) -> int:
-        return min(
-            row.number
-            for study in self.studies
-            if study.patient_key == patient
-            for row in study.rows
-        )
+        own = (study for study in self.studies if study.patient_key == patient)
+        return min(row.number for study in own for row in study.rows)
 
     def lay_out(self, assigned: Mapping[str, str]) -> Layout:
         """Divides the studies into splits and shards.
@@ -164,11 +160,8 @@ def plan_data_set(
     """Names patients and studies, and finds which splits are given.
 
     Args:
-      manifest: path of manifest.csv, for messages.
-      rows: what it says.
+      manifest, rows, known, options: as in `Plan`.
       key: the pseudonym key.
-      known: splits of earlier builds, as `splits.read_splits` returns them.
-      options: how the data set is to be made.
       numbers: row -> PatientID of its file, of the rows that `rows_to_ask` names.
 
     Raises:
@@ -179,12 +172,11 @@ def plan_data_set(
     classes = classes_of((row.label for row in rows), options.classes)
     patients = {row.patient_id: deidentify.patient_pseudonym(key, row.patient_id) for row in rows}
     by_patient = sorted(rows, key=lambda row: row.patient_id)
-    labels = {
-        patients[patient]: classes.stratum(row.label for row in own)
-        for patient, own in groupby(by_patient, key=lambda row: row.patient_id)
-    }
+    labels: dict[str, str] = {}
     sites: dict[str, str] = {}
-    for patient, own in groupby(by_patient, key=lambda row: row.patient_id):
+    for patient, group in groupby(by_patient, key=lambda row: row.patient_id):
+        own = tuple(group)
+        labels[patients[patient]] = classes.stratum(row.label for row in own)
         # The one named most often; of equals, the first by name.
         named = Counter(sorted(row.site for row in own if row.site))
         if named:

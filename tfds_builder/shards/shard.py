@@ -16,8 +16,8 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 from tfds_builder.classes import Classes
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.shards.records import STUDIES_CONFIG, records_of, serialise
-from tfds_builder.studies.study import Announce, Facts, Study, read_study
-from tfds_builder.workers import Lost, WorkerPool
+from tfds_builder.studies.study import Facts, Study, read_study
+from tfds_builder.workers import Announce, Lost, WorkerPool
 
 # One record a chunk, for random access, as TFDS itself writes; the lightest zstd level takes a
 # fifth off the time of the default one and adds 2 % to the size.

@@ -15,15 +15,9 @@ from tfds_builder.manifest import SPLITS
 
 
 class TornGroup(UserError):
-    """Two patients who must stay together are given different splits.
-
-    Attributes:
-      patients: the two pseudonyms.
-      splits: the split given to each.
-    """
+    """Two patients (pseudonyms) who must stay together are given different splits."""
 
     def __init__(self, patients: tuple[str, str], splits: tuple[str, str]):
-        """States the conflict in one line."""
         super().__init__(
             f"the same scan stands under patient {patients[0]} in '{splits[0]}' and under patient "
             f"{patients[1]} in '{splits[1]}'; give both patients the same split"

@@ -1,7 +1,8 @@
 """Names and shares of the splits: train, validation and test, or folds."""
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
+from pathlib import Path
 
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.manifest import SPLITS
@@ -50,32 +51,20 @@ def is_split_name(name: str) -> bool:
     return name in SPLITS or _FOLD.fullmatch(name) is not None
 
 
-def check_division(
-    found: Iterable[str],
-    names: tuple[str, ...],
-    *,
-    source: str,
-    remedy: str,
-    complete: bool = False,
-) -> None:
-    """Checks that given splits are those that patients are to be divided into.
+def check_division(found: set[str], names: tuple[str, ...], file: Path) -> None:
+    """Checks that the splits found in a file are those that patients are to be divided into.
 
-    Args:
-      found: the splits that occur in the source.
-      names: as `split_names` returns them.
-      source: where they are given, for the message.
-      remedy: what to do, for the message.
-      complete: whether the source holds a whole division, so that four folds are never the first
-        four of five.
+    The file holds a whole division: four folds are never the first four of five.
 
     Raises:
       UserError: they are not.
     """
-    found = set(found)
-    divided = _division(found)
-    fewer = complete and divided != _division(names)
-    if found and (fewer or not found <= set(names)):
-        raise UserError(f"{source} divides into {divided}, not into {_division(names)}: {remedy}")
+    divided, wanted = _division(found), _division(names)
+    if found and (divided != wanted or not found <= set(names)):
+        raise UserError(
+            f"{file} divides into {divided}, not into {wanted}: use another --data_dir, or remove "
+            "the file to divide all patients anew"
+        )
 
 
 def _division(names: Collection[str]) -> str:

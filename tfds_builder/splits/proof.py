@@ -54,11 +54,6 @@ def prove_disjoint(
       classes: the names that their labels may be.
       names: of all splits, as `split_names` returns them.
 
-    Returns:
-      A JSON object: `splits` (for each split its patients, studies, images, `images_by_class` and
-      `patients_by_class`, and `patients_by_site` where sites are known) and `intersections` (for
-      each pair 'a & b' the number of shared patients, studies and images: all 0).
-
     Raises:
       UserError: two splits share a patient, study or image, or an image occurs twice.
     """

@@ -29,13 +29,10 @@ _MANUFACTURERS = (
 
 
 def read_or_create_key(path: Path) -> tuple[bytes, bool]:
-    """Reads the site's secret, or makes one at random where there is none.
-
-    Args:
-      path: a text file of 64 hexadecimal characters.
+    """Reads the site's secret, or makes one at random (mode 0600) where there is none.
 
     Returns:
-      The 32 bytes of the key, and whether the file was created now (mode 0600).
+      The 32 bytes of the key, and whether the file was created now.
 
     Raises:
       UserError: the file is not a key, cannot be read, or cannot be created.

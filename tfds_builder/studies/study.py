@@ -6,7 +6,7 @@ cannot be used, each with the reason.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,8 +21,7 @@ from tfds_builder.studies import deidentify
 from tfds_builder.studies.duplicates import signature
 from tfds_builder.studies.matrix import COLUMNS, ROWS, Fit, fit_of
 from tfds_builder.studies.quality import NOT_A_BODY, Quality, assess
-
-Announce = Callable[[int], None]
+from tfds_builder.workers import Announce
 
 UNFORESEEN = "provoked a fault in its reader"
 ZEROS_LOST = (
@@ -154,26 +153,15 @@ def read_study(
             rejected.append((row.number, f"{UNFORESEEN} ({type(error).__name__})"))
         else:
             images += _numbered(own, used)
-    images = _with_same_views(images)
+    # Two rows may have taken two frames of one file for the same view.
+    times = Counter((image.facts.file, image.facts.view) for image in images)
+    for n, image in enumerate(images):
+        facts = image.facts
+        if facts.view in VIEWS and times[facts.file, facts.view] > 1:
+            findings, notes = (*facts.findings, SAME_VIEW), (*facts.notes, SAME_VIEW)
+            images[n] = replace(image, facts=replace(facts, findings=findings, notes=notes))
     images.sort(key=lambda image: image.facts.image_id)
     return ReadStudy(tuple(images), tuple(rejected), digests)
-
-
-def _with_same_views(images: list[Image]) -> list[Image]:
-    """Adds the finding that two rows took two frames of one file for the same view."""
-    times = Counter((image.facts.file, image.facts.view) for image in images)
-    return [
-        _with_finding(image, SAME_VIEW)
-        if image.facts.view in VIEWS and times[image.facts.file, image.facts.view] > 1
-        else image
-        for image in images
-    ]
-
-
-def _with_finding(image: Image, finding: str) -> Image:
-    facts = image.facts
-    findings, notes = (*facts.findings, finding), (*facts.notes, finding)
-    return replace(image, facts=replace(facts, findings=findings, notes=notes))
 
 
 def digests_of_studies(
@@ -241,7 +229,14 @@ def _image(
     mask: np.ndarray | None,
 ) -> Image:
     counts = fit.counts(view.native)
-    findings = view.findings + _halves_findings(fit, view.native, counts, row.accept)
+    findings, cut_off = view.findings, _share_cut_off(fit, view.native, counts)
+    if cut_off > _MOST_CUT_OFF:
+        # Two views side by side in one picture would be cropped to half of either.
+        findings += accepted(
+            f"is {fit.rows}x{fit.columns}, and cropping it to {ROWS}x{COLUMNS} would cut off much "
+            "of its counts: are both views side by side? cut it into one picture a view",
+            row.accept,
+        )
     quality = assess(view.native, scintigram.pixel_spacing_mm, scintigram.counts_ratio)
     if NOT_A_BODY in quality.findings:
         findings += accepted(f"has {NOT_A_BODY}", row.accept)
@@ -258,11 +253,13 @@ def _image(
         label=row.label,
         view=view.name,
         view_rule=view.rule,
-        notes=view.notes
-        + findings
-        + _patient_notes(row.patient_id, scintigram.patient_id)
-        + _fit_notes(fit, view.native, counts)
-        + quality.findings,
+        notes=(
+            *view.notes,
+            *findings,
+            *_patient_notes(row.patient_id, scintigram.patient_id),
+            *filter(None, (fit.description, CROPPED if cut_off > 0 else "")),
+            *quality.findings,
+        ),
         findings=findings,
         pixel_spacing_mm=scintigram.pixel_spacing_mm * fit.spacing_factor,
         scale=intensity_scale(counts),
@@ -282,31 +279,11 @@ def _file_number(study: Study, row: Row) -> int:
     return 1 + paths.index(row.relative_path)
 
 
-def _halves_findings(
-    fit: Fit, native: np.ndarray, counts: np.ndarray, accept: bool
-) -> tuple[str, ...]:
-    """Two views side by side in one picture would be cropped to half of either."""
-    if _share_cut_off(fit, native, counts) <= _MOST_CUT_OFF:
-        return ()
-    return accepted(
-        f"is {fit.rows}x{fit.columns}, and cropping it to {ROWS}x{COLUMNS} would cut off much "
-        "of its counts: are both views side by side? cut it into one picture a view",
-        accept,
-    )
-
-
 def _share_cut_off(fit: Fit, native: np.ndarray, counts: np.ndarray) -> float:
     if not fit.crops:
         return 0.0
     before = int(native.sum(dtype=np.int64)) * fit.repeat**2
     return 1 - int(counts.sum(dtype=np.int64)) / before if before else 0.0
-
-
-def _fit_notes(fit: Fit, native: np.ndarray, counts: np.ndarray) -> tuple[str, ...]:
-    notes = (fit.description,) if fit.description else ()
-    if _share_cut_off(fit, native, counts) > 0:
-        notes += (CROPPED,)
-    return notes
 
 
 def _patient_notes(written: str, own: str) -> tuple[str, ...]:
@@ -328,17 +305,11 @@ def _numbered(images: list[Image], used: Counter[str]) -> list[Image]:
     nth = max(used[name] for name in names)
     if nth == 1:
         return images
-    return [
-        replace(
-            image,
-            facts=replace(
-                image.facts,
-                nth=nth,
-                image_id=f"{image.facts.study_key}-{nth}-{image.facts.view}",
-            ),
-        )
-        for image in images
-    ]
+    numbered = []
+    for image in images:
+        image_id = f"{image.facts.study_key}-{nth}-{image.facts.view}"
+        numbered.append(replace(image, facts=replace(image.facts, nth=nth, image_id=image_id)))
+    return numbered
 
 
 def intensity_scale(counts: np.ndarray) -> float:

@@ -73,7 +73,7 @@ def test_a_data_set_with_quarantined_rows_is_recognised_and_read_again_when_aske
     run(manifest, tmp_path / "data", "--max_rejected", "0.2")
     run(manifest, tmp_path / "data", "--max_rejected", "0.2")
     assert "already built" in capsys.readouterr().out
-    with pytest.raises(UserError, match="more than --max_rejected"):
+    with pytest.raises(UserError, match=r"--max_rejected is 5 %\); manifest row"):
         run(manifest, tmp_path / "data")
     with pytest.raises(UserError, match="--strict: 0 images with findings and 1 unusable"):
         run(manifest, tmp_path / "data", "--max_rejected", "0.2", "--strict")
