@@ -8,7 +8,7 @@ import argparse
 import math
 import shlex
 import time
-from collections.abc import Iterable
+from collections import Counter
 from pathlib import Path
 
 from rich.table import Table
@@ -20,7 +20,6 @@ from tfds_builder.commandline.errors import UserError, run_command
 from tfds_builder.commandline.progress import say, show
 from tfds_builder.scintigraphy.conductor import Request, build_data_set
 from tfds_builder.scintigraphy.data_set import metadata_of
-from tfds_builder.shards.findings import rejection_reasons
 from tfds_builder.shards.ingest import Ingested
 from tfds_builder.shards.plan import Options
 from tfds_builder.shards.records import CONFIGS, STUDIES_CONFIG, VIEWS_CONFIG
@@ -28,11 +27,7 @@ from tfds_builder.shards.shard import FILE_SECONDS
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Builds the data set that the command line asks for.
-
-    Raises:
-      UserError: anything that the user can mend.
-    """
+    """Builds the data set that the command line asks for; raises UserError."""
     settings = _parser().parse_args(argv)
     options = _options(settings)
     request = Request(
@@ -182,27 +177,22 @@ def _options(settings: argparse.Namespace) -> Options:
         raise UserError(f"--file_seconds {settings.file_seconds}: must be more than 0")
     if settings.beam_options and not settings.beam_runner:
         raise UserError("--beam_options needs --beam_runner")
-    fractions = _checked_fractions(settings.split_fractions or splits.FRACTIONS)
-    return Options(
-        config=settings.config,
-        keep_one_view=settings.one_view_studies == "keep",
-        fractions=splits.shares_of(settings.folds, fractions),
-        seed=settings.seed,
-        max_rejected=settings.max_rejected,
-        strict=settings.strict,
-        classes=read_classes(settings.classes),
-    )
-
-
-def _checked_fractions(values: Iterable[float]) -> tuple[float, float, float]:
-    train, validation, test = values
+    train, validation, test = settings.split_fractions or splits.FRACTIONS
     total_is_one = math.isclose(train + validation + test, 1, abs_tol=1e-6)
     if not total_is_one or min(train, validation, test) < 0:
         raise UserError(
             f"--split_fractions {train} {validation} {test}: three shares from 0 to 1 are needed "
             "that add up to 1, such as 0.7 0.15 0.15"
         )
-    return train, validation, test
+    return Options(
+        config=settings.config,
+        keep_one_view=settings.one_view_studies == "keep",
+        fractions=splits.shares_of(settings.folds, (train, validation, test)),
+        seed=settings.seed,
+        max_rejected=settings.max_rejected,
+        strict=settings.strict,
+        classes=read_classes(settings.classes),
+    )
 
 
 def _report(ingested: Ingested, final: Path, seconds: float) -> None:
@@ -256,7 +246,7 @@ def _report_left_out(ingested: Ingested) -> None:
     if ingested.rejected:
         rows = len(ingested.plan.rows)
         say(f"quarantine.csv: {len(ingested.rejected)} of {rows} rows cannot be used")
-        for reason, times in rejection_reasons(ingested).most_common():
+        for reason, times in Counter(reason for _, reason in ingested.rejected).most_common():
             say(f"  {reason} ({times}x)")
     if ingested.plan.options.config != STUDIES_CONFIG:
         return

@@ -58,11 +58,9 @@ class Classes:
 
 
 def classes_of(labels: Iterable[str], given: tuple[str, ...] | None = None) -> Classes:
-    """The classes of a data set with these labels.
+    """The classes of a data set with these normalised labels.
 
-    Args:
-      labels: normalised.
-      given: what `--classes` lists, least severe first; it decides names, order and severity.
+    What `--classes` lists, least severe first, is `given`: it decides names, order and severity.
     """
     if given:
         return Classes(given, given)
@@ -77,8 +75,7 @@ def classes_of(labels: Iterable[str], given: tuple[str, ...] | None = None) -> C
 def read_classes(text: str | None) -> tuple[str, ...] | None:
     """Reads the list of `--classes`; None where there is none.
 
-    Raises:
-      UserError: a name that can be no class, or that occurs twice.
+    Raises UserError on a name that can be no class, or that occurs twice.
     """
     if text is None:
         return None
@@ -119,8 +116,7 @@ def fault_of(label: str) -> str:
 def misspelt(labels: Mapping[str, int]) -> tuple[str, str] | None:
     """A label that looks like a misspelling, and of what: another label, or a published class.
 
-    Args:
-      labels: normalised label -> how often it occurs; of two alike the rarer one is questioned.
+    `labels` is normalised label -> how often it occurs; of two alike the rarer one is questioned.
     """
     for label in sorted(labels, key=lambda one: (labels[one], one)):
         if label in PUBLISHED:

@@ -47,24 +47,17 @@ class _Picture:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Says what the data set that the command line names holds.
-
-    Raises:
-      UserError: anything that the user can mend.
-    """
+    """Says what the data set that the command line names holds; raises UserError."""
     options = _parser().parse_args(argv)
     if not 1 <= options.per_class <= _MOST_PER_CLASS:
         raise UserError(f"--per_class {options.per_class}: 1 to {_MOST_PER_CLASS} can be drawn")
     builder = _open(options.data_dir, options.config)
     _print_summary(builder)
     if options.montage:
-        drawn = 0
-
-        def draw(part: Path) -> None:
-            nonlocal drawn
-            drawn = _draw_montage(builder, part, options.split, options.per_class)
-
-        write_whole(options.montage, draw)
+        pictures = _pictures(builder, options.split, options.per_class)
+        montage = _montage(pictures, _manifest_rows(builder), options.per_class)
+        write_whole(options.montage, lambda part: montage.save(part, format="PNG"))
+        drawn = sum(map(len, pictures.values()))
         say(f"{options.montage}: {drawn} images of {options.split}")
 
 
@@ -146,10 +139,6 @@ def _print_summary(builder: Any) -> None:
         found = metadata.get(field, {})
         text = ", ".join(f"{name} ({times}x)" for name, times in found.items())
         say(f"{title}: {text or 'not recorded'}")
-    _print_warnings(metadata)
-
-
-def _print_warnings(metadata: dict[str, Any]) -> None:
     for note, times in metadata["notes"].items():
         say(f"note: {note} ({times}x)")
     if metadata.get("rejected_rows"):
@@ -164,10 +153,10 @@ def _size_on_disk(builder: Any, split: str) -> int:
     return sum(Path(path).stat().st_size for path in builder.info.splits[split].filepaths)
 
 
-def _draw_montage(builder: Any, path: Path, split: str, per_class: int) -> int:
-    """Draws images of every class, each over its manifest row and view; returns how many."""
-    pictures = _pictures(builder, split, per_class)
-    rows = _manifest_rows(builder)
+def _montage(
+    pictures: dict[str, list[_Picture]], rows: dict[str, str], per_class: int
+) -> PIL.Image.Image:
+    """Draws images of every class, each over its manifest row and view."""
     height, width = next(own[0].pixels for own in pictures.values()).shape
     columns = min(per_class, _MOST_COLUMNS, max(map(len, pictures.values())))
     lines = {label: -(-len(own) // columns) for label, own in pictures.items()}
@@ -191,8 +180,7 @@ def _draw_montage(builder: Any, path: Path, split: str, per_class: int) -> int:
                 place = left + m * width // len(picture.views), upper + height + _CAPTION
                 draw.text(place, view, fill=0, font_size=_CAPTION - 2)
         top += lines[label] * (height + 2 * _CAPTION)
-    montage.save(path, format="PNG")
-    return sum(map(len, pictures.values()))
+    return montage
 
 
 def _manifest_rows(builder: Any) -> dict[str, str]:

@@ -10,9 +10,10 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from tfds_builder.classes import (
     MOST_CLASSES,
@@ -43,15 +44,9 @@ OPTIONAL_COLUMNS = (
 COLUMNS = REQUIRED_COLUMNS + OPTIONAL_COLUMNS
 MAX_AGE = 130
 
-_SEXES = {
-    "f": "F",
-    "female": "F",
-    "m": "M",
-    "male": "M",
-    "o": "O",
-    "other": "O",
-    "u": "unknown",
-}
+Value = TypeVar("Value")
+
+_SEXES = {"f": "F", "female": "F", "m": "M", "male": "M", "o": "O", "other": "O", "u": "unknown"}
 # A column with gaps becomes one of decimals in many programs: 57.0.
 _AGE = re.compile(r"(\d{1,3})(?:Y|\.0)?", re.ASCII)
 _SHORTENED = re.compile(r"\d([.,]\d+)?E\+\d+", re.ASCII | re.I)
@@ -98,10 +93,7 @@ class Row:
 
 
 def number_of(name: str) -> str:
-    """The whole number that a name is, as a spreadsheet leaves it; empty for any other name.
-
-    It has no zeros before it, and no '.0' behind it, which a column with gaps gives.
-    """
+    """The whole number that a name is, without zeros before it or '.0' behind it; else empty."""
     found = re.fullmatch(r"0*(\d+?)(\.0+)?", name, re.ASCII)
     return found[1] if found else ""
 
@@ -121,8 +113,7 @@ def read_manifest(path: Path, classes: tuple[str, ...] | None = None) -> tuple[R
       The rows in the file's order, at least one.
 
     Raises:
-      UserError: naming the file, the row and the field of the first fault, what to do, and how many
-        more faults there are.
+      UserError: names file, row and field of the first fault, what to do, and how many more are.
     """
     table = read_rows(path)
     if not table:
@@ -143,7 +134,11 @@ def read_manifest(path: Path, classes: tuple[str, ...] | None = None) -> tuple[R
             f"{path}: the manifest has a header but no rows; add one row per image file"
         )
     faults += [*_duplicates(rows), *_torn_patients(rows), *_patients_but_for_zeros(rows)]
-    _raise_first(path, faults)
+    if faults:
+        number, text = min(faults, key=lambda fault: fault[0])
+        more = len(faults) - 1
+        tail = f" (and {more} more error{'s' if more > 1 else ''} in this manifest)" if more else ""
+        raise UserError(f"{path}: row {number}: {text}{tail}")
     if not classes:
         _question_labels(path, rows)
     return tuple(rows)
@@ -195,10 +190,10 @@ def _row(
     path = files.inside("path", cells["path"])
     # One name in two spellings of Unicode would be two patients.
     cells = {name: unicodedata.normalize("NFC", cell) for name, cell in cells.items()}
-    mask = cells.get("lesion_mask")
-    split = cells.get("split")
-    if split and not _FOLD.fullmatch(split):
-        _one_of("split", split, SPLITS)
+
+    def optional(name: str, read: Callable[[str], Value]) -> Value | None:
+        return read(cells[name]) if cells.get(name) else None
+
     return Row(
         number=number,
         path=path,
@@ -206,14 +201,14 @@ def _row(
         patient_id=_patient_id(cells["patient_id"]),
         label=_label(cells["label"], classes),
         study_id=cells.get("study_id") or None,
-        view=_optional_one_of("view", cells, VIEWS),
-        frame=_frame(cells.get("frame")),
-        split=split or None,
+        view=optional("view", lambda view: _one_of("view", view, VIEWS)),
+        frame=optional("frame", _frame),
+        split=optional("split", _split),
         site=cells.get("site") or None,
-        sex=_sex(cells.get("sex")),
-        age=_age(cells.get("age")),
-        lesion_mask=files.inside("lesion_mask", mask) if mask else None,
-        accept=_accept(cells.get("accept")),
+        sex=optional("sex", _sex),
+        age=optional("age", _age),
+        lesion_mask=optional("lesion_mask", lambda mask: files.inside("lesion_mask", mask)),
+        accept=optional("accept", _accept) or False,
     )
 
 
@@ -252,37 +247,30 @@ def _label(value: str, classes: tuple[str, ...] | None) -> str:
     return label
 
 
-def _optional_one_of(field: str, cells: dict[str, str], allowed: tuple[str, ...]) -> str | None:
-    value = cells.get(field)
-    return _one_of(field, value, allowed) if value else None
+def _split(value: str) -> str:
+    return value if _FOLD.fullmatch(value) else _one_of("split", value, SPLITS)
 
 
-def _frame(value: str | None) -> int | None:
-    if not value:
-        return None
+def _frame(value: str) -> int:
     number = value.removesuffix(".0")
     if not (number.isascii() and number.isdigit()) or int(number[:9]) < 1:
         raise _Fault("frame is not a whole number from 1 up")
     return int(number[:9])
 
 
-def _sex(value: str | None) -> str | None:
-    if not value:
-        return None
+def _sex(value: str) -> str:
     if value.lower() not in _SEXES:
         raise _Fault("sex is not one of F, M, O, unknown")
     return _SEXES[value.lower()]
 
 
-def _accept(value: str | None) -> bool:
-    if value and value.lower() not in _ANSWERS:
+def _accept(value: str) -> bool:
+    if value.lower() not in _ANSWERS:
         raise _Fault("accept is not one of yes, no")
-    return bool(value) and _ANSWERS[value.lower()]
+    return _ANSWERS[value.lower()]
 
 
-def _age(value: str | None) -> int | None:
-    if not value:
-        return None
+def _age(value: str) -> int:
     match = _AGE.fullmatch(value)
     if not match or int(match[1]) > MAX_AGE:
         raise _Fault(f"age is not whole years from 0 to {MAX_AGE}")
@@ -398,12 +386,3 @@ def _question_labels(path: Path, rows: list[Row]) -> None:
             f"({labels[label]}x); correct it, or list the classes: --classes "
             f"{','.join(classes_of(labels).names)}"
         )
-
-
-def _raise_first(path: Path, faults: list[tuple[int, str]]) -> None:
-    if not faults:
-        return
-    number, text = min(faults, key=lambda fault: fault[0])
-    more = len(faults) - 1
-    tail = f" (and {more} more error{'s' if more > 1 else ''} in this manifest)" if more else ""
-    raise UserError(f"{path}: row {number}: {text}{tail}")

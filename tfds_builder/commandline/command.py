@@ -34,11 +34,7 @@ def available_cores() -> int:
 
 
 def parent_of_worker() -> BaseProcess:
-    """The process that started this worker.
-
-    Raises:
-      RuntimeError: this is no worker of `multiprocessing`.
-    """
+    """The process that started this worker; raises RuntimeError in what is none."""
     parent = multiprocessing.parent_process()
     if parent is None:
         raise RuntimeError("this process is no worker: it has no parent to follow")

@@ -87,9 +87,6 @@ def refusal(error: BaseException) -> str | None:
     """What the operating system refused, in one line; None if the error is about something else.
 
     Libraries pass such an error on as one of their own: as its cause, in a group, or only in words.
-
-    Args:
-      error: any.
     """
     for one in with_causes(error):
         if isinstance(one, OSError) and one.errno in ADVICE:
@@ -104,11 +101,7 @@ def refusal(error: BaseException) -> str | None:
 
 
 def allow_open_files() -> None:
-    """Lets this process open as many files as it may need, as far as it is allowed to.
-
-    Raises:
-      UserError: that is too few.
-    """
+    """Lets this process open as many files as it may need; raises UserError if it may not."""
     fewest, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if fewest == resource.RLIM_INFINITY or fewest >= FEWEST_FILES:
         return
@@ -123,9 +116,7 @@ def allow_open_files() -> None:
 def with_causes(error: BaseException | None, *, contexts: bool = False) -> Iterator[BaseException]:
     """An error, those that a group holds, and what each was raised from.
 
-    Args:
-      error: any.
-      contexts: also what was being handled when it was raised.
+    With `contexts`, also what was being handled when it was raised.
     """
     while error is not None:
         yield error

@@ -48,38 +48,22 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file of bytes, whole or not at all.
-
-    Raises:
-      WriteError: it cannot be written.
-    """
+    """Writes a file of bytes; raises as `write_whole`."""
     write_whole(path, lambda part: part.write_bytes(content))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file in UTF-8, whole or not at all.
-
-    Raises:
-      WriteError: it cannot be written.
-    """
+    """Writes a text file in UTF-8; raises as `write_whole`."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON with sorted keys, whole or not at all.
-
-    Raises:
-      WriteError: it cannot be written.
-    """
+    """Writes JSON with sorted keys; raises as `write_whole`."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Reads JSON.
-
-    Raises:
-      UserError: the file is missing or is not JSON.
-    """
+    """Reads JSON; raises UserError where the file is missing or is none."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:

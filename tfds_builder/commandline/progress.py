@@ -153,13 +153,9 @@ def counted(
     *,
     size: Callable[[Result], int] = lambda result: 1,
 ) -> Iterator[Result]:
-    """Passes results on as they come, and shows how many files of how many there were.
+    """Passes results on as they come, and shows how many files of `total` there were.
 
-    Args:
-      results: passed on.
-      title: what is being done.
-      total: the sum of all sizes.
-      size: how much a result counts.
+    `title` says what is being done, `size` how many files a result counts for.
     """
     done = 0
     with ProgressBar(title, total=total, noun="files") as bar:

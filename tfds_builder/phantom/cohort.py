@@ -44,16 +44,13 @@ def make_cohort(
     report: Callable[[int, int], None],
     protocol: Protocol = STANDARD,
 ) -> Made | None:
-    """Makes what is missing of the cohort.
+    """Makes what is missing of the cohort; None where it is complete already.
 
     Args:
       folder: new, empty, or begun with the same patients, seed and protocol.
       patients, seed, protocol: what the cohort is a function of.
       workers: processes; the files do not depend on it.
       report: gets (patients done, patients) after each patient.
-
-    Returns:
-      What was made, or None where the cohort was already complete.
 
     Raises:
       UserError: bad values, or the folder holds anything else.

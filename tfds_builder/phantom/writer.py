@@ -120,11 +120,7 @@ def age_at(case: Case, study: int) -> int:
 
 
 def joined_lesions(folder: Path, names: Iterable[str]) -> bytes:
-    """The tables of lesions of several studies, `names` below `folder`, as one.
-
-    Raises:
-      OSError: one cannot be read.
-    """
+    """The tables of lesions of several studies, `names` below `folder`, as one."""
     bodies = ((folder / name).read_bytes().partition(b"\n")[2] for name in names)
     return csv_text(LESION_FIELDS, ()).encode() + b"".join(bodies)
 

@@ -55,8 +55,7 @@ _MOST_LOSS = 0.05
 def require_decoder(dataset: Dataset) -> None:
     """Refuses, by its header, what no installed decoder reads.
 
-    Raises:
-      UserError: names the transfer syntax, and the package to install where there is one.
+    The UserError names the transfer syntax, and the package to install where there is one.
     """
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.name == syntax:
@@ -95,9 +94,7 @@ def decode_counts(
 ) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...]]:
     """All frames as unsigned counts (frames, rows, columns), notes, and findings.
 
-    Args:
-      dataset: a DICOM data set with its pixels.
-      expected: frames, rows and columns by its header.
+    `expected` is frames, rows and columns by the header.
 
     Raises:
       UserError: the pixels are damaged, of another size, or no counts.
@@ -125,12 +122,7 @@ def decode_counts(
 
 
 def held_frames(dataset: Dataset, pixels: int) -> int:
-    """How many whole frames the pixels are, whatever NumberOfFrames says; 0 where not known.
-
-    Args:
-      dataset: a DICOM data set, its pixels read or not.
-      pixels: of one frame.
-    """
+    """How many frames of so many pixels there are, whatever NumberOfFrames says; 0: not known."""
     content = dataset.get("PixelData")
     if not content:
         return 0

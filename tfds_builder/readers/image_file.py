@@ -18,8 +18,7 @@ _MOST_BYTES = 128 * 2**20
 def read_bytes(path: Path) -> bytes:
     """The content of an image file.
 
-    Raises:
-      UserError: it is empty, far too large, not a plain file, or cannot be read.
+    Raises UserError where it is empty, far too large, not a plain file, or cannot be read.
     """
     try:
         if not path.is_file():

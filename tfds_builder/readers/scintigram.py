@@ -62,15 +62,8 @@ class Scintigram:
 def accepted(reason: str, accept: bool) -> tuple[str, ...]:
     """What becomes of a file that a rule of thumb is against: a person may know better.
 
-    Args:
-      reason: why it would be refused.
-      accept: whether the manifest's column 'accept' takes it all the same.
-
-    Returns:
-      The finding that says so.
-
-    Raises:
-      UserError: the reason, and the way out.
+    Where the manifest's column 'accept' takes it, the finding that says so; else a UserError with
+    the reason and the way out.
     """
     if not accept:
         raise UserError(f"{reason}; 'yes' in the manifest's 'accept' takes it all the same")

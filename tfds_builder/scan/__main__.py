@@ -29,11 +29,7 @@ _MOST_LINES = 20
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Proposes the manifest that the command line asks for.
-
-    Raises:
-      UserError: anything that the user can mend.
-    """
+    """Proposes the manifest that the command line asks for; raises UserError."""
     settings = _parser().parse_args(argv)
     try:
         _check_places(settings)

@@ -95,8 +95,7 @@ class Chunk:
 def list_files(folder: Path) -> Files:
     """Finds the files that may be images, by name and kind alone.
 
-    Raises:
-      UserError: a folder in it cannot be listed.
+    Raises UserError where a folder in it cannot be listed.
     """
     top = folder.resolve()
     plain: list[PurePosixPath] = []

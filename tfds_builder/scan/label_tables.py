@@ -92,11 +92,7 @@ class Meanings:
 
 
 def read_meanings(pairs: Iterable[str], classes: tuple[str, ...] | None = None) -> Meanings:
-    """Reads FROM=TO pairs; an empty TO leaves files out.
-
-    Args:
-      pairs: as `--label_map` gives them.
-      classes: as `--classes` gives them, or None.
+    """Reads the FROM=TO pairs of `--label_map`; an empty TO leaves files out.
 
     Raises:
       UserError: not a pair, a TO that names no class, or a value mapped twice.
@@ -147,13 +143,10 @@ def _plain(value: str) -> str:
 
 
 def question_labels(found: Mapping[str, Iterable[str]]) -> None:
-    """Asks about labels that are classes only because nothing says what the classes are.
+    """Raises UserError where a label looks misspelt, or where there are more of them than classes.
 
-    Args:
-      found: label -> where each of its rows got it.
-
-    Raises:
-      UserError: a label looks misspelt, or there are more of them than classes.
+    They are classes only because nothing says what the classes are. `found` is label -> where each
+    of its rows got it.
     """
     counts = {label: len(list(places)) for label, places in found.items()}
     names = ",".join(classes_of(counts).names)

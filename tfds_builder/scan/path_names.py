@@ -6,7 +6,6 @@ name, with where that was found, since it may be wrong.
 
 import re
 import unicodedata
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -106,7 +105,7 @@ class PathPattern:
             raise UserError(f"--pattern '{text}': not a regular expression ({error})") from None
         names = list(self._expression.groupindex)
         self._groups = {
-            field: sorted(name for name in names if _is_part(name, field))
+            field: sorted(name for name in names if re.fullmatch(rf"{field}(_\d)?", name))
             for field in PATTERN_FIELDS
         }
         known = {name for parts in self._groups.values() for name in parts}
@@ -121,8 +120,7 @@ class PathPattern:
     def read(self, path: PurePosixPath) -> PathName | None:
         """What a path says; words are asked where the pattern is silent. None: no match.
 
-        Raises:
-          UserError: the view is neither.
+        Raises UserError where the view is neither.
         """
         path = _composed(path)
         found = self._expression.search(str(path))
@@ -130,7 +128,8 @@ class PathPattern:
             return None
         words = read_words(path)
         said = {
-            field: _joined(found[name] for name in self._groups[field]) for field in self._groups
+            field: "/".join(filter(None, (found[name] for name in names)))
+            for field, names in self._groups.items()
         }
         view = self._view(said["view"], path)
         return PathName(
@@ -159,14 +158,6 @@ class PathPattern:
 def _composed(path: PurePosixPath) -> PurePosixPath:
     """File systems and people write accents in two ways (Unicode's NFC and NFD)."""
     return PurePosixPath(unicodedata.normalize("NFC", str(path)))
-
-
-def _is_part(name: str, field: str) -> bool:
-    return re.fullmatch(rf"{field}(_\d)?", name) is not None
-
-
-def _joined(parts: Iterable[str | None]) -> str:
-    return "/".join(part for part in parts if part)
 
 
 def printable(path: PurePosixPath) -> str:

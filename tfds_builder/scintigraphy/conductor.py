@@ -69,11 +69,7 @@ class Request:
 
 
 def build_data_set(request: Request) -> Ingested | None:
-    """Builds a data set; None where it is already there.
-
-    Raises:
-      UserError: anything that the user can mend.
-    """
+    """Builds a data set; None where it is already there. Raises UserError."""
     rows = read_manifest(request.manifest, request.options.classes)
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     try:

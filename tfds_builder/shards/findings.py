@@ -7,7 +7,6 @@ of a patient is written.
 import csv
 import json
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,11 +123,6 @@ def remove_stale(data_dir: Path) -> None:
     """Removes the reasons for which an earlier build failed."""
     for name in (QUALITY, QUARANTINE):
         (data_dir / name).unlink(missing_ok=True)
-
-
-def rejection_reasons(ingested: Ingested) -> Counter[str]:
-    """The reasons for which rows cannot be used, and how often."""
-    return Counter(reason for _, reason in ingested.rejected)
 
 
 def quarantine_text(ingested: Ingested) -> str:

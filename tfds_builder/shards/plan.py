@@ -81,8 +81,7 @@ class Plan:
     def assign(self, groups: Iterable[Sequence[str]] = ()) -> dict[str, str]:
         """Gives every patient a split; patients of a group get the same one.
 
-        Raises:
-          UserError: a group whose patients are fixed in different splits.
+        Raises UserError on a group whose patients are fixed in different splits.
         """
         try:
             return splits.assign_splits(

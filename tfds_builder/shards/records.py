@@ -28,12 +28,7 @@ Record = dict[str, Any]
 
 
 def features(config: str, classes: Sequence[str] = ()) -> tfds.features.FeaturesDict:
-    """The features of a record of a configuration.
-
-    Args:
-      config: 'views' or 'studies'.
-      classes: the names of the labels; none where a data set is to tell them.
-    """
+    """The features of a record of a configuration; no classes where a data set is to tell them."""
     text, tensor = tfds.features.Text, tfds.features.Tensor
     common = {
         "label": tfds.features.ClassLabel(names=list(classes) or None),

@@ -112,12 +112,8 @@ def shard_pool(workers: int, file_seconds: float = FILE_SECONDS) -> WorkerPool:
 def write_shard(task: ShardTask, announce: Announce = lambda row: None) -> Shard:
     """Reads a shard's studies one by one and writes their records to one ArrayRecord file.
 
-    Args:
-      task: what to write, and where.
-      announce: told each manifest row before its file is touched.
-
-    Raises:
-      UserError: the file cannot be written.
+    `announce` is told each manifest row before its file is touched. Raises UserError where the file
+    cannot be written.
     """
     shard = Shard(task.path)
     with _naming_a_full_disk():

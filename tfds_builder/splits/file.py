@@ -16,8 +16,7 @@ _FIELDS = ("patient_key", "label", "split")
 def read_splits(path: Path) -> dict[str, tuple[str, str]]:
     """Reads splits.csv: pseudonym -> (label, split); empty where there is no file.
 
-    Raises:
-      UserError: the file is not one that `splits_text` made.
+    Raises UserError on a file that `splits_text` did not make.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -16,8 +16,7 @@ _FOLD = re.compile(r"fold_(0|[1-9]\d{0,3})", re.ASCII)
 def split_names(folds: int | None = None) -> tuple[str, ...]:
     """The names of the splits: train, validation and test, or fold_0 to fold_{folds - 1}.
 
-    Raises:
-      UserError: fewer folds than `FEWEST_FOLDS`.
+    Raises UserError on fewer folds than `FEWEST_FOLDS`.
     """
     if folds is None:
         return SPLITS
@@ -32,14 +31,11 @@ def split_names(folds: int | None = None) -> tuple[str, ...]:
 def shares_of(
     folds: int | None = None, fractions: tuple[float, float, float] = FRACTIONS
 ) -> dict[str, float]:
-    """The share of patients that each split is to get: folds get equal ones.
+    """The share of patients that each split is to get; raises as `split_names`.
 
     Args:
-      folds: how many, or None to divide into train, validation and test.
+      folds: how many, of equal shares; None: train, validation and test.
       fractions: shares of train, validation and test; they add up to 1.
-
-    Raises:
-      UserError: as `split_names`.
     """
     names = split_names(folds)
     values = fractions if folds is None else (1 / folds,) * folds
@@ -54,10 +50,7 @@ def is_split_name(name: str) -> bool:
 def check_division(found: set[str], names: tuple[str, ...], file: Path) -> None:
     """Checks that the splits found in a file are those that patients are to be divided into.
 
-    The file holds a whole division: four folds are never the first four of five.
-
-    Raises:
-      UserError: they are not.
+    The file holds a whole division: four folds are never the first four of five. Raises UserError.
     """
     divided, wanted = _division(found), _division(names)
     if found and (divided != wanted or not found <= set(names)):

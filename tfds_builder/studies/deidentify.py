@@ -48,11 +48,7 @@ def read_or_create_key(path: Path) -> tuple[bytes, bool]:
 
 
 def refuse_key_in(data_dir: Path, key_file: Path) -> None:
-    """Keeps the key apart from what it protects.
-
-    Raises:
-      UserError: the key lies, or would be made, in the data directory.
-    """
+    """Refuses a key that lies, or would be made, in the data directory, which it protects."""
     if key_file.resolve().is_relative_to(data_dir.resolve()):
         raise UserError(
             f"{key_file}: lies in the data directory, which is passed on; keep the key elsewhere "

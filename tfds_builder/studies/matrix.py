@@ -59,8 +59,7 @@ class Fit:
     def counts(self, native: np.ndarray) -> np.ndarray:
         """Whole, non-negative counts (rows, columns) -> uint16 (1024, 256).
 
-        Raises:
-          UserError: a pooled pixel exceeds 65535 counts.
+        Raises UserError where a pixel exceeds 65535 counts.
         """
         if self.pool > 1:
             native = self._blocks(native).sum(axis=(1, 3), dtype=np.int64)

@@ -127,10 +127,8 @@ def read_study(
 ) -> ReadStudy:
     """Reads every file of a study. What is wrong with a file is no error: it is in `rejected`.
 
-    Args:
-      study: as planned.
-      announce: told each row before its file is touched.
-      refused: rows that are not to be decoded, with the reason.
+    `announce` is told each row before its file is touched; `refused` are rows that are not to be
+    decoded, with the reason.
     """
     images: list[Image] = []
     rejected: list[tuple[int, str]] = []
@@ -313,15 +311,12 @@ def _numbered(images: list[Image], used: Counter[str]) -> list[Image]:
 
 
 def intensity_scale(counts: np.ndarray) -> float:
-    """The bright level, in counts a pixel, that normalisation divides an image by.
+    """The bright level, in counts a pixel, that normalisation divides counts (1024, 256) by.
 
     The 99th percentile over positive pixels, after 4x4 sum-pooling (divided by 16): single pixels
     hold so few counts that their percentile would be a small whole number, and the maximum would be
     the bladder or the injection site. At least 1/16, one count a pooled pixel, so that an empty
     image can be divided too.
-
-    Args:
-      counts: (1024, 256), whole counts.
     """
     pool = _SCALE_POOL
     # Rows first, then strided columns: several times faster than one sum over both small axes, and

@@ -100,13 +100,8 @@ def body_outline(
 ) -> Outline:
     """Maps of the skin and of soft tissue attenuated on its way to each camera.
 
-    Args:
-      patient: whose body it is.
-      pose: how he lies.
-      grid: the matrix of the maps.
-      top_mm: z of the crown in the image.
-      attenuation: of water, per mm.
-      texture: of the soft tissue, as sampled.
+    `top_mm` is the z of the crown in the image, `attenuation` that of water per mm, `texture` that
+    of the soft tissue, as sampled.
     """
     front = np.full(grid.shape, -1e3, np.float32)
     back = np.full(grid.shape, 1e3, np.float32)

@@ -46,13 +46,7 @@ class _Times:
 
 
 def nm_header(scan: Scan, age: int, identifiers: Identifiers) -> Dataset:
-    """The header of a study, written as `scan.acquisition.camera` would.
-
-    Args:
-      scan: one study.
-      age: of the patient, in years.
-      identifiers: of the patient and of the study.
-    """
+    """The header of a study, written as `scan.acquisition.camera` would; the age is in years."""
     times = _times(scan)
     dataset = Dataset()
     _identify(dataset, scan, age, identifiers)

@@ -101,14 +101,13 @@ def run_check(
 ) -> bool:
     """Simulates the first study of each patient, measures it and prints how it compares.
 
+    Returns whether the cohort passes, see `holds`.
+
     Args:
       patients, seed, protocol: the cohort; the protocol has the matrix of the clinical scans.
       workers: processes.
       out: folder for check.csv and check.png, made where it is missing; None for neither.
       report: gets (patients done, patients) after each patient.
-
-    Returns:
-      whether the cohort passes, see `holds`.
 
     Raises:
       UserError: bad values, another matrix, a scan without a body, or files that cannot be written.

@@ -104,7 +104,7 @@ def find_body(counts: np.ndarray) -> np.ndarray:
 
 
 def measure(counts: np.ndarray, pixel_mm: float) -> dict[str, np.ndarray]:
-    """All of STATISTICS of one view.
+    """All of STATISTICS of one view by name, each of shape (bins,), float64.
 
     `total_counts` and `max` are of the whole view, `mean_per_body_px` is the counts in the body
     over its area. The quantiles are those of the counts in the body after a Gaussian of 1.5 pixels,
@@ -115,9 +115,6 @@ def measure(counts: np.ndarray, pixel_mm: float) -> dict[str, np.ndarray]:
     Args:
       counts: (rows, columns), whole and not negative; the head on top.
       pixel_mm: size of a pixel.
-
-    Returns:
-      the statistics by name, each of shape (bins,), float64.
 
     Raises:
       UserError: the view shows no body.
@@ -151,9 +148,6 @@ def noise(counts: np.ndarray, body: np.ndarray) -> float:
     Immerkær, Comput Vis Image Underst 1996;64:300); their squares are compared with what the same
     counts would give as Poisson numbers. Flat is where the smoothed counts rise least against their
     noise. NaN where the body is too small to tell.
-
-    Args:
-      counts, body: (rows, columns).
     """
     counts = np.asarray(counts, float)
     deep = np.asarray(ndimage.binary_erosion(body, iterations=_MARGIN), bool)
@@ -168,22 +162,13 @@ def noise(counts: np.ndarray, body: np.ndarray) -> float:
 
 
 def background(counts: np.ndarray, body: np.ndarray, pixel_mm: float) -> float:
-    """Counts per pixel farther than FAR_MM from the body; NaN where nothing is.
-
-    Args:
-      counts, body: (rows, columns).
-      pixel_mm: size of a pixel.
-    """
+    """Counts per pixel farther than FAR_MM from the body; NaN where nothing is."""
     far = np.asarray(ndimage.distance_transform_edt(~body, sampling=pixel_mm)) > FAR_MM
     return float(np.mean(counts[far])) if far.any() else float("nan")
 
 
 def midline(counts: np.ndarray) -> float:
-    """Column, not rounded, of the midline of a view (rows, columns).
-
-    Raises:
-      UserError: the view shows no body.
-    """
+    """Column, not rounded, of the midline of a view (rows, columns); raises as `find_body`."""
     body = find_body(counts)
     return _bands(body, np.where(body, counts, 0.0)).midline
 
@@ -217,11 +202,7 @@ def _along_both(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def measure_patient(seed: int, patient: int, protocol: Protocol) -> Measured:
-    """Simulates the first study of one patient and measures it.
-
-    Raises:
-      UserError: a view shows no body.
-    """
+    """Simulates the first study of one patient and measures it; raises as `measure`."""
     scan = simulate(seed, patient, protocol=protocol)
     try:
         first, second = (measure(view, protocol.pixel_mm) for view in scan.counts)
@@ -246,13 +227,9 @@ def _hot_spots(scan: Scan, view: int) -> dict[str, tuple[float, ...]]:
 def contrast(counts: np.ndarray, lesion: np.ndarray, middle: float) -> list[float]:
     """Maximum of a lesion over that of its mirrored region, after a Gaussian of 1.5 pixels.
 
-    Args:
-      counts, lesion: (rows, columns), the lesion bool.
-      middle: the column about which the lesion is mirrored.
-
-    Returns:
-      one number, or none where the lesion is not marked in this view, meets its mirrored region, or
-      has nothing on the other side.
+    `counts` and `lesion`, bool, are (rows, columns); `middle` is the column of the mirror. One
+    number, or none where the lesion is not marked in this view, meets its mirrored region, or has
+    nothing on the other side.
     """
     rows, columns = np.nonzero(lesion)
     across = np.rint(2 * middle - columns).astype(int)

@@ -85,8 +85,7 @@ def _is_alone(site: str, side: str, places: set[tuple[str, str]]) -> bool:
 def read_cohort(folder: Path) -> list[Study]:
     """The studies of a cohort, in the order of its manifest.
 
-    Raises:
-      UserError: a table is missing, lacks a column, or holds what it should not.
+    Raises UserError where a table is missing, lacks a column, or holds what it should not.
     """
     manifest = _table(folder / "manifest.csv", _MANIFEST_COLUMNS)
     found: dict[str, list[Lesion]] = {}

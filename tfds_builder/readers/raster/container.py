@@ -3,6 +3,9 @@
 In: what a PNG, TIFF or JPEG says of its matrix and pages. Out: a `Container`, or a reason against
 it, found before anything of that size is allocated. Decoders guard their memory well, but not their
 time, and none of them says that a picture stops short.
+
+What makes containers, `cut_png`, `cut_tiff` and `cut_jpeg`, raises UserError for a picture that
+cannot be used or is damaged, and nearly any exception where damage leads nowhere.
 """
 
 from dataclasses import dataclass
@@ -43,11 +46,7 @@ class Container:
 
 
 def check_frame(frame: int | None, pages: int) -> None:
-    """Checks a page number, from 1; None will do where there is one page.
-
-    Raises:
-      UserError: which pages there are.
-    """
+    """Refuses a page number, from 1, that is not there; None will do where there is one page."""
     if frame is None and pages > 1:
         raise UserError(f"has {pages} pages; add a row with 'frame' for each view")
     if frame is not None and not 1 <= frame <= pages:
@@ -55,11 +54,7 @@ def check_frame(frame: int | None, pages: int) -> None:
 
 
 def check_size(rows: int, columns: int) -> None:
-    """Checks that a matrix may be one view.
-
-    Raises:
-      UserError: it is too small, too large or wider than high.
-    """
+    """Refuses a matrix that is too small, too large or wider than high to be one view."""
     if columns > rows:
         raise UserError(
             f"is {columns}x{rows}, wider than high: both views side by side, or lying on its side? "
@@ -72,12 +67,10 @@ def check_size(rows: int, columns: int) -> None:
 
 
 def check_orientation(orientation: int) -> None:
-    """Cameras write no such tag; whoever did has turned the scan, or its left for its right.
+    """Refuses any other than 1.
 
-    Nothing tells whether the pixels were turned too, so neither obeying nor ignoring it is safe.
-
-    Raises:
-      UserError: it is another than 1.
+    Cameras write no such tag; whoever did has turned the scan, or its left for its right. Nothing
+    tells whether the pixels were turned too, so neither obeying nor ignoring it is safe.
     """
     if 2 <= orientation <= 8:
         raise UserError(

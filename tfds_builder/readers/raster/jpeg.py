@@ -33,10 +33,6 @@ def cut_jpeg(content: bytes) -> Container:
 
     Where a scan stops short, libjpeg makes up the rest and says nothing; it then also takes the
     filler for pixels.
-
-    Raises:
-      UserError: a picture that cannot be used, or is damaged.
-      Exception: of nearly any type, where damage leads nowhere.
     """
     kept, filled, size, scans = [b"\xff\xd8"], [b"\xff\xd8"], None, 0
     for marker, segment, scan in _segments(content):

@@ -36,12 +36,7 @@ _INFLATE_BYTES = 2**16
 
 
 def cut_png(content: bytes) -> Container:
-    """Keeps header, palette and pixels, whose checksums and number are right.
-
-    Raises:
-      UserError: a picture that cannot be used, or is damaged.
-      Exception: of nearly any type, where damage leads nowhere.
-    """
+    """Keeps header, palette and pixels, whose checksums and number are right."""
     whole = memoryview(content)
     header, kept, pixels = None, [whole[:8]], []
     for name, chunk in _chunks(whole):

@@ -37,27 +37,21 @@ def is_raster(content: bytes) -> bool:
 
 
 def check_raster(content: bytes, frame: int = 1) -> int:
-    """Checks all but the pixels of one page, and returns how many pages the file has.
-
-    Raises:
-      UserError, MemoryError: as for `read_raster`.
-    """
+    """Checks all but the pixels of one page; returns how many there are. Raises as `read_raster`."""
     kind = _kind_of(content)
     with own_words(kind):
         return _cut(kind, content, frame).pages
 
 
 def read_raster(content: bytes, frame: int | None = None, view: str | None = None) -> Scintigram:
-    """Decodes a picture.
+    """Decodes a picture to one view of uint8 or uint16 grey values.
+
+    The pixel spacing is unknown: what such files say of dots per inch is the printer's.
 
     Args:
       content: a whole PNG, TIFF or JPEG file.
       frame: TIFF page from 1; needed where there are several.
       view: the manifest's view, or None, which makes it unknown.
-
-    Returns:
-      One view of uint8 or uint16 grey values. The pixel spacing is unknown: what such files say of
-      dots per inch is the printer's.
 
     Raises:
       UserError: says why it cannot be used, in words and numbers of our own.
@@ -95,9 +89,7 @@ def _cut(kind: str, content: bytes, frame: int | None) -> Container:
 def own_words(kind: str) -> Iterator[None]:
     """Makes every failure a UserError without a word of the file; Pillow raises nearly anything.
 
-    Raises:
-      UserError: 'damaged' and the kind, 'PNG', 'TIFF' or 'JPEG'; or as it came.
-      MemoryError: as it came.
+    `kind` is 'PNG', 'TIFF' or 'JPEG'. A MemoryError passes as it came.
     """
     try:
         with warnings.catch_warnings():
@@ -133,12 +125,7 @@ def _upright_grey(kind: str, container: Container) -> Grey:
 
 
 def decoded(kind: str, content: bytes, container: Container) -> Image.Image:
-    """Decodes the content or the twin of a container.
-
-    Raises:
-      UserError: it is not of the container's matrix.
-      Exception: of nearly any type, where it is damaged.
-    """
+    """Decodes the content or the twin of a container; raises nearly anything on a damaged one."""
     with Image.open(io.BytesIO(content), formats=(kind,)) as image:
         if image.size != (container.columns, container.rows):
             raise UserError(f"damaged {kind} (two sizes)")

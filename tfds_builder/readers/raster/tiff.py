@@ -36,13 +36,7 @@ _UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
 def cut_tiff(content: bytes, frame: int | None) -> Container:
     """Keeps the file's bytes, and of its tags those that say how the pixels of one page lie in it.
 
-    Args:
-      content: the whole file.
-      frame: page from 1, or None where there is one.
-
-    Raises:
-      UserError: a picture that cannot be used, or is damaged.
-      Exception: of nearly any type, where damage leads nowhere.
+    `frame` is that page, from 1, or None where there is one.
     """
     tiff = Tiff.of(content)
     pages = tiff.pages()
