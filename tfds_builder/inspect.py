@@ -207,7 +207,8 @@ def _pictures(builder: Any, split: str, per_class: int) -> dict[str, list[_Pictu
         counts.update(builder.info.metadata["class_counts"][name])
     wanted = {label: min(per_class, n) for label, n in counts.items() if n}
     pictures: dict[str, list[_Picture]] = {label: [] for label in wanted}
-    for n in _spread(len(source)):
+    # Each far from those before it: the golden section's steps.
+    for n in np.argsort(np.arange(len(source)) * 0.6180339887498949 % 1, kind="stable"):
         if all(len(pictures[label]) == count for label, count in wanted.items()):
             break
         record = source[n]
@@ -215,11 +216,6 @@ def _pictures(builder: Any, split: str, per_class: int) -> dict[str, list[_Pictu
         if len(pictures[label]) < wanted[label]:
             pictures[label].append(_picture(record))
     return pictures
-
-
-def _spread(count: int) -> np.ndarray:
-    """All indices, each far from those before it: the golden section's steps."""
-    return np.argsort(np.arange(count) * 0.6180339887498949 % 1, kind="stable")
 
 
 def views_of(record: dict[str, Any]) -> tuple[str, ...]:

@@ -30,7 +30,9 @@ def staging_folder(data_dir: Path) -> Iterator[Path]:
     descriptor = os.open(data_dir, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _clear_up(data_dir)
+        for left in data_dir.glob(f"{_STAGING}*"):
+            _restore_replaced(data_dir, left)
+            shutil.rmtree(left, ignore_errors=True)
     except BlockingIOError:
         os.close(descriptor)
         raise UserError(f"{data_dir}: another build is running there; wait for it") from None
@@ -43,12 +45,6 @@ def staging_folder(data_dir: Path) -> Iterator[Path]:
         _restore_replaced(data_dir, staging)
         shutil.rmtree(staging, ignore_errors=True)
         os.close(descriptor)
-
-
-def _clear_up(data_dir: Path) -> None:
-    for left in data_dir.glob(f"{_STAGING}*"):
-        _restore_replaced(data_dir, left)
-        shutil.rmtree(left, ignore_errors=True)
 
 
 def _restore_replaced(data_dir: Path, staging: Path) -> None:

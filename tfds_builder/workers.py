@@ -62,9 +62,6 @@ class _Job:
     result: Any = None
     error: Exception | None = None
 
-    def fail(self, error: Exception) -> None:
-        self.done, self.error = True, error
-
 
 @dataclass
 class _Worker:
@@ -233,8 +230,9 @@ class WorkerPool:
             case "memory", _:
                 # Its decoder may have leaked, and the next task is not to pay for that.
                 self._replace(worker, "needed too much memory")
-            case outcome:
-                _finish(worker.job, *outcome)
+            case kind, outcome:
+                worker.job.done, worker.job.result = True, outcome
+                worker.job.error = outcome if kind == "error" else None
                 worker.job, worker.deadline = None, math.inf
                 self._feed()
 
@@ -249,7 +247,7 @@ class WorkerPool:
             job.task = job.retry(job.task, lost)
             if job.task is None:
                 where = "a task" if lost.step is None else f"step {lost.step}"
-                job.fail(UserError(f"{where} was given up: {reason}"))
+                job.done, job.error = True, UserError(f"{where} was given up: {reason}")
                 return
         else:
             self._false_starts += 1
@@ -296,18 +294,6 @@ def _ignored_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def _finish(job: _Job, kind: str, value: Any) -> None:
-    match kind:
-        case "result":
-            job.done, job.result = True, value
-        case "data error":
-            job.fail(UserError(value))
-        case "os error":
-            job.fail(OSError(*value))
-        case "bug":
-            job.fail(RuntimeError(f"a worker failed:\n{value}"))
-
-
 def _work(connection: Connection, memory_bytes: int) -> None:
     """A worker's life: tasks in, results out, until it is killed or its parent is gone."""
     follow_parent()
@@ -328,16 +314,16 @@ def _outcome(message: bytes, announce: Announce) -> memoryview:
     except MemoryError:
         outcome = "memory", None
     except UserError as error:
-        outcome = "data error", str(error)
+        outcome = "error", UserError(str(error))
     except OSError as error:
         if error.errno == errno.ENOMEM:
             outcome = "memory", None
         elif error.errno is None:
-            outcome = "os error", (str(error),)
+            outcome = "error", OSError(str(error))
         else:
-            outcome = "os error", (error.errno, error.strerror, error.filename)
+            outcome = "error", OSError(error.errno, error.strerror, error.filename)
     except Exception:
-        outcome = "bug", traceback.format_exc()
+        outcome = "error", RuntimeError(f"a worker failed:\n{traceback.format_exc()}")
     return ForkingPickler.dumps(outcome)
 
 

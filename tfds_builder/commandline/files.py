@@ -38,7 +38,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(part)
-        _to_disk(part)
+        # Some disks say only now that they are full; and a rename may outrun its file's content.
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
         raise write_error(path, error) from error
@@ -119,9 +121,3 @@ def free_space(folder: Path) -> str:
 def existing_folder(path: Path) -> Path:
     """The folder of a path, or the nearest above it that is there."""
     return next(folder for folder in path.absolute().parents if folder.is_dir())
-
-
-def _to_disk(path: Path) -> None:
-    """Some disks say only now that they are full; and a rename may outrun its file's content."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())

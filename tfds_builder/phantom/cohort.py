@@ -63,7 +63,9 @@ def make_cohort(
         missing = [p for p, case in enumerate(cases) if not _is_made(folder, case, p)]
         rows = [r for p, case in enumerate(cases) for r in writer.manifest_rows(case, seed, p)]
         manifest = csv_text(writer.MANIFEST_FIELDS, rows).encode()
-        if not missing and _is_complete(folder, manifest):
+        last = folder / "manifest.csv"
+        written = (folder / "lesions.csv").is_file() and last.is_file()
+        if not missing and written and last.read_bytes() == manifest:
             return None
         for part in writer.FOLDERS:
             (folder / part).mkdir(parents=True, exist_ok=True)
@@ -79,15 +81,10 @@ def make_cohort(
         studies = [s for p, case in enumerate(cases) for s in writer.study_files(case, p)]
         lesions = writer.joined_lesions(folder, [s.lesions for s in studies if s.lesions])
         write_bytes(folder / "lesions.csv", lesions)
-        write_bytes(folder / "manifest.csv", manifest)
+        write_bytes(last, manifest)
     except OSError as error:
         raise UserError(f"{error.filename or folder}: {error.strerror or error}") from error
     return Made(len(missing), dict(collections.Counter(row[2] for row in rows)))
-
-
-def _is_complete(folder: Path, manifest: bytes) -> bool:
-    last = folder / "manifest.csv"
-    return (folder / "lesions.csv").is_file() and last.is_file() and last.read_bytes() == manifest
 
 
 def _check_values(patients: int, seed: int, workers: int) -> None:

@@ -141,7 +141,11 @@ def _decided(
     frame: Evidence, frames: Sequence[Evidence], named: bool, doubt: str, order_note: str
 ) -> FrameView:
     others = [one for one in frames if one is not frame]
-    votes = {rank: _votes(frame, others, rank) for rank in RANKS}
+    # A rank names this frame, or the other one and so this frame.
+    votes = {
+        rank: frame.of(rank) | {_OPPOSITE[name] for one in others for name in one.of(rank)}
+        for rank in RANKS
+    }
     rank = next((rank for rank in RANKS if votes[rank]), None)
     if doubt and rank not in _TRUSTED_WITHOUT_VECTORS:
         raise UserError(f"{doubt}; {_SETTLE}")
@@ -169,11 +173,6 @@ def _decided(
     else:
         rule, notes = "opposite detector", (ASSUMED_OPPOSITE,)
     return FrameView(frame.frame, name, rule, notes, tuple(findings))
-
-
-def _votes(frame: Evidence, others: Sequence[Evidence], rank: str) -> frozenset[str]:
-    """What a rank says of a frame, and by naming the other one."""
-    return frame.of(rank) | {_OPPOSITE[name] for one in others for name in one.of(rank)}
 
 
 @dataclass(frozen=True)

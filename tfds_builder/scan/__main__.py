@@ -185,13 +185,6 @@ def _write(settings: argparse.Namespace, proposal: Proposal) -> None:
         write_text(settings.unread, csv_text(["path", "reason"], unread))
     if not proposal.rows:
         return
-    rows = proposal.rows
-    columns = ["path", "patient_id", "label", "study_id", "view"]
-    columns += ["frame"] if any(row.frame for row in rows) else []
-    columns += ["site"] if any(row.site for row in rows) else []
-    columns += ["sex", "age"]
-    columns += ["accept"] if any(row.accept for row in rows) else []
-    columns += ["comment"]
     manifest_folder = settings.out.parent.resolve()
     inside = PurePosixPath(settings.folder.resolve().relative_to(manifest_folder).as_posix())
     cells = [
@@ -203,13 +196,16 @@ def _write(settings: argparse.Namespace, proposal: Proposal) -> None:
             "view": row.view,
             "frame": row.frame,
             "site": row.site,
+            "sex": None,
+            "age": None,
             "accept": "yes" if row.accept else None,
             "comment": "; ".join(row.comments),
         }
-        for row in rows
+        for row in proposal.rows
     ]
-    rows = [[row.get(name) for name in columns] for row in cells]
-    write_text(settings.out, csv_text(columns, rows))
+    unneeded = [n for n in ("frame", "site", "accept") if not any(row[n] for row in cells)]
+    columns = [name for name in cells[0] if name not in unneeded]
+    write_text(settings.out, csv_text(columns, ([row[n] for n in columns] for row in cells)))
 
 
 def _report(settings: argparse.Namespace, files: Files, proposal: Proposal) -> None:

@@ -143,10 +143,14 @@ class Metadata(TypedDict):
 
 def metadata_of(ingested: Ingested) -> Metadata:
     """The metadata of a data set that is written."""
-    images = ingested.images
+    images, names = ingested.images, ingested.plan.classes.names
+    records = {
+        split: sum((shard.labels for shard in own), Counter())
+        for split, own in ingested.shards.items()
+    }
     return {
         "class_counts": {
-            split: _records_by_class(ingested, split) for split in ingested.plan.options.fractions
+            split: {label: counts[label] for label in names} for split, counts in records.items()
         },
         "fingerprint": ingested.fingerprint,
         "split_proof": ingested.proof,
@@ -159,13 +163,6 @@ def metadata_of(ingested: Ingested) -> Metadata:
         "rejected_rows": len(ingested.rejected),
         "images_left_out": len(ingested.left_out),
     }
-
-
-def _records_by_class(ingested: Ingested, split: str) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for shard in ingested.shards[split]:
-        counts += shard.labels
-    return {label: counts[label] for label in ingested.plan.classes.names}
 
 
 def _sorted(counts: Counter[str]) -> dict[str, int]:

@@ -21,20 +21,6 @@ from tfds_builder.tables import csv_text
 
 QUALITY, QUARANTINE, SPLIT_PROOF = "quality.csv", "quarantine.csv", "split_proof.json"
 
-_QUALITY_FIELDS = (
-    "row",
-    "frame",
-    "view",
-    "image_id",
-    "split",
-    "counts",
-    "counts_ratio",
-    "dispersion",
-    "findings",
-    "duplicate_of_row",
-    "duplicate_kind",
-    "notes",
-)
 _SAME_SCAN_IN_TWO_LABELS = "the same scan under two labels"
 
 
@@ -131,9 +117,9 @@ def quarantine_text(ingested: Ingested) -> str:
 
 
 def quality_text(ingested: Ingested) -> str:
-    """quality.csv: a line for every image that was read, by row and frame."""
-    rows = ([row[field] for field in _QUALITY_FIELDS] for row in _quality_rows(ingested))
-    return csv_text(_QUALITY_FIELDS, rows)
+    """quality.csv: a line for every image that was read (one at least), by row and frame."""
+    rows = list(_quality_rows(ingested))
+    return csv_text(list(rows[0]), (list(row.values()) for row in rows))
 
 
 def _quality_rows(ingested: Ingested) -> Iterator[dict[str, Any]]:

@@ -43,27 +43,24 @@ def features(config: str, classes: Sequence[str] = ()) -> tfds.features.Features
         "manufacturer": text(),
     }
     if config == VIEWS_CONFIG:
-        return tfds.features.FeaturesDict(
-            common
-            | {
-                "image": tensor(shape=IMAGE_SHAPE, dtype=np.uint16, encoding="bytes"),
-                "lesion_mask": tensor(shape=IMAGE_SHAPE, dtype=np.uint8, encoding="bytes"),
-                "view": tfds.features.ClassLabel(names=list(VIEW_NAMES)),
-                "pixel_spacing_mm": np.float32,
-                "scale": np.float32,
-            }
-        )
-    pair = (len(VIEWS), *IMAGE_SHAPE)
-    return tfds.features.FeaturesDict(
-        common
-        | {
-            "image": tensor(shape=pair, dtype=np.uint16, encoding="bytes"),
-            "lesion_mask": tensor(shape=pair, dtype=np.uint8, encoding="bytes"),
+        shape = IMAGE_SHAPE
+        own = {
+            "view": tfds.features.ClassLabel(names=list(VIEW_NAMES)),
+            "pixel_spacing_mm": np.float32,
+            "scale": np.float32,
+        }
+    else:
+        shape = (len(VIEWS), *IMAGE_SHAPE)
+        own = {
             "has_view": tensor(shape=(len(VIEWS),), dtype=np.bool_),
             "pixel_spacing_mm": tensor(shape=(len(VIEWS),), dtype=np.float32),
             "scale": tensor(shape=(len(VIEWS),), dtype=np.float32),
         }
-    )
+    images = {
+        "image": tensor(shape=shape, dtype=np.uint16, encoding="bytes"),
+        "lesion_mask": tensor(shape=shape, dtype=np.uint8, encoding="bytes"),
+    }
+    return tfds.features.FeaturesDict(common | images | own)
 
 
 def records_of(

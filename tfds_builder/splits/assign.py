@@ -220,7 +220,8 @@ def _divide_class(
             },
         )
         for unit in sorted(free, key=lambda unit: _order(seed, unit.first)):
-            split = _choose(unit.size, lacking)
+            fitting = [name for name in reversed(lacking) if lacking[name] >= unit.size]
+            split = fitting[0] if fitting else max(lacking, key=lacking.__getitem__)
             lacking[split] -= unit.size
             have[split] += unit.size
             placed.have[split] += unit.size
@@ -285,8 +286,3 @@ def _site_numbers(
         split = max((name for name in room if numbers[name] < room[name]), key=claim)
         numbers[split] += 1
     return numbers
-
-
-def _choose(size: int, lacking: dict[str, int]) -> str:
-    fitting = [name for name in reversed(lacking) if lacking[name] >= size]
-    return fitting[0] if fitting else max(lacking, key=lambda name: lacking[name])

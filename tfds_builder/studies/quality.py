@@ -104,10 +104,12 @@ def assess(native: np.ndarray, pixel_spacing_mm: float, counts_ratio: float) -> 
     by_column = sums.sum(axis=0, dtype=np.int64)
     rest = native[sums.shape[0] * _BLOCK :]
     total = int(by_column.sum()) + int(rest.sum(dtype=np.int64))
+    shortest, longest = _FIELD_OF_VIEW_MM
+    height = native.shape[0] * pixel_spacing_mm
     found = {
         EMPTY: total < _FEWEST_COUNTS,
         COUNTS_DISAGREE: abs(counts_ratio - 1) > _COUNTS_TOLERANCE,
-        FIELD_OF_VIEW: _outside(native.shape[0] * pixel_spacing_mm, _FIELD_OF_VIEW_MM),
+        FIELD_OF_VIEW: height < shortest or height > longest,
     }
     dispersion = float("nan")
     if not found[EMPTY]:
@@ -129,10 +131,6 @@ def assess(native: np.ndarray, pixel_spacing_mm: float, counts_ratio: float) -> 
                 found[PATTERN] = _patterned(by_column, noise)
                 found |= _cut(native, sums, blocks, box, body, noise)
     return Quality(total, dispersion, tuple(text for text in FINDINGS if found.get(text)))
-
-
-def _outside(value: float, limits: tuple[float, float]) -> bool:
-    return value < limits[0] or value > limits[1]
 
 
 def _noise(native: np.ndarray, body: float) -> tuple[float, float]:

@@ -239,9 +239,10 @@ def _image(
     if NOT_A_BODY in quality.findings:
         findings += accepted(f"has {NOT_A_BODY}", row.accept)
     age = scintigram.age if row.age is None else row.age
+    paths = list(dict.fromkeys(own.relative_path for own in study.rows))
     facts = Facts(
         row=row.number,
-        file=_file_number(study, row),
+        file=1 + paths.index(row.relative_path),
         frame=view.frame,
         nth=1,
         image_id=f"{study.study_key}-{view.name}",
@@ -270,11 +271,6 @@ def _image(
         patient_digest=_patient_digest(study.salt, scintigram.patient_id),
     )
     return Image(facts, counts, mask)
-
-
-def _file_number(study: Study, row: Row) -> int:
-    paths = list(dict.fromkeys(own.relative_path for own in study.rows))
-    return 1 + paths.index(row.relative_path)
 
 
 def _share_cut_off(fit: Fit, native: np.ndarray, counts: np.ndarray) -> float:

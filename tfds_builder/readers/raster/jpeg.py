@@ -47,7 +47,11 @@ def cut_jpeg(content: bytes) -> Container:
         elif marker == _APP1 and segment.startswith(b"Exif\0\0"):
             check_orientation(exif_value(segment[6:], ORIENTATION))
         elif marker == _APP2 and segment.startswith(b"MPF\0"):
-            _check_single(exif_value(segment[4:], MP_IMAGES))
+            images = exif_value(segment[4:], MP_IMAGES)
+            if images > 1:
+                raise UserError(
+                    f"holds {images} pictures (MPO); save each view as a file of its own"
+                )
         if _needs(marker, segment):
             start = b"\xff%c%b" % (marker, (len(segment) + 2).to_bytes(2, "big"))
             kept += [start, segment, scan]
@@ -105,8 +109,3 @@ def _header(segment: bytes) -> tuple[int, int]:
         raise UserError(COLOUR)
     check_size(rows, columns)
     return rows, columns
-
-
-def _check_single(images: int) -> None:
-    if images > 1:
-        raise UserError(f"holds {images} pictures (MPO); save each view as a file of its own")

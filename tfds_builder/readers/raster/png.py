@@ -42,7 +42,8 @@ def cut_png(content: bytes) -> Container:
     for name, chunk in _chunks(whole):
         data = chunk[8:-4]
         if name in _KEPT:
-            _check_sum(chunk)
+            if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
+                raise damaged("PNG", "checksum")
             kept.append(chunk)
         if name == b"tRNS":
             raise UserError("declares transparent pixels; export it without transparency")
@@ -83,11 +84,6 @@ def _chunks(whole: memoryview) -> Iterable[tuple[bytes, memoryview]]:
             return
         at = end
     raise damaged("PNG", f"more than {MOST_PARTS} chunks")
-
-
-def _check_sum(chunk: memoryview) -> None:
-    if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
-        raise damaged("PNG", "checksum")
 
 
 def _header(data: memoryview) -> tuple[int, int, int, int, bool]:

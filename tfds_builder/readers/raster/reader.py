@@ -37,7 +37,7 @@ def is_raster(content: bytes) -> bool:
 
 
 def check_raster(content: bytes, frame: int = 1) -> int:
-    """Checks all but the pixels of one page; returns how many there are. Raises as `read_raster`."""
+    """Checks all but the pixels of a page; returns how many there are. Raises as `read_raster`."""
     kind = _kind_of(content)
     with own_words(kind):
         return _cut(kind, content, frame).pages
