@@ -33,11 +33,8 @@ def read_rows(path: Path) -> Rows:
     Text is UTF-8, or UTF-16 with its mark, separated by comma, semicolon or tab, as a line `sep=;`
     or else the first lines tell. Without any of these, the last word of a line is its second cell.
 
-    Returns:
-      (row number, cells) of every row that is not blank; none where the file is empty.
-
-    Raises:
-      UserError: naming the file, and the row where there is one.
+    Returns (row number, cells) of every row that is not blank; none where the file is empty. A
+    UserError names the file, and the row where there is one.
     """
     content = _content(path)
     if content.startswith(_ZIP):

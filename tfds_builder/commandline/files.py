@@ -26,12 +26,8 @@ class WriteError(UserError):
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Has a file written under another name, and renames it when it is whole.
 
-    Args:
-      path: where it is to be; its folder is made.
-      write: writes a file to the path that it is given, in the same folder.
-
-    Raises:
-      WriteError: it cannot be written.
+    The folder of `path` is made; `write` writes a file to the path, in that folder, that it is
+    given. Raises WriteError where it cannot be written.
     """
     # Two processes may write the same file; neither may rename what the other has begun.
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{SUFFIX}")
@@ -92,13 +88,9 @@ def write_error(path: Path, error: BaseException) -> WriteError:
 
 
 def check_writable(folder: Path) -> None:
-    """Looks at the rights alone; for the start, long before the folder is needed.
+    """Raises WriteError where the rights do not allow to make a folder, or to write files in it.
 
-    Args:
-      folder: may not be there yet.
-
-    Raises:
-      WriteError: files cannot be written in it, or it cannot be made.
+    For the start, long before the folder is needed.
     """
     nearest = existing_folder(folder / "file")
     if not os.access(nearest, os.W_OK | os.X_OK):

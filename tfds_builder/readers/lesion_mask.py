@@ -17,7 +17,7 @@ from tfds_builder.readers.raster.tiff import BITS, cut_page
 def read_masks(
     content: bytes, frames: tuple[int, ...], pages: int, rows: int, columns: int
 ) -> list[np.ndarray]:
-    """Reads the pages that belong to some frames.
+    """Reads the pages that belong to some frames: uint8 (rows, columns) for each.
 
     Args:
       content: a TIFF with one 8-bit page a frame, of one channel: grey values or a palette, whose
@@ -25,9 +25,6 @@ def read_masks(
       frames: the frame numbers wanted, from 1.
       pages: how many frames the image file has.
       rows, columns: its matrix.
-
-    Returns:
-      uint8 (rows, columns) for each of `frames`.
 
     Raises:
       UserError: damaged, of a kind of TIFF that is not read, shown turned or mirrored, not 8 bits a

@@ -114,8 +114,7 @@ def read_meanings(pairs: Iterable[str], classes: tuple[str, ...] | None = None) 
 def resolve(value: str, meanings: Meanings, where: str) -> str | None:
     """The class that a written value means, `LEFT_OUT`, or None where it says that it is unknown.
 
-    Raises:
-      UserError: it means no class; `where` begins the message.
+    Raises UserError where it means no class; `where` begins the message.
     """
     if _plain(value) in meanings.of:
         return meanings.of[_plain(value)]
@@ -169,10 +168,7 @@ def read_table(path: Path) -> LabelTable:
     """Reads a label table.
 
     It has a header with `label` and one of `KEYS`, or other words for these, perhaps under a title;
-    or two columns, a name and a label, with a header or without.
-
-    Raises:
-      UserError: naming the table and the row.
+    or two columns, a name and a label, with a header or without. A UserError names table and row.
     """
     rows = read_rows(path)
     if not rows:
@@ -224,10 +220,8 @@ def join(files: Sequence[Keys], tables: Sequence[LabelTable], meanings: Meanings
 
     A table that is named like a folder (wholeBodyANT.txt) and goes by file name is about the files
     in the folders of that name alone. File names may lack their suffix in a table, and numbers the
-    zeros before them, where that leaves no doubt which is meant.
-
-    Raises:
-      UserError: a value that means no label; two tables that contradict each other.
+    zeros before them, where that leaves no doubt which is meant. Raises UserError on a value that
+    means no label, and on two tables that contradict each other.
     """
     labels: list[str | None] = [None] * len(files)
     sources: list[str] = [""] * len(files)

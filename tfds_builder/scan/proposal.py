@@ -87,14 +87,8 @@ def propose(
 ) -> Proposal:
     """Puts together what is known of the files.
 
-    Args:
-      files: the files of the folder.
-      names: what the paths say; these files alone were inspected.
-      inspected: what each of them says, in the order of the rows.
-      tables, meanings: what gives labels.
-
-    Raises:
-      UserError: labels that mean nothing, or that contradict each other.
+    `names` is what the paths say; these files alone were inspected, in the order of the rows. Tables
+    and meanings give labels. Raises UserError on some that mean nothing, or contradict each other.
     """
     unread, rows = dict(files.unusable), []
     for file in inspected:

@@ -40,11 +40,8 @@ def data_set_info(
 ) -> tfds.core.DatasetInfo:
     """What TFDS has to know of the data set.
 
-    Args:
-      builder: the builder, or who it would be.
-      of_records: the features of a record.
-      metadata: what metadata.json holds.
-      of_splits: the splits, where they are written.
+    `builder` is the builder, or who it would be; `metadata`, what metadata.json holds, and
+    `of_splits` are there where the records are written.
     """
     package = Path(__file__).parent
     info = tfds.core.DatasetInfo(
@@ -66,11 +63,8 @@ def write_data_set(ingested: Ingested, folder: Path) -> None:
     """Gives the shards their TFDS names, and writes the metadata beside them.
 
     TFDS's own way, a generator of records, holds each split's records in memory to shuffle them,
-    needs TensorFlow where they exceed 1 GB, and knows of no rejected files.
-
-    Args:
-      ingested: the data set; its shards are moved.
-      folder: where it is put, DATA_DIR/scintigraphy/CONFIG/VERSION; it exists.
+    needs TensorFlow where they exceed 1 GB, and knows of no rejected files. The folder is
+    DATA_DIR/scintigraphy/CONFIG/VERSION, and exists.
     """
     config = folder.parent.name
     identity = tfds.core.DatasetIdentity(

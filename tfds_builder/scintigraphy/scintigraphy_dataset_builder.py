@@ -51,11 +51,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     ) -> None:
         """Builds the data set from manual_dir/manifest.csv, where it is not there.
 
-        Args:
-          download_config: holds manual_dir, and whether a data set that is there is replaced.
-
-        Raises:
-          UserError: manual_dir is not given; anything that ends a build.
+        `download_config` holds manual_dir, and whether a data set that is there is replaced. Raises
+        UserError where manual_dir is not given, and on anything that ends a build.
         """
         download_config = download_config or tfds.download.DownloadConfig()
         overwrite = tfds.download.GenerateMode(download_config.download_mode).overwrite_dataset

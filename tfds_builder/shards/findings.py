@@ -57,11 +57,7 @@ def refuse_unacceptable(ingested: Ingested, data_dir: Path) -> None:
 
 
 def refuse_stored(folder: Path, plan: Plan) -> None:
-    """Holds a data set that is already there to the limits of the build that asks for it.
-
-    Raises:
-      UserError: as `refuse_unacceptable`.
-    """
+    """Holds a data set that is already there to `refuse_unacceptable`'s limits of this build."""
     rejected = [(row["row"], row["reason"]) for row in _stored(folder / QUARANTINE)]
     found = [row for row in _stored(folder / QUALITY) if row["findings"]]
     if _too_many(len(rejected), plan):

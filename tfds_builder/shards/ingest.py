@@ -115,12 +115,7 @@ class Ingested:
 
 
 class ShardStore:
-    """The shards of one data set, as many as are written.
-
-    Args:
-      plan: what is to be made.
-      folder: where the shards are put, under names of their own; it exists.
-    """
+    """The shards of a planned data set, as many as are written, in a folder that exists."""
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self._plan, self._folder = plan, folder
@@ -149,8 +144,7 @@ class ShardStore:
     def find_duplicates(self) -> Duplicates:
         """Compares all images, also those in no record: a scan left out here is in one elsewhere.
 
-        Raises:
-          UserError: the same scan stands in two given splits.
+        Raises UserError where the same scan stands in two given splits.
         """
         written = self._written.values()
         images = [facts for shard in written for facts in (*shard.images, *shard.left_out)]

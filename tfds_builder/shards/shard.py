@@ -53,10 +53,8 @@ class ShardTask:
         """The task to run after a worker was lost on it; None where two were before a row.
 
         A worker can be lost for what is not in the file, and its memory be used up by files before
-        it: a row is refused only where a second worker, a fresh one, is lost at it too.
-
-        Raises:
-          UserError: a worker is lost at a file that is not even decoded.
+        it: a row is refused only where a second worker, a fresh one, is lost at it too. Raises
+        UserError where a worker is lost at a file that is not even decoded.
         """
         if lost.step is None and None in self.suspected:
             return None

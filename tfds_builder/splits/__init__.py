@@ -3,17 +3,14 @@
 from tfds_builder.splits.assign import TornGroup, assign_splits
 from tfds_builder.splits.file import FILE_NAME, read_splits, splits_text
 from tfds_builder.splits.names import (
-    FEWEST_FOLDS,
     FRACTIONS,
     check_division,
-    is_split_name,
     shares_of,
     split_names,
 )
 from tfds_builder.splits.proof import Membership, Proof, prove_disjoint
 
 __all__ = [
-    "FEWEST_FOLDS",
     "FILE_NAME",
     "FRACTIONS",
     "Membership",
@@ -21,7 +18,6 @@ __all__ = [
     "TornGroup",
     "assign_splits",
     "check_division",
-    "is_split_name",
     "prove_disjoint",
     "read_splits",
     "shares_of",

@@ -64,11 +64,8 @@ def signature(counts: np.ndarray) -> bytes:
     doi:10.1145/509907.509965). The first 256 do not change when the image is mirrored left to
     right; the others do, but for a projection of zero.
 
-    Args:
-      counts: uint16 (1024, 256).
-
-    Returns:
-      64 bytes, the same on every machine; none where the image gives nothing to go by.
+    Of uint16 counts (1024, 256), 64 bytes, the same on every machine; none where the image gives
+    nothing to go by.
     """
     residual = _residual(counts)
     if residual is None:
@@ -88,10 +85,7 @@ def find_copies(signatures: Sequence[bytes]) -> Copies:
 
     Of equal signatures only the first is compared with others, and paired with each of its equals:
     so n equal ones make n - 1 pairs. All the others are compared with each other. There are at most
-    5 pairs for each signature, whatever the input.
-
-    Args:
-      signatures: of `signature`; empty ones are never paired.
+    5 pairs for each signature, whatever the input. Empty ones are never paired.
     """
     equals: dict[bytes, list[int]] = {}
     for index, one in enumerate(signatures):

@@ -173,9 +173,7 @@ def _dispersion(mixed: np.ndarray, sums: np.ndarray, body: float, pixels: int, g
       body: mean counts of a pixel of the body.
       pixels, gain: pixels of a difference, and sum(w^2) / pixels.
 
-    Returns:
-      sum of `mixed` squared over sum of `sums` and over `gain`; NaN where too few pixels hold
-      counts.
+    Returns NaN where too few pixels hold counts.
     """
     faintest, brightest = (share * body * pixels for share in _BODY_RANGE)
     used = (sums >= max(faintest, 1.0)) & (sums <= brightest)
@@ -271,8 +269,7 @@ def _wrapped(native: np.ndarray, highest: int, dispersion: float) -> bool:
 def _patterned(by_column: np.ndarray, dispersion: float) -> bool:
     """Whether even and odd rows, columns or diagonals share the counts unevenly.
 
-    Args:
-      by_column: (2, columns), counts of the even and of the odd rows.
+    `by_column` (2, columns) is the counts of the even and of the odd rows.
     """
     even = by_column[:, : by_column.shape[1] // 2 * 2]
     total = even.sum()
