@@ -29,11 +29,9 @@ _LONG_WORD, _SHORTEST_WORD = 8, 4
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a data set.
+    """The classes of a data set, in the order of the ClassLabel.
 
-    Attributes:
-      names: in the order of the ClassLabel.
-      severity: those whose severity is known, least severe first.
+    `severity` is those whose severity is known, least severe first.
     """
 
     names: tuple[str, ...]

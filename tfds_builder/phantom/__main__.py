@@ -8,8 +8,6 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tfds_builder.commandline.command import CommandParser, available_cores
@@ -108,11 +106,9 @@ def _protocol(arguments: argparse.Namespace) -> Protocol:
     )
 
 
-@contextmanager
-def _progress(patients: int) -> Iterator[Callable[[int, int], None]]:
+def _progress(patients: int) -> ProgressBar:
     # What an earlier run has made is no work of this one.
-    with ProgressBar("patients", total=patients, done=None, noun="patients") as bar:
-        yield bar.reached
+    return ProgressBar("patients", total=patients, done=None, noun="patients")
 
 
 def _make(arguments: argparse.Namespace, protocol: Protocol) -> None:
@@ -121,8 +117,8 @@ def _make(arguments: argparse.Namespace, protocol: Protocol) -> None:
         raise UserError(f"--{', --'.join(lacking)} must be given; see --help")
     out, patients = arguments.out, arguments.patients
     start = time.monotonic()
-    with _progress(patients) as report:
-        made = make_cohort(out, patients, arguments.seed, arguments.workers, report, protocol)
+    with _progress(patients) as bar:
+        made = make_cohort(out, patients, arguments.seed, arguments.workers, bar.reached, protocol)
     if made is None:
         print(f"{out} is complete: nothing to do")
         return
@@ -138,8 +134,8 @@ def _check(arguments: argparse.Namespace, protocol: Protocol) -> bool:
     patients = CHECKED_PATIENTS if arguments.patients is None else arguments.patients
     seed = CHECKED_SEED if arguments.seed is None else arguments.seed
     start = time.monotonic()
-    with _progress(patients) as report:
-        passed = run_check(patients, seed, protocol, arguments.workers, arguments.out, report)
+    with _progress(patients) as bar:
+        passed = run_check(patients, seed, protocol, arguments.workers, arguments.out, bar.reached)
     _say_rate(patients, time.monotonic() - start)
     return passed
 

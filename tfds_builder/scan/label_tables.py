@@ -80,11 +80,9 @@ class Joined:
 
 @dataclass(frozen=True)
 class Meanings:
-    """What written labels mean.
+    """What written labels mean: a value, normalised -> the class, or `LEFT_OUT`.
 
-    Attributes:
-      of: a written value, normalised -> the class, or `LEFT_OUT`.
-      classes: the classes that there may be, or None where any name is one.
+    `classes` are those that there may be, or None where any name is one.
     """
 
     of: dict[str, str]

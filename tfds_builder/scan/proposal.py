@@ -87,8 +87,8 @@ def propose(
 ) -> Proposal:
     """Puts together what is known of the files.
 
-    `names` is what the paths say; these files alone were inspected, in the order of the rows. Tables
-    and meanings give labels. Raises UserError on some that mean nothing, or contradict each other.
+    `names` is what the paths say; these files alone were inspected, in the order of the rows.
+    Raises UserError on labels that mean nothing, or that contradict each other.
     """
     unread, rows = dict(files.unusable), []
     for file in inspected:

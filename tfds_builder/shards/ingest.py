@@ -50,9 +50,7 @@ class Duplicate:
 class Duplicates:
     """The scans that were exported more than once.
 
-    Attributes:
-      pairs: pairs of images that show one scan.
-      crowded: image_ids of those that look like so many others that no copy can be told.
+    `crowded` are image_ids of those that look like so many others that no copy can be told.
     """
 
     pairs: tuple[Duplicate, ...]

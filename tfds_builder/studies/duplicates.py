@@ -45,11 +45,9 @@ _PAIRS_AT_ONCE = 2**19
 class Copies:
     """What `find_copies` found among signatures, named by their indices.
 
-    Attributes:
-      pairs: (first, second, mirrored), ascending: first < second, and whether left and right are
-        exchanged.
-      crowded: those that resemble more than MOST_COPIES other signatures, as pictures with the same
-        lettering all over would. They are paired with their equals alone.
+    `pairs` are (first, second, mirrored), ascending: first < second, and whether left and right are
+    exchanged. `crowded` are those that resemble more than MOST_COPIES other signatures, as pictures
+    with the same lettering all over would; they are paired with their equals alone.
     """
 
     pairs: list[tuple[int, int, bool]]
