@@ -59,7 +59,7 @@ SMALLER = (
         r"\1 --config.steps=2 --config.evaluate_every=2 --config.optimizer.warmup_steps=1"
         r" --config.data.pool=8 --config.batch_size=8",
     ),
-    (r"(-m dscint_jax\.shortcuts)", r"\1 --steps 2"),
+    (r"(-m dscint_jax\.baselines)", r"\1 --steps 2"),
     # Random weights in place of a file that would have to be downloaded.
     (r" --config\.init_from=\S+\.pth", ""),
     # The tests would start themselves.
