@@ -127,10 +127,14 @@ def test_mistakes_in_the_options_are_one_line(arguments, word):
     assert word in done.stderr
 
 
-def test_batch_script_requeues_a_run_that_has_saved_while_the_signal_was_passed_on(tmp_path):
+@pytest.mark.parametrize("status, requeued", [(75, True), (143, True), (1, False), (0, False)])
+def test_batch_script_requeues_a_run_that_has_saved_while_the_signal_was_passed_on(
+    status, requeued, tmp_path
+):
     programs = {
-        # Ends by itself, as a training that has saved; the script's signal comes from within.
-        "srun": "kill -USR1 $PPID; sleep 0.3; exit 75",
+        # Ends by itself, as a training that has saved (143: of two processes, one a moment before
+        # the other); the script's signal comes from within.
+        "srun": f"kill -USR1 $PPID; sleep 0.3; exit {status}",
         # Longer than the training takes to save.
         "scancel": "sleep 1",
         "scontrol": "echo $*",
@@ -148,8 +152,8 @@ def test_batch_script_requeues_a_run_that_has_saved_while_the_signal_was_passed_
         text=True,
         timeout=30,
     )
-    assert done.returncode == 75, done.stderr
-    assert "requeue 7" in done.stdout
+    assert done.returncode == status, done.stderr
+    assert ("requeue 7" in done.stdout) == requeued
 
 
 def test_batch_script_is_bash_and_names_main_and_its_flag():

@@ -106,7 +106,7 @@ def test_every_config_fits_every_network(file, network):
     assert config.model == network
     assert config.data.records == ("studies" if network == "dual_view" else "views")
     if network in models.NETWORKS:
-        known = models._options_of(models.NETWORKS[network])
+        known = models.complete_options(network, {})
         assert set(config.model_options) <= set(known)
     else:
         assert not config.model_options
