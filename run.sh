@@ -119,7 +119,7 @@ setup() {
     echo "installing${extras[*]:+ with ${extras[*]}} (a minute or two)"
     local requirement="."
     [[ -z "${extras[*]:-}" ]] || requirement=".[$(IFS=,; echo "${extras[*]}")]"
-    # Modules are compiled when they are imported; all of them at once would take longer than the rest.
+    # Modules are compiled when they are imported: all at once takes longer than the rest.
     .venv/bin/python -m pip install --quiet --no-compile --no-cache-dir --disable-pip-version-check \
       --constraint constraints.txt --editable "$requirement" ||
       fail "the installation failed; the lines above say why; mend it and run again"

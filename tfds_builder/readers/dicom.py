@@ -44,9 +44,15 @@ _CAPTURE_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.7{suffix}" for suffix in ("",
 _PLANAR_TYPES = ("STATIC", "WHOLE BODY")
 _PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
 _OTHER_TYPES = (
-    "TOMO", "RECON TOMO", "DYNAMIC", "GATED", "GATED TOMO", "RECON GATED TOMO", "REPROJECTION",
+    "TOMO",
+    "RECON TOMO",
+    "DYNAMIC",
+    "GATED",
+    "GATED TOMO",
+    "RECON GATED TOMO",
+    "REPROJECTION",
     "GATED REPROJECTION",
-)  # fmt: skip
+)
 _MODALITIES = (
     "CR", "CT", "DX", "ECG", "ES", "KO", "MG", "MR", "OT", "PR", "PT", "PX", "RF", "RTDOSE",
     "RTIMAGE", "RTPLAN", "RTSTRUCT", "SC", "SEG", "SM", "SR", "US", "XA", "XC",

@@ -75,8 +75,17 @@ class _Parts:
 def reference_skeleton() -> Skeleton:
     """Builds the cloud once a process; every patient deforms a copy of it."""
     parts = _Parts()
-    for add in (_skull, _spine, _ribs, _shoulder_girdle, _arms, _pelvis, _legs, _growth_plates,
-                _organs):  # fmt: skip
+    for add in (
+        _skull,
+        _spine,
+        _ribs,
+        _shoulder_girdle,
+        _arms,
+        _pelvis,
+        _legs,
+        _growth_plates,
+        _organs,
+    ):
         add(parts)
     rows = sorted(parts.rows, key=lambda row: SEGMENTS.index(row[2]))
     structures, start = [], 0
