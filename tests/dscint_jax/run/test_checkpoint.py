@@ -16,6 +16,7 @@ from flax import nnx
 from dscint_jax.run.checkpoint import REPLACED, Checkpointer, complete_steps, completed_step
 from dscint_jax.run.lock import take_away
 from dscint_jax.training.state import TrainState, evaluated_items
+from tests.dscint_jax.runs import largest_file_read
 from tfds_builder.commandline.errors import UserError
 
 OPTIMIZER = optax.adam(1e-3)
@@ -131,9 +132,9 @@ def _cut(path):
 
 
 DAMAGE = {
-    "a bit of the weights flipped": lambda folder: _flip(_largest(folder / "model")),
-    "the weights truncated": lambda folder: _cut(_largest(folder / "model")),
-    "the weights' file gone": lambda folder: _largest(folder / "model").unlink(),
+    "a bit of the weights flipped": lambda folder: _flip(largest_file_read(folder)),
+    "the weights truncated": lambda folder: _cut(largest_file_read(folder)),
+    "the weights' file gone": lambda folder: largest_file_read(folder).unlink(),
     "the manifest truncated": lambda folder: _cut(folder / "model" / "manifest.ocdbt"),
     "the tree truncated": lambda folder: _cut(folder / "model" / "_METADATA"),
     "model gone": lambda folder: shutil.rmtree(folder / "model"),
@@ -203,7 +204,7 @@ def test_damaged_optimizer_does_not_keep_an_evaluator_from_the_network(workdir):
 
 
 def test_damaged_checkpoint_that_was_asked_for_by_its_step_is_an_error(workdir):
-    _flip(_largest(workdir / "checkpoints" / "3" / "model"))
+    _flip(largest_file_read(workdir / "checkpoints" / "3"))
     like = _like(_state(0))
     with pytest.raises(UserError, match="checkpoint 3 is damaged; choose another"):
         _weights(Checkpointer(workdir, read_only=True), "3", like)
@@ -211,14 +212,14 @@ def test_damaged_checkpoint_that_was_asked_for_by_its_step_is_an_error(workdir):
 
 def test_where_all_are_damaged_nothing_is_restored_and_all_are_set_aside(workdir):
     for step in ("1", "2", "3"):
-        _cut(_largest(workdir / "checkpoints" / step / "model"))
+        _cut(largest_file_read(workdir / "checkpoints" / step))
     assert _newest(Checkpointer(workdir), _like(_state(0))) is None
     assert _names(workdir, "damaged") == ["1", "2", "3"]
 
 
 def test_damaged_twice_at_the_same_step_neither_is_lost(workdir):
     for _ in range(2):
-        _cut(_largest(workdir / "checkpoints" / "3" / "model"))
+        _cut(largest_file_read(workdir / "checkpoints" / "3"))
         checkpointer = Checkpointer(workdir, keep_last=2)
         _newest(checkpointer, _like(_state(0)))
         checkpointer.save(3, _state(3).items)

@@ -28,6 +28,7 @@ from tests.dscint_jax.runs import (
     command,
     finish,
     interrupt,
+    largest_file_read,
     start,
     wait_for_step,
 )
@@ -180,10 +181,6 @@ def test_full_disk_is_one_line_and_with_room_again_the_run_ends_in_the_same_bits
     assert read_metrics(workdir) == read_metrics(undisturbed)
 
 
-def _largest(folder):
-    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-
-
 def _truncate(checkpoint):
     # Of the files of small arrays some are not read again; the manifest is.
     manifest = checkpoint / "model" / "manifest.ocdbt"
@@ -191,7 +188,7 @@ def _truncate(checkpoint):
 
 
 def _flip(checkpoint):
-    path = _largest(checkpoint / "model")
+    path = largest_file_read(checkpoint)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
