@@ -174,7 +174,8 @@ def show(table: RenderableType) -> None:
 def say(text: str) -> None:
     """Prints; a reader that is gone, as of a pipe into `head`, is no reason to end a training."""
     with _reader_may_be_gone():
-        print(text, flush=True)
+        # One write: another thread's line comes before or after it, never between it and its end.
+        print(f"{text}\n", end="", flush=True)
 
 
 def let_go_of_readers() -> None:

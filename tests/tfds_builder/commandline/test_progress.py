@@ -135,3 +135,12 @@ def test_bar_has_colours_unless_none_are_wanted(clock, terminal, monkeypatch):
 )
 def test_durations_are_short(seconds, text):
     assert progress._duration(seconds) == text
+
+
+def test_line_and_its_end_are_one_write_so_that_threads_do_not_mix(monkeypatch):
+    writes = []
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "write", writes.append)
+    monkeypatch.setattr(sys, "stdout", stream)
+    progress.say("step 3")
+    assert [each for each in writes if each] == ["step 3\n"]
