@@ -23,6 +23,20 @@ SHUFFLED, BALANCED = "shuffled", "balanced"
 NO_FOLD = -1
 """What `data.fold` is where the data set is divided into train, validation and test."""
 
+MAY_CHANGE = (
+    "data.dir",
+    "init_from",
+    "spmd",
+    "data.cache",
+    "data.cache_gib",
+    "data.threads",
+    "keep_last",
+    "keep_best",
+    "trackers",
+    "project",
+)
+"""Fields that may be others when a run is resumed: places, and what leaves the numbers alone."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Data(Group):

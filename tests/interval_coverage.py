@@ -10,8 +10,8 @@ import argparse
 
 import numpy as np
 
-from dscint_jax.metrics.confusion import METRIC_NAMES, five_metrics
 from dscint_jax.metrics.intervals import bootstrap_intervals
+from dscint_jax.metrics.scores import METRIC_NAMES, five_metrics
 
 RIGHT = (0.95, 0.85, 0.75, 0.9)
 IMAGES = 2

@@ -22,8 +22,8 @@ from sklearn.preprocessing import StandardScaler
 
 from dscint_jax.config import VIEWS
 from dscint_jax.input_pipeline import COPY, NO_FOLD, Copies, HostBatch, Scintigrams, load_split
-from dscint_jax.metrics.confusion import defined, five_metrics
 from dscint_jax.metrics.intervals import bootstrap_intervals, patient_confusions
+from dscint_jax.metrics.scores import defined, five_metrics
 from dscint_jax.training.augment import Augmentation, apply_copies
 
 POOL = 16

@@ -8,7 +8,8 @@ import numpy as np
 
 from dscint_jax.config import Augmentation, Config, Optimizer
 from dscint_jax.input_pipeline import HostBatch, Scintigrams, device_fields, training_batches
-from dscint_jax.metrics.predictions import Evaluation, Predictions, predict_split
+from dscint_jax.metrics.passes import Evaluation, predict_split
+from dscint_jax.metrics.predictions import Predictions
 from dscint_jax.training.experiment import make_experiment
 from dscint_jax.training.step import eval_step, train_step
 from tfds_builder.commandline.errors import UserError
@@ -66,7 +67,7 @@ def neck_predictions(
     evaluate_once = jax.jit(functools.partial(eval_step, spec=experiment.spec))
     batch_size = min(BATCH_SIZE, len(necks["train"]))
 
-    def predict(state, images: Scintigrams) -> Predictions:
+    def predict(state, images: Scintigrams) -> tuple[Predictions, float]:
         def evaluate(batch: HostBatch) -> Evaluation:
             return evaluate_once(state.params, state.batch_stats, device_fields(batch))
 
@@ -77,12 +78,12 @@ def neck_predictions(
     for step in range(1, steps + 1):
         state, _ = step_once(state, device_fields(next(batches)))
         if step % VALIDATE_EVERY == 0 or step == steps:
-            found = predict(state, necks["validation"])
-            if not np.isfinite(found.loss):
+            found, loss = predict(state, necks["validation"])
+            if not np.isfinite(loss):
                 raise UserError(f"training on necks diverged at step {step}; use another --seed")
             # Of equal accuracies the one of the lower loss.
-            rank = (np.trace(found.confusion), -found.loss)
+            rank = (np.sum(found.labels == found.predicted), -loss)
             if highest is None or rank > highest:
                 best, highest = state, rank
         progress(step, steps)
-    return predict(best, necks[split])
+    return predict(best, necks[split])[0]

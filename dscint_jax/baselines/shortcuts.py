@@ -25,7 +25,7 @@ from dscint_jax.baselines.inputs import Inputs, read_inputs
 from dscint_jax.baselines.linear_baseline import baseline_of, score_by_patient
 from dscint_jax.baselines.neck import BATCH_SIZE, STEPS, neck_predictions
 from dscint_jax.input_pipeline import NO_FOLD, folds_of, open_dataset
-from dscint_jax.metrics.confusion import interval_in_words
+from dscint_jax.metrics.scores import interval_in_words
 from tfds_builder.commandline.command import CommandParser
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import write_json

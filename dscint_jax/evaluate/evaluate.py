@@ -8,45 +8,44 @@ eval/NAME/SPLIT/, and a table.
 """
 
 import contextlib
-import csv
 import dataclasses
-import io
+import functools
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from dscint_jax.evaluate.restored import is_trained_on, load_trained, records_of
+from dscint_jax.evaluate.restored import (
+    is_trained_on,
+    load_trained,
+    records_of,
+    validation_images,
+)
 from dscint_jax.input_pipeline import (
-    IDENTITY_FIELDS,
     NOUNS,
     SPLITS,
     Leakage,
     fingerprint_of,
     leakage_in_words,
 )
-from dscint_jax.metrics.confusion import (
+from dscint_jax.metrics.passes import predict_split
+from dscint_jax.metrics.predictions import predictions_text
+from dscint_jax.metrics.scores import (
     METRIC_NAMES,
     PUBLISHED_DSCINT,
     has_published_classes,
     in_words,
     interval_in_words,
-    summary,
 )
-from dscint_jax.metrics.intervals import (
-    bootstrap_intervals,
-    classes_of_one_patient,
-    patient_confusions,
-)
-from dscint_jax.metrics.predictions import Predictions, predict_split
+from dscint_jax.metrics.summary import summarise
 from tfds_builder.commandline.command import CommandParser
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import WriteError, read_json, write_json, write_text
 
-METRICS_FILE = "metrics.json"
+METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.csv"
 
 
 def evaluate(
@@ -80,12 +79,12 @@ def evaluate(
         )
     # Before the network's work, which a data set that leaks is not worth.
     leakage = network.leakage()
-    classes = network.images.classes
-    predictions = predict_split(network.evaluate, network.images, batch_size=network.batch_size)
+    predict = functools.partial(predict_split, network.evaluate, batch_size=network.batch_size)
+    predictions, loss = predict(network.images)
+    beside = validation_images(workdir, network)
     result = {
-        **summary(predictions.confusion, classes),
-        "intervals": _intervals(predictions, classes),
-        "loss": predictions.loss,
+        **summarise(predictions, predict(beside)[0] if beside else None),
+        "loss": loss,
         "records": network.images.records,
         "dataset_fingerprint": network.images.fingerprint,
         "protocol": network.config.protocol,
@@ -96,7 +95,8 @@ def evaluate(
     }
     told(result)
     with or_elsewhere(out):
-        _write(folder, result, predictions, classes)
+        write_text(folder / PREDICTIONS_FILE, predictions_text(predictions))
+        write_json(folder / METRICS_FILE, result)
     return result
 
 
@@ -210,43 +210,6 @@ def leakage_line(result: dict[str, Any]) -> str:
         protocol=result["protocol"],
         records=result["records"],
     )
-
-
-def _intervals(predictions: Predictions, classes: Sequence[str]) -> dict[str, Any]:
-    confusions = patient_confusions(
-        predictions.labels, predictions.predicted, predictions.identity["patient_key"], len(classes)
-    )
-    alone = classes_of_one_patient(confusions)
-    return {
-        "method": "percentile bootstrap over the patients of each class, 2000 resamples",
-        "level": 0.95,
-        "patients": len(confusions),
-        "classes_of_one_patient": [classes[number] for number in alone],
-        "values": {
-            name: bounds and list(bounds)
-            for name, bounds in bootstrap_intervals(confusions).items()
-        },
-    }
-
-
-def _write(
-    folder: Path, result: dict[str, Any], predictions: Predictions, classes: tuple[str, ...]
-) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*IDENTITY_FIELDS, "label", "predicted", *(f"p_{c}" for c in classes)])
-    rows = zip(
-        *(predictions.identity[name] for name in IDENTITY_FIELDS),
-        predictions.labels,
-        predictions.predicted,
-        predictions.probabilities,
-        strict=True,
-    )
-    for *identity, label, predicted, probabilities in rows:
-        cells = (f"{p:.6f}" for p in probabilities)
-        writer.writerow([*identity, classes[label], classes[predicted], *cells])
-    write_text(folder / "predictions.csv", text.getvalue())
-    write_json(folder / METRICS_FILE, result)
 
 
 def main() -> None:

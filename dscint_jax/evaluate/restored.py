@@ -26,7 +26,7 @@ from dscint_jax.input_pipeline import (
     open_dataset,
 )
 from dscint_jax.mesh import DeviceBatch, data_mesh, replicated_shapes, shard_batch
-from dscint_jax.metrics.predictions import Evaluation
+from dscint_jax.metrics.passes import Evaluation
 from dscint_jax.models import AttentionMaps
 from dscint_jax.run.checkpoint import Checkpointer
 from dscint_jax.run.provenance import attempts_of, check_data, classes_of
@@ -35,6 +35,7 @@ from dscint_jax.training import parallel
 from dscint_jax.training.augment import apply_copies
 from dscint_jax.training.experiment import load_images, make_experiment
 from dscint_jax.training.state import evaluated_items
+from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.progress import ProgressBar
 
 
@@ -184,6 +185,26 @@ def load_trained(
         _eval_step=parallel.compile_eval_step(experiment.spec, mesh),
         _attention_step=parallel.compile_attention_step(experiment.spec, mesh),
     )
+
+
+def validation_images(workdir: Path, network: TrainedNetwork) -> Scintigrams | None:
+    """The validation images of the data set trained on, which thresholds are chosen on.
+
+    Returns:
+      None where the network's images are of that data set and not its test split, or where that
+      data set is not at hand.
+    """
+    if network.trained_on:
+        if network.images.split != "test":
+            return None
+        return load_images(network.config, "validation", cache="auto", beside=network.images)
+    config = config_of(workdir)
+    try:
+        if not is_trained_on(workdir, Path(config.data.dir)):
+            return None
+    except UserError:
+        return None
+    return load_images(config, "validation", cache="auto")
 
 
 def records_of(workdir: Path) -> str:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from dscint_jax.evaluate.restored import TrainedNetwork
 from dscint_jax.input_pipeline import HostBatch
-from dscint_jax.metrics.predictions import Evaluation
+from dscint_jax.metrics.passes import Evaluation
 from dscint_jax.models import AttentionMaps
 
 

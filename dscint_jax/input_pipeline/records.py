@@ -14,7 +14,9 @@ DEVICE_FIELDS = ("counts", "scale", "label", "mask")
 COPY = "copy"
 """What the steps need besides where images are copies: see `protocol`."""
 
-IDENTITY_FIELDS = ("image_id", "patient_key", "view")
+TEXTS = ("image_id", "patient_key", "study_key", "sex", "age_band", "manufacturer", "site_key")
+IDENTITY_FIELDS = (*TEXTS, "view")
+"""What an image is of: pseudonyms, and facts by which results are grouped."""
 KEY_FIELDS = ("label", *IDENTITY_FIELDS)
 
 STUDY_VIEWS = ("neither", "anterior", "posterior", "both")
@@ -86,8 +88,7 @@ class DiskImages:
         names = np.array(self._features["view"].names if has_view else STUDY_VIEWS)
         return {
             "label": np.array([r["label"] for r in records], np.int32),
-            "image_id": np.array([_text(r["image_id"]) for r in records]),
-            "patient_key": np.array([_text(r["patient_key"]) for r in records]),
+            **{name: np.array([_text(r[name]) for r in records]) for name in TEXTS},
             "view": names[[_view_index(r) for r in records]],
         }
 

@@ -6,12 +6,20 @@ so that every resample is scored over the same classes as the data.
 `python -m tests.interval_coverage` measures how often the intervals hold the true value.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
-from dscint_jax.metrics.confusion import METRIC_NAMES, five_metrics
+from dscint_jax.metrics.scores import five_metrics
+
+LEVEL = 0.95
+RESAMPLES = 2000
+
+CHUNKS = 20
+"""That resamples are worked on in: the weights of all images in all of them are large."""
+
+Interval = tuple[float, float]
 
 
 def patient_confusions(
@@ -27,47 +35,90 @@ def patient_confusions(
     return matrices
 
 
-def bootstrap_intervals(
+def patient_weights(
     confusions: Int[np.ndarray, "patient true predicted"],
     *,
-    level: float = 0.95,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
-) -> dict[str, tuple[float, float] | None]:
-    """Percentile bootstrap intervals of the five metrics (Efron and Tibshirani 1993, ch. 13).
+) -> Float[np.ndarray, "resample patient"] | None:
+    """How often each patient counts in each of many resamples (Efron and Tibshirani 1993, ch. 13).
 
     Of n patients of a class, n - 1 are drawn with replacement and weighed by n / (n - 1): with n
     draws the variance comes out too small by (n - 1) / n (Rao and Wu, J Am Stat Assoc 1988;83:231).
     A patient whose images have several classes belongs to that of the fewest patients (of equally
     few, the first), which could get lost among others.
-    Where a class has one patient, nothing is known of how patients of that class differ: there is
-    no interval.
 
     Args:
       confusions: one confusion matrix a patient.
-      level: coverage aimed at.
       resamples: how many times patients are drawn.
-      seed: of the draws; the same seed gives the same intervals.
+      seed: of the draws; the same seed gives the same weights.
 
     Returns:
-      (low, high) by metric name; None where a metric, or an interval, is not defined.
+      None where a class has one patient: nothing is known of how patients of that class differ.
     """
     if not len(confusions) or classes_of_one_patient(confusions):
-        return dict.fromkeys(METRIC_NAMES)
+        return None
     strata = _strata(confusions)
     sizes = np.bincount(strata)
     random = np.random.Generator(np.random.PCG64(seed))
-    resampled = np.zeros((resamples, *confusions.shape[1:]))
+    weights = np.zeros((resamples, len(confusions)))
     for stratum in np.flatnonzero(sizes):
-        own, size = confusions[strata == stratum], sizes[stratum]
+        size = sizes[stratum]
         draws = random.multinomial(size - 1, np.full(size, 1 / size), size=resamples)
-        resampled += np.einsum("rp,ptq->rtq", draws, own) * size / (size - 1)
-    tail = 100 * (1 - level) / 2
-    intervals = {}
-    for name, values in five_metrics(resampled).items():
-        low, high = np.percentile(values, [tail, 100 - tail])
-        intervals[name] = None if np.isnan(low) else (float(low), float(high))
-    return intervals
+        weights[:, strata == stratum] = draws * size / (size - 1)
+    return weights
+
+
+def bootstrap_intervals(
+    confusions: Int[np.ndarray, "patient true predicted"],
+    metrics: Callable[[np.ndarray], Mapping[str, np.ndarray]] = five_metrics,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Interval | None]:
+    """Percentile bootstrap intervals of the five metrics, or of others.
+
+    Args:
+      confusions: one confusion matrix a patient.
+      metrics: by name, of confusion matrices along a leading axis.
+      resamples, seed: of `patient_weights`.
+
+    Returns:
+      (low, high) by name; None where a metric, or an interval, is not defined.
+    """
+    weights = patient_weights(confusions, resamples=resamples, seed=seed)
+    if weights is None:
+        return dict.fromkeys(metrics(confusions))
+    values = metrics(np.tensordot(weights, confusions, axes=1))
+    return {name: percentile_interval(resampled) for name, resampled in values.items()}
+
+
+def percentile_interval(values: Float[np.ndarray, " resample"]) -> Interval | None:
+    """What the middle LEVEL of the resampled values lie between; None where one is NaN."""
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(values, [tail, 100 - tail])
+    return None if np.isnan(low) else (float(low), float(high))
+
+
+def interval_of(
+    statistic: Callable[[Float[np.ndarray, "resample image"]], Float[np.ndarray, " resample"]],
+    weights: Float[np.ndarray, "resample patient"] | None,
+    patient: Int[np.ndarray, " image"],
+) -> Interval | None:
+    """The interval of what is computed from weighed images, such as an area under a curve.
+
+    Args:
+      statistic: of the images, for many sets of weights at once.
+      weights: of `patient_weights`.
+      patient: the number of each image's patient, in the order of `weights`.
+
+    Returns:
+      None where an interval is not defined.
+    """
+    if weights is None:
+        return None
+    values = [statistic(chunk[:, patient]) for chunk in np.array_split(weights, CHUNKS)]
+    return percentile_interval(np.concatenate(values))
 
 
 def classes_of_one_patient(confusions: Int[np.ndarray, "patient true predicted"]) -> list[int]:

@@ -28,7 +28,7 @@ from dscint_jax.evaluate.evaluate import (
 from dscint_jax.evaluate.restored import TrainedNetwork, is_trained_on, load_trained
 from dscint_jax.explain.attention import Explained, explain
 from dscint_jax.input_pipeline import copies_of, load_split
-from dscint_jax.metrics.confusion import has_published_classes, in_words
+from dscint_jax.metrics.scores import has_published_classes, in_words
 from dscint_jax.report import figures
 from dscint_jax.report.tables import class_table, html_table, metrics_table
 from dscint_jax.run.trackers.json_lines import read_metrics

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dscint_jax.baselines.linear_baseline import Baseline
-from dscint_jax.metrics.confusion import (
+from dscint_jax.metrics.scores import (
     METRIC_NAMES,
     PUBLISHED_DSCINT,
     has_published_classes,

@@ -6,24 +6,10 @@ from typing import Any
 
 import jax
 
-from dscint_jax.config import Config, read_config
+from dscint_jax.config import MAY_CHANGE, Config, read_config
 from dscint_jax.run.provenance import X64, attempts_of
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import write_json
-
-MAY_CHANGE = (
-    "data.dir",
-    "init_from",
-    "spmd",
-    "data.cache",
-    "data.cache_gib",
-    "data.threads",
-    "keep_last",
-    "keep_best",
-    "trackers",
-    "project",
-)
-"""Fields that may be others when a run is resumed: places, and what leaves the numbers alone."""
 
 
 def check_claim(workdir: Path, config: Config) -> int | None:

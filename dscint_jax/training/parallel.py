@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dscint_jax.mesh import AXIS, DeviceBatch
-from dscint_jax.metrics.predictions import Evaluation
+from dscint_jax.metrics.passes import Evaluation
 from dscint_jax.models import AttentionMaps
 from dscint_jax.training.state import TrainState
 from dscint_jax.training.step import StepSpec, attention_step, eval_step, train_step

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from dscint_jax.input_pipeline.normalise import normalise
 from dscint_jax.metrics.confusion import ConfusionMatrix
-from dscint_jax.metrics.predictions import Evaluation
+from dscint_jax.metrics.passes import Evaluation
 from dscint_jax.models import AttentionMaps
 from dscint_jax.models.layers import DROPOUT_BY_EXAMPLE, Dropout
 from dscint_jax.random_streams import stream_key

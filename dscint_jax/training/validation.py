@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from dscint_jax.input_pipeline import HostBatch, Scintigrams, device_fields
 from dscint_jax.mesh import local_rows, shard_batch
-from dscint_jax.metrics.predictions import Evaluation, score_split
+from dscint_jax.metrics.passes import Evaluation, score_split
 from dscint_jax.training import parallel
 from dscint_jax.training.state import TrainState
 from dscint_jax.training.stopping import Interrupted, Stop

@@ -16,7 +16,7 @@ from dscint_jax.baselines.linear_baseline import linear_baseline
 from dscint_jax.baselines.neck import neck_predictions
 from dscint_jax.baselines.shortcuts import measure, reaching
 from dscint_jax.input_pipeline import HeldImages, Scintigrams, load_split
-from dscint_jax.metrics.confusion import interval_in_words
+from dscint_jax.metrics.scores import interval_in_words
 from tfds_builder.commandline.errors import UserError
 
 CLASSES = ("normal", "metastasis", "arthritis", "thyroid_carcinoma")

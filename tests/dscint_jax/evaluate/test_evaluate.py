@@ -11,7 +11,7 @@ from dscint_jax.baselines.linear_baseline import linear_baseline
 from dscint_jax.evaluate.evaluate import evaluate, print_table
 from dscint_jax.input_pipeline import Copies, fingerprint_of, load_split
 from dscint_jax.metrics import intervals
-from dscint_jax.metrics.confusion import five_metrics, summary
+from dscint_jax.metrics.scores import five_metrics, summary
 from dscint_jax.report.page import write_report
 from dscint_jax.run.checkpoint import Checkpointer
 from dscint_jax.training.train import train

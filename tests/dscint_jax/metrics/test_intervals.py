@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from dscint_jax.metrics.confusion import five_metrics
 from dscint_jax.metrics.intervals import (
     bootstrap_intervals,
     classes_of_one_patient,
     patient_confusions,
 )
+from dscint_jax.metrics.scores import five_metrics
 
 
 def _sample(random, patients, images_each, accuracy):

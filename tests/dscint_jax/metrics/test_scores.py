@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support, recall_score
 
-from dscint_jax.metrics.confusion import (
+from dscint_jax.metrics.confusion import ConfusionMatrix
+from dscint_jax.metrics.scores import (
     METRIC_NAMES,
     PUBLISHED_DSCINT,
-    ConfusionMatrix,
     five_metrics,
     summary,
 )

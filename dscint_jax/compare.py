@@ -1,0 +1,345 @@
+"""Compares runs on the same test images, patient by patient; needs no JAX and no data set.
+
+    python -m dscint_jax.compare runs/dscint runs/dscint_seed1 runs/resnet18 runs/resnet18_seed1
+
+In: work directories after `dscint_jax.evaluate`. Out: a table of the networks, one of every pair of
+them, and, with `--out`, both as JSON. Runs whose configs differ in the seed alone are one network.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from dscint_jax.config import MAY_CHANGE
+from dscint_jax.metrics.discrimination import auroc
+from dscint_jax.metrics.paired_tests import (
+    Difference,
+    compare_areas,
+    compare_metrics,
+    holm,
+    mcnemar,
+)
+from dscint_jax.metrics.predictions import Predictions, read_predictions
+from dscint_jax.metrics.scores import METRIC_NAMES, defined, five_metrics, in_words
+from tfds_builder.commandline.command import CommandParser
+from tfds_builder.commandline.errors import UserError, run_command
+from tfds_builder.commandline.files import read_json, write_json
+
+RECORDS, STUDIES, PATIENTS = "records", "studies", "patients"
+UNITS = {RECORDS: "", STUDIES: "study_key", PATIENTS: "patient_key"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One evaluated run.
+
+    Attributes:
+      workdir: its work directory.
+      config: what config.json holds.
+      fingerprint: of the data set that it was evaluated on.
+      predictions: on the split, sorted by image_id.
+    """
+
+    workdir: Path
+    config: dict[str, Any]
+    fingerprint: str
+    predictions: Predictions
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """Runs of one config, seed by seed.
+
+    Attributes:
+      name: of the model; where several have it, with the folder of the first run.
+      runs: in the order of their seeds.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+
+    @property
+    def confusions(self) -> np.ndarray:
+        """Confusion matrices by seed and patient."""
+        return np.stack([run.predictions.confusions() for run in self.runs])
+
+    def scores_of(self, label: int) -> list[np.ndarray]:
+        """The probability of a class by seed and image."""
+        return [run.predictions.probabilities[:, label] for run in self.runs]
+
+
+def compare(
+    workdirs: Sequence[Path],
+    *,
+    split: str = "test",
+    name: str = "",
+    unit: str = RECORDS,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compares runs on the same images.
+
+    Args:
+      workdirs: of evaluated runs.
+      split: which evaluation.
+      name: of another data set than the one trained on, as in eval/NAME/SPLIT; '': that one.
+      unit: 'records', or 'studies' or 'patients', whose images are read together by the mean of
+        their probabilities.
+      resamples: of intervals and permutation tests.
+      seed: of both.
+
+    Returns:
+      Plain values: `networks`, the scores of each; `pairs`, the differences of every two.
+
+    Raises:
+      UserError: a run was not evaluated, or runs were evaluated on other images or classes.
+    """
+    if len({path.absolute() for path in workdirs}) != len(workdirs):
+        raise UserError("a work directory is given twice; give each once")
+    runs = [_read(workdir, Path(name) / split, UNITS[unit]) for workdir in workdirs]
+    for run in runs[1:]:
+        _check_alike(runs[0], run)
+    networks = _networks(runs)
+    if len(networks) < 2:
+        raise UserError(
+            f"there is nothing to compare: all runs are of one network, {networks[0].name}; give "
+            f"runs of another config too"
+        )
+    pairs = [
+        _pair(first, second, resamples=resamples, seed=seed)
+        for first, second in itertools.combinations(networks, 2)
+    ]
+    for table in ("metrics", "areas"):
+        tests = [values for pair in pairs for values in pair[table].values()]
+        for values, adjusted in zip(tests, holm([_nan(v["p"]) for v in tests]), strict=True):
+            values["p_holm"] = defined(adjusted)
+    first = runs[0].predictions
+    return {
+        "split": split,
+        "data_set": name or None,
+        "dataset_fingerprint": runs[0].fingerprint,
+        "unit": unit,
+        "support": len(first),
+        "patients": len(np.unique(first.patients)),
+        "classes": list(first.classes),
+        "resamples": resamples,
+        "networks": [_scores(network) for network in networks],
+        "pairs": pairs,
+    }
+
+
+def _read(workdir: Path, place: Path, unit: str) -> Run:
+    if not (workdir / "config.json").exists():
+        raise UserError(f"{workdir} holds no config.json, so no run")
+    folder = workdir / "eval" / place
+    predictions = read_predictions(folder / "predictions.csv")
+    if unit:
+        predictions, _ = predictions.combined(unit)
+    else:
+        predictions = predictions.only(np.argsort(predictions.facts["image_id"], kind="stable"))
+    return Run(
+        workdir,
+        read_json(workdir / "config.json"),
+        read_json(folder / "metrics.json")["dataset_fingerprint"],
+        predictions,
+    )
+
+
+def _check_alike(first: Run, run: Run) -> None:
+    ours, theirs = first.predictions, run.predictions
+    both = f"{first.workdir} and {run.workdir}"
+    if ours.classes != theirs.classes:
+        raise UserError(
+            f"{both} have other classes ({', '.join(ours.classes)}; {', '.join(theirs.classes)}); "
+            f"compare runs of the same classes"
+        )
+    same = len(ours) == len(theirs) and all(
+        np.array_equal(ours.facts[key], theirs.facts[key]) for key in ("image_id", "patient_key")
+    )
+    if first.fingerprint != run.fingerprint or not same:
+        raise UserError(
+            f"{both} were evaluated on other images; evaluate both on the same split of the same "
+            f"data set, with the same records"
+        )
+    if not np.array_equal(ours.labels, theirs.labels):
+        raise UserError(f"{both} have other labels for the same images; evaluate both again")
+
+
+def _networks(runs: Sequence[Run]) -> list[Network]:
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        config = {k: v for k, v in _flat(run.config).items() if k not in ("seed", *MAY_CHANGE)}
+        groups.setdefault(json.dumps(config, sort_keys=True), []).append(run)
+    models = [group[0].config["model"] for group in groups.values()]
+    networks = []
+    for model, group in zip(models, groups.values(), strict=True):
+        folder = "" if models.count(model) == 1 else f" ({group[0].workdir})"
+        by_seed = sorted(group, key=lambda run: run.config["seed"])
+        networks.append(Network(model + folder, tuple(by_seed)))
+    return networks
+
+
+def _flat(values: dict[str, Any], place: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        flat |= (
+            _flat(value, f"{place}{name}.") if isinstance(value, dict) else {place + name: value}
+        )
+    return flat
+
+
+def _scores(network: Network) -> dict[str, Any]:
+    by_seed = five_metrics(network.confusions.sum(1))
+    first = network.runs[0].predictions
+    areas = {
+        label: np.array([auroc(scores, first.labels == i) for scores in network.scores_of(i)])
+        for i, label in enumerate(first.classes)
+    }
+    return {
+        "name": network.name,
+        "runs": [str(run.workdir) for run in network.runs],
+        "seeds": [run.config["seed"] for run in network.runs],
+        "metrics": {name: _spread(values) for name, values in by_seed.items()},
+        "areas": {label: _spread(values) for label, values in areas.items()},
+    }
+
+
+def _spread(values: np.ndarray) -> dict[str, Any]:
+    return {
+        "mean": defined(values.mean()),
+        "sd": defined(values.std(ddof=1)) if len(values) > 1 else None,
+        "by_seed": [defined(value) for value in values],
+    }
+
+
+def _pair(first: Network, second: Network, *, resamples: int, seed: int) -> dict[str, Any]:
+    ours, theirs = first.confusions, second.confusions
+    predictions = first.runs[0].predictions
+    metrics = compare_metrics(ours, theirs, resamples=resamples, seed=seed)
+    areas = {
+        label: compare_areas(
+            first.scores_of(i),
+            second.scores_of(i),
+            predictions.labels == i,
+            predictions.patients,
+        )
+        for i, label in enumerate(predictions.classes)
+    }
+    found: dict[str, Any] = {
+        "first": first.name,
+        "second": second.name,
+        "metrics": {name: _plain(difference) for name, difference in metrics.items()},
+        "areas": {label: _plain(difference) for label, difference in areas.items()},
+        "mcnemar": None,
+    }
+    if len(ours) == len(theirs) == 1:
+        right = [np.trace(m[0], axis1=1, axis2=2) == m[0].sum((1, 2)) for m in (ours, theirs)]
+        only_first, only_second, p = mcnemar(*right)
+        found["mcnemar"] = {"only_first": only_first, "only_second": only_second, "p": p}
+    return found
+
+
+def _plain(difference: Difference) -> dict[str, float | None]:
+    return {name: defined(value) for name, value in dataclasses.asdict(difference).items()}
+
+
+def _nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def print_comparison(result: dict[str, Any]) -> None:
+    """Prints the scores of the networks, then every pair's differences."""
+    console = Console(width=max(shutil.get_terminal_size().columns, 80), highlight=False)
+    noun = "images or studies" if result["unit"] == RECORDS else result["unit"]
+    place = " ".join(filter(None, (result["data_set"], result["split"])))
+    title = f"{place}: {result['support']} {noun} of {result['patients']} patients"
+    table = Table("network", "seeds", *METRIC_NAMES, title=title)
+    for network in result["networks"]:
+        cells = (_mean_and_spread(network["metrics"][name]) for name in METRIC_NAMES)
+        table.add_row(network["name"], str(len(network["seeds"])), *cells)
+    console.print(table)
+    for pair in result["pairs"]:
+        table = Table(
+            "",
+            "difference",
+            "95 % interval",
+            "p",
+            "p (Holm)",
+            title=f"{pair['first']} minus {pair['second']}",
+        )
+        rows = [
+            *pair["metrics"].items(),
+            *((f"AUROC {label}", values) for label, values in pair["areas"].items()),
+        ]
+        for name, values in rows:
+            bounds = f"{in_words(values['low'], 3)} to {in_words(values['high'], 3)}"
+            table.add_row(
+                name,
+                in_words(values["value"]),
+                bounds if values["low"] is not None else in_words(None),
+                *(in_words(values[p]) for p in ("p", "p_holm")),
+            )
+        console.print(table)
+        if pair["mcnemar"]:
+            print(
+                f"Patients read without an error by {pair['first']} alone: "
+                f"{pair['mcnemar']['only_first']}, by {pair['second']} alone: "
+                f"{pair['mcnemar']['only_second']}; McNemar's exact p {pair['mcnemar']['p']:.4f}"
+            )
+    print(
+        "Metrics: paired bootstrap and permutation of patients. AUROC: DeLong, with patients as "
+        "clusters. Holm: over all rows of a kind, of all pairs."
+    )
+
+
+def _mean_and_spread(values: dict[str, Any]) -> str:
+    mean = in_words(values["mean"])
+    return mean if values["sd"] is None else f"{mean} ± {values['sd']:.4f}"
+
+
+def main() -> None:
+    """The command line."""
+    parser = CommandParser(
+        prog="python -m dscint_jax.compare",
+        description="Compare evaluated runs on the same images, patient by patient.",
+    )
+    parser.add_argument("workdirs", metavar="RUN", nargs="+", type=Path, help="work directory")
+    parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
+    parser.add_argument("--name", default="", help="of another data set than the one trained on")
+    parser.add_argument(
+        "--unit",
+        choices=UNITS,
+        default=RECORDS,
+        help="what is counted: the records of the data set, or studies or patients, whose images "
+        "are read together by their mean probabilities (default: records)",
+    )
+    parser.add_argument("--resamples", type=int, default=2000, help="of patients (default: 2000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the resamples (default: 0)")
+    parser.add_argument("--out", type=Path, help="file to write the result to, as JSON")
+    arguments = parser.parse_args()
+    if arguments.resamples < 100:
+        raise UserError(f"--resamples {arguments.resamples} is too few; give at least 100")
+    result = compare(
+        arguments.workdirs,
+        split=arguments.split,
+        name=arguments.name,
+        unit=arguments.unit,
+        resamples=arguments.resamples,
+        seed=arguments.seed,
+    )
+    print_comparison(result)
+    if arguments.out:
+        write_json(arguments.out, result)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,142 @@
+"""Whether probabilities mean what they say, and what becomes of a reader that may abstain.
+
+In: probabilities and true classes. Out: expected calibration error, Brier score, the reliability
+curve, the temperature that repairs overconfidence, and accuracy against coverage.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from dscint_jax.metrics.scores import ratio
+
+BINS = 15
+"""Of equal width, as Guo et al., ICML 2017, have them."""
+
+TEMPERATURES = (0.05, 20.0)
+"""What a temperature is looked for between."""
+
+
+def brier_score(
+    probabilities: Float[np.ndarray, "image classes"],
+    labels: Int[np.ndarray, " image"],
+    weights: Float[np.ndarray, "*resample image"] | None = None,
+) -> Float[np.ndarray, "*resample"]:
+    """Mean over images of the squared distance to the true class, summed over classes (0 to 2)."""
+    distances = ((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(1)
+    weights = np.ones(len(labels)) if weights is None else weights
+    return ratio(weights @ distances, weights.sum(-1))
+
+
+def calibration_error(
+    probabilities: Float[np.ndarray, "image classes"],
+    labels: Int[np.ndarray, " image"],
+    weights: Float[np.ndarray, "*resample image"] | None = None,
+) -> Float[np.ndarray, "*resample"]:
+    """Expected calibration error of the predicted class over BINS bins of equal width.
+
+    It is the mean over images of |accuracy - mean confidence| of their bin. Of few images it is
+    too high even where every probability is right (Kumar et al., NeurIPS 2019).
+    """
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    gaps = np.zeros((len(labels), BINS))
+    gaps[np.arange(len(labels)), _bin_of(confidence)] = right - confidence
+    weights = np.ones(len(labels)) if weights is None else weights
+    return ratio(np.abs(weights @ gaps).sum(-1), weights.sum(-1))
+
+
+@dataclasses.dataclass(frozen=True)
+class ReliabilityCurve:
+    """Images by the confidence of their predicted class; bins without images are left out.
+
+    Attributes:
+      confidence: mean of each bin.
+      accuracy: share of its images that are right.
+      images: how many it has.
+    """
+
+    confidence: Float[np.ndarray, " bin"]
+    accuracy: Float[np.ndarray, " bin"]
+    images: Int[np.ndarray, " bin"]
+
+
+def reliability_curve(
+    probabilities: Float[np.ndarray, "image classes"], labels: Int[np.ndarray, " image"]
+) -> ReliabilityCurve:
+    """How often the predicted class is right, by how sure the network is of it."""
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    bins = _bin_of(confidence)
+    images = np.bincount(bins, minlength=BINS)
+    there = images > 0
+    means = [
+        np.bincount(bins, values, minlength=BINS)[there] / images[there]
+        for values in (confidence, right)
+    ]
+    return ReliabilityCurve(*means, images[there])
+
+
+def fit_temperature(
+    probabilities: Float[np.ndarray, "image classes"], labels: Int[np.ndarray, " image"]
+) -> float:
+    """The temperature of the least cross-entropy (Guo et al., ICML 2017).
+
+    Args:
+      probabilities: of images that neither trained nor test the network.
+      labels: their true classes.
+
+    Returns:
+      What logits are divided by: above 1 where the network is too sure; within TEMPERATURES.
+    """
+    from scipy.optimize import minimize_scalar
+
+    def cross_entropy(log_temperature: float) -> float:
+        warmed = with_temperature(probabilities, float(np.exp(log_temperature)))
+        return float(-np.log(warmed[np.arange(len(labels)), labels]).mean())
+
+    found = minimize_scalar(cross_entropy, bounds=np.log(TEMPERATURES), method="bounded")
+    return float(np.exp(found.x))
+
+
+def with_temperature(
+    probabilities: Float[np.ndarray, "image classes"], temperature: float
+) -> Float[np.ndarray, "image classes"]:
+    """The softmax of the logits divided by a temperature; no class becomes impossible."""
+    logits = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)) / temperature
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    return odds / odds.sum(1, keepdims=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstentionCurve:
+    """Accuracy on the images that a reader who abstains when unsure still reads.
+
+    Attributes:
+      threshold: the least confidence that is read, falling.
+      coverage: share of the images that are read.
+      accuracy: share of those that are right.
+    """
+
+    threshold: Float[np.ndarray, " threshold"]
+    coverage: Float[np.ndarray, " threshold"]
+    accuracy: Float[np.ndarray, " threshold"]
+
+
+def abstention_curve(
+    probabilities: Float[np.ndarray, "image classes"], labels: Int[np.ndarray, " image"]
+) -> AbstentionCurve:
+    """Coverage and accuracy at every confidence; images of the same are read together."""
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    order = np.argsort(-confidence, kind="stable")
+    read = np.arange(1, len(order) + 1)
+    last = np.flatnonzero(np.diff(confidence[order], append=-np.inf))
+    return AbstentionCurve(
+        threshold=confidence[order][last],
+        coverage=read[last] / max(len(order), 1),
+        accuracy=np.cumsum(right[order])[last] / read[last],
+    )
+
+
+def _bin_of(confidence: Float[np.ndarray, " image"]) -> Int[np.ndarray, " image"]:
+    """Bins hold their upper bound, as those of Guo et al. do."""
+    return np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)

@@ -1,0 +1,91 @@
+"""One pass over a split, which serves validation, tests and baselines alike."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from dscint_jax.input_pipeline import (
+    IDENTITY_FIELDS,
+    HostBatch,
+    Scintigrams,
+    evaluation_batches,
+)
+from dscint_jax.metrics.confusion import ConfusionMatrix
+from dscint_jax.metrics.predictions import Predictions
+from dscint_jax.metrics.scores import five_metrics
+from dscint_jax.pytree import pytree
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What one evaluated batch gives.
+
+    Attributes:
+      confusion: counts over the images whose mask is True.
+      loss: sum of the cross-entropies of the same images, nats, without class weights.
+      predicted: the class of the largest logit of every image, padding too.
+      probabilities: softmax of the same.
+    """
+
+    confusion: ConfusionMatrix
+    loss: Float[Array, ""]
+    predicted: Int[Array, " batch"]
+    probabilities: Float[Array, "batch classes"]
+
+
+def predict_split(
+    eval_batch: Callable[[HostBatch], Evaluation], images: Scintigrams, *, batch_size: int
+) -> tuple[Predictions, float]:
+    """Evaluates every image of a split once; padding is never counted.
+
+    Returns:
+      What the network says, and its mean cross-entropy, nats.
+    """
+    loss, rows = 0.0, []
+    for batch in evaluation_batches(images, batch_size=batch_size):
+        result = eval_batch(batch)
+        loss += float(result.loss)
+        real = batch["mask"]
+        fields = {name: batch[name][real] for name in ("label", *IDENTITY_FIELDS)}
+        for name in ("predicted", "probabilities"):
+            fields[name] = np.asarray(getattr(result, name))[real]
+        rows.append(fields)
+    columns = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    predictions = Predictions(
+        classes=images.classes,
+        labels=columns["label"],
+        predicted=columns["predicted"],
+        probabilities=columns["probabilities"],
+        facts={name: columns[name] for name in IDENTITY_FIELDS},
+    )
+    return predictions, loss / len(images)
+
+
+def score_split(
+    eval_batch: Callable[[HostBatch], Evaluation],
+    images: Scintigrams,
+    *,
+    batch_size: int,
+    rows: slice = slice(None),
+) -> dict[str, float]:
+    """The mean cross-entropy ('loss', nats) and the five metrics of a split; no image is kept.
+
+    A metric that is not defined (the specificity of images of one class) is left out.
+
+    Args:
+      eval_batch: evaluates this process's rows of a batch, together with the other processes.
+      images: the split.
+      batch_size: over all processes.
+      rows: this process's of every batch.
+    """
+    confusion, loss = ConfusionMatrix.zeros(len(images.classes)), 0.0
+    for batch in evaluation_batches(images, batch_size=batch_size, rows=rows):
+        result = eval_batch(batch)
+        confusion = confusion.merge(result.confusion)
+        loss += float(result.loss)
+    scores = five_metrics(np.asarray(confusion.compute()))
+    known = {name: float(value) for name, value in scores.items() if not np.isnan(value)}
+    return {"loss": loss / len(images), **known}

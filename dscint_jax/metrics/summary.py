@@ -1,0 +1,216 @@
+"""All that is measured of what a network says of a split, as metrics.json holds it.
+
+In: predictions, and those on the validation images, on which thresholds and temperature are chosen.
+Out: plain values; None is what is not defined.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from dscint_jax.metrics import calibration
+from dscint_jax.metrics.discrimination import (
+    auroc,
+    average_precision,
+    operating_point,
+    point_of_sensitivity,
+    point_of_specificity,
+)
+from dscint_jax.metrics.intervals import (
+    LEVEL,
+    RESAMPLES,
+    Interval,
+    bootstrap_intervals,
+    classes_of_one_patient,
+    interval_of,
+    patient_weights,
+)
+from dscint_jax.metrics.predictions import KEYS, MIXED, Predictions
+from dscint_jax.metrics.scores import CLASS_METRICS, defined, one_vs_rest
+from dscint_jax.metrics.scores import summary as scores_of
+
+LEAST = 0.95
+"""What specificity is asked for where sensitivity is told, and the other way round."""
+
+COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
+"""Shares of the images that are read where the network may abstain from the others."""
+
+
+def summarise(predictions: Predictions, validation: Predictions | None = None) -> dict[str, Any]:
+    """All that is measured of a split.
+
+    Args:
+      predictions: one row a record.
+      validation: the same network's on images that neither trained nor test it; None: no
+        threshold and no temperature is chosen.
+    """
+    return {
+        **with_intervals(predictions),
+        "areas": _areas(predictions),
+        "operating_points": validation and _operating_points(predictions, validation),
+        "calibration": _calibration(predictions, validation),
+        "abstention": _abstention(predictions),
+        "groups": {
+            fact: _groups(predictions, values)
+            for fact, values in predictions.facts.items()
+            if fact not in KEYS
+        },
+        **{
+            noun: _combined(predictions, unit)
+            for noun, unit in (("studies", "study_key"), ("patients", "patient_key"))
+        },
+    }
+
+
+def with_intervals(predictions: Predictions) -> dict[str, Any]:
+    """The five metrics, over all classes and of each, with their 95 % intervals."""
+    confusions, classes = predictions.confusions(), predictions.classes
+    each = bootstrap_intervals(confusions, lambda matrices: _by_class(matrices, classes))
+    found = scores_of(confusions.sum(0), classes)
+    for label in classes:
+        for name in CLASS_METRICS:
+            found["per_class"][label][f"{name}_interval"] = _listed(each[f"{name} {label}"])
+    return {
+        **found,
+        "intervals": {
+            "method": f"percentile bootstrap of the patients of each class, {RESAMPLES} resamples",
+            "level": LEVEL,
+            "patients": len(confusions),
+            "classes_of_one_patient": [classes[n] for n in classes_of_one_patient(confusions)],
+            "values": {n: _listed(v) for n, v in bootstrap_intervals(confusions).items()},
+        },
+    }
+
+
+def _by_class(matrices: np.ndarray, classes: Sequence[str]) -> dict[str, np.ndarray]:
+    values = one_vs_rest(matrices)
+    return {
+        f"{name} {label}": values[name][..., i]
+        for i, label in enumerate(classes)
+        for name in CLASS_METRICS
+    }
+
+
+def _areas(predictions: Predictions) -> dict[str, Any]:
+    """AUROC and average precision of each class against the others, and their means."""
+    interval = _intervals_of(predictions)
+    found: dict[str, Any] = {}
+    for i, label in enumerate(predictions.classes):
+        scores, positive = predictions.probabilities[:, i], predictions.labels == i
+        found[label] = {"prevalence": defined(positive.mean())}
+        for name, area in (("auroc", auroc), ("average_precision", average_precision)):
+            found[label][name] = defined(area(scores, positive))
+            found[label][f"{name}_interval"] = interval(
+                lambda w, area=area, s=scores, p=positive: area(s, p, w)
+            )
+    return found
+
+
+def _operating_points(predictions: Predictions, validation: Predictions) -> dict[str, Any]:
+    """Of each class, two thresholds chosen on validation, and what they do there and here."""
+    interval = _intervals_of(predictions)
+    found: dict[str, Any] = {}
+    for i, label in enumerate(predictions.classes):
+        chosen_on = validation.probabilities[:, i], validation.labels == i
+        scores, positive = predictions.probabilities[:, i], predictions.labels == i
+        found[label] = {}
+        if not chosen_on[1].any() or chosen_on[1].all():
+            continue
+        for aim, choose in (
+            ("specificity", point_of_specificity),
+            ("sensitivity", point_of_sensitivity),
+        ):
+            point = choose(*chosen_on, LEAST)
+            here = operating_point(scores, positive, point.threshold)
+            called = scores >= point.threshold
+            found[label][f"{aim}_{LEAST:.0%}".replace("%", "")] = {
+                "threshold": point.threshold if np.isfinite(point.threshold) else None,
+                "validation": {
+                    "sensitivity": defined(point.sensitivity),
+                    "specificity": defined(point.specificity),
+                },
+                "sensitivity": defined(here.sensitivity),
+                "sensitivity_interval": interval(
+                    lambda w, c=called, p=positive: _share(w, c & p, p)
+                ),
+                "specificity": defined(here.specificity),
+                "specificity_interval": interval(
+                    lambda w, c=called, p=positive: _share(w, ~c & ~p, ~p)
+                ),
+            }
+    return found
+
+
+def _calibration(predictions: Predictions, validation: Predictions | None) -> dict[str, Any]:
+    interval = _intervals_of(predictions)
+
+    def measured(probabilities: np.ndarray) -> dict[str, Any]:
+        found = {}
+        for name, measure in (
+            ("ece", calibration.calibration_error),
+            ("brier", calibration.brier_score),
+        ):
+            found[name] = defined(measure(probabilities, predictions.labels))
+            found[f"{name}_interval"] = interval(
+                lambda w, measure=measure: measure(probabilities, predictions.labels, w)
+            )
+        curve = calibration.reliability_curve(probabilities, predictions.labels)
+        return found | {
+            "confidence": curve.confidence.tolist(),
+            "accuracy": curve.accuracy.tolist(),
+            "images": curve.images.tolist(),
+        }
+
+    found: dict[str, Any] = measured(predictions.probabilities)
+    found |= {"bins": calibration.BINS, "temperature": None, "after": None}
+    if validation is not None:
+        temperature = calibration.fit_temperature(validation.probabilities, validation.labels)
+        warmed = calibration.with_temperature(predictions.probabilities, temperature)
+        found |= {"temperature": temperature, "after": measured(warmed)}
+    return found
+
+
+def _abstention(predictions: Predictions) -> list[dict[str, float]]:
+    """Accuracy where at least these shares of the images are read, the surest first."""
+    curve = calibration.abstention_curve(predictions.probabilities, predictions.labels)
+    found = []
+    for coverage in COVERAGES:
+        at = int(np.argmax(curve.coverage >= coverage - 1e-9))
+        found.append(
+            {
+                "coverage": float(curve.coverage[at]),
+                "confidence": float(curve.threshold[at]),
+                "accuracy": float(curve.accuracy[at]),
+            }
+        )
+    return found
+
+
+def _groups(predictions: Predictions, values: np.ndarray) -> dict[str, Any]:
+    return {
+        str(value) or "unknown": with_intervals(predictions.only(values == value))
+        for value in np.unique(values)
+    }
+
+
+def _combined(predictions: Predictions, unit: str) -> dict[str, Any]:
+    combined, left_out = predictions.combined(unit)
+    rule = f"mean of the probabilities; of images of several classes, {MIXED}, none"
+    return {"rule": rule, "left_out": left_out, **with_intervals(combined)}
+
+
+def _intervals_of(predictions: Predictions) -> Callable[..., list[float] | None]:
+    """A function that gives the interval of what is computed from weighed images."""
+    weights = patient_weights(predictions.confusions())
+    _, patient = np.unique(predictions.patients, return_inverse=True)
+    return lambda statistic: _listed(interval_of(statistic, weights, patient))
+
+
+def _share(weights: np.ndarray, part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return weights @ part / (weights @ whole)
+
+
+def _listed(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else list(interval)
