@@ -27,7 +27,7 @@ FLOORS = {
         ("metrics",),
         ("training",),
         ("evaluate", "baselines"),
-        ("explain", "export", "replay"),
+        ("compare", "explain", "export", "replay"),
         ("report",),
         ("main",),
     ],

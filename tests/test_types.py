@@ -7,7 +7,8 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from dscint_jax.input_pipeline.normalise import normalise
-from dscint_jax.metrics.confusion import ConfusionMatrix, five_metrics
+from dscint_jax.metrics.confusion import ConfusionMatrix
+from dscint_jax.metrics.scores import five_metrics
 from dscint_jax.models import AttentionMaps
 from tfds_builder.studies.matrix import fit_of
 

@@ -11,6 +11,9 @@ from dscint_jax.baselines.linear_baseline import linear_baseline
 from dscint_jax.evaluate.evaluate import evaluate, print_table
 from dscint_jax.input_pipeline import Copies, fingerprint_of, load_split
 from dscint_jax.metrics import intervals
+from dscint_jax.metrics.calibration import fit_temperature
+from dscint_jax.metrics.discrimination import point_of_specificity
+from dscint_jax.metrics.predictions import read_predictions
 from dscint_jax.metrics.scores import five_metrics, summary
 from dscint_jax.report.page import write_report
 from dscint_jax.run.checkpoint import Checkpointer
@@ -40,6 +43,31 @@ def test_predictions_hold_every_image_of_the_split_once(evaluated, data_dir):
         probabilities = {c: float(row[f"p_{c}"]) for c in images.classes}
         assert abs(sum(probabilities.values()) - 1) < 1e-5
         assert row["predicted"] == max(probabilities, key=probabilities.get)
+
+
+def test_thresholds_and_temperature_are_those_of_the_validation_images(evaluated):
+    workdir, result = evaluated
+    of_validation = evaluate(workdir, split="validation", checkpoint="best")
+    assert of_validation["operating_points"] is None
+    assert of_validation["calibration"]["temperature"] is None
+    rows = read_predictions(workdir / "eval" / "validation" / "predictions.csv")
+    for i, label in enumerate(result["classes"]):
+        point = point_of_specificity(rows.probabilities[:, i], rows.labels == i, 0.95)
+        found = result["operating_points"][label]["specificity_95"]
+        assert found["validation"]["sensitivity"] == pytest.approx(point.sensitivity)
+        assert found["threshold"] in (None, pytest.approx(point.threshold))
+    temperature = fit_temperature(rows.probabilities, rows.labels)
+    assert result["calibration"]["temperature"] == pytest.approx(temperature, rel=1e-3)
+
+
+def test_groups_are_those_of_the_records(evaluated):
+    _, result = evaluated
+    assert set(result["groups"]) == {"view", "sex", "age_band", "manufacturer", "site_key"}
+    for groups in result["groups"].values():
+        assert sum(group["support"] for group in groups.values()) == result["support"]
+    assert set(result["groups"]["view"]) == {"anterior", "posterior"}
+    assert result["studies"]["support"] <= result["support"]
+    assert result["patients"]["support"] == result["intervals"]["patients"]
 
 
 def test_metrics_file_follows_from_the_predictions(evaluated):

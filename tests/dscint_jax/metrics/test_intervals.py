@@ -1,10 +1,16 @@
+import functools
+
 import numpy as np
 import pytest
+from scipy.stats import norm
 
+from dscint_jax.metrics.discrimination import auroc
 from dscint_jax.metrics.intervals import (
     bootstrap_intervals,
     classes_of_one_patient,
+    interval_of,
     patient_confusions,
+    patient_weights,
 )
 from dscint_jax.metrics.scores import five_metrics
 
@@ -37,6 +43,30 @@ def test_intervals_cover_the_true_accuracy_about_as_often_as_they_claim():
         low, high = bootstrap_intervals(matrices, resamples=400, seed=trial)["accuracy"]
         covered += low <= 0.8 <= high
     assert 0.85 <= covered / 120 <= 1.0
+
+
+@pytest.mark.slow
+def test_intervals_of_repeated_images_hold_the_truth_and_those_over_images_do_not():
+    held = {"patients": 0, "images": 0, "area": 0}
+    for trial in range(500):
+        random = np.random.default_rng([1, trial])
+        labels, predicted, names = _sample(random, 90, 4, 0.8)
+        for unit, owners in (("patients", names), ("images", np.arange(len(labels)))):
+            matrices = patient_confusions(labels, predicted, owners, 4)
+            low, high = bootstrap_intervals(matrices, resamples=500, seed=trial)["accuracy"]
+            held[unit] += low <= 0.8 <= high
+        # Scores of two normal distributions a unit apart, alike for all images of a patient.
+        positive = labels < 2
+        scores = np.repeat(random.normal(size=90), 4) + positive + 0.1 * random.normal(size=360)
+        matrices = patient_confusions(labels, labels, names, 4)
+        weights = patient_weights(matrices, resamples=500, seed=trial)
+        patient = np.unique(names, return_inverse=True)[1]
+        area = functools.partial(auroc, scores, positive)
+        low, high = interval_of(area, weights, patient)
+        held["area"] += low <= norm.cdf(1 / np.sqrt(2 * 1.01)) <= high
+    assert 0.92 <= held["patients"] / 500 <= 0.98
+    assert 0.92 <= held["area"] / 500 <= 0.98
+    assert held["images"] / 500 < 0.80
 
 
 def test_intervals_are_wider_than_if_images_were_independent():

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from scipy.stats import norm
+from statsmodels.stats import contingency_tables, multitest
 
 from dscint_jax.metrics.discrimination import auroc
 from dscint_jax.metrics.intervals import patient_confusions
@@ -21,17 +23,11 @@ def _readers(seed, patients=40, images_each=3, skills=(0.8, 0.8), classes=3):
     ease = np.repeat(random.normal(size=patients), images_each)
     confusions = []
     for skill in skills:
-        right = ease + random.normal(size=len(labels)) < np.sqrt(2) * _quantile(skill)
+        right = ease + random.normal(size=len(labels)) < np.sqrt(2) * norm.ppf(skill)
         wrong = (labels + random.integers(1, classes, len(labels))) % classes
         predicted = np.where(right, labels, wrong)
         confusions.append(patient_confusions(labels, predicted, names, classes)[None])
     return confusions
-
-
-def _quantile(share):
-    from scipy.stats import norm
-
-    return norm.ppf(share)
 
 
 def test_difference_is_that_of_the_metrics_and_lies_in_its_interval():
@@ -98,13 +94,12 @@ def test_class_of_one_patient_leaves_no_interval_but_a_test():
 
 
 def test_mcnemar_is_the_exact_binomial_test_of_the_discordant_patients():
-    statsmodels = pytest.importorskip("statsmodels.stats.contingency_tables")
     random = np.random.default_rng(5)
     for size in (10, 60):
         first, second = random.random((2, size)) < np.array([[0.8], [0.6]])
         table = [[np.sum(first & second), np.sum(first & ~second)]]
         table.append([np.sum(~first & second), np.sum(~first & ~second)])
-        expected = statsmodels.mcnemar(table, exact=True).pvalue
+        expected = contingency_tables.mcnemar(table, exact=True).pvalue
         only_first, only_second, p = mcnemar(first, second)
         assert (only_first, only_second) == (table[0][1], table[1][0])
         assert p == pytest.approx(expected)
@@ -175,7 +170,6 @@ def test_areas_of_seeds_are_their_means_and_copies_of_a_seed_add_nothing():
 
 
 def test_holm_is_that_of_statsmodels_and_leaves_what_was_not_tested():
-    multitest = pytest.importorskip("statsmodels.stats.multitest")
     p_values = np.random.default_rng(9).random(12) ** 3
     expected = multitest.multipletests(p_values, method="holm")[1]
     np.testing.assert_allclose(holm(list(p_values)), expected)
