@@ -18,7 +18,7 @@ from pathlib import Path
 
 from dscint_jax import export
 from dscint_jax.command import run_command
-from dscint_jax.evaluate import evaluate
+from dscint_jax.evaluate import __main__ as evaluate_command
 from dscint_jax.report import page as report
 from dscint_jax.run.checkpoint import complete_steps
 from dscint_jax.training.train import train
@@ -60,7 +60,7 @@ def come_through(folder: Path, data_dir: Path) -> None:
     with contextlib.redirect_stdout(io.StringIO()) as again:
         train(config, read_path(str(workdir)))
     assert "training is complete" in again.getvalue(), again.getvalue()
-    _run(evaluate.main, "--workdir", workdir)
+    _run(evaluate_command.main, "--workdir", workdir)
     _run(export.main, "--workdir", workdir, "--out", out)
     _run(report.main, "--workdir", workdir)
     files = [workdir / "eval/test/metrics.json", workdir / "report/index.html", out]

@@ -1,6 +1,38 @@
-"""Runs the evaluation."""
+"""The command line of the evaluation."""
+
+from pathlib import Path
 
 from dscint_jax.command import run_command
-from dscint_jax.evaluate.evaluate import main
+from dscint_jax.evaluate.evaluate import evaluate, print_table
+from dscint_jax.evaluate.watch import watch
+from tfds_builder.commandline.command import CommandParser
 
-run_command(main)
+
+def main() -> None:
+    """The command line."""
+    parser = CommandParser(
+        prog="python -m dscint_jax.evaluate",
+        description="Evaluate a trained checkpoint on one split: metrics.json, predictions.csv.",
+    )
+    parser.add_argument("--workdir", type=Path, required=True, help="directory of the training")
+    parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
+    parser.add_argument(
+        "--checkpoint", default="best", help="best (by validation F-1), last, or a step"
+    )
+    parser.add_argument("--data_dir", type=Path, help="data set, if not the one the config names")
+    parser.add_argument(
+        "--name", help="of another data set than the one trained on (default: its folder's)"
+    )
+    parser.add_argument("--out", type=Path, help="folder of the results, if not the work directory")
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="evaluate every checkpoint of a training as it is saved, until training is complete",
+    )
+    arguments = vars(parser.parse_args())
+    run = watch if arguments.pop("watch") else evaluate
+    run(**arguments, told=print_table)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dscint_jax.evaluate.restored import (
+    TrainedNetwork,
     is_trained_on,
     load_trained,
     records_of,
@@ -28,11 +29,12 @@ from dscint_jax.input_pipeline import (
     NOUNS,
     SPLITS,
     Leakage,
+    Scintigrams,
     fingerprint_of,
     leakage_in_words,
 )
 from dscint_jax.metrics.passes import predict_split
-from dscint_jax.metrics.predictions import predictions_text
+from dscint_jax.metrics.predictions import Predictions, predictions_text
 from dscint_jax.metrics.scores import (
     METRIC_NAMES,
     PUBLISHED_DSCINT,
@@ -41,7 +43,6 @@ from dscint_jax.metrics.scores import (
     interval_in_words,
 )
 from dscint_jax.metrics.summary import summarise
-from tfds_builder.commandline.command import CommandParser
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import WriteError, read_json, write_json, write_text
 
@@ -79,25 +80,38 @@ def evaluate(
         )
     # Before the network's work, which a data set that leaks is not worth.
     leakage = network.leakage()
-    predict = functools.partial(predict_split, network.evaluate, batch_size=network.batch_size)
-    predictions, loss = predict(network.images)
-    beside = validation_images(workdir, network)
-    result = {
-        **summarise(predictions, predict(beside)[0] if beside else None),
-        "loss": loss,
-        "records": network.images.records,
-        "dataset_fingerprint": network.images.fingerprint,
-        "protocol": network.config.protocol,
-        "leakage": leakage and dataclasses.asdict(leakage),
-        "data_set": None if network.trained_on else folder.parent.name,
-        "split": split,
-        "step": network.step,
-    }
+    validation = validation_images(workdir, network)
+    result, predictions = measure(network, leakage=leakage, validation=validation)
+    result["data_set"] = None if network.trained_on else folder.parent.name
     told(result)
     with or_elsewhere(out):
         write_text(folder / PREDICTIONS_FILE, predictions_text(predictions))
         write_json(folder / METRICS_FILE, result)
     return result
+
+
+def measure(
+    network: TrainedNetwork, *, leakage: Leakage | None, validation: Scintigrams | None
+) -> tuple[dict[str, Any], Predictions]:
+    """What metrics.json holds of a network on its split, but for the data set's name.
+
+    Args:
+      network: with the split.
+      leakage: how much of the split training knows.
+      validation: what thresholds and temperature are chosen on; see `validation_images`.
+    """
+    predict = functools.partial(predict_split, network.evaluate, batch_size=network.batch_size)
+    predictions, loss = predict(network.images)
+    return {
+        **summarise(predictions, predict(validation)[0] if validation else None),
+        "loss": loss,
+        "records": network.images.records,
+        "dataset_fingerprint": network.images.fingerprint,
+        "protocol": network.config.protocol,
+        "leakage": leakage and dataclasses.asdict(leakage),
+        "split": network.images.split,
+        "step": network.step,
+    }, predictions
 
 
 @contextlib.contextmanager
@@ -210,23 +224,3 @@ def leakage_line(result: dict[str, Any]) -> str:
         protocol=result["protocol"],
         records=result["records"],
     )
-
-
-def main() -> None:
-    """The command line."""
-    parser = CommandParser(
-        prog="python -m dscint_jax.evaluate",
-        description="Evaluate a trained checkpoint on one split: metrics.json, predictions.csv.",
-    )
-    parser.add_argument("--workdir", type=Path, required=True, help="directory of the training")
-    parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
-    parser.add_argument(
-        "--checkpoint", default="best", help="best (by validation F-1), last, or a step"
-    )
-    parser.add_argument("--data_dir", type=Path, help="data set, if not the one the config names")
-    parser.add_argument(
-        "--name", help="of another data set than the one trained on (default: its folder's)"
-    )
-    parser.add_argument("--out", type=Path, help="folder of the results, if not the work directory")
-    arguments = parser.parse_args()
-    evaluate(**vars(arguments), told=print_table)

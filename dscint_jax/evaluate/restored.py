@@ -85,6 +85,16 @@ class TrainedNetwork:
         images = jnp.asarray(np.sqrt(ratio).astype(np.float32))
         return np.asarray(apply_copies(images, jnp.asarray(batch[COPY]), ranges, seed=seed))
 
+    def at(self, workdir: Path, checkpoint: str) -> "TrainedNetwork":
+        """The same with the weights of another checkpoint of its run; see `load_trained`."""
+        checkpointer = Checkpointer(workdir, read_only=True)
+        items = evaluated_items(*replicated_shapes(self._state, self._mesh))
+        step, weights = checkpointer.restore_first(checkpoint, items)
+        last_step = max([step, *checkpointer.steps()])
+        checkpointer.close()
+        state = (weights["params"], weights["batch_stats"])
+        return dataclasses.replace(self, step=step, last_step=last_step, _state=state)
+
     def leakage(self) -> Leakage | None:
         """How much of the split training knows, record by record; None of another data set.
 

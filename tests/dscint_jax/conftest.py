@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from dscint_jax.input_pipeline.records import TEXTS
 from dscint_jax.training.train import train
 from tfds_builder import build
 from tfds_builder.phantom import __main__ as phantom
@@ -89,8 +90,7 @@ class _Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         features = {
             "image": tfds.features.Tensor(shape=(64, 16, 1), dtype=np.uint16),
             "label": tfds.features.ClassLabel(names=list(self._classes)),
-            "image_id": tfds.features.Text(),
-            "patient_key": tfds.features.Text(),
+            **{name: tfds.features.Text() for name in TEXTS},
             "view": tfds.features.ClassLabel(names=list(VIEWS)),
             "scale": np.float32,
             "lesion_mask": tfds.features.Tensor(shape=(64, 16, 1), dtype=np.uint8),
@@ -121,6 +121,11 @@ class _Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                     "label": classes[label],
                     "image_id": f"{name}-{n}",
                     "patient_key": self._patient(name, n),
+                    "study_key": f"study of {self._patient(name, n)}",
+                    "sex": "FM"[n % 2],
+                    "age_band": "60-69",
+                    "manufacturer": "Maker",
+                    "site_key": "",
                     "view": "anterior",
                     "scale": self._scales.get(f"{name}-{n}", 9.0),
                     "lesion_mask": np.zeros((64, 16, 1), np.uint8),

@@ -1,0 +1,167 @@
+"""Evaluates every checkpoint of a training as it is saved, from another process or machine.
+
+    python -m dscint_jax.evaluate --workdir runs/dscint --split test --watch
+
+In: a work directory that a training fills, or is about to. Out: a line of history.jsonl for each
+checkpoint, in the folder of the split's results; when training is complete, the evaluation of the
+best one. A checkpoint is held from the moment it is seen until it was evaluated. What was killed
+and is started again goes on with the checkpoints that have no line.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dscint_jax.evaluate.evaluate import evaluate, measure, result_folder
+from dscint_jax.evaluate.restored import TrainedNetwork, load_trained, validation_images
+from dscint_jax.metrics.scores import METRIC_NAMES, in_words
+from dscint_jax.run.checkpoint import complete_steps
+from dscint_jax.run.lock import pinned
+from dscint_jax.run.provenance import attempts_of
+from dscint_jax.run.trackers.json_lines import JsonLines, read_lines
+from tfds_builder.commandline.errors import UserError
+
+HISTORY_FILE = "history.jsonl"
+
+LOOK_EVERY_S = 0.2
+"""A training replaces a checkpoint when it saves the next but one, or later."""
+
+FOREVER = 1 << 62
+
+
+def watch(workdir: Path, *, split: str, checkpoint: str = "best", **places: Any) -> dict[str, Any]:
+    """Evaluates the checkpoints of a training until it is complete, then the best of them.
+
+    One that cannot be evaluated is reported and does not end the watch.
+
+    Args:
+      workdir: of the training; it may not be there yet.
+      split, checkpoint: as for `evaluate`; `checkpoint` is what is evaluated at the end.
+      places: `data_dir`, `name`, `out` and `told` of `evaluate`.
+
+    Returns:
+      What metrics.json holds in the end.
+
+    Raises:
+      UserError: as `evaluate` has it.
+    """
+    _wait_for_training(workdir)
+    where = {key: value for key, value in places.items() if key != "told"}
+    folder = result_folder(workdir, split, **where)
+    history = read_lines(folder / HISTORY_FILE)
+    done = {line["step"] for line in history if "error" not in line}
+    network: TrainedNetwork | None = None
+    known: dict[str, Any] = {}
+    with (
+        contextlib.closing(JsonLines(folder / HISTORY_FILE, start_step=FOREVER)) as lines,
+        HeldCheckpoints(workdir, done) as checkpoints,
+    ):
+        for step in checkpoints:
+            started = time.monotonic()
+            try:
+                if network is None:
+                    data_dir = places.get("data_dir")
+                    network = load_trained(
+                        workdir, split=split, checkpoint=str(step), data_dir=data_dir
+                    )
+                    known = {
+                        "leakage": network.leakage(),
+                        "validation": validation_images(workdir, network),
+                    }
+                else:
+                    network = network.at(workdir, str(step))
+                result, _ = measure(network, **known)
+            # Whatever one checkpoint fails by, the next may be evaluated.
+            except Exception as error:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                lines.write(step, {"error": reason})
+                print(f"step {step} could not be evaluated: {reason}", flush=True)
+                continue
+            scores = {name: result[name] for name in (*METRIC_NAMES, "loss")}
+            lines.write(step, {**scores, "intervals": result["intervals"]["values"]})
+            took = time.monotonic() - started
+            print(
+                f"step {step}: accuracy {in_words(scores['accuracy'])}, F-1 "
+                f"{in_words(scores['f1'])}, loss {scores['loss']:.4f} ({took:.1f} s)",
+                flush=True,
+            )
+    return evaluate(workdir, split=split, checkpoint=checkpoint, **places)
+
+
+class HeldCheckpoints:
+    """The checkpoints of a training, the oldest first, until it is complete.
+
+    A thread holds each from the moment it is complete until the next is asked for, so that the
+    training leaves it where it is.
+
+    Args:
+      workdir: of the training.
+      done: steps to pass over.
+    """
+
+    def __init__(self, workdir: Path, done: set[int]):
+        self._workdir, self._folder = workdir, workdir / "checkpoints"
+        self._seen, self._held = set(done), dict[int, contextlib.ExitStack]()
+        self._ended, self._looking = threading.Event(), threading.Lock()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> "HeldCheckpoints":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        for held in self._held.values():
+            held.close()
+
+    def __iter__(self) -> Iterator[int]:
+        while True:
+            # Asked before the folder is looked at: what is complete saves nothing any more.
+            complete = is_complete(self._workdir)
+            if complete:
+                self._look()
+            if self._held:
+                step = min(self._held)
+                yield step
+                self._held.pop(step).close()
+            elif complete:
+                return
+            else:
+                time.sleep(LOOK_EVERY_S)
+
+    def _follow(self) -> None:
+        while not self._ended.wait(LOOK_EVERY_S):
+            self._look()
+
+    def _look(self) -> None:
+        with self._looking:
+            for step in {*complete_steps(self._folder)} - self._seen:
+                self._seen.add(step)
+                with contextlib.ExitStack() as stack, contextlib.suppress(FileNotFoundError):
+                    stack.enter_context(pinned(self._folder / str(step)))
+                    self._held[step] = stack.pop_all()
+
+
+def is_complete(workdir: Path) -> bool:
+    """Whether the newest attempt at a training took all of its steps."""
+    try:
+        attempts = attempts_of(workdir)
+    except UserError:
+        # It is being written for the first time.
+        return False
+    ended = attempts[-1].get("ended") if attempts else None
+    return bool(ended) and ended["why"] == "completed"
+
+
+def _wait_for_training(workdir: Path) -> None:
+    """Returns once there is a checkpoint, or the training is complete."""
+    told = False
+    while not complete_steps(workdir / "checkpoints") and not is_complete(workdir):
+        if not told:
+            print(f"waiting for the first checkpoint in {workdir}", flush=True)
+            told = True
+        time.sleep(LOOK_EVERY_S)

@@ -1,0 +1,141 @@
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from dscint_jax.evaluate.watch import HeldCheckpoints, is_complete, watch
+from dscint_jax.run.lock import take_away
+from dscint_jax.run.trackers.json_lines import read_lines
+from tests.dscint_jax.runs import STEPS, command, start
+
+EVERY = 5
+ALL = list(range(EVERY, STEPS + 1, EVERY))
+
+
+def _watcher(workdir):
+    words = ["-m", "dscint_jax.evaluate", "--workdir", str(workdir), "--watch"]
+    return start([sys.executable, *words])
+
+
+def _history(workdir):
+    return read_lines(workdir / "eval" / "test" / "history.jsonl")
+
+
+@pytest.mark.slow
+def test_every_checkpoint_of_a_training_beside_is_evaluated_once(data_dir, tmp_path):
+    workdir = tmp_path / "run"
+    watcher = _watcher(workdir)
+    training = start(command(data_dir, workdir))
+    output, _ = watcher.communicate(timeout=200)
+    printed, _ = training.communicate(timeout=60)
+    assert training.returncode == 0, printed
+    assert watcher.returncode == 0, output
+    assert output.startswith("waiting for the first checkpoint")
+    assert [line["step"] for line in _history(workdir)] == ALL
+    result = json.loads((workdir / "eval" / "test" / "metrics.json").read_text())
+    best = next(line for line in _history(workdir) if line["step"] == result["step"])
+    for name in ("accuracy", "f1", "loss"):
+        assert best[name] == result[name]
+    # What the watcher held is deleted as the training would have done.
+    assert len(os.listdir(workdir / "checkpoints")) <= 3
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_it_goes_on_where_it_was(data_dir, tmp_path):
+    workdir = tmp_path / "run"
+    training = start(command(data_dir, workdir, "--config.keep_last=100"))
+    watcher = _watcher(workdir)
+    while len(_history(workdir)) < 2:
+        assert watcher.poll() is None
+        time.sleep(0.05)
+    watcher.send_signal(signal.SIGKILL)
+    watcher.communicate()
+    before = _history(workdir)
+    output, _ = _watcher(workdir).communicate(timeout=200)
+    training.communicate(timeout=60)
+    assert [line["step"] for line in _history(workdir)] == ALL, output
+    assert _history(workdir)[: len(before)] == before
+
+
+def _spoil(workdir, step):
+    """Flips a byte in the largest file of a checkpoint."""
+    files = (p for p in (workdir / "checkpoints" / str(step)).rglob("*") if p.is_file())
+    path = max(files, key=lambda p: p.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+
+
+def test_checkpoint_that_cannot_be_evaluated_does_not_end_the_watch(trained, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    first, *others = sorted(map(int, os.listdir(workdir / "checkpoints")))
+    assert others
+    _spoil(workdir, first)
+    result = watch(workdir, split="test")
+    history = {line["step"]: line for line in _history(workdir)}
+    assert "damaged" in history[first]["error"]
+    assert f"step {first} could not be evaluated" in capsys.readouterr().out
+    assert [step for step, line in history.items() if "error" not in line] == others
+    assert result["step"] in others
+    # A failure is tried again, what was evaluated is not.
+    watch(workdir, split="test")
+    assert [line["step"] for line in _history(workdir)] == [*sorted(history), first]
+
+
+def _checkpoint(folder, step):
+    """What a reader locks of a checkpoint."""
+    place = folder / "checkpoints" / f"{step}"
+    part = place.with_name(f"{step}.part")
+    part.mkdir(parents=True)
+    (part / "_CHECKPOINT_METADATA").write_text("{}")
+    part.rename(place)
+    return place
+
+
+def _complete(workdir):
+    (workdir / "provenance.json").write_text('[{"ended": {"why": "completed", "step": 3}}]')
+
+
+def test_checkpoint_is_held_from_when_it_is_seen_until_the_next_is_asked_for(tmp_path):
+    places = {step: _checkpoint(tmp_path, step) for step in (1, 2, 3)}
+    with HeldCheckpoints(tmp_path, {2}) as checkpoints:
+        steps = iter(checkpoints)
+        assert next(steps) == 1
+        assert not take_away(places[1], tmp_path / "gone")
+        assert not take_away(places[3], tmp_path / "gone")
+        assert take_away(places[2], tmp_path / "gone")
+        assert next(steps) == 3
+        assert take_away(places[1], tmp_path / "gone too")
+        threading.Timer(0.5, _checkpoint, (tmp_path, 4)).start()
+        assert next(steps) == 4
+        _checkpoint(tmp_path, 5)
+        _complete(tmp_path)
+        assert list(steps) == [5]
+
+
+def test_run_is_complete_when_its_newest_attempt_says_so(tmp_path):
+    assert not is_complete(tmp_path)
+    (tmp_path / "provenance.json").write_text("[{")
+    assert not is_complete(tmp_path)
+    for ended, expected in (
+        ("null", False),
+        ('{"why": "SIGTERM"}', False),
+        ('{"why": "completed"}', True),
+    ):
+        (tmp_path / "provenance.json").write_text(f'[{{"ended": {ended}}}]')
+        assert is_complete(tmp_path) == expected
+
+
+def test_watch_that_is_interrupted_is_one_line(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    watcher = _watcher(tmp_path)
+    assert "waiting" in watcher.stdout.readline()
+    watcher.send_signal(signal.SIGINT)
+    output, _ = watcher.communicate(timeout=30)
+    assert (watcher.returncode, output) == (130, "interrupted\n")
