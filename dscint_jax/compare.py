@@ -105,9 +105,9 @@ def compare(
     """
     if len({path.absolute() for path in workdirs}) != len(workdirs):
         raise UserError("a work directory is given twice; give each once")
-    runs = [_read(workdir, Path(name) / split, UNITS[unit]) for workdir in workdirs]
+    runs = [read_run(workdir, Path(name) / split, unit) for workdir in workdirs]
     for run in runs[1:]:
-        _check_alike(runs[0], run)
+        check_alike(runs[0], run)
     networks = _networks(runs)
     if len(networks) < 2:
         raise UserError(
@@ -137,13 +137,23 @@ def compare(
     }
 
 
-def _read(workdir: Path, place: Path, unit: str) -> Run:
+def read_run(workdir: Path, place: Path, unit: str) -> Run:
+    """Reads what an evaluation left.
+
+    Args:
+      workdir: of the run.
+      place: of the results below eval/, such as 'test'.
+      unit: one of UNITS.
+
+    Raises:
+      UserError: it was not evaluated there.
+    """
     if not (workdir / "config.json").exists():
         raise UserError(f"{workdir} holds no config.json, so no run")
     folder = workdir / "eval" / place
     predictions = read_predictions(folder / "predictions.csv")
-    if unit:
-        predictions, _ = predictions.combined(unit)
+    if UNITS[unit]:
+        predictions, _ = predictions.combined(UNITS[unit])
     else:
         predictions = predictions.only(np.argsort(predictions.facts["image_id"], kind="stable"))
     return Run(
@@ -154,7 +164,8 @@ def _read(workdir: Path, place: Path, unit: str) -> Run:
     )
 
 
-def _check_alike(first: Run, run: Run) -> None:
+def check_alike(first: Run, run: Run) -> None:
+    """Raises UserError unless two runs were evaluated on the same images, labels and classes."""
     ours, theirs = first.predictions, run.predictions
     both = f"{first.workdir} and {run.workdir}"
     if ours.classes != theirs.classes:

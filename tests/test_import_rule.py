@@ -27,7 +27,7 @@ FLOORS = {
         ("metrics",),
         ("training",),
         ("evaluate", "baselines"),
-        ("compare", "explain", "export", "replay"),
+        ("compare", "ensemble", "explain", "export", "replay"),
         ("report",),
         ("main",),
     ],

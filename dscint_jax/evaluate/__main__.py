@@ -25,6 +25,11 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="folder of the results, if not the work directory")
     parser.add_argument(
+        "--mirror",
+        action="store_true",
+        help="read each image as it is and mirrored, and average the probabilities",
+    )
+    parser.add_argument(
         "--watch",
         action="store_true",
         help="evaluate every checkpoint of a training as it is saved, until training is complete",

@@ -57,6 +57,7 @@ def evaluate(
     data_dir: Path | None = None,
     name: str | None = None,
     out: Path | None = None,
+    mirror: bool = False,
     told: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
     """Evaluates one checkpoint on one split and writes the two result files.
@@ -66,6 +67,7 @@ def evaluate(
     Args:
       name: of another data set than the one trained on; None: that of its folder.
       out: folder of eval/SPLIT, for a work directory that may not be written; None: that one.
+      mirror: whether probabilities are averaged over each image and its mirror image.
       told: gets the result before it is written, which may fail.
 
     Returns:
@@ -81,7 +83,7 @@ def evaluate(
     # Before the network's work, which a data set that leaks is not worth.
     leakage = network.leakage()
     validation = validation_images(workdir, network)
-    result, predictions = measure(network, leakage=leakage, validation=validation)
+    result, predictions = measure(network, leakage=leakage, validation=validation, mirror=mirror)
     result["data_set"] = None if network.trained_on else folder.parent.name
     told(result)
     with or_elsewhere(out):
@@ -91,7 +93,11 @@ def evaluate(
 
 
 def measure(
-    network: TrainedNetwork, *, leakage: Leakage | None, validation: Scintigrams | None
+    network: TrainedNetwork,
+    *,
+    leakage: Leakage | None,
+    validation: Scintigrams | None,
+    mirror: bool = False,
 ) -> tuple[dict[str, Any], Predictions]:
     """What metrics.json holds of a network on its split, but for the data set's name.
 
@@ -99,8 +105,11 @@ def measure(
       network: with the split.
       leakage: how much of the split training knows.
       validation: what thresholds and temperature are chosen on; see `validation_images`.
+      mirror: as for `evaluate`.
     """
-    predict = functools.partial(predict_split, network.evaluate, batch_size=network.batch_size)
+    predict = functools.partial(
+        predict_split, network.evaluate, batch_size=network.batch_size, mirror=mirror
+    )
     predictions, loss = predict(network.images)
     return {
         **summarise(predictions, predict(validation)[0] if validation else None),
@@ -109,6 +118,7 @@ def measure(
         "dataset_fingerprint": network.images.fingerprint,
         "protocol": network.config.protocol,
         "leakage": leakage and dataclasses.asdict(leakage),
+        "test_time_augmentation": "mirror" if mirror else None,
         "split": network.images.split,
         "step": network.step,
     }, predictions

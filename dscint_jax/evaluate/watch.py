@@ -40,7 +40,7 @@ def watch(workdir: Path, *, split: str, checkpoint: str = "best", **places: Any)
     Args:
       workdir: of the training; it may not be there yet.
       split, checkpoint: as for `evaluate`; `checkpoint` is what is evaluated at the end.
-      places: `data_dir`, `name`, `out` and `told` of `evaluate`.
+      places: `data_dir`, `name`, `out`, `mirror` and `told` of `evaluate`.
 
     Returns:
       What metrics.json holds in the end.
@@ -49,7 +49,7 @@ def watch(workdir: Path, *, split: str, checkpoint: str = "best", **places: Any)
       UserError: as `evaluate` has it.
     """
     _wait_for_training(workdir)
-    where = {key: value for key, value in places.items() if key != "told"}
+    where = {key: places[key] for key in ("data_dir", "name", "out") if key in places}
     folder = result_folder(workdir, split, **where)
     history = read_lines(folder / HISTORY_FILE)
     done = {line["step"] for line in history if "error" not in line}
@@ -73,7 +73,7 @@ def watch(workdir: Path, *, split: str, checkpoint: str = "best", **places: Any)
                     }
                 else:
                     network = network.at(workdir, str(step))
-                result, _ = measure(network, **known)
+                result, _ = measure(network, mirror=places.get("mirror", False), **known)
             # Whatever one checkpoint fails by, the next may be evaluated.
             except Exception as error:
                 reason = " ".join(str(error).split()) or type(error).__name__

@@ -37,9 +37,20 @@ class Evaluation:
 
 
 def predict_split(
-    eval_batch: Callable[[HostBatch], Evaluation], images: Scintigrams, *, batch_size: int
+    eval_batch: Callable[[HostBatch], Evaluation],
+    images: Scintigrams,
+    *,
+    batch_size: int,
+    mirror: bool = False,
 ) -> tuple[Predictions, float]:
     """Evaluates every image of a split once; padding is never counted.
+
+    Args:
+      eval_batch: evaluates a batch.
+      images: the split.
+      batch_size: of the batches.
+      mirror: whether every image is read as it is and mirrored, left for right, and the
+        probabilities are averaged.
 
     Returns:
       What the network says, and its mean cross-entropy, nats.
@@ -47,11 +58,18 @@ def predict_split(
     loss, rows = 0.0, []
     for batch in evaluation_batches(images, batch_size=batch_size):
         result = eval_batch(batch)
-        loss += float(result.loss)
         real = batch["mask"]
         fields = {name: batch[name][real] for name in ("label", *IDENTITY_FIELDS)}
         for name in ("predicted", "probabilities"):
             fields[name] = np.asarray(getattr(result, name))[real]
+        if mirror:
+            mirrored = eval_batch(batch | {"counts": batch["counts"][..., ::-1, :]})
+            both = (fields["probabilities"] + np.asarray(mirrored.probabilities)[real]) / 2
+            fields |= {"probabilities": both, "predicted": both.argmax(1)}
+            of_true = both[np.arange(len(both)), fields["label"]]
+            loss -= float(np.log(np.maximum(of_true, np.finfo(np.float32).tiny)).sum())
+        else:
+            loss += float(result.loss)
         rows.append(fields)
     columns = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
     predictions = Predictions(

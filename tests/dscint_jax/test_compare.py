@@ -15,7 +15,7 @@ from tests.dscint_jax.metrics.test_predictions import some_predictions
 from tfds_builder.commandline.errors import UserError
 
 
-def _reader(seed, skill, patients=60):
+def reader(seed, skill, patients=60):
     """Who reads the images of `some_predictions(0)`, sometimes better."""
     images = some_predictions(0, patients=patients)
     random = np.random.default_rng(seed)
@@ -26,9 +26,9 @@ def _reader(seed, skill, patients=60):
     )
 
 
-def _run(workdir, predictions, *, place="test", fingerprint="abc", **fields):
+def make_run(workdir, predictions, *, place="test", fingerprint="abc", **fields):
     folder = workdir / "eval" / place
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     config = Config().replaced({"model": "dscint", **fields})
     (workdir / "config.json").write_text(json.dumps(config.to_dict()))
     (folder / "predictions.csv").write_text(predictions_text(predictions))
@@ -39,7 +39,7 @@ def _run(workdir, predictions, *, place="test", fingerprint="abc", **fields):
 @pytest.fixture
 def runs(tmp_path):
     return [
-        _run(tmp_path / f"{model}{seed}", _reader(seed, skill), model=model, seed=seed)
+        make_run(tmp_path / f"{model}{seed}", reader(seed, skill), model=model, seed=seed)
         for model, skill in (("dscint", 3.0), ("resnet18", 1.5))
         for seed in (0, 1)
     ]
@@ -49,7 +49,7 @@ def test_seeds_of_a_config_are_one_network_and_its_spread(runs):
     result = compare(runs)
     assert [network["name"] for network in result["networks"]] == ["dscint", "resnet18"]
     for network, skill in zip(result["networks"], (3.0, 1.5), strict=True):
-        readers = [_reader(seed, skill) for seed in (0, 1)]
+        readers = [reader(seed, skill) for seed in (0, 1)]
         by_seed = [float(five_metrics(r.confusions().sum(0))["f1"]) for r in readers]
         assert network["seeds"] == [0, 1]
         assert network["metrics"]["f1"]["by_seed"] == pytest.approx(by_seed)
@@ -68,7 +68,7 @@ def test_seeds_of_a_config_are_one_network_and_its_spread(runs):
 
 def test_readers_alike_do_not_differ_and_holm_counts_all_pairs(tmp_path):
     runs = [
-        _run(tmp_path / model, _reader(seed, 2.0), model=model)
+        make_run(tmp_path / model, reader(seed, 2.0), model=model)
         for seed, model in enumerate(("dscint", "resnet18", "vgg16"))
     ]
     result = compare(runs)
@@ -81,9 +81,9 @@ def test_readers_alike_do_not_differ_and_holm_counts_all_pairs(tmp_path):
 
 
 def test_rows_of_the_table_may_lie_in_any_order(tmp_path, runs):
-    reader = _reader(0, 1.5)
-    order = np.random.default_rng(0).permutation(len(reader))
-    again = _run(tmp_path / "again", reader.only(order), model="resnet18", seed=0)
+    rows = reader(0, 1.5)
+    order = np.random.default_rng(0).permutation(len(rows))
+    again = make_run(tmp_path / "again", rows.only(order), model="resnet18", seed=0)
     assert compare([runs[0], again])["pairs"] == compare([runs[0], runs[2]])["pairs"]
 
 
@@ -95,7 +95,7 @@ def test_images_of_a_study_or_a_patient_can_be_read_together(runs, unit, support
 
 def test_two_networks_of_one_model_are_told_apart_by_their_folders(tmp_path):
     runs = [
-        _run(tmp_path / name, _reader(n, 2.0), **{"data.dir": name, "steps": 10 + n})
+        make_run(tmp_path / name, reader(n, 2.0), **{"data.dir": name, "steps": 10 + n})
         for n, name in enumerate("ab")
     ]
     names = [network["name"] for network in compare(runs)["networks"]]
@@ -103,22 +103,22 @@ def test_two_networks_of_one_model_are_told_apart_by_their_folders(tmp_path):
 
 
 def test_what_cannot_be_compared_is_named(tmp_path, runs):
-    reader = _reader(0, 2.0)
+    rows = reader(0, 2.0)
     cases = [
         ([runs[0], tmp_path / "nowhere"], "nowhere holds no config.json"),
         (runs[:2], "nothing to compare.*one network, dscint"),
         ([runs[0], runs[0]], "given twice"),
-        ([runs[0], _run(tmp_path / "f", reader, fingerprint="other")], "other images"),
-        ([runs[0], _run(tmp_path / "p", _reader(0, 2.0, patients=50))], "other images"),
+        ([runs[0], make_run(tmp_path / "f", rows, fingerprint="other")], "other images"),
+        ([runs[0], make_run(tmp_path / "p", reader(0, 2.0, patients=50))], "other images"),
         (
-            [runs[0], _run(tmp_path / "c", dataclasses.replace(reader, classes=("a", "b", "c")))],
+            [runs[0], make_run(tmp_path / "c", dataclasses.replace(rows, classes=("a", "b", "c")))],
             "other classes",
         ),
         (
-            [runs[0], _run(tmp_path / "l", dataclasses.replace(reader, labels=2 - reader.labels))],
+            [runs[0], make_run(tmp_path / "l", dataclasses.replace(rows, labels=2 - rows.labels))],
             "other labels",
         ),
-        ([runs[0], _run(tmp_path / "v", reader, place="validation")], "is not there"),
+        ([runs[0], make_run(tmp_path / "v", rows, place="validation")], "is not there"),
     ]
     for given, words in cases:
         with pytest.raises(UserError, match=words):

@@ -1,0 +1,108 @@
+"""What several runs say together: the mean of their probabilities; needs no JAX and no data set.
+
+    python -m dscint_jax.ensemble runs/dscint runs/dscint_seed1 --out runs/ensemble
+
+In: work directories after `dscint_jax.evaluate`, of several seeds or networks on the same images.
+Out: a folder that `dscint_jax.compare` takes as a run: config.json, and metrics.json and
+predictions.csv of the split. Runs on several folds have read other images each; they are averaged
+on another data set (`--name`), which all of them have read.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dscint_jax.compare import RECORDS, Run, check_alike, read_run
+from dscint_jax.metrics.predictions import Predictions, predictions_text
+from dscint_jax.metrics.scores import METRIC_NAMES, in_words, interval_in_words
+from dscint_jax.metrics.summary import summarise
+from tfds_builder.commandline.command import CommandParser
+from tfds_builder.commandline.errors import UserError, run_command
+from tfds_builder.commandline.files import read_json, write_json, write_text
+
+
+def ensemble(
+    workdirs: Sequence[Path], out: Path, *, split: str = "test", name: str = ""
+) -> dict[str, Any]:
+    """Averages the probabilities of runs, image by image, and measures what they say together.
+
+    Thresholds and temperature are chosen on the validation images, where all runs were evaluated
+    on these, too.
+
+    Args:
+      workdirs: of evaluated runs, at least two.
+      out: folder to write; not a run's.
+      split: which evaluation.
+      name: of another data set than the one trained on, as in eval/NAME/SPLIT; '': that one.
+
+    Returns:
+      What metrics.json holds.
+
+    Raises:
+      UserError: a run was not evaluated, or runs were evaluated on other images or classes.
+    """
+    if len(workdirs) < 2:
+        raise UserError("one run is no ensemble; give two or more")
+    if (out / "checkpoints").exists():
+        raise UserError(f"--out {out} is a run; give another folder")
+    runs = [read_run(workdir, Path(name) / split, RECORDS) for workdir in workdirs]
+    together = _averaged(runs)
+    place = workdirs[0] / "eval" / name / split / "metrics.json"
+    kept = ("records", "dataset_fingerprint", "protocol", "leakage", "data_set", "split")
+    first = read_json(place)
+    result = {
+        **summarise(together, _validation(workdirs)),
+        **{key: first.get(key) for key in kept},
+        "members": [str(workdir) for workdir in workdirs],
+    }
+    folder = out / "eval" / name / split
+    models = sorted({run.config["model"] for run in runs})
+    write_json(
+        out / "config.json",
+        {
+            "model": f"{len(runs)} x {' + '.join(models)}",
+            "seed": 0,
+            "runs": [run.config for run in runs],
+        },
+    )
+    write_text(folder / "predictions.csv", predictions_text(together))
+    write_json(folder / "metrics.json", result)
+    return result
+
+
+def _validation(workdirs: Sequence[Path]) -> Predictions | None:
+    if not all((w / "eval" / "validation" / "predictions.csv").exists() for w in workdirs):
+        return None
+    return _averaged([read_run(w, Path("validation"), RECORDS) for w in workdirs])
+
+
+def _averaged(runs: Sequence[Run]) -> Predictions:
+    for run in runs[1:]:
+        check_alike(runs[0], run)
+    mean = np.mean([run.predictions.probabilities for run in runs], axis=0)
+    return dataclasses.replace(runs[0].predictions, probabilities=mean, predicted=mean.argmax(1))
+
+
+def main() -> None:
+    """The command line."""
+    parser = CommandParser(
+        prog="python -m dscint_jax.ensemble",
+        description="What evaluated runs say together: the mean of their probabilities.",
+    )
+    parser.add_argument("workdirs", metavar="RUN", nargs="+", type=Path, help="work directory")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
+    parser.add_argument("--name", default="", help="of another data set than the one trained on")
+    arguments = parser.parse_args()
+    result = ensemble(arguments.workdirs, arguments.out, split=arguments.split, name=arguments.name)
+    print(f"{len(arguments.workdirs)} runs together, {result['support']} {result['records']}")
+    for metric in METRIC_NAMES:
+        interval = interval_in_words(result["intervals"]["values"][metric])
+        print(f"{metric:12} {in_words(result[metric])}   95 % interval {interval}")
+
+
+if __name__ == "__main__":
+    run_command(main)
