@@ -22,7 +22,6 @@ from dscint_jax.run.checkpoint import complete_steps
 from dscint_jax.run.lock import pinned
 from dscint_jax.run.provenance import attempts_of
 from dscint_jax.run.trackers.json_lines import JsonLines, read_lines
-from tfds_builder.commandline.errors import UserError
 
 HISTORY_FILE = "history.jsonl"
 
@@ -147,12 +146,8 @@ class HeldCheckpoints:
 
 
 def is_complete(workdir: Path) -> bool:
-    """Whether the newest attempt at a training took all of its steps."""
-    try:
-        attempts = attempts_of(workdir)
-    except UserError:
-        # It is being written for the first time.
-        return False
+    """Whether the newest attempt took all of its steps; UserError where nothing tells."""
+    attempts = attempts_of(workdir)
     ended = attempts[-1].get("ended") if attempts else None
     return bool(ended) and ended["why"] == "completed"
 

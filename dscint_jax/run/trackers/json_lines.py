@@ -1,10 +1,10 @@
 """Metrics and speed as lines of JSON, which are always written."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dscint_jax.run.trackers.tracker import Values
 from tfds_builder.commandline.files import write_error, write_text
 
 METRICS_FILE = "train_metrics.jsonl"
@@ -32,7 +32,7 @@ class JsonLines:
         except OSError as error:
             raise write_error(path, error) from error
 
-    def write(self, step: int, values: Values) -> None:
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one line."""
         line = (json.dumps({"step": step, **values}) + "\n").encode()
         try:

@@ -1,6 +1,5 @@
 import json
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -11,7 +10,9 @@ import pytest
 from dscint_jax.evaluate.watch import HeldCheckpoints, is_complete, watch
 from dscint_jax.run.lock import take_away
 from dscint_jax.run.trackers.json_lines import read_lines
+from dscint_jax.training.train import train
 from tests.dscint_jax.runs import STEPS, command, start
+from tfds_builder.commandline.errors import UserError
 
 EVERY = 5
 ALL = list(range(EVERY, STEPS + 1, EVERY))
@@ -63,17 +64,17 @@ def test_killed_and_started_again_it_goes_on_where_it_was(data_dir, tmp_path):
 
 
 def _spoil(workdir, step):
-    """Flips a byte in the largest file of a checkpoint."""
-    files = (p for p in (workdir / "checkpoints" / str(step)).rglob("*") if p.is_file())
+    """Flips a byte in the largest file of the network in a checkpoint."""
+    files = (p for p in (workdir / "checkpoints" / str(step) / "model").rglob("*") if p.is_file())
     path = max(files, key=lambda p: p.stat().st_size)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0xFF
     path.write_bytes(data)
 
 
-def test_checkpoint_that_cannot_be_evaluated_does_not_end_the_watch(trained, tmp_path, capsys):
+def test_checkpoint_that_cannot_be_evaluated_does_not_end_the_watch(config, tmp_path, capsys):
     workdir = tmp_path / "run"
-    shutil.copytree(trained, workdir)
+    train(config.replaced({"keep_last": 9}), workdir)
     first, *others = sorted(map(int, os.listdir(workdir / "checkpoints")))
     assert others
     _spoil(workdir, first)
@@ -99,7 +100,8 @@ def _checkpoint(folder, step):
 
 
 def _complete(workdir):
-    (workdir / "provenance.json").write_text('[{"ended": {"why": "completed", "step": 3}}]')
+    attempt = {"dataset_fingerprint": "abc", "ended": {"why": "completed", "step": 3}}
+    (workdir / "provenance.json").write_text(json.dumps([attempt]))
 
 
 def test_checkpoint_is_held_from_when_it_is_seen_until_the_next_is_asked_for(tmp_path):
@@ -121,15 +123,17 @@ def test_checkpoint_is_held_from_when_it_is_seen_until_the_next_is_asked_for(tmp
 
 def test_run_is_complete_when_its_newest_attempt_says_so(tmp_path):
     assert not is_complete(tmp_path)
-    (tmp_path / "provenance.json").write_text("[{")
-    assert not is_complete(tmp_path)
     for ended, expected in (
-        ("null", False),
-        ('{"why": "SIGTERM"}', False),
-        ('{"why": "completed"}', True),
+        (None, False),
+        ({"why": "SIGTERM"}, False),
+        ({"why": "completed"}, True),
     ):
-        (tmp_path / "provenance.json").write_text(f'[{{"ended": {ended}}}]')
+        attempt = {"dataset_fingerprint": "abc", "ended": ended}
+        (tmp_path / "provenance.json").write_text(json.dumps([attempt]))
         assert is_complete(tmp_path) == expected
+    (tmp_path / "provenance.json").write_text("[{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        is_complete(tmp_path)
 
 
 def test_watch_that_is_interrupted_is_one_line(tmp_path):
