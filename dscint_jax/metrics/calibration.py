@@ -69,11 +69,11 @@ def reliability_curve(
     bins = _bin_of(confidence)
     images = np.bincount(bins, minlength=BINS)
     there = images > 0
-    means = [
-        np.bincount(bins, values, minlength=BINS)[there] / images[there]
-        for values in (confidence, right)
-    ]
-    return ReliabilityCurve(*means, images[there])
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return np.bincount(bins, values, minlength=BINS)[there] / images[there]
+
+    return ReliabilityCurve(mean(confidence), mean(right), images[there])
 
 
 def fit_temperature(

@@ -72,9 +72,13 @@ def operating_point(
     called = scores >= threshold
     return OperatingPoint(
         threshold=float(threshold),
-        sensitivity=float(ratio(np.sum(called & positive), np.sum(positive))),
-        specificity=float(ratio(np.sum(~called & ~positive), np.sum(~positive))),
+        sensitivity=_share(called[positive]),
+        specificity=_share(~called[~positive]),
     )
+
+
+def _share(right: Bool[np.ndarray, " image"]) -> float:
+    return float(right.mean()) if len(right) else float("nan")
 
 
 def point_of_specificity(
