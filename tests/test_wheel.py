@@ -53,6 +53,11 @@ def test_wheel_holds_the_packages_and_nothing_beside_them(site):
     }
     for config in (PROJECT / "configs").glob("*.py"):
         assert (site / "dscint_jax/configs" / config.name).read_bytes() == config.read_bytes()
+    report = PROJECT / "dscint_jax" / "report"
+    data = [*(report / "template").iterdir(), *(report / "checklists").iterdir()]
+    assert len(data) == 8
+    for file in data:
+        assert (site / file.relative_to(PROJECT)).read_bytes() == file.read_bytes()
 
 
 @pytest.mark.slow

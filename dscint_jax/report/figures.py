@@ -1,20 +1,23 @@
-"""The report's figures: confusion matrix, learning curves, scintigrams with attention.
+"""The report's figures: confusion matrix, curves, learning curves.
 
-Each function returns a matplotlib Figure; `as_svg` and `as_png` turn one into an HTML element that
-needs no other file. The same data give the same bytes.
+Each function returns a matplotlib Figure; `as_svg` turns one into an SVG element for the page, and
+`svg_file` into a file. Text and axes have the colour of the text around them, so that a figure
+reads on a light and on a dark page. The same data give the same bytes.
 """
 
-import base64
 import io
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
+from sklearn.metrics import precision_recall_curve, roc_curve
 
-from dscint_jax.explain.attention import Explained
+from dscint_jax.metrics.calibration import abstention_curve
+from dscint_jax.metrics.predictions import Predictions
+from dscint_jax.report.tables import plain
 
 # A cache that cannot be written is worth no warning: matplotlib works all the same.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
@@ -23,25 +26,48 @@ import matplotlib as mpl  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-PANELS_A_ROW = 12
-"""Scintigrams beside each other in a figure: a page is about as wide as 12 bodies."""
+INK = "#010203"
+"""Becomes the colour of the text; no other colour of the figures is near it."""
 
-GAP = 0.12
-"""Between the panels of two examples, in widths of a scintigram."""
+COLOURS = (
+    "#1f8fc4",
+    "#d9622b",
+    "#2f9e6b",
+    "#a06cc9",
+    "#c99a1e",
+    "#d0568e",
+    "#6f8f2f",
+    "#7a8699",
+)
+"""Seen on white and on black alike."""
 
-INK, GRID, ACCENT, SECOND = "#1d2733", "#d9dee5", "#0b6e99", "#c2541b"
+MOST_CLASSES = 8
+"""With more, a legend would cover the curves."""
+
+PANEL = (3.75, 3.3)
+"""Inches: as wide as a phone."""
 
 STYLE = mpl.RcParams(
     {
         "font.family": "sans-serif",
         "font.size": 9,
+        "legend.fontsize": 8,
+        "legend.frameon": False,
         "axes.edgecolor": INK,
         "axes.labelcolor": INK,
+        "axes.prop_cycle": mpl.cycler(color=COLOURS),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "axes.grid": True,
+        "axes.facecolor": "none",
+        "figure.facecolor": "none",
+        "grid.color": INK,
+        "grid.alpha": 0.15,
+        "grid.linewidth": 0.6,
         "text.color": INK,
         "xtick.color": INK,
         "ytick.color": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
         # Ids in SVG files are random otherwise.
         "svg.hashsalt": "dscint",
         "svg.fonttype": "none",
@@ -52,117 +78,164 @@ STYLE = mpl.RcParams(
 def confusion_figure(
     confusion: Int[np.ndarray, "true predicted"], classes: Sequence[str]
 ) -> Figure:
-    """Counts and row percentages; darker is more of the true class."""
+    """Counts and row percentages; stronger is more of the true class."""
     with mpl.rc_context(STYLE):
         size = 0.7 + 0.8 * max(len(classes), 4)
         figure = Figure(figsize=(size + 0.7, size), layout="constrained")
         axes = figure.subplots()
         share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-        axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
         for (row, column), count in np.ndenumerate(confusion):
-            axes.text(
-                column,
-                row,
-                f"{count}\n{share[row, column]:.0%}",
-                ha="center",
-                va="center",
-                color="white" if share[row, column] > 0.55 else INK,
-            )
+            corner = (column - 0.5, row - 0.5)
+            alpha = 0.8 * share[row, column]
+            axes.add_patch(mpl.patches.Rectangle(corner, 1, 1, color=COLOURS[0], alpha=alpha, lw=0))
+            text = f"{count}\n{share[row, column]:.0%}"
+            axes.text(column, row, text, ha="center", va="center")
         names = [name.replace("_", "\n") for name in classes]
         axes.set_xticks(range(len(classes)), names)
         axes.set_yticks(range(len(classes)), names)
+        axes.set_xlim(-0.5, len(classes) - 0.5)
+        axes.set_ylim(len(classes) - 0.5, -0.5)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
         axes.spines[:].set_visible(False)
+        axes.grid(visible=False)
         axes.tick_params(length=0)
     return figure
 
 
-def learning_figure(lines: Sequence[dict[str, Any]], used_step: int) -> Figure:
-    """Loss and accuracy of training batches and of the validation images, by step."""
+def roc_figure(predictions: Predictions, points: Mapping[str, Any] | None) -> Figure:
+    """ROC curves of each class against all others; `points` are metrics.json's operating points."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.4, 2.9), layout="constrained")
-        for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-            for field, label, style in (
-                (name, "training batches", {"color": ACCENT, "alpha": 0.8, "lw": 1.2}),
-                (f"validation_{name}", "validation", {"color": SECOND, "marker": "o", "ms": 3.5}),
-            ):
-                points = [(line["step"], line[field]) for line in lines if field in line]
-                if points:
-                    axes.plot(*zip(*points, strict=True), label=label, **style)
-            axes.axvline(used_step, color=INK, lw=0.8, ls=":", label=f"used: step {used_step}")
-            axes.set_xlabel("step")
-            axes.set_title(name, loc="left")
-            axes.grid(color=GRID, lw=0.6)
-            axes.set_axisbelow(True)
-        figure.axes[0].set_ylim(bottom=0)
-        figure.axes[1].set_ylim(top=1.0)
-        figure.axes[1].legend(frameon=False, loc="lower right")
+        figure, axes = _unit_panel("1 − specificity", "sensitivity")
+        axes.plot([0, 1], [0, 1], color=INK, lw=0.7, ls=":")
+        for i, label in _defined_classes(predictions):
+            curve = roc_curve(predictions.labels == i, predictions.probabilities[:, i])
+            (line,) = axes.plot(curve[0], curve[1], lw=1.4, label=plain(label))
+            for point in (points or {}).get(label, {}).values():
+                if point["specificity"] is not None and point["sensitivity"] is not None:
+                    place = 1 - point["specificity"], point["sensitivity"]
+                    axes.plot(*place, marker="o", ms=4, color=line.get_color())
+        _legend(axes, "lower right")
     return figure
 
 
-def scintigram_figure(explained: Sequence[Explained], classes: Sequence[str]) -> Figure:
-    """Each scintigram beside itself under the network's attention; dark is many counts.
+def precision_recall_figure(predictions: Predictions) -> Figure:
+    """Precision against sensitivity of each class against all others."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _unit_panel("sensitivity (recall)", "precision")
+        for i, label in _defined_classes(predictions):
+            positive, scores = predictions.labels == i, predictions.probabilities[:, i]
+            precision, recall, _ = precision_recall_curve(positive, scores, drop_intermediate=True)
+            axes.step(recall, precision, where="post", lw=1.4, label=plain(label))
+        _legend(axes, "lower left")
+    return figure
 
-    Of a study, both views stand beside both under attention.
+
+def reliability_figure(calibration: Mapping[str, Any]) -> Figure:
+    """Accuracy against confidence, before and after temperature; larger is more images."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _unit_panel("mean confidence", "accuracy")
+        axes.plot([0, 1], [0, 1], color=INK, lw=0.7, ls=":")
+        after = calibration["after"]
+        for found, label, marker in (
+            (calibration, "as the network says", "o"),
+            (after, "after temperature", "s"),
+        ):
+            if found:
+                (line,) = axes.plot(found["confidence"], found["accuracy"], lw=1.2, label=label)
+                sizes = 8 + 90 * np.array(found["images"]) / max(sum(found["images"]), 1)
+                colour = line.get_color()
+                axes.scatter(
+                    found["confidence"], found["accuracy"], s=sizes, color=colour, marker=marker
+                )
+        _legend(axes, "upper left")
+    return figure
+
+
+def abstention_figure(predictions: Predictions, noun: str) -> Figure:
+    """Accuracy against the share that is read, the surest first."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _unit_panel(f"share of the {noun} that is read", "accuracy")
+        curve = abstention_curve(predictions.probabilities, predictions.labels)
+        axes.step(curve.coverage, curve.accuracy, where="post", lw=1.4)
+        axes.set_ylim(min(0.5, float(curve.accuracy.min())) - 0.03, 1.03)
+    return figure
+
+
+def learning_figure(lines: Sequence[Mapping[str, Any]], name: str, used_step: int) -> Figure:
+    """'loss' or 'accuracy' of training batches and of the validation images, by step."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=PANEL, layout="constrained")
+        axes = figure.subplots()
+        for field, label, style in (
+            (name, "training batches", {"lw": 1, "alpha": 0.85}),
+            (f"validation_{name}", "validation", {"lw": 1.4, "marker": "o", "ms": 3.5}),
+        ):
+            points = [(line["step"], line[field]) for line in lines if field in line]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=label, **style)
+        axes.axvline(used_step, color=INK, lw=0.8, ls=":", label=f"used: step {used_step}")
+        axes.set_xlabel("step")
+        axes.set_ylabel(name)
+        if name == "loss":
+            axes.set_ylim(bottom=0)
+        else:
+            axes.set_ylim(top=1.0)
+        _legend(axes, "best")
+    return figure
+
+
+def _unit_panel(across: str, up: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=PANEL, layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    return figure, axes
+
+
+def _defined_classes(predictions: Predictions) -> list[tuple[int, str]]:
+    """Those that some images have and others have not: the others have no curves."""
+    counts = np.bincount(predictions.labels, minlength=len(predictions.classes))
+    return [
+        (i, label)
+        for i, label in enumerate(predictions.classes)
+        if 0 < counts[i] < len(predictions)
+    ]
+
+
+def _legend(axes: Axes, place: str) -> None:
+    handles, _ = axes.get_legend_handles_labels()
+    if 0 < len(handles) <= MOST_CLASSES:
+        axes.legend(loc=place)
+
+
+def as_svg(figure: Figure, name: str, alternative: str) -> str:
+    """The figure as an SVG element of a page.
+
+    Args:
+      figure: drawn in STYLE.
+      name: sets its ids apart from those of the page's other figures.
+      alternative: what it shows, for who does not see it.
     """
-    with mpl.rc_context(STYLE):
-        attended = any(e.attention is not None for e in explained)
-        panels = max(len(e.views) for e in explained) * (2 if attended else 1)
-        columns = min(len(explained), PANELS_A_ROW // panels)
-        rows = -(-len(explained) // columns)
-        figure = Figure(figsize=(1.02 * panels * columns, 4.6 * rows), layout="constrained")
-        grid = figure.add_gridspec(rows, columns)
-        for cell, item in enumerate(explained):
-            # The last, narrow column stays empty: it keeps neighbours apart.
-            places = grid[cell].subgridspec(1, panels + 1, width_ratios=(*[1] * panels, GAP))
-            axes = [figure.add_subplot(places[n]) for n in range(panels)]
-            _draw_views(axes, item)
-            axes[0].set_title(_caption(item, classes), fontsize=7, loc="left")
-    return figure
-
-
-def _draw_views(axes: Sequence[Axes], item: Explained) -> None:
-    """The views from the left, then, in what panels are left, the same under attention."""
-    count = len(item.views)
-    for n, panel in enumerate(axes):
-        view = item.views[n % count]
-        limit = np.percentile(view, 99.5)
-        panel.imshow(view, cmap="Greys", vmin=0, vmax=limit, aspect="equal")
-        panel.set_axis_off()
-    if item.attention is not None:
-        # One range over both views, because their shares are of one whole.
-        span = np.ptp(item.attention)
-        heat = (item.attention - item.attention.min()) / (span if span > 0 else 1)
-        for panel, plane in zip(axes[count:], heat, strict=True):
-            panel.imshow(plane, cmap="inferno", alpha=0.55, vmin=0, vmax=1, aspect="equal")
-
-
-def _caption(item: Explained, classes: Sequence[str]) -> str:
-    predicted = int(item.probabilities.argmax())
-    # Always three lines, so that all panels have the same height.
-    verdict = "" if predicted == item.label else f"read as {_short(classes[predicted])}"
-    sure = item.probabilities[predicted]
-    view = "both views" if item.view == "both" else item.view
-    return f"{_short(classes[item.label])}\n{verdict or 'read as such'}\n{view}, p = {sure:.2f}"
-
-
-def _short(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def as_svg(figure: Figure) -> str:
-    """The figure as an inline SVG element."""
     text = io.StringIO()
     with mpl.rc_context(STYLE):
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(text, format="svg", metadata=metadata, transparent=True)
     svg = text.getvalue()
-    return re.sub(r"\s*<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = svg.replace(INK, "currentColor")
+    svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{alternative}" ', 1)
 
 
-def as_png(figure: Figure, alternative: str) -> str:
-    """The figure as an inline PNG image, for figures that are mostly pixels."""
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=170, metadata={"Software": None})
-    encoded = base64.b64encode(data.getvalue()).decode()
-    return f'<img alt="{alternative}" src="data:image/png;base64,{encoded}">'
+def svg_file(svg: str) -> str:
+    """An SVG element as a file of its own, dark on light pages and light on dark ones."""
+    style = (
+        "<style>svg { color: #1d2733 } "
+        "@media (prefers-color-scheme: dark) { svg { color: #e3e8ee } }</style>"
+    )
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + re.sub(
+        r"(<svg[^>]*>)", lambda tag: f"{tag[1]}\n {style}", svg, count=1
+    )

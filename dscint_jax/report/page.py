@@ -1,60 +1,88 @@
-"""One self-contained HTML page about a run: its metrics, and where the network looks.
+"""One self-contained HTML page about a run: what it reaches, on whom, how, and where it errs.
 
     python -m dscint_jax.report --workdir runs/quickstart/dscint
 
-In: a work directory after `dscint_jax.evaluate`. Out: report/index.html in it, of another data set
-than the one trained on report/NAME/index.html.
+In: a work directory after `dscint_jax.evaluate`. Out: report/index.html in it, and beside it the
+page's tables (tables/) and figures (figures/) as files for a paper; of another data set than the
+one trained on all of these in report/NAME/.
 """
 
-import csv
+import dataclasses
 import functools
-import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from dscint_jax.baselines.linear_baseline import POOL, Baseline, linear_baseline
 from dscint_jax.config import STUDIES
 from dscint_jax.evaluate.evaluate import (
     METRICS_FILE,
+    PREDICTIONS_FILE,
     leakage_line,
     notes,
     or_elsewhere,
     result_folder,
 )
 from dscint_jax.evaluate.restored import TrainedNetwork, is_trained_on, load_trained
-from dscint_jax.explain.attention import Explained, explain
-from dscint_jax.input_pipeline import copies_of, load_split
+from dscint_jax.explain.attention import explain
+from dscint_jax.input_pipeline import copies_of, load_split, open_dataset
+from dscint_jax.metrics.predictions import Predictions, read_predictions
 from dscint_jax.metrics.scores import has_published_classes, in_words
-from dscint_jax.report import figures
-from dscint_jax.report.tables import class_table, html_table, metrics_table
+from dscint_jax.report import figures, tables
+from dscint_jax.report.checklists import checklist_tables, facts_of
+from dscint_jax.report.data_flow import (
+    NOT_REPORTED,
+    DataFlow,
+    cohort_table,
+    read_data_flow,
+    split_table,
+)
+from dscint_jax.report.gallery import gallery
+from dscint_jax.report.tables import FORMATS, Table
+from dscint_jax.run.provenance import attempts_of
 from dscint_jax.run.trackers.json_lines import read_metrics
 from dscint_jax.run.workdir import config_of
 from tfds_builder.commandline.command import CommandParser
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import read_json, write_text
 
-CSS = """
-:root { color-scheme: light; }
-body { font: 15px/1.55 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; color: #1d2733;
-  max-width: 60rem; margin: 2.5rem auto 4rem; padding: 0 1.25rem; background: #fff; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; }
-h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; border-bottom: 1px solid #d9dee5; }
-p, figcaption { max-width: 46rem; }
-.lead { color: #4a5868; margin-top: 0; }
-table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .28rem .9rem .28rem 0; text-align: right; border-bottom: 1px solid #e8ecf0; }
-th:first-child, td:first-child { text-align: left; }
-thead th { font-weight: 600; border-bottom: 2px solid #1d2733; vertical-align: bottom; }
-td.strong { font-weight: 700; }
-figure { margin: .8rem 0; } figure img, figure svg { max-width: 100%; height: auto; }
-figcaption, .note { color: #4a5868; font-size: .87rem; }
-.columns { display: flex; flex-wrap: wrap; gap: 1.5rem 2.5rem; align-items: flex-start; }
-code { font-size: .86rem; }
-"""
+TEMPLATE = Path(__file__).parent / "template"
+
+MEASURED = ("areas", "calibration", "abstention", "groups", "studies", "patients")
+"""What the page needs of a metrics.json, and those of earlier versions lack."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reported:
+    """All that the page is about.
+
+    Attributes:
+      workdir: of the training.
+      result: a metrics.json.
+      predictions: the same evaluation's.
+      own: the metrics.json of the data set trained on, where `result` is another one's.
+      external: those of other data sets on the same split, by name, where it is not.
+      network: the checkpoint evaluated, with the split.
+      baseline: on the same images; None: the data set trained on is not at hand.
+      flow: where the images come from.
+      attempts: of provenance.json.
+    """
+
+    workdir: Path
+    result: dict[str, Any]
+    predictions: Predictions
+    own: dict[str, Any] | None
+    external: dict[str, dict[str, Any]]
+    network: TrainedNetwork
+    baseline: Baseline | None
+    flow: DataFlow
+    attempts: list[dict[str, Any]]
 
 
 def write_report(
@@ -65,7 +93,7 @@ def write_report(
     name: str | None = None,
     out: Path | None = None,
 ) -> tuple[Path, Baseline | None]:
-    """Writes the page of one evaluated split.
+    """Writes the page of one evaluated split, and its tables and figures beside it.
 
     Args:
       workdir: of the training, evaluated.
@@ -96,24 +124,63 @@ def write_report(
             f"{folder} holds no {METRICS_FILE}; evaluate first: python -m dscint_jax.evaluate "
             f"--workdir {workdir} --split {split}{options}"
         )
+    reported = _read(workdir, folder, data_dir, out)
+    page, tabled, drawn = _made(reported)
+    report = (out or workdir) / "report" / (reported.result["data_set"] or "")
+    with or_elsewhere(out):
+        for table in tabled:
+            for ending, text in FORMATS.items():
+                write_text(report / "tables" / f"{table.name}.{ending}", text(table))
+        for figure, svg in drawn.items():
+            write_text(report / "figures" / f"{figure}.svg", figures.svg_file(svg))
+        write_text(report / "index.html", page)
+    return report / "index.html", reported.baseline
+
+
+def _read(workdir: Path, folder: Path, data_dir: Path | None, out: Path | None) -> Reported:
     result = read_json(folder / METRICS_FILE)
-    network = load_trained(workdir, split=split, checkpoint=str(result["step"]), data_dir=data_dir)
+    lacking = [key for key in MEASURED if key not in result]
+    if lacking:
+        raise UserError(f"{folder / METRICS_FILE} lacks '{lacking[0]}'; evaluate again")
+    predictions = read_predictions(folder / PREDICTIONS_FILE)
+    network = load_trained(
+        workdir, split=result["split"], checkpoint=str(result["step"]), data_dir=data_dir
+    )
     if network.images.fingerprint != result["dataset_fingerprint"]:
         raise UserError(f"{folder / METRICS_FILE} was measured on another data set; evaluate again")
-    own = None if network.trained_on else _own_test(workdir, out)
-    baseline = _baseline(workdir, network)
-    rows = _read_rows(folder / "predictions.csv")
-    page = _page(workdir, result, own, network, baseline, rows)
-    path = (out or workdir) / "report" / (result["data_set"] or "") / "index.html"
-    with or_elsewhere(out):
-        write_text(path, page)
-    return path, baseline
+    if len(predictions) != len(network.images):
+        raise UserError(
+            f"{folder / PREDICTIONS_FILE} has {len(predictions)} rows, and the split "
+            f"{len(network.images)} {network.images.noun}; evaluate again"
+        )
+    builder = open_dataset(Path(network.config.data.dir), network.config.data.records)
+    return Reported(
+        workdir=workdir,
+        result=result,
+        predictions=predictions,
+        own=None if network.trained_on else _own_test(workdir, out),
+        external=_external(workdir, out, result["split"]) if network.trained_on else {},
+        network=network,
+        baseline=_baseline(workdir, network),
+        flow=read_data_flow(Path(builder.data_dir), builder.info.metadata),
+        attempts=attempts_of(workdir),
+    )
 
 
 def _own_test(workdir: Path, out: Path | None) -> dict[str, Any] | None:
     """The test split's result on the data set trained on, whichever split another one's is."""
     files = [place / "eval" / "test" / METRICS_FILE for place in (out, workdir) if place]
     return next((read_json(file) for file in files if file.exists()), None)
+
+
+def _external(workdir: Path, out: Path | None, split: str) -> dict[str, dict[str, Any]]:
+    """Results on other data sets, by their names; those in `out` come before the run's."""
+    found = {}
+    for place in (workdir, out):
+        if place:
+            for file in sorted((place / "eval").glob(f"*/{split}/{METRICS_FILE}")):
+                found[file.parent.parent.name] = read_json(file)
+    return dict(sorted(found.items()))
 
 
 def _baseline(workdir: Path, network: TrainedNetwork) -> Baseline | None:
@@ -147,164 +214,193 @@ def _baseline(workdir: Path, network: TrainedNetwork) -> Baseline | None:
     )
 
 
-def choose_examples(rows: Sequence[dict[str, str]], classes: Sequence[str]) -> list[int]:
-    """Which rows of predictions.csv to show, by their indices.
-
-    Of each class the hit of median confidence, then the two most confident errors.
-    """
-    sure = [float(row[f"p_{row['predicted']}"]) for row in rows]
-    examples = []
-    for name in classes:
-        hits = [i for i, row in enumerate(rows) if row["label"] == row["predicted"] == name]
-        if hits:
-            examples.append(sorted(hits, key=lambda i: sure[i])[len(hits) // 2])
-    errors = [i for i, row in enumerate(rows) if row["label"] != row["predicted"]]
-    return examples + sorted(errors, key=lambda i: -sure[i])[:2]
-
-
-def _page(
-    workdir: Path,
-    result: dict[str, Any],
-    own: dict[str, Any] | None,
-    network: TrainedNetwork,
-    baseline: Baseline | None,
-    rows: Sequence[dict[str, str]],
-) -> str:
-    classes = result["classes"]
-    examples = explain(network, np.array(choose_examples(rows, classes)))
-    confusion = figures.confusion_figure(np.array(result["confusion_matrix"]), classes)
-    scintigrams = figures.scintigram_figure(examples, classes)
-    name = html.escape(network.config.model)
-    noun = network.images.noun
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{name} on whole-body bone scintigrams</title><style>{CSS}</style></head><body>
-<h1>{name} on whole-body bone scintigrams</h1>
-<p class="lead">{_lead(result, network)}</p>
-<p>{html.escape(leakage_line(result), quote=False)}</p>
-
-<h2>The five metrics</h2>
-{metrics_table(result, own, baseline)}
-<p class="note">Accuracy is overall; the others are means of one-vs-rest values over the classes
-that the {noun} have. Intervals: {html.escape(result["intervals"]["method"])}.
-{_baseline_note(noun, result, baseline)}
-{_published_note(result)}
-{html.escape(" ".join(notes(result)), quote=False)}</p>
-
-<h2>By class</h2>
-<div class="columns"><figure>{figures.as_svg(confusion)}
-<figcaption>{noun.capitalize()} by true and predicted class; shares of the true class.</figcaption>
-</figure>
-<div>{class_table(result, noun)}</div></div>
-
-<h2>Learning curves</h2>
-<figure>{figures.as_svg(figures.learning_figure(read_metrics(workdir), result["step"]))}
-<figcaption>Training loss is weighted by class and smoothed as configured, on augmented {noun};
-validation loss is plain cross-entropy.</figcaption></figure>
-
-<h2>Where the network looks</h2>
-<figure>{figures.as_png(scintigrams, "scintigrams beside their attention maps")}
-<figcaption>Of each class the hit of median confidence, then the most confident errors.
-{_attention_caption(examples)} p: softmax of the predicted class.</figcaption></figure>
-
-<h2>How it was made</h2>
-{_provenance(workdir, network)}
-</body></html>
-"""
+def _made(reported: Reported) -> tuple[str, list[Table], dict[str, str]]:
+    """The page, its tables, and its figures as SVG by their names."""
+    result, network, noun = reported.result, reported.network, reported.network.images.noun
+    shown = gallery(
+        reported.predictions,
+        functools.partial(explain, network),
+        clip=network.config.data.clip,
+    )
+    facts = facts_of(
+        result,
+        network,
+        reported.baseline,
+        reported.flow,
+        reported.attempts,
+        reported.external,
+        explained=bool(shown["maps"]),
+    )
+    sections = {
+        "summary": [
+            tables.metrics_table(result, reported.own, reported.baseline, reported.external)
+        ],
+        "data": [cohort_table(reported.flow)],
+        "splits": [split_table(reported.flow)],
+        "groups": [tables.class_table(result, noun), tables.group_table(result, noun)],
+        "confusion": [tables.confusion_table(result)],
+        "curves": [tables.area_table(result)],
+        "points": [table for table in [tables.point_table(result, noun)] if table],
+        "calibration": [
+            tables.calibration_table(result, noun),
+            tables.abstention_table(result, noun),
+        ],
+        "provenance": [_run_table(reported), _attempt_table(reported.attempts)],
+        "checklists": checklist_tables(facts),
+    }
+    drawn = {
+        name: figures.as_svg(figure, name, alternative)
+        for name, (figure, alternative) in _figures(reported).items()
+    }
+    page = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            model=network.config.model,
+            lead=_lead(reported),
+            leakage=leakage_line(result),
+            notes=notes(result),
+            intervals=result["intervals"]["method"],
+            baseline_note=_baseline_note(reported),
+            published=has_published_classes(result),
+            noun=noun,
+            flow=reported.flow,
+            sections=sections,
+            figures={name: Markup(svg) for name, svg in drawn.items()},
+            gallery=shown,
+            attention_note=_attention_note(shown, network),
+            not_reported=NOT_REPORTED,
+            style=Markup((TEMPLATE / "page.css").read_text()),
+            script=Markup((TEMPLATE / "page.js").read_text()),
+        )
+    )
+    return page, [table for section in sections.values() for table in section], drawn
 
 
-def _lead(result: dict[str, Any], network: TrainedNetwork) -> str:
-    patients = result["intervals"]["patients"]
-    height, width = network.images.read(np.array([0]))["counts"].shape[-3:-1]
-    noun = network.images.noun
-    noun = f"copies of {noun}" if network.images.copies else noun
-    each = "views" if network.images.records == STUDIES else noun
-    data_set = f" of {html.escape(result['data_set'])}" if result["data_set"] else ""
-    return (
-        f"{result['support']} {noun} of {patients} patients, the {html.escape(result['split'])} "
-        f"split{data_set}; {each} of {height}x{width} pixels; {network.parameters:,} parameters; "
-        f"checkpoint of step {result['step']}."
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 
-def _attention_caption(examples: Sequence[Explained]) -> str:
-    pairs = len(examples[0].views) > 1
-    counts = "square root of counts, dark is many"
-    if examples[0].attention is None:
-        sides = "; anterior view left, posterior view right" if pairs else ""
-        return f"{counts.capitalize()}{sides}."
-    if pairs:
+def _figures(reported: Reported) -> dict[str, tuple[Figure, str]]:
+    """Every figure, and what it shows in words."""
+    result, predictions = reported.result, reported.predictions
+    noun, lines = reported.network.images.noun, read_metrics(reported.workdir)
+    confusion = np.array(result["confusion_matrix"])
+    return {
+        "confusion": (
+            figures.confusion_figure(confusion, result["classes"]),
+            "confusion matrix, counts and shares of the true class",
+        ),
+        "roc": (
+            figures.roc_figure(predictions, result["operating_points"]),
+            "ROC curve of each class against all others",
+        ),
+        "precision_recall": (
+            figures.precision_recall_figure(predictions),
+            "precision-recall curve of each class against all others",
+        ),
+        "reliability": (
+            figures.reliability_figure(result["calibration"]),
+            "accuracy against confidence, before and after temperature",
+        ),
+        "abstention": (
+            figures.abstention_figure(predictions, noun),
+            "accuracy against the share that is read",
+        ),
+        **{
+            f"learning_{name}": (
+                figures.learning_figure(lines, name, result["step"]),
+                f"{name} of training and validation by step",
+            )
+            for name in ("loss", "accuracy")
+        },
+    }
+
+
+def _lead(reported: Reported) -> str:
+    result, images = reported.result, reported.network.images
+    patients = result["intervals"]["patients"]
+    height, width = images.read(np.array([0]))["counts"].shape[-3:-1]
+    noun = f"copies of {images.noun}" if images.copies else images.noun
+    each = "views" if images.records == STUDIES else noun
+    data_set = f" of {result['data_set']}" if result["data_set"] else ""
+    return (
+        f"{result['support']} {noun} of {patients} patients, the {result['split']} "
+        f"split{data_set}; {each} of {height}x{width} pixels; "
+        f"{reported.network.parameters:,} parameters; checkpoint of step {result['step']}."
+    )
+
+
+def _attention_note(shown: Mapping[str, Any], network: TrainedNetwork) -> str:
+    if "attention" not in shown["maps"]:
+        return ""
+    if network.images.records == STUDIES:
         return (
-            f"Left: {counts}; anterior, posterior. Right: the same under the attention, whose "
-            "shares sum to 1 over both views; each study is stretched to its own range, and bright "
-            "is more weight. A missing view stays empty and has no share."
+            "Attention: its shares sum to 1 over both views; each study is stretched to its own "
+            "range, and bright is more weight. A missing view stays empty and has no share."
         )
     return (
-        f"Left: {counts}. Right: the same under the spatial attention gate, each map stretched to "
-        "its own range; bright is more weight. The gate multiplies features: where the image is "
-        "empty, it weighs nothing."
+        "Attention: the spatial attention gate, each map stretched to its own range; bright is "
+        "more weight. The gate multiplies features: where the image is empty, it weighs nothing."
     )
 
 
-def _baseline_note(noun: str, result: dict[str, Any], baseline: Baseline | None) -> str:
+def _baseline_note(reported: Reported) -> str:
+    baseline = reported.baseline
     if baseline is None:
         return "No linear baseline: the data set trained on is not where the config says."
-    fitted = ", fitted on the data set trained on" if result["data_set"] else ""
+    fitted = ", fitted on the data set trained on" if reported.result["data_set"] else ""
     return (
-        f"Linear baseline: multinomial logistic regression on the same {noun} summed to "
-        f"{baseline.side[0]}x{baseline.side[1]} pixels{fitted}."
+        f"Linear baseline: multinomial logistic regression on the same "
+        f"{reported.network.images.noun} summed to {baseline.side[0]}x{baseline.side[1]} "
+        f"pixels{fitted}."
     )
 
 
-def _published_note(result: dict[str, Any]) -> str:
-    if not has_published_classes(result):
-        return ""
-    return (
-        "The published figures (Lin et al., Med Phys 2021;48:5782) were measured on a private "
-        "clinical data set that was augmented before it was split; they stand here for "
-        "orientation, not as a comparison."
+def _run_table(reported: Reported) -> Table:
+    config, last = reported.network.config, reported.attempts[-1]
+    noun = reported.network.images.noun
+    # Only the first attempts read a file of weights.
+    start = [attempt["init_from"] for attempt in reported.attempts if attempt.get("init_from")]
+    rows = (
+        ("data set", last["dataset_fingerprint"][:16]),
+        ("commit", last["git"][:12]),
+        ("devices", ", ".join(sorted(set(last["devices"])))),
+        *(("initial weights", f"{f['file']}, SHA-256 {f['sha256'][:16]}") for f in start[-1:]),
+        ("seed", str(config.seed)),
+        ("steps", str(config.steps)),
+        ("batch", f"{last.get('batch_size') or config.batch_size} {noun}"),
+        ("Python", last.get("python", NOT_REPORTED)),
+        ("platform", last.get("platform", NOT_REPORTED)),
+        *last["versions"].items(),
     )
+    note = "The whole config is in config.json, every prediction in predictions.csv."
+    return Table("run", "The run as its newest attempt records it", ("what", "value"), rows, note)
 
 
-def _initial_weights(attempts: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """The file that the run started from, if any; only its first attempts read it."""
-    files = [attempt["init_from"] for attempt in attempts if attempt.get("init_from")]
-    if not files:
-        return []
-    name, digest = html.escape(files[-1]["file"]), html.escape(files[-1]["sha256"][:16])
-    return [("initial weights", f"{name}, SHA-256 <code>{digest}</code>")]
-
-
-def _provenance(workdir: Path, network: TrainedNetwork) -> str:
-    attempts = read_json(workdir / "provenance.json")
-    last = attempts[-1]
-    facts = [
-        ("data set", f"<code>{html.escape(last['dataset_fingerprint'][:16])}</code>"),
-        ("commit", f"<code>{html.escape(last['git'][:12])}</code>"),
-        ("devices", html.escape(", ".join(sorted(set(last["devices"]))))),
-        ("attempts", str(len(attempts))),
-        *_initial_weights(attempts),
-        ("seed", str(network.config.seed)),
-        (
-            "steps, batch",
-            f"{network.config.steps}, {last.get('batch_size') or network.config.batch_size} "
-            f"{network.images.noun}",
-        ),
-        *((html.escape(p), html.escape(v)) for p, v in last["versions"].items()),
-    ]
-    return html_table(("", ""), facts) + (
-        '<p class="note">The whole config is in config.json, every attempt in provenance.json, '
-        "every prediction in predictions.csv, in the same work directory.</p>"
-    )
-
-
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="") as file:
-            return list(csv.DictReader(file))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; evaluate again") from None
+def _attempt_table(attempts: Sequence[Mapping[str, Any]]) -> Table:
+    rows = []
+    for number, attempt in enumerate(attempts, 1):
+        ended = attempt.get("ended") or {}
+        devices = ", ".join(sorted(set(attempt["devices"])))
+        rows.append(
+            (
+                str(number),
+                attempt.get("started", NOT_REPORTED),
+                str(attempt.get("start_step", NOT_REPORTED)),
+                f"{len(attempt['devices'])} x {devices}",
+                ended.get("why", NOT_REPORTED),
+                str(ended.get("step", NOT_REPORTED)),
+            )
+        )
+    head = ("attempt", "started", "after step", "devices", "how it ended", "at step")
+    return Table("attempts", "Attempts at the run", head, tuple(rows))
 
 
 def main() -> None:

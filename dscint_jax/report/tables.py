@@ -1,12 +1,19 @@
-"""The tables of the report."""
+"""The tables of the report: rows of text, which the page shows and files beside it repeat.
 
-import html
-from collections.abc import Iterable, Sequence
+In: what metrics.json holds. Out: `Table`s, and each as Markdown, CSV and LaTeX.
+"""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dscint_jax.baselines.linear_baseline import Baseline
 from dscint_jax.metrics.scores import (
+    CLASS_METRICS,
     METRIC_NAMES,
+    NOT_DEFINED,
     PUBLISHED_DSCINT,
     has_published_classes,
     in_words,
@@ -21,54 +28,307 @@ TITLES = {
     "f1": "F-1",
 }
 
+FACTS = {
+    "view": "view",
+    "sex": "sex",
+    "age_band": "age",
+    "manufacturer": "maker",
+    "site_key": "site",
+}
+"""What the groups of metrics.json are called in tables; others keep their name."""
+
+AIMS = {"specificity_95": "specificity of 0.95", "sensitivity_95": "sensitivity of 0.95"}
+"""What the operating points of metrics.json were chosen for."""
+
+LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "≥": r"$\geq$",
+        "−": r"$-$",
+        **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Attributes:
+      name: of its files, without an ending.
+      title: what it shows.
+      head: names of the columns.
+      rows: as many cells each; the first names the row.
+      note: what the reader has to know of it.
+      strong: the column that is set in bold; None: none is.
+    """
+
+    name: str
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+    strong: int | None = None
+
+
+def markdown_text(table: Table) -> str:
+    """The table in Markdown, with its title and its note."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    sides = ["---", *["---:"] * (len(table.head) - 1)]
+    lines = [table.title, "", line(table.head), line(sides), *map(line, table.rows)]
+    return "\n".join([*lines, *(["", table.note] if table.note else [])]) + "\n"
+
+
+def csv_text(table: Table) -> str:
+    """The table as CSV, its head first."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([table.head, *table.rows])
+    return text.getvalue()
+
+
+def latex_text(table: Table) -> str:
+    """The table in LaTeX, for the package booktabs."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "  " + " & ".join(cell.translate(LATEX) for cell in cells) + r" \\"
+
+    return "\n".join(
+        [
+            rf"% {table.title}",
+            rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}",
+            r"  \toprule",
+            line(table.head),
+            r"  \midrule",
+            *map(line, table.rows),
+            r"  \bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+FORMATS = {"md": markdown_text, "csv": csv_text, "tex": latex_text}
+"""What files a table has beside the page, by their ending."""
+
+
+def plain(name: str) -> str:
+    """A class or a fact as a reader writes it."""
+    return name.replace("_", " ")
+
+
+def with_interval(
+    value: float | None, bounds: Sequence[float] | None, digits: int = 3, missing: str = NOT_DEFINED
+) -> str:
+    """A value, and its 95 % interval in brackets."""
+    if value is None:
+        return missing
+    text = in_words(value, digits)
+    return text if bounds is None else f"{text} ({interval_in_words(bounds)})"
+
 
 def metrics_table(
-    result: dict[str, Any], own: dict[str, Any] | None, baseline: Baseline | None
-) -> str:
-    """The five metrics; `own` are those of the data set trained on, beside another one's."""
-    columns = {"": [TITLES[name] for name in METRIC_NAMES]}
-    trained_on = "data set trained on, test"
-    if own and own["step"] != result["step"]:
-        trained_on += f", at step {own['step']}"
-    for title, source in ((result["data_set"] or "this run", result), (trained_on, own)):
-        if source:
-            interval = "95 % interval" + (" there" if source is own else "")
-            bounds = source["intervals"]["values"]
-            columns[html.escape(title)] = [in_words(source[name]) for name in METRIC_NAMES]
-            columns[interval] = [interval_in_words(bounds[name]) for name in METRIC_NAMES]
+    result: Mapping[str, Any],
+    own: Mapping[str, Any] | None,
+    baseline: Baseline | None,
+    external: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Table:
+    """The five metrics.
+
+    Args:
+      result: a metrics.json.
+      own: that of the data set trained on, beside another one's.
+      baseline: on the same images.
+      external: those of other data sets, by their names.
+    """
+    columns = {"metric": [TITLES[name] for name in METRIC_NAMES]}
+
+    def add(title: str, interval: str, source: Mapping[str, Any]) -> None:
+        bounds = source["intervals"]["values"]
+        columns[title] = [in_words(source[name]) for name in METRIC_NAMES]
+        columns[interval] = [interval_in_words(bounds[name]) for name in METRIC_NAMES]
+
+    add(result["data_set"] or "this run", "95 % interval", result)
+    if own:
+        at = f", at step {own['step']}" if own["step"] != result["step"] else ""
+        add(f"data set trained on, test{at}", "95 % interval there", own)
+    for name, other in (external or {}).items():
+        at = f", at step {other['step']}" if other["step"] != result["step"] else ""
+        add(f"{name}, {other['split']}{at}", f"95 % interval, {name}", other)
     if baseline:
         columns["linear baseline"] = [in_words(baseline.scores[n], 3) for n in METRIC_NAMES]
     if has_published_classes(result):
         columns["published Dscint"] = [f"{PUBLISHED_DSCINT[name]:.4f}" for name in METRIC_NAMES]
-    return html_table(tuple(columns), list(zip(*columns.values(), strict=True)), strong=1)
+    rows = tuple(zip(*columns.values(), strict=True))
+    return Table("metrics", "The five metrics", tuple(columns), rows, strong=1)
 
 
-def class_table(result: dict[str, Any], noun: str) -> str:
-    """Precision, recall, specificity and F-1 of each class."""
-    rows = [
+def class_table(result: Mapping[str, Any], noun: str) -> Table:
+    """Precision, recall, specificity and F-1 of each class, with intervals."""
+    rows = tuple(
         (
-            html.escape(label.replace("_", " ")),
-            *(in_words(values[name], 3) for name in ("precision", "recall", "specificity", "f1")),
+            plain(label),
             str(values["support"]),
+            *(with_interval(values[n], values[f"{n}_interval"]) for n in CLASS_METRICS),
         )
         for label, values in ((c, result["per_class"][c]) for c in result["classes"])
-    ]
-    return html_table(("class", "precision", "recall", "specificity", "F-1", noun), rows)
-
-
-def html_table(
-    head: Sequence[str], rows: Iterable[Sequence[str]], strong: int | None = None
-) -> str:
-    """An HTML table; cells are HTML already; column `strong` is set in bold."""
-    header = "".join(f"<th>{cell}</th>" for cell in head)
-    header = f"<thead><tr>{header}</tr></thead>" if any(head) else ""
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f'<td class="strong">{cell}</td>' if i == strong else f"<td>{cell}</td>"
-            for i, cell in enumerate(row)
-        )
-        + "</tr>"
-        for row in rows
     )
-    return f"<table>{header}<tbody>{body}</tbody></table>"
+    head = ("class", noun, *(TITLES[name].lower() for name in CLASS_METRICS))
+    return Table("classes", "Each class against all others", head, rows)
+
+
+def group_table(result: Mapping[str, Any], noun: str) -> Table:
+    """The five metrics of every group, and of whole studies and patients."""
+    rows = [_group(f"all {noun}", result)]
+    rows += [_group(f"whole {unit}", result[unit]) for unit in ("studies", "patients")]
+    rows += [
+        _group(f"{FACTS.get(fact, plain(fact))}: {value}", found)
+        for fact, groups in result["groups"].items()
+        for value, found in groups.items()
+    ]
+    head = ("group", "number", "patients", *(TITLES[name].lower() for name in METRIC_NAMES))
+    left_out = {unit: result[unit]["left_out"] for unit in ("studies", "patients")}
+    return Table(
+        "groups",
+        "Each view, sex, age band, maker and site; whole studies and patients",
+        head,
+        tuple(rows),
+        note=(
+            f"A study or patient has the class of the largest mean probability of its {noun}. "
+            f"Left out are {left_out['studies']} studies and {left_out['patients']} patients whose "
+            f"{noun} have several true classes. A mean runs over the classes that the group has. "
+            "Sites are pseudonyms."
+        ),
+    )
+
+
+def _group(name: str, found: Mapping[str, Any]) -> tuple[str, ...]:
+    intervals = found["intervals"]["values"]
+    return (
+        name,
+        str(found["support"]),
+        str(found["intervals"]["patients"]),
+        *(with_interval(found[n], intervals[n]) for n in METRIC_NAMES),
+    )
+
+
+def confusion_table(result: Mapping[str, Any]) -> Table:
+    """Counts by true and predicted class."""
+    names = [plain(name) for name in result["classes"]]
+    rows = tuple(
+        (name, *map(str, counts))
+        for name, counts in zip(names, result["confusion_matrix"], strict=True)
+    )
+    head = ("true \\ predicted", *names)
+    return Table("confusion", "Rows are true classes, columns predicted ones", head, rows)
+
+
+def area_table(result: Mapping[str, Any]) -> Table:
+    """AUROC and average precision of each class."""
+    rows = tuple(
+        (
+            plain(label),
+            in_words(found["prevalence"], 3),
+            with_interval(found["auroc"], found["auroc_interval"]),
+            with_interval(found["average_precision"], found["average_precision_interval"]),
+        )
+        for label, found in ((c, result["areas"][c]) for c in result["classes"])
+    )
+    return Table(
+        "areas",
+        "Areas under the curves",
+        ("class", "prevalence", "AUROC", "average precision"),
+        rows,
+        note="A guess has an AUROC of 0.5 and an average precision equal to the prevalence.",
+    )
+
+
+def point_table(result: Mapping[str, Any], noun: str) -> Table | None:
+    """Operating points chosen on validation; None where there are none."""
+    rows = tuple(_points(result))
+    if not rows:
+        return None
+    return Table(
+        "operating_points",
+        f"Operating points chosen on the validation {noun}, and what they do here",
+        (
+            "class",
+            "chosen for",
+            "threshold",
+            "sensitivity on validation",
+            "sensitivity here",
+            "specificity on validation",
+            "specificity here",
+            "drift",
+        ),
+        rows,
+        note="Drift: what the point was chosen for, here less that on validation.",
+    )
+
+
+def _points(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for label, points in (result["operating_points"] or {}).items():
+        for aim, point in points.items():
+            held = aim.partition("_")[0]
+            here, there = point[held], point["validation"][held]
+            drift = None if here is None or there is None else here - there
+            yield (
+                plain(label),
+                AIMS.get(aim, plain(aim)),
+                in_words(point["threshold"], 3),
+                *(
+                    cell
+                    for name in ("sensitivity", "specificity")
+                    for cell in (
+                        in_words(point["validation"][name], 3),
+                        with_interval(point[name], point[f"{name}_interval"]),
+                    )
+                ),
+                NOT_DEFINED if drift is None else f"{drift:+.3f}".replace("-", "−"),
+            )
+
+
+def calibration_table(result: Mapping[str, Any], noun: str) -> Table:
+    """Calibration error and Brier score, before and after temperature."""
+    found = result["calibration"]
+    rows = [_calibration("as the network says", 1.0, found)]
+    if found["after"]:
+        rows.append(_calibration("after temperature", found["temperature"], found["after"]))
+    return Table(
+        "calibration",
+        "Calibration before and after temperature",
+        ("probabilities", "temperature", "calibration error", "Brier score"),
+        tuple(rows),
+        note=(
+            f"Expected calibration error of the predicted class over {found['bins']} bins; Brier "
+            "score summed over classes, 0 to 2. The temperature is fitted on the validation "
+            f"{noun}. Of few {noun} the calibration error is too high, and so is its interval."
+        ),
+    )
+
+
+def _calibration(name: str, temperature: float, found: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        name,
+        in_words(temperature, 3),
+        with_interval(found["ece"], found["ece_interval"]),
+        with_interval(found["brier"], found["brier_interval"]),
+    )
+
+
+def abstention_table(result: Mapping[str, Any], noun: str) -> Table:
+    """Accuracy where the network reads the surest only."""
+    rows = tuple(
+        tuple(in_words(point[name], 3) for name in ("coverage", "confidence", "accuracy"))
+        for point in result["abstention"]
+    )
+    return Table(
+        "abstention",
+        f"Accuracy on the {noun} that the network is surest of",
+        (f"share of the {noun} that is read", "least confidence", "accuracy"),
+        rows,
+    )

@@ -1,0 +1,246 @@
+"""The gallery of the report: the studies of a split as small pictures, with maps to lay over them.
+
+In: predictions, and for some of the images what `dscint_jax.explain` makes of them. Out: plain
+values that the page's script paints from.
+"""
+
+import base64
+import dataclasses
+import io
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from dscint_jax.explain.attention import Explained
+from dscint_jax.metrics.predictions import MIXED, Predictions
+from dscint_jax.report.tables import FACTS, plain
+
+PICTURE_ROWS, MAP_ROWS = 256, 64
+"""The most rows of a picture, and of a map that is laid over it."""
+
+QUALITY = 70
+"""Of WebP: what it takes away is less than the noise of the counts."""
+
+MOST_BYTES = 3_600_000
+"""Of all pictures: the page stays under 5 MB."""
+
+MOST_CASES = 1000
+"""Studies that are listed; more would be no help."""
+
+TOGETHER = 32
+"""Studies that are explained at once."""
+
+_VIEWS = ("anterior", "posterior")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A study, or of copies one copy of it.
+
+    Attributes:
+      images: indices of its images, the anterior one first.
+      label: true class; MIXED where its images have several.
+      predicted: the class of the largest mean probability.
+      probabilities: means over its images.
+    """
+
+    images: tuple[int, ...]
+    label: str
+    predicted: str
+    probabilities: Float[np.ndarray, " classes"]
+
+    @property
+    def right(self) -> bool:
+        """Whether the predicted class is the true one."""
+        return self.label == self.predicted
+
+    @property
+    def confidence(self) -> float:
+        """The probability of the predicted class."""
+        return float(self.probabilities.max())
+
+
+def cases_of(predictions: Predictions) -> list[Case]:
+    """The studies of a split, in the order of their first images."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    facts = predictions.facts
+    for i, (study, image) in enumerate(zip(facts["study_key"], facts["image_id"], strict=True)):
+        copy = str(image).partition("#")[2]
+        groups.setdefault((str(study), copy), []).append(i)
+    return [_case(predictions, images) for images in groups.values()]
+
+
+def _case(predictions: Predictions, images: list[int]) -> Case:
+    views = [_view(predictions, i) for i in images]
+    ranks = [_VIEWS.index(view) if view in _VIEWS else len(_VIEWS) for view in views]
+    labels = {predictions.classes[predictions.labels[i]] for i in images}
+    means = predictions.probabilities[images].mean(0)
+    return Case(
+        images=tuple(i for _, i in sorted(zip(ranks, images, strict=True))),
+        label=labels.pop() if len(labels) == 1 else MIXED,
+        predicted=predictions.classes[int(means.argmax())],
+        probabilities=means,
+    )
+
+
+def _view(predictions: Predictions, image: int) -> str:
+    return str(predictions.facts["view"][image]) if "view" in predictions.facts else "unknown"
+
+
+def by_instruction(cases: Sequence[Case]) -> list[int]:
+    """Indices of cases, the most instructive first: errors, the surest first, then doubtful hits.
+
+    The surest hit of each class comes before all others, so that every class is there.
+    """
+    surest: dict[str, int] = {}
+    for i, case in enumerate(cases):
+        best = surest.get(case.label)
+        if case.right and (best is None or case.confidence > cases[best].confidence):
+            surest[case.label] = i
+    first = sorted(surest.values())
+
+    def rank(i: int) -> tuple[bool, float]:
+        case = cases[i]
+        return case.right, case.confidence if case.right else -case.confidence
+
+    return first + sorted(set(range(len(cases))) - set(first), key=rank)
+
+
+def overlays_of(explained: Explained) -> dict[str, Float[np.ndarray, "view height width"]]:
+    """Maps by their names, one a view, to lay over the pictures of an image or a study."""
+    return {} if explained.attention is None else {"attention": explained.attention}
+
+
+def gallery(
+    predictions: Predictions,
+    explain: Callable[[np.ndarray], list[Explained]],
+    *,
+    clip: float,
+    most_bytes: int = MOST_BYTES,
+) -> dict[str, Any]:
+    """What the page's script needs of every study that is shown.
+
+    Args:
+      predictions: of the split.
+      explain: explains images by their indices.
+      clip: upper limit of a normalised pixel, which becomes 255.
+      most_bytes: what all pictures may take; the least instructive studies are left out.
+
+    Returns:
+      'cases' in the order of the split, 'of' how many studies it has, and what they have in common.
+    """
+    cases = cases_of(predictions)
+    order = by_instruction(cases)[:MOST_CASES]
+    shown: dict[int, dict[str, Any]] = {}
+    size, shape = 0, (1, 1)
+    for start in range(0, len(order), TOGETHER):
+        chosen = order[start : start + TOGETHER]
+        images = [i for number in chosen for i in cases[number].images]
+        explained = dict(zip(images, explain(np.array(images)), strict=True))
+        for number in chosen:
+            own = [explained[i] for i in cases[number].images]
+            pictures = _pictures(own, clip)
+            size += sum(len(text) for text in (pictures["picture"], *pictures["maps"].values()))
+            if size > most_bytes:
+                return _gallery(predictions, cases, shown, clip, shape)
+            shape = _shape(own[0].views.shape[-2:], PICTURE_ROWS)
+            shown[number] = _described(predictions, cases[number], own) | pictures
+    return _gallery(predictions, cases, shown, clip, shape)
+
+
+def _gallery(
+    predictions: Predictions,
+    cases: Sequence[Case],
+    shown: dict[int, dict[str, Any]],
+    clip: float,
+    shape: tuple[int, int],
+) -> dict[str, Any]:
+    colours = mpl.colormaps["inferno"](np.arange(256), bytes=True)[:, :3]
+    return {
+        "classes": [plain(name) for name in predictions.classes],
+        "clip": clip,
+        "height": shape[0],
+        "width": shape[1],
+        "colours": np.asarray(colours, np.uint8).tobytes().hex(),
+        "maps": sorted({name for case in shown.values() for name in case["maps"]}),
+        "of": len(cases),
+        "cases": [shown[number] for number in sorted(shown)],
+    }
+
+
+def _described(
+    predictions: Predictions, case: Case, explained: Sequence[Explained]
+) -> dict[str, Any]:
+    first = case.images[0]
+    facts = {
+        title: str(predictions.facts[name][first])
+        for name, title in FACTS.items()
+        if name != "view" and name in predictions.facts and predictions.facts[name][first]
+    }
+    return {
+        "id": str(predictions.facts["study_key"][first])[:12],
+        "label": plain(case.label),
+        "predicted": plain(case.predicted),
+        "right": case.right,
+        "probabilities": [round(float(p), 4) for p in case.probabilities],
+        "views": [
+            view
+            for image, own in zip(case.images, explained, strict=True)
+            for view in _views(predictions, image, len(own.views))
+        ],
+        "facts": facts,
+    }
+
+
+def _views(predictions: Predictions, image: int, count: int) -> list[str]:
+    """What is written under each view; of a pair the prediction is the study's."""
+    if count > 1:
+        return list(_VIEWS)
+    name = plain(predictions.classes[predictions.predicted[image]])
+    return [f"{_view(predictions, image)}: {name}"]
+
+
+def _pictures(explained: Sequence[Explained], clip: float) -> dict[str, Any]:
+    """The views beside each other as one picture, and every map alike."""
+    pixels = [_reduced(view, PICTURE_ROWS) for own in explained for view in own.views]
+    shades = np.rint(np.clip(np.concatenate(pixels, 1) / clip, 0, 1) * 255).astype(np.uint8)
+    maps: dict[str, list[np.ndarray]] = {}
+    for own in explained:
+        for name, planes in overlays_of(own).items():
+            # One range over both views of a study, because their shares are of one whole.
+            span = np.ptp(planes)
+            heat = (planes - planes.min()) / (span if span > 0 else 1)
+            maps.setdefault(name, []).extend(_reduced(plane, MAP_ROWS) for plane in heat)
+    return {
+        "picture": _encoded(shades),
+        "maps": {
+            name: _encoded(np.rint(np.concatenate(planes, 1) * 255).astype(np.uint8))
+            for name, planes in maps.items()
+        },
+    }
+
+
+def _shape(shape: Sequence[int], rows: int) -> tuple[int, int]:
+    height, width = shape
+    factor = max(1, math.ceil(height / rows))
+    return max(1, height // factor), max(1, width // factor)
+
+
+def _reduced(
+    plane: Float[np.ndarray, "height width"], rows: int
+) -> Float[np.ndarray, "rows columns"]:
+    """Root of the mean square of blocks: of square roots of counts, that of the mean counts."""
+    height, width = _shape(plane.shape, rows)
+    square = Image.fromarray(np.asarray(plane, np.float32) ** 2)
+    return np.sqrt(np.asarray(square.resize((width, height), Image.Resampling.BOX)))
+
+
+def _encoded(shades: UInt8[np.ndarray, "height width"]) -> str:
+    data = io.BytesIO()
+    Image.fromarray(shades).save(data, format="WEBP", quality=QUALITY, method=4)
+    return base64.b64encode(data.getvalue()).decode()
