@@ -207,7 +207,8 @@ def _views(predictions: Predictions, image: int, count: int) -> list[str]:
 
 def _pictures(explained: Sequence[Explained], clip: float) -> dict[str, Any]:
     """The views beside each other as one picture, and every map alike."""
-    pixels = [_reduced(view, PICTURE_ROWS) for own in explained for view in own.views]
+    # The root of the mean square: of square roots of counts, that of the mean counts.
+    pixels = [np.sqrt(_reduced(v**2, PICTURE_ROWS)) for own in explained for v in own.views]
     shades = np.rint(np.clip(np.concatenate(pixels, 1) / clip, 0, 1) * 255).astype(np.uint8)
     maps: dict[str, list[np.ndarray]] = {}
     for own in explained:
@@ -234,10 +235,10 @@ def _shape(shape: Sequence[int], rows: int) -> tuple[int, int]:
 def _reduced(
     plane: Float[np.ndarray, "height width"], rows: int
 ) -> Float[np.ndarray, "rows columns"]:
-    """Root of the mean square of blocks: of square roots of counts, that of the mean counts."""
+    """Means of blocks of pixels, so that `rows` are left at most."""
     height, width = _shape(plane.shape, rows)
-    square = Image.fromarray(np.asarray(plane, np.float32) ** 2)
-    return np.sqrt(np.asarray(square.resize((width, height), Image.Resampling.BOX)))
+    image = Image.fromarray(np.asarray(plane, np.float32))
+    return np.asarray(image.resize((width, height), Image.Resampling.BOX))
 
 
 def _encoded(shades: UInt8[np.ndarray, "height width"]) -> str:

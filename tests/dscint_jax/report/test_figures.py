@@ -21,7 +21,7 @@ def predictions():
         labels=labels,
         predicted=probabilities.argmax(1),
         probabilities=probabilities,
-        facts={name: names for name in ("image_id", "patient_key", "study_key")},
+        facts=dict.fromkeys(("image_id", "patient_key", "study_key"), names),
     )
 
 
