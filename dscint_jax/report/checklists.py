@@ -112,12 +112,12 @@ def _of_data(
         ),
         "missing": None
         if flow.left_out is None
-        else f"{flow.left_out} images without an opposite view or a use were left out",
+        else f"{flow.left_out} images left out, such as those without an opposite view",
         "acquisition": "; ".join(acquired) or None,
         "partitions": "; ".join(splits),
         "disjoint": leakage_line(dict(result)),
         "cohort": "; ".join(
-            f"{title} {', '.join(f'{k} {v}' for k, v in flow.cohort[name].items())}"
+            f"whole data set, {title} {', '.join(f'{k} {v}' for k, v in flow.cohort[name].items())}"
             for name, title in (("sexes", "sex:"), ("age_bands", "age:"))
             if name in flow.cohort
         )
@@ -149,14 +149,15 @@ def _of_training(network: TrainedNetwork, attempts: list[dict[str, Any]]) -> dic
             f"{config.optimizer.learning_rate:g}, {config.optimizer.schedule}; loss {config.loss}; "
             "augmentation as in config.json"
         ),
-        "checkpoint": f"step {network.step} of {config.steps}",
+        "checkpoint": f"step {network.step} of {config.steps}; unless told otherwise, that of the best "
+        "validation F-1",
         "ensemble": "none: one network",
         "protocol": f"config.json and provenance.json of the run, {len(attempts)} attempt(s)",
         "availability": "dscint-jax, Apache-2.0"
         + ("" if commit == "unknown" else f", commit {commit[:12]}"),
         "segmentation": "does not apply: nothing is segmented",
         "features": "does not apply: the network finds its features itself",
-        "guidelines": "CLAIM 2024, TRIPOD+AI, RELAINCE and METRICS, below",
+        "guidelines": "CLAIM 2024, TRIPOD+AI and RELAINCE, filled as far as the run tells",
     }
 
 
@@ -199,12 +200,6 @@ def _of_results(
         "performance": scores,
         "diagnostic": f"AUROC: {areas}",
         "errors": f"{wrong} of {result['support']} {noun} are wrong; the gallery shows them",
-        "limitations": "; ".join(
-            [
-                f"{intervals['patients']} patients",
-                *([] if external or on_other else ["no external test"]),
-            ]
-        ),
         "calibration": calibrated,
         "output": "a probability for each class (softmax); the largest is predicted"
         + ("; thresholds chosen on validation" if result["operating_points"] else ""),

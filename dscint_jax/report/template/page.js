@@ -120,7 +120,6 @@
       line("more", [...facts, "study " + item.id].join("; ")),
     );
     button.addEventListener("click", () => choose(item));
-    button.addEventListener("focus", () => choose(item));
     entry.append(button);
     entry.item = item;
     item.entry = entry;
@@ -133,7 +132,9 @@
     if (chosen === item) return;
     if (chosen) mark(chosen, false);
     chosen = item;
-    if (item) mark(item, true);
+    if (!item) return;
+    mark(item, true);
+    item.entry.scrollIntoView({ block: "nearest" });
   }
 
   function mark(item, on) {
@@ -173,8 +174,10 @@
   }
 
   function move(by) {
-    const place = Math.min(Math.max(shown.indexOf(chosen) + by, 0), shown.length - 1);
-    if (place in shown) shown[place].entry.firstChild.focus();
+    const from = shown.findIndex((item) => item.entry.contains(document.activeElement));
+    const item = shown[Math.min(Math.max(from + by, 0), shown.length - 1)];
+    choose(item);
+    item.entry.firstChild.focus({ preventScroll: true });
   }
 
   function columns() {
