@@ -149,8 +149,10 @@ def _of_training(network: TrainedNetwork, attempts: list[dict[str, Any]]) -> dic
             f"{config.optimizer.learning_rate:g}, {config.optimizer.schedule}; loss {config.loss}; "
             "augmentation as in config.json"
         ),
-        "checkpoint": f"step {network.step} of {config.steps}; unless told otherwise, that of the best "
-        "validation F-1",
+        "checkpoint": (
+            f"step {network.step} of {config.steps}; unless told otherwise, that of the best "
+            "validation F-1"
+        ),
         "ensemble": "none: one network",
         "protocol": f"config.json and provenance.json of the run, {len(attempts)} attempt(s)",
         "availability": "dscint-jax, Apache-2.0"

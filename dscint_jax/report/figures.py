@@ -25,6 +25,7 @@ logging.getLogger("matplotlib").setLevel(logging.ERROR)
 import matplotlib as mpl  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.patches import Rectangle  # noqa: E402
 
 INK = "#010203"
 """Becomes the colour of the text; no other colour of the figures is near it."""
@@ -87,7 +88,7 @@ def confusion_figure(
         for (row, column), count in np.ndenumerate(confusion):
             corner = (column - 0.5, row - 0.5)
             alpha = 0.8 * share[row, column]
-            axes.add_patch(mpl.patches.Rectangle(corner, 1, 1, color=COLOURS[0], alpha=alpha, lw=0))
+            axes.add_patch(Rectangle(corner, 1, 1, color=COLOURS[0], alpha=alpha, lw=0))
             text = f"{count}\n{share[row, column]:.0%}"
             axes.text(column, row, text, ha="center", va="center")
         names = [name.replace("_", "\n") for name in classes]

@@ -160,13 +160,13 @@ def _gallery(
     clip: float,
     shape: tuple[int, int],
 ) -> dict[str, Any]:
-    colours = mpl.colormaps["inferno"](np.arange(256), bytes=True)[:, :3]
+    colours = np.asarray(mpl.colormaps["inferno"](np.arange(256), bytes=True))[:, :3]
     return {
         "classes": [plain(name) for name in predictions.classes],
         "clip": clip,
         "height": shape[0],
         "width": shape[1],
-        "colours": np.asarray(colours, np.uint8).tobytes().hex(),
+        "colours": colours.tobytes().hex(),
         "maps": sorted({name for case in shown.values() for name in case["maps"]}),
         "of": len(cases),
         "cases": [shown[number] for number in sorted(shown)],
