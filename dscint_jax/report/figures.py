@@ -87,7 +87,7 @@ def confusion_figure(
         share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
         for (row, column), count in np.ndenumerate(confusion):
             corner = (column - 0.5, row - 0.5)
-            alpha = 0.8 * share[row, column]
+            alpha = 0.6 * share[row, column]
             axes.add_patch(Rectangle(corner, 1, 1, color=COLOURS[0], alpha=alpha, lw=0))
             text = f"{count}\n{share[row, column]:.0%}"
             axes.text(column, row, text, ha="center", va="center")
