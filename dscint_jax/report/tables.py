@@ -37,8 +37,8 @@ FACTS = {
 }
 """What the groups of metrics.json are called in tables; others keep their name."""
 
-AIMS = {"specificity_95": "specificity of 0.95", "sensitivity_95": "sensitivity of 0.95"}
-"""What the operating points of metrics.json were chosen for."""
+AIMS = {"specificity_95": "specificity", "sensitivity_95": "sensitivity"}
+"""What the operating points of metrics.json hold at 0.95 at least."""
 
 LATEX = str.maketrans(
     {
@@ -185,10 +185,12 @@ def group_table(result: Mapping[str, Any], noun: str) -> Table:
     """The five metrics of every group, and of whole studies and patients."""
     rows = [_group(f"all {noun}", result)]
     rows += [_group(f"whole {unit}", result[unit]) for unit in ("studies", "patients")]
+    known = [fact for fact in FACTS if fact in result["groups"]]
+    others = [fact for fact in result["groups"] if fact not in FACTS]
     rows += [
         _group(f"{FACTS.get(fact, plain(fact))}: {value}", found)
-        for fact, groups in result["groups"].items()
-        for value, found in groups.items()
+        for fact in (*known, *others)
+        for value, found in result["groups"][fact].items()
     ]
     head = ("group", "number", "patients", *(TITLES[name].lower() for name in METRIC_NAMES))
     left_out = {unit: result[unit]["left_out"] for unit in ("studies", "patients")}
@@ -271,14 +273,17 @@ def point_table(result: Mapping[str, Any], noun: str) -> Table | None:
 
 
 def _points(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    for label, points in (result["operating_points"] or {}).items():
-        for aim, point in points.items():
-            held = aim.partition("_")[0]
+    points = result["operating_points"] or {}
+    for label in (name for name in result["classes"] if name in points):
+        for aim, held in AIMS.items():
+            if aim not in points[label]:
+                continue
+            point = points[label][aim]
             here, there = point[held], point["validation"][held]
             drift = None if here is None or there is None else here - there
             yield (
                 plain(label),
-                AIMS.get(aim, plain(aim)),
+                f"{held} of 0.95",
                 in_words(point["threshold"], 3),
                 *(
                     cell

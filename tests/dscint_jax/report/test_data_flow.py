@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -59,7 +60,7 @@ def test_rare_reasons_are_counted_together(tmp_path):
 
 def test_what_a_data_set_does_not_tell_is_not_reported(make_data_set):
     builder = open_dataset(make_data_set(train=5, test=3))
-    flow = read_data_flow(builder.data_dir, builder.info.metadata)
+    flow = read_data_flow(Path(builder.data_dir), builder.info.metadata)
     assert (flow.rows, flow.refused, flow.left_out, flow.shared) == (None,) * 4
     assert (flow.total("patients"), flow.total("images")) == (None, 8)
     table = split_table(flow)

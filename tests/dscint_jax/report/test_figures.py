@@ -53,7 +53,7 @@ def test_operating_points_lie_where_they_do_here(predictions, result):
         for points in result["operating_points"].values()
         for point in points.values()
     ]
-    assert sorted(places) == pytest.approx(sorted(expected))
+    np.testing.assert_allclose(sorted(places), sorted(expected))
 
 
 def test_steps_under_each_precision_recall_curve_are_the_average_precision(predictions, result):

@@ -16,6 +16,7 @@ from dscint_jax.input_pipeline import Copies
 from dscint_jax.metrics.scores import METRIC_NAMES
 from dscint_jax.report.page import write_report
 from dscint_jax.run.workdir import config_of
+from tests.dscint_jax.report.expected import expected_rows
 from tfds_builder.commandline.errors import UserError
 
 
@@ -45,13 +46,6 @@ class _Tables(html.parser.HTMLParser):
             self._cell = None
 
 
-def _cell(value, bounds=None, digits=3):
-    if value is None:
-        return "not defined"
-    interval = f" ({bounds[0]:.3f} to {bounds[1]:.3f})" if bounds else ""
-    return f"{value:.{digits}f}{interval}"
-
-
 @pytest.fixture(scope="module")
 def reported(trained, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("reported") / "run"
@@ -72,71 +66,17 @@ def test_page_shows_the_metrics_beside_the_published_figures(reported, tables):
     assert head == ["metric", "this run", "95 % interval", "linear baseline", "published Dscint"]
     published = {"Accuracy": "0.9801", "F-1": "0.9792"}
     for name, cells in zip(METRIC_NAMES, rows, strict=True):
-        low, high = result["intervals"]["values"][name]
+        bounds = result["intervals"]["values"][name]
         assert cells[1] == f"{result[name]:.4f}"
-        assert cells[2] == f"{low:.3f} to {high:.3f}"
+        assert cells[2] == (f"{bounds[0]:.3f} to {bounds[1]:.3f}" if bounds else "not defined")
         assert cells[3] == f"{baseline.scores[name]:.3f}"
         assert cells[4] == published.get(cells[0], cells[4])
 
 
-def test_page_shows_each_class_and_group_as_metrics_json_has_them(reported, tables):
-    result = reported[1]
-    names = ("precision", "recall", "specificity", "f1")
-    for label, row in zip(result["classes"], tables["classes"][1:], strict=True):
-        values = result["per_class"][label]
-        expected = [_cell(values[name], values[f"{name}_interval"]) for name in names]
-        assert row == [label.replace("_", " "), str(values["support"]), *expected]
-    sources = [result, result["studies"], result["patients"]]
-    sources += [found for groups in result["groups"].values() for found in groups.values()]
-    for found, row in zip(sources, tables["groups"][1:], strict=True):
-        bounds = found["intervals"]["values"]
-        assert row[1:3] == [str(found["support"]), str(found["intervals"]["patients"])]
-        assert row[3:] == [_cell(found[name], bounds[name]) for name in METRIC_NAMES]
-    shown = {row[0] for row in tables["groups"]}
-    assert {"whole studies", "view: anterior", "view: posterior", "sex: F", "maker: GE"} <= shown
-
-
-def test_page_shows_curves_and_calibration_as_metrics_json_has_them(reported, tables):
-    result = reported[1]
-    counts = [[int(cell) for cell in row[1:]] for row in tables["confusion"][1:]]
-    assert counts == result["confusion_matrix"]
-    for label, row in zip(result["classes"], tables["areas"][1:], strict=True):
-        area = result["areas"][label]
-        assert row[1:] == [
-            _cell(area["prevalence"]),
-            _cell(area["auroc"], area["auroc_interval"]),
-            _cell(area["average_precision"], area["average_precision_interval"]),
-        ]
-    points = [
-        (label, aim, point)
-        for label, aims in result["operating_points"].items()
-        for aim, point in aims.items()
-    ]
-    assert points
-    for (label, aim, point), row in zip(points, tables["operating_points"][1:], strict=True):
-        held = aim.removesuffix("_95")
-        assert row[0] == label.replace("_", " ")
-        assert row[1] == f"{held} of 0.95"
-        assert row[2:7] == [
-            _cell(point["threshold"]),
-            _cell(point["validation"]["sensitivity"]),
-            _cell(point["sensitivity"], point["sensitivity_interval"]),
-            _cell(point["validation"]["specificity"]),
-            _cell(point["specificity"], point["specificity_interval"]),
-        ]
-        drift = point[held] - point["validation"][held]
-        assert float(row[7].replace("−", "-")) == pytest.approx(drift, abs=6e-4)
-    found = result["calibration"]
-    temperatures = (1.0, found["temperature"])
-    sources = zip(temperatures, (found, found["after"]), tables["calibration"][1:], strict=True)
-    for temperature, source, row in sources:
-        assert row[1:] == [
-            _cell(temperature),
-            _cell(source["ece"], source["ece_interval"]),
-            _cell(source["brier"], source["brier_interval"]),
-        ]
-    for point, row in zip(result["abstention"], tables["abstention"][1:], strict=True):
-        assert row == [_cell(point[name]) for name in ("coverage", "confidence", "accuracy")]
+def test_every_number_of_metrics_json_is_on_the_page_and_no_other(reported, tables):
+    for name, rows in expected_rows(reported[1]).items():
+        assert rows
+        assert tables[name][1:] == rows
 
 
 def test_tables_beside_the_page_are_those_on_it(reported, tables):
@@ -195,8 +135,9 @@ def test_gallery_has_every_study_of_the_split(reported):
     assert all(len(case["views"]) == 2 for case in data["cases"])
 
 
-def test_page_tells_where_the_images_come_from(reported, tables):
-    assert "<b>24</b> rows offered" in _text(reported[2])
+def test_page_tells_where_the_images_come_from(reported, tables, cohort):
+    offered = len((cohort / "manifest.csv").read_text().splitlines()) - 1
+    assert f"<b>{offered}</b> rows offered" in _text(reported[2])
     rows = {row[0]: row for row in tables["splits"][1:]}
     assert rows["in both train and test"][1:4] == ["0", "0", "0"]
     assert int(rows["test"][3]) == reported[1]["support"]
