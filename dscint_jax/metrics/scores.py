@@ -96,7 +96,7 @@ def in_words(value: float | None, digits: int = 4) -> str:
 
 def interval_in_words(bounds: Sequence[float] | None) -> str:
     """An interval as tables print it."""
-    return NOT_DEFINED if bounds is None else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
+    return NOT_DEFINED if bounds is None else f"{bounds[0]:z.3f} to {bounds[1]:z.3f}"
 
 
 def summary(confusion: Int[np.ndarray, "true predicted"], classes: Sequence[str]) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def split_table(flow: DataFlow) -> Table:
 def cohort_table(flow: DataFlow) -> Table:
     """Whom the data set is of."""
     rows = tuple(
-        (title, ", ".join(f"{name} {n}" for name, n in flow.cohort[key].items()))
+        (title, ", ".join(f"{name}: {n}" for name, n in flow.cohort[key].items()))
         if key in flow.cohort
         else (title, NOT_REPORTED)
         for key, title in COHORT.items()

@@ -45,6 +45,9 @@ COLOURS = (
 MOST_CLASSES = 8
 """With more, a legend would cover the curves."""
 
+FEW_POINTS = 20
+"""Of a curve are marked: a single one would not be seen."""
+
 PANEL = (3.75, 3.3)
 """Inches: as wide as a phone."""
 
@@ -128,7 +131,7 @@ def precision_recall_figure(predictions: Predictions) -> Figure:
             positive, scores = predictions.labels == i, predictions.probabilities[:, i]
             precision, recall, _ = precision_recall_curve(positive, scores, drop_intermediate=True)
             axes.step(recall, precision, where="post", lw=1.4, label=plain(label))
-        _legend(axes, "lower left")
+        _legend(axes, "best")
     return figure
 
 
@@ -158,7 +161,8 @@ def abstention_figure(predictions: Predictions, noun: str) -> Figure:
     with mpl.rc_context(STYLE):
         figure, axes = _unit_panel(f"share of the {noun} that is read", "accuracy")
         curve = abstention_curve(predictions.probabilities, predictions.labels)
-        axes.step(curve.coverage, curve.accuracy, where="post", lw=1.4)
+        marker = "o" if len(curve.coverage) <= FEW_POINTS else None
+        axes.step(curve.coverage, curve.accuracy, where="post", lw=1.4, marker=marker, ms=3)
         axes.set_ylim(min(0.5, float(curve.accuracy.min())) - 0.03, 1.03)
     return figure
 

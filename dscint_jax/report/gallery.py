@@ -23,7 +23,7 @@ from dscint_jax.report.tables import FACTS, plain
 PICTURE_ROWS, MAP_ROWS = 256, 64
 """The most rows of a picture, and of a map that is laid over it."""
 
-QUALITY = 70
+QUALITY = 90
 """Of WebP: what it takes away is less than the noise of the counts."""
 
 MOST_BYTES = 3_600_000

@@ -177,7 +177,7 @@ def class_table(result: Mapping[str, Any], noun: str) -> Table:
         )
         for label, values in ((c, result["per_class"][c]) for c in result["classes"])
     )
-    head = ("class", noun, *(TITLES[name].lower() for name in CLASS_METRICS))
+    head = ("class", noun, *(TITLES[name] for name in CLASS_METRICS))
     return Table("classes", "Each class against all others", head, rows)
 
 
@@ -192,7 +192,7 @@ def group_table(result: Mapping[str, Any], noun: str) -> Table:
         for fact in (*known, *others)
         for value, found in result["groups"][fact].items()
     ]
-    head = ("group", "number", "patients", *(TITLES[name].lower() for name in METRIC_NAMES))
+    head = ("group", "number", "patients", *(TITLES[name] for name in METRIC_NAMES))
     left_out = {unit: result[unit]["left_out"] for unit in ("studies", "patients")}
     return Table(
         "groups",
@@ -268,7 +268,10 @@ def point_table(result: Mapping[str, Any], noun: str) -> Table | None:
             "drift",
         ),
         rows,
-        note="Drift: what the point was chosen for, here less that on validation.",
+        note=(
+            "Drift: what the point was chosen for, here less that on validation. Where the "
+            "threshold is none, no probability is high enough."
+        ),
     )
 
 
@@ -284,7 +287,7 @@ def _points(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             yield (
                 plain(label),
                 f"{held} of 0.95",
-                in_words(point["threshold"], 3),
+                "none" if point["threshold"] is None else in_words(point["threshold"], 3),
                 *(
                     cell
                     for name in ("sensitivity", "specificity")

@@ -13,7 +13,7 @@ FACTS = {
 def cell(value, bounds=None, digits=3):
     if value is None:
         return "not defined"
-    interval = f" ({bounds[0]:.3f} to {bounds[1]:.3f})" if bounds else ""
+    interval = f" ({bounds[0]:z.3f} to {bounds[1]:z.3f})" if bounds else ""
     return f"{value:.{digits}f}{interval}"
 
 
@@ -85,7 +85,7 @@ def _point(label, held, point):
     return [
         _plain(label),
         f"{held} of 0.95",
-        cell(point["threshold"]),
+        "none" if point["threshold"] is None else cell(point["threshold"]),
         cell(there["sensitivity"]),
         cell(point["sensitivity"], point["sensitivity_interval"]),
         cell(there["specificity"]),

@@ -43,7 +43,7 @@ def test_rows_are_followed_from_the_manifest_to_the_splits(tmp_path):
         ("in both train and test", "0", "0", "0", "", ""),
     )
     assert cohort_table(flow).rows[:2] == (
-        ("images by sex", "F 10"),
+        ("images by sex", "F: 10"),
         ("images by age", "not reported"),
     )
 

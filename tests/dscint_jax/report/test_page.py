@@ -38,7 +38,7 @@ class _Tables(html.parser.HTMLParser):
 
     def handle_data(self, data):
         if self._cell is not None:
-            self._cell += data
+            self._cell += data.replace("\N{NO-BREAK SPACE}", " ")
 
     def handle_endtag(self, tag):
         if tag in ("td", "th"):
