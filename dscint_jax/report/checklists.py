@@ -81,14 +81,12 @@ def _of_data(
         for name, held in flow.splits.items()
     ]
     sites = [name for name in result["groups"].get("site_key", {}) if name != "unknown"]
-    refused = None if flow.refused is None else sum(flow.refused.values())
     makers, spacings = (flow.cohort.get(n) for n in ("manufacturers", "pixel_spacings_mm"))
     acquired = [
         f"{title} {', '.join(counts)}"
         for title, counts in (("makers:", makers), ("pixel spacing, mm:", spacings))
         if counts
     ]
-    rows_told = flow.rows is not None and refused is not None
     return {
         "technology": (
             f"deep learning: a {config.model} network on planar whole-body bone scintigrams"
@@ -100,8 +98,6 @@ def _of_data(
         "sources": f"data set {result['dataset_fingerprint'][:16]}"
         + (f"; makers: {', '.join(makers)}" if makers else ""),
         "centres": f"{len(sites)} sites in this split" if sites else None,
-        "exclusions": _in_order(flow.refused),
-        "selection": None if flow.left_out is None else f"{flow.left_out} images left out",
         "preprocessing": (
             f"counts summed in blocks of {config.data.pool}x{config.data.pool} pixels, then "
             f"min(sqrt(counts / scale), {config.data.clip:g})"
@@ -114,7 +110,7 @@ def _of_data(
         if flow.left_out is None
         else f"{flow.left_out} images left out, such as those without an opposite view",
         "acquisition": "; ".join(acquired) or None,
-        "partitions": "; ".join(splits),
+        "partitions": f"by {config.protocol} protocol: {'; '.join(splits)}",
         "disjoint": leakage_line(dict(result)),
         "cohort": "; ".join(
             f"whole data set, {title} {', '.join(f'{k} {v}' for k, v in flow.cohort[name].items())}"
@@ -122,17 +118,19 @@ def _of_data(
             if name in flow.cohort
         )
         or None,
-        "flow": f"{flow.rows} rows offered, {refused} refused, {flow.total('images')} images taken"
-        if rows_told
-        else None,
+        "flow": _flow(flow),
         "imbalance": f"sampling {config.data.sampling}, class weights {config.class_weights}",
     }
 
 
-def _in_order(refused: Mapping[str, int] | None) -> str | None:
-    if refused is None:
+def _flow(flow: DataFlow) -> str | None:
+    if flow.rows is None or flow.refused is None:
         return None
-    return "; ".join(f"{n} rows: {reason}" for reason, n in refused.items()) or "no row was refused"
+    reasons = "; ".join(f"{n} rows refused: {reason}" for reason, n in flow.refused.items())
+    return (
+        f"{flow.rows} rows offered; {reasons or 'no row refused'}; "
+        f"{flow.total('images')} images taken"
+    )
 
 
 def _of_training(network: TrainedNetwork, attempts: list[dict[str, Any]]) -> dict[str, str | None]:

@@ -187,7 +187,11 @@
   function onKey(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const typing = event.target.matches("input, select");
-    if (event.key === "Escape" && typing) event.target.blur();
+    if (typing && event.key === "Escape") {
+      // Otherwise the browser empties the field without telling the filter.
+      event.preventDefault();
+      event.target.blur();
+    }
     if (typing) return;
     const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns(), ArrowUp: -columns() };
     const within = list.contains(document.activeElement);

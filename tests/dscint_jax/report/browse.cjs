@@ -82,6 +82,14 @@ async function look(browser, width, colorScheme) {
   await tab.keyboard.press("Escape");
   found.left = await tab.evaluate(() => document.activeElement === document.body);
   await tab.locator("#find").fill("");
+  found.restored = await cards.count();
+  if (pictures) {
+    await tab.locator("#opacity").fill("0.5");
+    await tab.locator("#window").fill("1.2");
+    await cards.nth(3).click();
+    await settle();
+    await tab.screenshot({ path: `${pictures}/${width}-${colorScheme}-map.png` });
+  }
   if (pictures) {
     await tab.screenshot({ path: `${pictures}/${width}-${colorScheme}-all.png`, fullPage: true });
   }

@@ -79,6 +79,7 @@ def test_keys_move_find_and_hide_the_map(browsed):
         assert look["opacity"] == "0"
         assert (look["typed"], look["none"]) == ("no such study", 0)
         assert look["left"]
+        assert look["restored"] == look["all"]
 
 
 @pytest.mark.slow
