@@ -54,8 +54,9 @@ class DataFlow:
 
     def total(self, kind: str) -> int | None:
         """'patients', 'studies' or 'images' of all splits; no two share any."""
-        held = [split.get(kind) for split in self.splits.values()]
-        return None if None in held or not held else sum(held)
+        if not all(kind in held for held in self.splits.values()):
+            return None
+        return sum(held[kind] for held in self.splits.values())
 
 
 def read_data_flow(folder: Path, metadata: Mapping[str, Any]) -> DataFlow:

@@ -9,7 +9,7 @@ import io
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -23,6 +23,7 @@ from dscint_jax.report.tables import plain
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 import matplotlib as mpl  # noqa: E402
+from cycler import cycler  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patches import Rectangle  # noqa: E402
@@ -48,6 +49,9 @@ MOST_CLASSES = 8
 FEW_POINTS = 20
 """Of a curve are marked: a single one would not be seen."""
 
+Place = Literal["best", "lower right", "upper left"]
+"""Of a legend."""
+
 PANEL = (3.75, 3.3)
 """Inches: as wide as a phone."""
 
@@ -59,7 +63,7 @@ STYLE = mpl.RcParams(
         "legend.frameon": False,
         "axes.edgecolor": INK,
         "axes.labelcolor": INK,
-        "axes.prop_cycle": mpl.cycler(color=COLOURS),
+        "axes.prop_cycle": cycler(color=COLOURS),
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.axisbelow": True,
@@ -210,7 +214,7 @@ def _defined_classes(predictions: Predictions) -> list[tuple[int, str]]:
     ]
 
 
-def _legend(axes: Axes, place: str) -> None:
+def _legend(axes: Axes, place: Place) -> None:
     handles, _ = axes.get_legend_handles_labels()
     if 0 < len(handles) <= MOST_CLASSES:
         axes.legend(loc=place)
