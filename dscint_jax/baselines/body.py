@@ -38,8 +38,7 @@ def find_body(counts: Int[np.ndarray, "height width"]) -> Body:
     the whole image is the body.
     """
     height, width = counts.shape
-    smooth = ndimage.gaussian_filter(counts.astype(np.float32), height / 256)
-    body = _largest_parts(_brighter_than_background(np.sqrt(smooth)))
+    body = body_mask(counts)
     rows = np.flatnonzero(body.any(1))
     if not len(rows):
         return Body(0, height, width / 2)
@@ -49,6 +48,12 @@ def find_body(counts: Int[np.ndarray, "height width"]) -> Body:
     # The median over rows, because a raised arm or a cut shoulder moves the middle of a few.
     middles = [columns[row].mean() for row in neck if row.any()]
     return Body(crown, size, float(np.median(middles)) if middles else width / 2)
+
+
+def body_mask(counts: Int[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
+    """Which pixels are of the body; none where nothing is brighter than the background."""
+    smooth = ndimage.gaussian_filter(counts.astype(np.float32), len(counts) / 256)
+    return _largest_parts(_brighter_than_background(np.sqrt(smooth)))
 
 
 def _brighter_than_background(level: Float[np.ndarray, "height width"]) -> Bool[np.ndarray, "..."]:

@@ -25,7 +25,7 @@ from dscint_jax.input_pipeline import (
     leakage_of,
     open_dataset,
 )
-from dscint_jax.mesh import DeviceBatch, data_mesh, replicated_shapes, shard_batch
+from dscint_jax.mesh import DeviceBatch, data_mesh, replicate, replicated_shapes, shard_batch
 from dscint_jax.metrics.passes import Evaluation
 from dscint_jax.models import AttentionMaps
 from dscint_jax.run.checkpoint import Checkpointer
@@ -62,6 +62,7 @@ class TrainedNetwork:
     _state: tuple[nnx.State, nnx.State]
     _eval_step: parallel.EvalStep
     _attention_step: parallel.AttentionStep
+    _grad_cam_step: parallel.GradCamStep
 
     @property
     def batch_size(self) -> int:
@@ -75,6 +76,22 @@ class TrainedNetwork:
     def attention(self, batch: HostBatch) -> AttentionMaps:
         """What the network's attention weighs in a batch of `batch_size` images."""
         return self._attention_step(*self._state, self._on_devices(batch))
+
+    def grad_cam(self, batch: HostBatch) -> jax.Array | None:
+        """Grad-CAM of a batch of `batch_size` images, each of the class that its `label` names.
+
+        Returns:
+          (batch, rows, columns), of studies (batch, view, rows, columns), on the grid of the
+          network's last maps; None of a network that cannot be taken apart there (see `models`).
+        """
+        return self._grad_cam_step(*self._state, self._on_devices(batch))
+
+    def with_random_weights(self) -> "TrainedNetwork":
+        """The same as it is before its first step, with weights drawn by another seed."""
+        config = self.config.replaced({"seed": self.config.seed ^ 1})
+        state = make_experiment(config, self.images.class_counts).initial_state()
+        weights = replicate((state.params, state.batch_stats), self._mesh)
+        return dataclasses.replace(self, _state=weights)
 
     def as_seen(self, batch: HostBatch) -> np.ndarray:
         """What the network sees of a batch: sqrt(counts / scale), copies moved, not clipped."""
@@ -194,6 +211,7 @@ def load_trained(
         _state=(weights["params"], weights["batch_stats"]),
         _eval_step=parallel.compile_eval_step(experiment.spec, mesh),
         _attention_step=parallel.compile_attention_step(experiment.spec, mesh),
+        _grad_cam_step=parallel.compile_grad_cam_step(experiment.spec, mesh),
     )
 
 

@@ -3,8 +3,9 @@
 Every network is an `nnx.Module`, called as `model(images, rngs=...)` on normalised images (batch,
 height, width, channel), or (batch, view, height, width, channel) if its attribute `RECORDS` is
 'studies'; it returns float32 logits (batch, classes). Those with attention also have
-`attention_maps(images)`. The networks that can be an encoder have `feature_maps(images)`,
-`num_features`, and no head where `num_classes` is 0.
+`attention_maps(images)`. A call is `feature_maps(images)`, the last maps, then
+`classify(maps, images, rngs=...)`, their logits: Grad-CAM looks between the two. The networks that
+can be an encoder have `num_features`, and no head where `num_classes` is 0.
 
 All networks here take `num_classes` (outputs), `in_channels` (of the image), `dtype` (of the
 computation; parameters and running statistics stay float32) and `rngs`, whose stream `params`

@@ -86,5 +86,9 @@ class AlexNet(nnx.Module):
 
     def __call__(self, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
         """Returns float32 logits of normalised images; `rngs`: `dropout`, in training only."""
-        x = flatten(adaptive_average_pool(self.feature_maps(images), GRID))
+        return self.classify(self.feature_maps(images), images, rngs=rngs)
+
+    def classify(self, maps: Maps, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
+        """Returns the logits of the last maps; `images` are not looked at."""
+        x = flatten(adaptive_average_pool(maps, GRID))
         return apply_layers(built(self.classifier), x, rngs=rngs).astype(jnp.float32)

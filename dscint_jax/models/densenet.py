@@ -113,8 +113,11 @@ class DenseNet(nnx.Module):
 
     def __call__(self, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
         """Returns float32 logits of normalised images; nothing in it is random."""
-        x = self.feature_maps(images).mean((1, 2))
-        return built(self.classifier)(x).astype(jnp.float32)
+        return self.classify(self.feature_maps(images), images)
+
+    def classify(self, maps: Maps, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
+        """Returns the logits of the last maps; `images` are not looked at."""
+        return built(self.classifier)(maps.mean((1, 2))).astype(jnp.float32)
 
 
 densenet121 = functools.partial(DenseNet, depths=(6, 12, 24, 16))

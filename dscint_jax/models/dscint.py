@@ -180,8 +180,11 @@ class Dscint(nnx.Module):
 
     def __call__(self, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
         """Returns float32 logits of normalised images; `rngs`: `dropout`, in training only."""
-        x = self.feature_maps(images)
-        x = pool_regions(x, self.regions, self.pooling).reshape(len(x), -1)
+        return self.classify(self.feature_maps(images), images, rngs=rngs)
+
+    def classify(self, maps: Maps, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
+        """Returns the logits of the last maps; `images` are not looked at."""
+        x = pool_regions(maps, self.regions, self.pooling).reshape(len(maps), -1)
         x = nnx.relu(built(self.hidden)(self.dropout(x, rngs=rngs)))
         return built(self.head)(self.dropout(x, rngs=rngs)).astype(jnp.float32)
 

@@ -108,20 +108,33 @@ class DualView(nnx.Module):
         Raises:
           UserError: the images are no pairs of views.
         """
-        maps, shares = self._weigh(images)
+        return self.classify(self.feature_maps(images), images, rngs=rngs)
+
+    def feature_maps(self, images: Views) -> Views:
+        """Returns the encoder's last maps of both views.
+
+        Raises:
+          UserError: the images are no pairs of views.
+        """
+        if images.ndim != 5 or images.shape[1] != VIEWS:
+            raise UserError("dual_view reads studies; set --config.data.records=studies")
+        maps = self.encoder.feature_maps(images.reshape(-1, *images.shape[2:]))
+        return maps.reshape(len(images), VIEWS, *maps.shape[1:])
+
+    def classify(self, maps: Views, images: Views, *, rngs: nnx.Rngs | None = None) -> Logits:
+        """Returns the logits of the last maps; `images` tell which views a study has."""
+        maps, shares = self._weigh(maps, images)
         features = (maps.astype(jnp.float32) * shares).sum((1, 2, 3))
         return self.head(self.dropout(features, rngs=rngs)).astype(jnp.float32)
 
     def attention_maps(self, images: Views) -> AttentionMaps:
         """Returns the share that each position of both views has in a study's features."""
-        return AttentionMaps(spatial=self._weigh(images)[1])
+        return AttentionMaps(spatial=self._weigh(self.feature_maps(images), images)[1])
 
-    def _weigh(self, images: Views) -> tuple[Views, Float[Array, "batch view rows columns 1"]]:
-        """The encoder's maps, the views' embeddings added, and their shares."""
-        if images.ndim != 5 or images.shape[1] != VIEWS:
-            raise UserError("dual_view reads studies; set --config.data.records=studies")
-        maps = self.encoder.feature_maps(images.reshape(-1, *images.shape[2:]))
-        maps = maps.reshape(len(images), VIEWS, *maps.shape[1:])
+    def _weigh(
+        self, maps: Views, images: Views
+    ) -> tuple[Views, Float[Array, "batch view rows columns 1"]]:
+        """The maps, the views' embeddings added, and their shares."""
         maps = maps + self.view_embedding[...].astype(maps.dtype)[None, :, None, None]
         return maps, self.attention(maps, present=(images != 0).any((2, 3, 4)))
 

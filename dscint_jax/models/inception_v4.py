@@ -217,5 +217,9 @@ class InceptionV4(nnx.Module):
 
     def __call__(self, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
         """Returns float32 logits of normalised images; `rngs`: `dropout`, in training only."""
-        x = self.feature_maps(images).mean((1, 2))
+        return self.classify(self.feature_maps(images), images, rngs=rngs)
+
+    def classify(self, maps: Maps, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
+        """Returns the logits of the last maps; `images` are not looked at."""
+        x = maps.mean((1, 2))
         return built(self.last_linear)(self.dropout(x, rngs=rngs)).astype(jnp.float32)

@@ -132,7 +132,11 @@ class ResNet(nnx.Module):
 
     def __call__(self, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
         """Returns float32 logits of normalised images; nothing in it is random."""
-        return built(self.fc)(self.feature_maps(images).mean((1, 2))).astype(jnp.float32)
+        return self.classify(self.feature_maps(images), images)
+
+    def classify(self, maps: Maps, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
+        """Returns the logits of the last maps; `images` are not looked at."""
+        return built(self.fc)(maps.mean((1, 2))).astype(jnp.float32)
 
 
 resnet18 = functools.partial(ResNet, block=BasicBlock, depths=(2, 2, 2, 2))

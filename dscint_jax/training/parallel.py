@@ -16,11 +16,18 @@ from dscint_jax.mesh import AXIS, DeviceBatch
 from dscint_jax.metrics.passes import Evaluation
 from dscint_jax.models import AttentionMaps
 from dscint_jax.training.state import TrainState
-from dscint_jax.training.step import StepSpec, attention_step, eval_step, train_step
+from dscint_jax.training.step import (
+    StepSpec,
+    attention_step,
+    eval_step,
+    grad_cam_step,
+    train_step,
+)
 
 TrainStep = Callable[[TrainState, DeviceBatch], tuple[TrainState, dict[str, jax.Array]]]
 EvalStep = Callable[[nnx.State, nnx.State, DeviceBatch], Evaluation]
 AttentionStep = Callable[[nnx.State, nnx.State, DeviceBatch], AttentionMaps]
+GradCamStep = Callable[[nnx.State, nnx.State, DeviceBatch], jax.Array | None]
 
 
 def compile_train_step(spec: StepSpec, mesh: Mesh, spmd: str = "jit") -> TrainStep:
@@ -81,6 +88,11 @@ def compile_eval_step(spec: StepSpec, mesh: Mesh) -> EvalStep:
 def compile_attention_step(spec: StepSpec, mesh: Mesh) -> AttentionStep:
     """The jitted attention maps of (params, batch_stats, batch); results on every device."""
     return _compile_inference(attention_step, spec, mesh)
+
+
+def compile_grad_cam_step(spec: StepSpec, mesh: Mesh) -> GradCamStep:
+    """The jitted Grad-CAM of (params, batch_stats, batch); results on every device."""
+    return _compile_inference(grad_cam_step, spec, mesh)
 
 
 def _compile_inference(step: Callable[..., Any], spec: StepSpec, mesh: Mesh) -> Callable[..., Any]:

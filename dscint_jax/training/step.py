@@ -243,6 +243,36 @@ def attention_step(
     return model.attention_maps(_prepared(batch, spec))
 
 
+def grad_cam_step(
+    params: nnx.State, batch_stats: nnx.State, batch: Batch, *, spec: StepSpec
+) -> Float[Array, "batch *view rows columns"] | None:
+    """Grad-CAM of one batch: where the last maps speak for the class that `label` names.
+
+    Selvaraju et al. 2020 (Int J Comput Vis 128:336), equations 1 and 2: with A_k the k-th of the
+    last maps and y the logit of the class, before softmax, a_k is the mean of dy / dA_k over the
+    positions of a map, and Grad-CAM is ReLU(sum_k a_k A_k). Each view of a study has means of its
+    own. In float32, with the running statistics, without dropout.
+
+    Returns:
+      The maps on the grid of the last maps; None of a network without `feature_maps` and `classify`
+      (see `models`).
+    """
+    model: Any = nnx.merge(spec.inference, params, batch_stats, copy=True)
+    if not (hasattr(model, "feature_maps") and hasattr(model, "classify")):
+        return None
+    images = _prepared(batch, spec)
+    maps = model.feature_maps(images)
+
+    def logit_of_class(maps: jax.Array) -> jax.Array:
+        logits = model.classify(maps, images)
+        # Images do not look at each other, so that the gradient of the sum is that of each.
+        return jnp.take_along_axis(logits, batch["label"][:, None], axis=1).sum()
+
+    gradients = jax.grad(logit_of_class)(maps).astype(jnp.float32)
+    weights = gradients.mean((-3, -2), keepdims=True)
+    return nnx.relu((weights * maps.astype(jnp.float32)).sum(-1))
+
+
 def _prepared(batch: Batch, spec: StepSpec) -> Float[Array, "batch *view height width 1"]:
     """What a network sees of a batch before any augmentation of this step."""
     images = normalise(batch["counts"], batch["scale"], clip=spec.clip)
