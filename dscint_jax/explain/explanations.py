@@ -1,0 +1,345 @@
+"""What a trained network looks at on one split, and whether that is where the lesions are.
+
+    python -m dscint_jax.explain --workdir runs/quickstart/dscint --split test
+
+In: a work directory that training filled, and its data set, or another one (`--data_dir`). Out:
+explanations.json and explanations.png in the folder of the split's results, and tables.
+"""
+
+import dataclasses
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from dscint_jax.evaluate.evaluate import or_elsewhere, result_folder
+from dscint_jax.evaluate.restored import TrainedNetwork, load_trained
+from dscint_jax.explain.attention import (
+    ATTENTION,
+    GRAD_CAM,
+    METHODS,
+    TRUE,
+    Explained,
+    explain,
+    full_batch,
+)
+from dscint_jax.explain.lesions import GROUPS, Annotated, LesionRecords, group_masks, lesions_of
+from dscint_jax.explain.montage import Study, montage, panels_of, write_png
+from dscint_jax.explain.scores import (
+    BASELINES,
+    POINTING,
+    SCORES,
+    TOLERANCE_MM,
+    baseline_maps,
+    energy,
+    pointing,
+    rank_correlation,
+    region_of,
+)
+from dscint_jax.explain.summary import METHOD, agreement, score_table
+from dscint_jax.input_pipeline import IDENTITY_FIELDS, NOUNS
+from dscint_jax.metrics.intervals import LEVEL
+from dscint_jax.metrics.predictions import Predictions
+from dscint_jax.metrics.scores import defined, in_words, interval_in_words
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.commandline.files import write_json
+from tfds_builder.commandline.progress import ProgressBar
+
+EXPLANATIONS_FILE, MONTAGE_FILE = "explanations.json", "explanations.png"
+
+STUDIES_A_CLASS = 2
+"""In the montage."""
+
+SCORED, NO_LESION, NO_PIXEL_SIZE = "scored", "without_lesions", "pixel_size_unknown"
+"""What becomes of an image: its maps are scored, or why they are not."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What was measured of each explained image.
+
+    Attributes:
+      predictions: what the network says of them.
+      maps: names of the maps, the BASELINES last.
+      state: SCORED, or why the image is not.
+      scores: on the lesions of each of GROUPS, by SCORES; NaN where an image has none.
+      correlations: of each method's map with that of random weights.
+    """
+
+    predictions: Predictions
+    maps: tuple[str, ...]
+    state: np.ndarray
+    scores: Float[np.ndarray, "image group map score"]
+    correlations: Float[np.ndarray, "image method"]
+
+
+def write_explanations(
+    workdir: Path,
+    *,
+    split: str,
+    checkpoint: str,
+    limit: int | None = None,
+    tolerance_mm: float = TOLERANCE_MM,
+    data_dir: Path | None = None,
+    name: str | None = None,
+    out: Path | None = None,
+    told: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
+    """Explains a split, scores the maps where records have lesions, and writes both files.
+
+    Arguments and errors are those of `load_trained`, and:
+
+    Args:
+      limit: explain no more images, spread over the split; None: all.
+      tolerance_mm: how far from a lesion the maximum of a map may lie.
+      name, out: as for `evaluate`.
+      told: gets the result before it is written.
+
+    Returns:
+      What explanations.json holds.
+
+    Raises:
+      UserError: a value does not fit, or the network has neither attention nor Grad-CAM.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit} explains nothing; give 1 or more, or leave it out")
+    if not 0 <= tolerance_mm < math.inf:
+        raise UserError(f"--tolerance {tolerance_mm} is no distance; give 0 or more, in mm")
+    folder = result_folder(workdir, split, data_dir=data_dir, name=name, out=out)
+    network = load_trained(workdir, split=split, checkpoint=checkpoint, data_dir=data_dir)
+    images, grids = network.images, _grids(network)
+    count = min(limit or len(images), len(images))
+    indices = np.arange(count) * len(images) // count
+    measured = measure(network, indices, tuple(grids), tolerance_mm)
+    reason = _not_scored(network, measured)
+    result = {
+        "split": images.split,
+        "step": network.step,
+        "data_set": None if network.trained_on else folder.parent.name,
+        "dataset_fingerprint": images.fingerprint,
+        "records": images.records,
+        "classes": list(images.classes),
+        "images_of_split": len(images),
+        "images": count,
+        **{state: int(np.sum(measured.state == state)) for state in (NO_LESION, NO_PIXEL_SIZE)},
+        "class_explained": TRUE,
+        "grids": grids,
+        "tolerance_mm": tolerance_mm,
+        "not_scored": reason,
+        "scores": None
+        if reason
+        else score_table(measured.scores, measured.predictions, measured.maps),
+        "random_weights": agreement(measured.correlations, measured.predictions, tuple(grids)),
+        "intervals": {"method": METHOD, "level": LEVEL},
+        "by_image": _by_image(measured, tuple(grids)),
+    }
+    told(result)
+    picture = montage(_studies(network, indices))
+    with or_elsewhere(out):
+        write_png(picture, folder / MONTAGE_FILE)
+        write_json(folder / EXPLANATIONS_FILE, result)
+    return result
+
+
+def measure(
+    network: TrainedNetwork,
+    indices: Int[np.ndarray, " image"],
+    methods: tuple[str, ...],
+    tolerance_mm: float,
+) -> Measured:
+    """Explains images, and scores the maps of those whose lesions are known.
+
+    Args:
+      network: with the split.
+      indices: of the images in the split.
+      methods: those of METHODS that the network has.
+      tolerance_mm: how far from a lesion the maximum of a map may lie.
+    """
+    untrained, records, noun = network.with_random_weights(), _records(network), network.images.noun
+    rows: list[tuple[Any, ...]] = []
+    with ProgressBar(f"explaining {noun}", total=len(indices), noun=noun) as bar:
+        for start in range(0, len(indices), network.batch_size):
+            chosen = indices[start : start + network.batch_size]
+            for item, other, record in zip(
+                explain(network, chosen, of=TRUE),
+                explain(untrained, chosen, of=TRUE),
+                records(chosen),
+                strict=True,
+            ):
+                correlations = [
+                    rank_correlation(heat, other.heat[method], item.views)
+                    for method, heat in item.heat.items()
+                ]
+                state, scores = _scores(item, record, tolerance_mm)
+                rows.append((item.label, item.probabilities, state, scores, correlations))
+            bar.update(len(rows))
+    labels, probabilities, state, scores, correlations = map(np.stack, zip(*rows, strict=True))
+    keys = network.images.keys()
+    predictions = Predictions(
+        classes=network.images.classes,
+        labels=labels,
+        predicted=probabilities.argmax(1),
+        probabilities=probabilities,
+        facts={name: keys[name][indices] for name in IDENTITY_FIELDS},
+    )
+    return Measured(predictions, (*methods, *BASELINES), state, scores, correlations)
+
+
+def _scores(
+    item: Explained, record: Annotated | None, tolerance_mm: float
+) -> tuple[str, Float[np.ndarray, "group map score"]]:
+    """What becomes of an image, and the scores of its maps, NaN where there are none."""
+    scores = np.full((len(GROUPS), len(item.heat) + len(BASELINES), len(SCORES)), np.nan)
+    if record is None or not record.mask.any():
+        return NO_LESION, scores
+    if not record.measurable:
+        return NO_PIXEL_SIZE, scores
+    side = record.mask.shape[-1] // item.views.shape[-1]
+    maps = [*item.heat.values(), *baseline_maps(item.views, record.pooled(side)).values()]
+    for group, mask in group_masks(record, lesions_of(record, side)):
+        region = region_of(mask, record.pixel_mm, side, tolerance_mm)
+        scores[group] = [[pointing(heat, region), energy(heat, region)] for heat in maps]
+    return SCORED, scores
+
+
+def _records(
+    network: TrainedNetwork,
+) -> Callable[[Int[np.ndarray, " image"]], list[Annotated] | list[None]]:
+    """Reads records by their indices; of copies, which are moved, masks would lie beside them."""
+    if network.images.copies:
+        return lambda indices: [None] * len(indices)
+    return LesionRecords(network.config, network.images.split).read
+
+
+def _grids(network: TrainedNetwork) -> dict[str, list[int]]:
+    """Rows and columns of each map that the network has, before it is brought to the image's."""
+    batch = full_batch(network, np.array([0]))
+    attention, grad_cam = network.attention(batch).spatial, network.grad_cam(batch)
+    shapes = {
+        ATTENTION: None if attention is None else attention.shape[-3:-1],
+        GRAD_CAM: None if grad_cam is None else grad_cam.shape[-2:],
+    }
+    grids = {name: list(shapes[name]) for name in METHODS if shapes[name] is not None}
+    if not grids:
+        raise UserError(
+            f"config.model {network.config.model} has neither attention_maps nor feature_maps and "
+            f"classify, which explanations are made from; docs/extending.md describes them"
+        )
+    return grids
+
+
+def _not_scored(network: TrainedNetwork, measured: Measured) -> str | None:
+    """Why no map is scored; None where some are."""
+    if network.images.copies:
+        return "the images are copies that were moved, and the lesion masks were not"
+    if (measured.state == SCORED).any():
+        return None
+    if (measured.state == NO_PIXEL_SIZE).any():
+        return "no record of an image with lesions says how large a pixel is"
+    return f"none of the {network.images.noun} has a lesion mask"
+
+
+def _by_image(measured: Measured, methods: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The scores of each image on all its lesions."""
+    said = measured.predictions
+    return [
+        {
+            "image_id": str(said.facts["image_id"][n]),
+            "label": said.classes[said.labels[n]],
+            "predicted": said.classes[said.predicted[n]],
+            "state": str(measured.state[n]),
+            **{
+                score: dict(zip(measured.maps, map(defined, values), strict=True))
+                for score, values in zip(SCORES, measured.scores[n, 0].T, strict=True)
+            },
+            "random_weights": dict(
+                zip(methods, map(defined, measured.correlations[n]), strict=True)
+            ),
+        }
+        for n in range(len(said))
+    ]
+
+
+def _studies(network: TrainedNetwork, indices: Int[np.ndarray, " image"]) -> list[Study]:
+    """The first studies of each class, as the montage draws them."""
+    keys, records = network.images.keys(), _records(network)
+    studies: list[Study] = []
+    for label, name in enumerate(network.images.classes):
+        own = indices[keys["label"][indices] == label]
+        for study in list(dict.fromkeys(keys["study_key"][own]))[:STUDIES_A_CLASS]:
+            chosen = own[keys["study_key"][own] == study]
+            chosen = chosen[np.argsort(keys["view"][chosen], kind="stable")][:2]
+            panels = []
+            for item, record in zip(
+                explain(network, chosen, of=TRUE), records(chosen), strict=True
+            ):
+                panels += panels_of(item, record, network.images.classes)
+            studies.append((name.replace("_", " "), panels[:2]))
+    return studies
+
+
+def print_tables(result: Mapping[str, Any]) -> None:
+    """Prints the scores of each map, and what random weights say of it, within 80 columns."""
+    console = Console(width=max(shutil.get_terminal_size().columns, 80), highlight=False)
+    noun = NOUNS[result["records"]]
+    split = " ".join(filter(None, (result["data_set"], result["split"])))
+    print(
+        f"{split}, step {result['step']}: {result['images']} of {result['images_of_split']} {noun} "
+        f"explained"
+    )
+    if result["not_scored"]:
+        print(f"Not scored: {result['not_scored']}.")
+    else:
+        _print_scores(console, result, noun)
+    for method, found in result["random_weights"].items():
+        print(
+            f"{METHODS[method]} with random weights: rank correlation "
+            f"{in_words(found['rank_correlation'], 2)} ({interval_in_words(found['interval'])})"
+        )
+
+
+def _print_scores(console: Console, result: Mapping[str, Any], noun: str) -> None:
+    scores = result["scores"]
+    every = scores["all"]
+    print(
+        f"{every['images']} {noun} of {every['patients']} patients with lesions; tolerance "
+        f"{result['tolerance_mm']:g} mm"
+    )
+    table = _table("map", "pointing", "95 % interval", "energy", "95 % interval")
+    maps = [name for name in every[POINTING] if " - " not in name]
+    for name in maps:
+        cells = []
+        for score in SCORES:
+            found = every[score][name]
+            cells += [in_words(found["mean"], 3), interval_in_words(found["interval"])]
+        table.add_row(METHODS.get(name, name), *cells)
+    console.print(table)
+    table = _table("pointing, by", noun, *(METHODS.get(name, name) for name in maps))
+    for kind, groups in scores.items():
+        if kind != "all":
+            for group, found in groups.items():
+                means = (found[POINTING][name]["mean"] for name in maps)
+                cells = ("-" if mean is None else f"{mean:.3f}" for mean in means)
+                table.add_row(f"{kind} {group}".replace("_", " "), str(found["images"]), *cells)
+            table.add_section()
+    console.print(table)
+    for state, why in (
+        (NO_LESION, "without lesions"),
+        (NO_PIXEL_SIZE, "with lesions, whose records do not say how large a pixel is"),
+    ):
+        if result[state]:
+            print(f"Left out: {result[state]} {noun} {why}.")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
+    return table

@@ -1,0 +1,183 @@
+"""The lesions of an image: where its record's mask has them, and what each is like.
+
+In: a split's records, which have lesion numbers in `lesion_mask`. Out: masks of lesions by what
+they are like: size, contrast, and whether they lie at a fixed site.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Integer, UInt8
+from scipy import ndimage
+
+from dscint_jax.baselines.body import find_body, in_neck
+from dscint_jax.config import Config
+from dscint_jax.input_pipeline import open_dataset, parts_of, sum_pool
+
+MASK, SPACING = "lesion_mask", "pixel_spacing_mm"
+
+RING_MM = 20.0
+"""How far around a lesion its surroundings reach."""
+
+ALL = ("all", "all lesions")
+SIZES = ((0.0, "up to 30 mm"), (30.0, "30 to 45 mm"), (45.0, "over 45 mm"))
+"""What the diameter of a lesion of each size is above."""
+CONTRASTS = ((-np.inf, "up to 1.5"), (1.5, "1.5 to 3"), (3.0, "over 3"))
+"""What the contrast of each group is above."""
+NECK, ELSEWHERE = "neck (fixed)", "other (nonfixed)"
+"""Sites: thyroid carcinoma is at the one, metastases and arthritis are anywhere."""
+
+GROUPS = (
+    ALL,
+    *(("site", name) for name in (NECK, ELSEWHERE)),
+    *(("size", name) for _, name in SIZES),
+    *(("contrast", name) for _, name in CONTRASTS),
+)
+"""By what lesions are grouped, and the groups."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotated:
+    """What the record of an image, or of a study, says of its pixels.
+
+    Attributes:
+      counts: as recorded, before any pooling.
+      mask: lesion numbers from 1; 0 where there is none.
+      pixel_mm: side of a pixel in each view; NaN where the record does not say.
+    """
+
+    counts: Integer[np.ndarray, "view height width"]
+    mask: UInt8[np.ndarray, "view height width"]
+    pixel_mm: Float[np.ndarray, " view"]
+
+    @property
+    def measurable(self) -> bool:
+        """Whether the size of a pixel is known in each view that has a lesion."""
+        return bool((self.pixel_mm[self.mask.any((1, 2))] > 0).all())
+
+    def pooled(self, side: int) -> Int[np.ndarray, "view small_height small_width"]:
+        """Counts summed over blocks of pixels, as the network is given them."""
+        return sum_pool(self.counts[..., None], side)[..., 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesion:
+    """A lesion in one view.
+
+    Attributes:
+      view: index of the view.
+      number: its number in the mask.
+      diameter_mm: of the circle that has its area.
+      contrast: mean counts of its pixels over those of the pixels within RING_MM that no lesion
+        has; NaN where there are no such pixels or no counts in them.
+      site: NECK or ELSEWHERE, by the middle of its pixels.
+    """
+
+    view: int
+    number: int
+    diameter_mm: float
+    contrast: float
+    site: str
+
+    @property
+    def groups(self) -> tuple[tuple[str, str], ...]:
+        """Those of GROUPS that it is in."""
+        own = (ALL, ("site", self.site), ("size", _name_of(self.diameter_mm, SIZES)))
+        if np.isnan(self.contrast):
+            return own
+        return (*own, ("contrast", _name_of(self.contrast, CONTRASTS)))
+
+
+class LesionRecords:
+    """The masks of a split at random access, in the order of its images.
+
+    Args:
+      config: of the run; `config.data` says which data set.
+      split: its name.
+    """
+
+    def __init__(self, config: Config, split: str):
+        import tensorflow_datasets as tfds
+
+        builder = open_dataset(Path(config.data.dir), config.data.records)
+        parts = parts_of(split, builder.info.splits, config.data.fold)
+        skip = tfds.decode.SkipDecoding()
+        others = {n: skip for n in builder.info.features if n not in ("image", MASK, SPACING)}
+        self._records = builder.as_data_source(split="+".join(parts), decoders=others)
+
+    def read(self, indices: Int[np.ndarray, " image"]) -> list[Annotated]:
+        """Records by their indices in the split."""
+        return [_annotated(r) for r in self._records.__getitems__([int(i) for i in indices])]
+
+
+def _annotated(record: dict[str, Any]) -> Annotated:
+    counts, mask = (
+        record[name].reshape(-1, *record[name].shape[-3:-1]) for name in ("image", MASK)
+    )
+    spacing = np.atleast_1d(np.asarray(record.get(SPACING, np.nan), np.float64))
+    return Annotated(counts, mask, np.broadcast_to(spacing, len(counts)))
+
+
+def lesions_of(record: Annotated, side: int) -> list[Lesion]:
+    """Every lesion in every view of a record whose pixel sizes are known.
+
+    Args:
+      record: of an image.
+      side: of the blocks of pixels that the body is looked for in.
+    """
+    found = []
+    for view, mask in enumerate(record.mask):
+        if not mask.any():
+            continue
+        body, pixel_mm = find_body(record.pooled(side)[view]), float(record.pixel_mm[view])
+        for number in np.unique(mask[mask > 0]).tolist():
+            inside = mask == number
+            row, column = (np.mean(places) + 0.5 for places in np.nonzero(inside))
+            neck = in_neck(body, float(row) / side, float(column) / side)
+            found.append(
+                Lesion(
+                    view=view,
+                    number=number,
+                    diameter_mm=float(np.sqrt(inside.sum() * 4 / np.pi) * pixel_mm),
+                    contrast=contrast(record.counts[view], mask, number, pixel_mm),
+                    site=NECK if neck else ELSEWHERE,
+                )
+            )
+    return found
+
+
+def contrast(
+    counts: Integer[np.ndarray, "height width"],
+    mask: UInt8[np.ndarray, "height width"],
+    number: int,
+    pixel_mm: float,
+) -> float:
+    """Mean counts of a lesion over those around it; see `Lesion`."""
+    reach = int(np.ceil(RING_MM / pixel_mm))
+    (rows, columns) = ndimage.find_objects((mask == number).astype(np.uint8))[0]
+    window = tuple(slice(max(part.start - reach, 0), part.stop + reach) for part in (rows, columns))
+    near, own = counts[window], mask[window] == number
+    ring = (ndimage.distance_transform_edt(~own) * pixel_mm <= RING_MM) & (mask[window] == 0)
+    around = near[ring].mean() if ring.any() else 0.0
+    return float(near[own].mean() / around) if around > 0 else np.nan
+
+
+def group_masks(
+    record: Annotated, lesions: list[Lesion]
+) -> Iterator[tuple[int, Bool[np.ndarray, "view height width"]]]:
+    """The pixels of the lesions of each group that a record has: index in GROUPS, and mask."""
+    for index, group in enumerate(GROUPS):
+        chosen = [lesion for lesion in lesions if group in lesion.groups]
+        if chosen:
+            mask = np.zeros(record.mask.shape, bool)
+            for view in {lesion.view for lesion in chosen}:
+                numbers = [lesion.number for lesion in chosen if lesion.view == view]
+                mask[view] = np.isin(record.mask[view], numbers)
+            yield index, mask
+
+
+def _name_of(value: float, groups: tuple[tuple[float, str], ...]) -> str:
+    return [name for least, name in groups if value > least][-1]
