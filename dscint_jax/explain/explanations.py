@@ -30,7 +30,7 @@ from dscint_jax.explain.attention import (
     explain,
     full_batch,
 )
-from dscint_jax.explain.lesions import GROUPS, Annotated, LesionRecords, group_masks, lesions_of
+from dscint_jax.explain.lesions import GROUPS, LesionRecord, LesionRecords, group_masks, lesions_of
 from dscint_jax.explain.montage import Study, montage, panels_of, write_png
 from dscint_jax.explain.scores import (
     BASELINES,
@@ -193,7 +193,7 @@ def measure(
 
 
 def _scores(
-    item: Explained, record: Annotated | None, tolerance_mm: float
+    item: Explained, record: LesionRecord | None, tolerance_mm: float
 ) -> tuple[str, Float[np.ndarray, "group map score"]]:
     """What becomes of an image, and the scores of its maps, NaN where there are none."""
     scores = np.full((len(GROUPS), len(item.heat) + len(BASELINES), len(SCORES)), np.nan)
@@ -211,7 +211,7 @@ def _scores(
 
 def _records(
     network: TrainedNetwork,
-) -> Callable[[Int[np.ndarray, " image"]], list[Annotated] | list[None]]:
+) -> Callable[[Int[np.ndarray, " image"]], list[LesionRecord] | list[None]]:
     """Reads records by their indices; of copies, which are moved, masks would lie beside them."""
     if network.images.copies:
         return lambda indices: [None] * len(indices)

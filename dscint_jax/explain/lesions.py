@@ -40,7 +40,7 @@ GROUPS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Annotated:
+class LesionRecord:
     """What the record of an image, or of a study, says of its pixels.
 
     Attributes:
@@ -108,20 +108,20 @@ class LesionRecords:
         others = {n: skip for n in builder.info.features if n not in ("image", MASK, SPACING)}
         self._records = builder.as_data_source(split="+".join(parts), decoders=others)
 
-    def read(self, indices: Int[np.ndarray, " image"]) -> list[Annotated]:
+    def read(self, indices: Int[np.ndarray, " image"]) -> list[LesionRecord]:
         """Records by their indices in the split."""
         return [_annotated(r) for r in self._records.__getitems__([int(i) for i in indices])]
 
 
-def _annotated(record: dict[str, Any]) -> Annotated:
+def _annotated(record: dict[str, Any]) -> LesionRecord:
     counts, mask = (
         record[name].reshape(-1, *record[name].shape[-3:-1]) for name in ("image", MASK)
     )
     spacing = np.atleast_1d(np.asarray(record.get(SPACING, np.nan), np.float64))
-    return Annotated(counts, mask, np.broadcast_to(spacing, len(counts)))
+    return LesionRecord(counts, mask, np.broadcast_to(spacing, len(counts)))
 
 
-def lesions_of(record: Annotated, side: int) -> list[Lesion]:
+def lesions_of(record: LesionRecord, side: int) -> list[Lesion]:
     """Every lesion in every view of a record whose pixel sizes are known.
 
     Args:
@@ -166,7 +166,7 @@ def contrast(
 
 
 def group_masks(
-    record: Annotated, lesions: list[Lesion]
+    record: LesionRecord, lesions: list[Lesion]
 ) -> Iterator[tuple[int, Bool[np.ndarray, "view height width"]]]:
     """The pixels of the lesions of each group that a record has: index in GROUPS, and mask."""
     for index, group in enumerate(GROUPS):

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from dscint_jax.explain.attention import METHODS, Explained
-from dscint_jax.explain.lesions import Annotated
+from dscint_jax.explain.lesions import LesionRecord
 from tfds_builder.commandline.files import write_whole
 
 # A cache that cannot be written is worth no warning: matplotlib works all the same.
@@ -49,7 +49,7 @@ Study = tuple[str, list[Panel]]
 """The true class, and the views that are there."""
 
 
-def panels_of(item: Explained, record: Annotated | None, classes: Sequence[str]) -> list[Panel]:
+def panels_of(item: Explained, record: LesionRecord | None, classes: Sequence[str]) -> list[Panel]:
     """The views that an image, or a study, has; without a record there is no lesion."""
     views, height, width = item.views.shape
     lesions = np.zeros(item.views.shape, bool)

@@ -1,0 +1,223 @@
+"""Grad-CAM as the compiled step gives it; `training.step.grad_cam_step`."""
+
+import functools
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import AxisType
+
+from dscint_jax import models
+from dscint_jax.config import Augmentation
+from dscint_jax.input_pipeline.normalise import normalise
+from dscint_jax.mesh import replicate, shard_batch
+from dscint_jax.training import parallel
+from dscint_jax.training.losses import make_loss
+from dscint_jax.training.step import StepSpec, grad_cam_step, split_network
+
+CLASSES, CLIP = 4, 3.0
+TINY = {"widths": (4, 6, 8), "strides": (2, 1, 1), "pool_after": (2,), "attention_after": 2}
+
+
+def _options(name):
+    if name == "dual_view":
+        return {"encoder": "dscint", "encoder_options": TINY, "attention_hidden": 5}
+    return TINY if name == "dscint" else {}
+
+
+def _model(name, **options):
+    model = models.build(
+        name,
+        num_classes=CLASSES,
+        rngs=nnx.Rngs(params=jax.random.key(3)),
+        options={**_options(name), **options},
+    )
+    # As if it had been trained: running statistics of its own.
+    random = np.random.default_rng(4)
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, nnx.BatchNorm):
+            module.mean[...] = jnp.array(random.normal(0, 0.1, module.mean.shape), jnp.float32)
+            module.var[...] = jnp.array(random.uniform(0.5, 2, module.var.shape), jnp.float32)
+    return model
+
+
+def _taken_apart(model):
+    training, inference, params, batch_stats = split_network(model)
+    spec = StepSpec(
+        training=training,
+        inference=inference,
+        optimizer=optax.identity(),
+        augmentation=Augmentation(),
+        loss=make_loss(class_weights=(1.0,) * CLASSES),
+        clip=CLIP,
+        seed=0,
+    )
+    return spec, params, batch_stats
+
+
+def _batch(size, shape=(32, 16), seed=0):
+    random = np.random.default_rng(seed)
+    counts = random.gamma(1, 8, (size, *shape[:-2], shape[-2] // 8, shape[-1] // 8, 1))
+    return {
+        "counts": random.poisson(counts.repeat(8, -3).repeat(8, -2)).astype(np.int32),
+        "scale": random.uniform(5, 9, (size, *shape[:-2])).astype(np.float32),
+        "label": random.integers(0, CLASSES, size).astype(np.int32),
+        "mask": np.ones(size, bool),
+    }
+
+
+def _grad_cam(model, batch):
+    spec, params, batch_stats = _taken_apart(model)
+    return np.asarray(
+        jax.jit(functools.partial(grad_cam_step, spec=spec))(params, batch_stats, batch)
+    )
+
+
+def _by_hand(model, batch):
+    """Equations 1 and 2 in loops; the gradient is that of the whole network by a shift of maps."""
+    model.eval()
+    cls, original = type(model), type(model).feature_maps
+    images = normalise(jnp.array(batch["counts"]), jnp.array(batch["scale"]), clip=CLIP)
+    structure, state = nnx.split(model)
+
+    @jax.jit
+    def gradient_and_maps(images):
+        maps = original(nnx.merge(structure, state, copy=True), images)
+
+        def logits(shift):
+            with mock.patch.object(cls, "feature_maps", lambda self, x: original(self, x) + shift):
+                return nnx.merge(structure, state, copy=True)(images)
+
+        return jax.jacrev(logits)(jnp.zeros_like(maps)), maps
+
+    jacobian, maps = (np.asarray(values, np.float64) for values in gradient_and_maps(images))
+    heat = np.zeros(maps.shape[:-1])
+    for n, label in enumerate(batch["label"]):
+        gradients = jacobian[n, label, n]
+        for view in np.ndindex(maps.shape[1:-3]):
+            for channel in range(maps.shape[-1]):
+                weight = gradients[view][..., channel].mean()
+                heat[(n, *view)] += weight * maps[(n, *view)][..., channel]
+    return np.maximum(heat, 0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("dscint", "dual_view", "alexnet"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("vgg16_bn", "resnet18", "densenet121", "inception_v4")
+        ),
+    ],
+)
+def test_grad_cam_is_that_of_the_formula_for_every_family(name):
+    size = (32, 16) if name in ("dscint", "dual_view") else (128, 64)
+    batch = _batch(2, (2, *size) if name == "dual_view" else size)
+    found, expected = _grad_cam(_model(name), batch), _by_hand(_model(name), batch)
+    assert found.dtype == np.float32
+    assert found.shape == expected.shape
+    assert (expected.max((-2, -1)) > 0).any()
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4 * expected.max())
+
+
+def test_a_missing_view_has_no_map_and_each_view_has_weights_of_its_own():
+    batch = _batch(3, (2, 32, 16))
+    batch["counts"][1, 0] = 0
+    found = _grad_cam(_model("dual_view"), batch)
+    assert not found[1, 0].any()
+    np.testing.assert_allclose(
+        found, _by_hand(_model("dual_view"), batch), rtol=2e-3, atol=1e-4 * found.max()
+    )
+
+
+def test_maps_are_of_evaluation_mode():
+    model = _model("dscint", dropout=0.5)
+    batch = _batch(4)
+    found = _grad_cam(model, batch)
+    # With batch statistics or dropout an image's map would depend on those beside it.
+    for n in range(4):
+        alone = _grad_cam(model, {name: values[[n] * 4] for name, values in batch.items()})
+        np.testing.assert_allclose(alone[0], found[n], rtol=1e-4, atol=1e-6 * found.max())
+    spec, params, batch_stats = _taken_apart(model)
+    before = [np.asarray(leaf) for leaf in jax.tree.leaves((params, batch_stats))]
+    grad_cam_step(params, batch_stats, batch, spec=spec)
+    for old, new in zip(before, jax.tree.leaves((params, batch_stats)), strict=True):
+        np.testing.assert_array_equal(old, np.asarray(new))
+    # The running statistics are what images are normalised by.
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, nnx.BatchNorm):
+            module.var[...] = 4 * module.var[...]
+    assert not np.allclose(_grad_cam(model, batch), found, rtol=0.01)
+
+
+def test_map_is_of_the_class_that_is_asked_for():
+    batch = _batch(2)
+    maps = [_grad_cam(_model("dscint"), batch | {"label": np.full(2, c, np.int32)}) for c in (0, 1)]
+    assert not np.allclose(*maps)
+
+
+@pytest.mark.parametrize("name", ["dscint", "dual_view"])
+def test_one_device_and_eight_give_the_same(name):
+    batch, found = _batch(16, (2, 32, 16) if name == "dual_view" else (32, 16)), []
+    spec, params, batch_stats = _taken_apart(_model(name))
+    for devices in (1, 8):
+        mesh = jax.make_mesh(
+            (devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
+        )
+        step = parallel.compile_grad_cam_step(spec, mesh)
+        maps = step(*replicate((params, batch_stats), mesh), shard_batch(batch, mesh))
+        assert maps.sharding.is_fully_replicated
+        found.append(np.asarray(maps))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-6 * found[0].max())
+
+
+class Spots(nnx.Module):
+    """Class 0 is how much is bright, class 1 how much is dark, 2 and 3 are nothing."""
+
+    def __init__(self, *, num_classes=CLASSES, rngs):
+        self.head = nnx.Linear(2, num_classes, use_bias=False, rngs=rngs)
+        self.head.kernel[...] = jnp.eye(2, num_classes)
+
+    def feature_maps(self, images):
+        return nnx.relu(jnp.concatenate([images - 2, 1 - images], -1))
+
+    def classify(self, maps, images, *, rngs=None):
+        return self.head(maps.mean((1, 2)))
+
+    def __call__(self, images, *, rngs=None):
+        return self.classify(self.feature_maps(images), images)
+
+
+def test_planted_features_are_found_each_by_the_class_that_looks_for_it():
+    counts = np.full((3, 32, 16, 1), 12, np.int32)
+    counts[:, 5, 9], counts[:, 20, 2] = 40, 0
+    batch = {
+        "counts": counts,
+        "scale": np.full(3, 6.0, np.float32),
+        "label": np.array([0, 1, 2], np.int32),
+        "mask": np.ones(3, bool),
+    }
+    maps = _grad_cam(Spots(rngs=nnx.Rngs(0)), batch)
+    assert np.argwhere(maps[0]).tolist() == [[5, 9]]
+    assert np.argwhere(maps[1]).tolist() == [[20, 2]]
+    assert not maps[2].any()
+
+
+class Whole(nnx.Module):
+    """A network that cannot be taken apart."""
+
+    def __init__(self, *, rngs):
+        self.head = nnx.Linear(1, CLASSES, rngs=rngs)
+
+    def __call__(self, images, *, rngs=None):
+        return self.head(images.mean((1, 2)))
+
+
+def test_network_that_cannot_be_taken_apart_has_none():
+    spec, params, batch_stats = _taken_apart(Whole(rngs=nnx.Rngs(0)))
+    assert grad_cam_step(params, batch_stats, _batch(2), spec=spec) is None
