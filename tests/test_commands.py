@@ -35,7 +35,7 @@ def _run(module, *arguments, environment=None):
 
 @pytest.fixture(scope="module")
 def whole_path(tmp_path_factory):
-    """All six commands, one after the other, and where TensorFlow's imports left their trace."""
+    """All commands of the path, one after the other, and where TensorFlow's imports left their trace."""
     folder = tmp_path_factory.mktemp("path")
     (folder / "fake" / "tensorflow").mkdir(parents=True)
     (folder / "fake" / "tensorflow" / "__init__.py").write_text(FAKE_TENSORFLOW)
@@ -48,6 +48,7 @@ def whole_path(tmp_path_factory):
         ("tfds_builder.build", "--manifest", folder / "phantom/manifest.csv", "--data_dir", data),
         ("dscint_jax.main", *training),
         ("dscint_jax.evaluate", "--workdir", workdir),
+        ("dscint_jax.explain", "--workdir", workdir, "--limit", 6),
         ("dscint_jax.report", "--workdir", workdir),
         ("dscint_jax.export", "--workdir", workdir, "--out", folder / "dscint.safetensors"),
     ):
@@ -93,7 +94,7 @@ def test_finished_steps_are_kept_when_the_path_is_run_again(whole_path):
         *("tfds_builder.inspect", "tests.benchmarks.build_throughput", "tests.fuzz"),
         *("tfds_builder.phantom.checks.oracle", "dscint_jax.baselines"),
         *("dscint_jax.main", "dscint_jax.evaluate", "dscint_jax.report"),
-        *("dscint_jax.models", "dscint_jax.export"),
+        *("dscint_jax.models", "dscint_jax.export", "dscint_jax.explain"),
     ],
 )
 def test_help_is_printed_and_is_success(module):
@@ -186,6 +187,10 @@ BAD_INPUT = {
     "no run to export": (
         lambda f: ("dscint_jax.export", "--workdir", f / "new", "--out", f / "w.safetensors"),
         ["config.json"],
+    ),
+    "nothing to explain": (
+        lambda f: ("dscint_jax.explain", "--workdir", f / "run", "--limit", 0),
+        ["--limit 0"],
     ),
     "no such network": (
         lambda f: ("dscint_jax.models", "--network", "dscnt"),
