@@ -35,7 +35,7 @@ def _run(module, *arguments, environment=None):
 
 @pytest.fixture(scope="module")
 def whole_path(tmp_path_factory):
-    """All commands of the path, one after the other, and where TensorFlow's imports left their trace."""
+    """All seven commands, one after the other, and where TensorFlow's imports left their trace."""
     folder = tmp_path_factory.mktemp("path")
     (folder / "fake" / "tensorflow").mkdir(parents=True)
     (folder / "fake" / "tensorflow" / "__init__.py").write_text(FAKE_TENSORFLOW)

@@ -9,7 +9,7 @@ explanations.json and explanations.png in the folder of the split's results, and
 import dataclasses
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +211,7 @@ def _scores(
 
 def _records(
     network: TrainedNetwork,
-) -> Callable[[Int[np.ndarray, " image"]], list[LesionRecord] | list[None]]:
+) -> Callable[[Int[np.ndarray, " image"]], Sequence[LesionRecord | None]]:
     """Reads records by their indices; of copies, which are moved, masks would lie beside them."""
     if network.images.copies:
         return lambda indices: [None] * len(indices)
@@ -226,7 +226,7 @@ def _grids(network: TrainedNetwork) -> dict[str, list[int]]:
         ATTENTION: None if attention is None else attention.shape[-3:-1],
         GRAD_CAM: None if grad_cam is None else grad_cam.shape[-2:],
     }
-    grids = {name: list(shapes[name]) for name in METHODS if shapes[name] is not None}
+    grids = {name: list(shape) for name, shape in shapes.items() if shape is not None}
     if not grids:
         raise UserError(
             f"config.model {network.config.model} has neither attention_maps nor feature_maps and "

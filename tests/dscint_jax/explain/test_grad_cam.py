@@ -1,5 +1,6 @@
 """Grad-CAM as the compiled step gives it; `training.step.grad_cam_step`."""
 
+import dataclasses
 import functools
 from unittest import mock
 
@@ -17,7 +18,8 @@ from dscint_jax.input_pipeline.normalise import normalise
 from dscint_jax.mesh import replicate, shard_batch
 from dscint_jax.training import parallel
 from dscint_jax.training.losses import make_loss
-from dscint_jax.training.step import StepSpec, grad_cam_step, split_network
+from dscint_jax.training.state import TrainState
+from dscint_jax.training.step import StepSpec, grad_cam_step, split_network, train_step
 
 CLASSES, CLIP = 4, 3.0
 TINY = {"widths": (4, 6, 8), "strides": (2, 1, 1), "pool_after": (2,), "attention_after": 2}
@@ -206,6 +208,48 @@ def test_planted_features_are_found_each_by_the_class_that_looks_for_it():
     assert np.argwhere(maps[0]).tolist() == [[5, 9]]
     assert np.argwhere(maps[1]).tolist() == [[20, 2]]
     assert not maps[2].any()
+
+
+def _blobs(random, size, shape=(48, 32)):
+    """Images of noise; those of class 1 have a bright blob, in the middle of the rows returned."""
+    labels = np.arange(size, dtype=np.int32) % 2
+    places = np.stack([random.integers(6, length - 6, size) for length in shape], 1)
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    far = np.hypot(rows - places[:, :1, None], columns - places[:, 1:, None])
+    level = 8 + 24 * np.exp(-((far / 2.5) ** 2)) * labels[:, None, None]
+    batch = {
+        "counts": random.poisson(level)[..., None].astype(np.int32),
+        "scale": np.full(size, 8.0, np.float32),
+        "label": labels,
+        "mask": np.ones(size, bool),
+    }
+    return batch, places
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
+def test_trained_network_looks_at_the_feature_that_was_planted():
+    model = _model("dscint", widths=(8, 8, 8), strides=(1, 1, 1), regions=(1, 1), hidden=8)
+    spec, params, batch_stats = _taken_apart(model)
+    spec = dataclasses.replace(spec, optimizer=optax.adam(3e-3))
+    state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, spec.optimizer.init(params))
+    random = np.random.default_rng(0)
+    step = jax.jit(functools.partial(train_step, spec=spec))
+    for _ in range(150):
+        state, metrics = step(state, _blobs(random, 32)[0])
+    assert metrics["accuracy"] > 0.9
+    batch, places = _blobs(random, 64)
+    maps = np.asarray(
+        jax.jit(functools.partial(grad_cam_step, spec=spec))(
+            state.params, state.batch_stats, batch | {"label": np.ones(64, np.int32)}
+        )
+    )
+    side = 48 // maps.shape[1]
+    tops = [np.unravel_index(heat.argmax(), heat.shape) for heat in maps]
+    far = np.linalg.norm((np.array(tops) + 0.5) * side - (places + 0.5), axis=1)
+    # A position of the map is `side` pixels wide.
+    assert np.mean(far[batch["label"] == 1] <= 2 * side) > 0.9
+    assert np.mean(far[batch["label"] == 0] <= 2 * side) < 0.5
 
 
 class Whole(nnx.Module):
