@@ -42,8 +42,8 @@ def _model(name, **options):
     random = np.random.default_rng(4)
     for _, module in nnx.iter_modules(model):
         if isinstance(module, nnx.BatchNorm):
-            module.mean[...] = jnp.array(random.normal(0, 0.1, module.mean.shape), jnp.float32)
-            module.var[...] = jnp.array(random.uniform(0.5, 2, module.var.shape), jnp.float32)
+            module.mean[...] = jnp.array(random.normal(0, 0.1, module.mean[...].shape), jnp.float32)
+            module.var[...] = jnp.array(random.uniform(0.5, 2, module.var[...].shape), jnp.float32)
     return model
 
 
@@ -147,7 +147,7 @@ def test_maps_are_of_evaluation_mode():
         np.testing.assert_allclose(alone[0], found[n], rtol=1e-4, atol=1e-6 * found.max())
     spec, params, batch_stats = _taken_apart(model)
     before = [np.asarray(leaf) for leaf in jax.tree.leaves((params, batch_stats))]
-    grad_cam_step(params, batch_stats, batch, spec=spec)
+    grad_cam_step(params, batch_stats, jax.tree.map(jnp.asarray, batch), spec=spec)
     for old, new in zip(before, jax.tree.leaves((params, batch_stats)), strict=True):
         np.testing.assert_array_equal(old, np.asarray(new))
     # The running statistics are what images are normalised by.
@@ -264,4 +264,5 @@ class Whole(nnx.Module):
 
 def test_network_that_cannot_be_taken_apart_has_none():
     spec, params, batch_stats = _taken_apart(Whole(rngs=nnx.Rngs(0)))
-    assert grad_cam_step(params, batch_stats, _batch(2), spec=spec) is None
+    batch = jax.tree.map(jnp.asarray, _batch(2))
+    assert grad_cam_step(params, batch_stats, batch, spec=spec) is None
