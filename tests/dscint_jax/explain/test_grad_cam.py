@@ -87,7 +87,7 @@ def _by_hand(model, batch):
     structure, state = nnx.split(model)
 
     @jax.jit
-    def gradient_and_maps(images):
+    def gradient_and_maps(state, images):
         maps = original(nnx.merge(structure, state, copy=True), images)
 
         def logits(shift):
@@ -96,7 +96,7 @@ def _by_hand(model, batch):
 
         return jax.jacrev(logits)(jnp.zeros_like(maps)), maps
 
-    jacobian, maps = (np.asarray(values, np.float64) for values in gradient_and_maps(images))
+    jacobian, maps = (np.asarray(values, np.float64) for values in gradient_and_maps(state, images))
     heat = np.zeros(maps.shape[:-1])
     for n, label in enumerate(batch["label"]):
         gradients = jacobian[n, label, n]
