@@ -57,6 +57,9 @@ EXPLANATIONS_FILE, MONTAGE_FILE = "explanations.json", "explanations.png"
 STUDIES_A_CLASS = 2
 """In the montage."""
 
+TITLES = METHODS | {name: name for name in BASELINES}
+"""What the maps are called in tables."""
+
 SCORED, NO_LESION, NO_PIXEL_SIZE = "scored", "without_lesions", "pixel_size_unknown"
 """What becomes of an image: its maps are scored, or why they are not."""
 
@@ -319,9 +322,9 @@ def _print_scores(console: Console, result: Mapping[str, Any], noun: str) -> Non
         for score in SCORES:
             found = every[score][name]
             cells += [in_words(found["mean"], 3), interval_in_words(found["interval"])]
-        table.add_row(METHODS.get(name, name), *cells)
+        table.add_row(TITLES[name], *cells)
     console.print(table)
-    table = _table("pointing, by", noun, *(METHODS.get(name, name) for name in maps))
+    table = _table("pointing, by", noun, *(TITLES[name] for name in maps))
     for kind, groups in scores.items():
         if kind != "all":
             for group, found in groups.items():

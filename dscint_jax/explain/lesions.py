@@ -160,7 +160,8 @@ def contrast(
     (rows, columns) = ndimage.find_objects((mask == number).astype(np.uint8))[0]
     window = tuple(slice(max(part.start - reach, 0), part.stop + reach) for part in (rows, columns))
     near, own = counts[window], mask[window] == number
-    ring = (ndimage.distance_transform_edt(~own) * pixel_mm <= RING_MM) & (mask[window] == 0)
+    distance = np.asarray(ndimage.distance_transform_edt(~own)) * pixel_mm
+    ring = (distance <= RING_MM) & (mask[window] == 0)
     around = near[ring].mean() if ring.any() else 0.0
     return float(near[own].mean() / around) if around > 0 else np.nan
 

@@ -55,7 +55,7 @@ def panels_of(item: Explained, record: LesionRecord | None, classes: Sequence[st
     lesions = np.zeros(item.views.shape, bool)
     if record is not None:
         side = record.mask.shape[-1] // width
-        lesions = record.mask.reshape(views, height, side, width, side).any((2, 4))
+        lesions = record.mask.reshape(views, height, side, width, side).max((2, 4)) > 0
     names = (item.view,) if views == 1 else ("anterior", "posterior")
     there = item.views.any((1, 2))
     predicted = int(item.probabilities.argmax())

@@ -60,7 +60,7 @@ def region_of(
     share = lesion.reshape(views, height // side, side, width // side, side).mean((2, 4))
     near = np.zeros(share.shape, bool)
     for view in np.flatnonzero(lesion.any((1, 2))):
-        distance = ndimage.distance_transform_edt(share[view] == 0)
+        distance = np.asarray(ndimage.distance_transform_edt(share[view] == 0))
         near[view] = distance * (pixel_mm[view] * side) <= tolerance_mm
     return Region(share, near)
 
@@ -114,7 +114,7 @@ def rank_correlation(heat: Heat, other: Heat, views: Heat) -> float:
     pair = heat[there].ravel(), other[there].ravel()
     if any(np.ptp(values) == 0 for values in pair):
         return np.nan
-    return float(spearmanr(*pair).statistic)
+    return float(np.asarray(spearmanr(*pair))[0])
 
 
 def _body(counts: Int[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
