@@ -77,12 +77,6 @@ def _largest_parts(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "
     return (sizes >= sizes.max() / 20)[parts]
 
 
-def in_neck(body: Body, row: float, column: float) -> bool:
-    """Whether a point, in pixels from the image's upper left corner, lies where the neck is."""
-    below, aside = (row - body.crown) / body.height, (column - body.midline) / body.height
-    return NECK_ROWS[0] <= below <= NECK_ROWS[1] and abs(aside) <= NECK_HALF_WIDTH
-
-
 def neck_crop(
     counts: Int[np.ndarray, "height width"], body: Body
 ) -> Float[np.ndarray, "rows columns"]:

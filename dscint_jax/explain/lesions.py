@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Integer, UInt8
 from scipy import ndimage
 
-from dscint_jax.baselines.body import find_body, in_neck
+from dscint_jax.baselines.body import Body, find_body
 from dscint_jax.config import Config
 from dscint_jax.input_pipeline import open_dataset, parts_of, sum_pool
 
@@ -23,12 +23,20 @@ RING_MM = 20.0
 """How far around a lesion its surroundings reach."""
 
 ALL = ("all", "all lesions")
-SIZES = ((0.0, "up to 30 mm"), (30.0, "30 to 45 mm"), (45.0, "over 45 mm"))
+SIZES = ((0.0, "up to 20 mm"), (20.0, "20 to 25 mm"), (25.0, "over 25 mm"))
 """What the diameter of a lesion of each size is above."""
-CONTRASTS = ((-np.inf, "up to 1.5"), (1.5, "1.5 to 3"), (3.0, "over 3"))
-"""What the contrast of each group is above."""
+CONTRASTS = ((-np.inf, "up to 2"), (2.0, "2 to 3"), (3.0, "over 3"))
+"""What the contrast of each group is above; of phantoms about a third each, as of sizes."""
 NECK, ELSEWHERE = "neck (fixed)", "other (nonfixed)"
 """Sites: thyroid carcinoma is at the one, metastases and arthritis are anywhere."""
+
+NECK_ROWS = (0.13, 0.18)
+"""From the chin to the shoulders: fractions of the body's height below its crown.
+
+Drillis and Contini (1966) have the chin at 0.870 of the height and the shoulder at 0.818.
+"""
+NECK_HALF_WIDTH = 0.04
+"""To each side of the midline: fraction of the body's height."""
 
 GROUPS = (
     ALL,
@@ -136,7 +144,7 @@ def lesions_of(record: LesionRecord, side: int) -> list[Lesion]:
         for number in np.unique(mask[mask > 0]).tolist():
             inside = mask == number
             row, column = (np.mean(places) + 0.5 for places in np.nonzero(inside))
-            neck = in_neck(body, float(row) / side, float(column) / side)
+            neck = _in_neck(body, float(row) / side, float(column) / side)
             found.append(
                 Lesion(
                     view=view,
@@ -147,6 +155,12 @@ def lesions_of(record: LesionRecord, side: int) -> list[Lesion]:
                 )
             )
     return found
+
+
+def _in_neck(body: Body, row: float, column: float) -> bool:
+    """Whether a point, in pixels from the image's upper left corner, lies in the neck."""
+    below, aside = (row - body.crown) / body.height, (column - body.midline) / body.height
+    return NECK_ROWS[0] <= below <= NECK_ROWS[1] and abs(aside) <= NECK_HALF_WIDTH
 
 
 def contrast(

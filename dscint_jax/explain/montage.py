@@ -59,12 +59,12 @@ def panels_of(item: Explained, record: LesionRecord | None, classes: Sequence[st
     names = (item.view,) if views == 1 else ("anterior", "posterior")
     there = item.views.any((1, 2))
     predicted = int(item.probabilities.argmax())
-    read = f"read as {classes[predicted]}".replace("_", " ")
+    read = classes[predicted].replace("_", " ")
     sure = f"p = {item.probabilities[predicted]:.2f}"
     heat = item.heat
     return [
         Panel(
-            title=f"{names[n]}\n{read}\n{sure}",
+            title=f"{names[n]}, read as\n{read}\n{sure}",
             pixels=item.views[n],
             heat={method: values[n] for method, values in heat.items()},
             lesions=lesions[n],

@@ -66,10 +66,10 @@ def test_lesion_in_darkness_has_no_contrast_and_no_group_of_it():
     mask[10:14, 8:12] = 1
     counts = np.where(mask, 9, 0)
     assert np.isnan(contrast(counts, mask, 1, SPACING))
-    groups = Lesion(0, 1, 30.0, np.nan, NECK).groups
-    assert groups == (("all", "all lesions"), ("site", NECK), ("size", "up to 30 mm"))
-    groups = Lesion(0, 1, 30.1, 3.5, ELSEWHERE).groups
-    assert groups[2:] == (("size", "30 to 45 mm"), ("contrast", "over 3"))
+    groups = Lesion(0, 1, 20.0, np.nan, NECK).groups
+    assert groups == (("all", "all lesions"), ("site", NECK), ("size", "up to 20 mm"))
+    groups = Lesion(0, 1, 20.1, 3.5, ELSEWHERE).groups
+    assert groups[2:] == (("size", "20 to 25 mm"), ("contrast", "over 3"))
     assert set(groups) <= set(GROUPS)
 
 
@@ -78,10 +78,10 @@ def test_masks_of_groups_have_the_pixels_of_their_lesions_alone():
     lesions = [Lesion(0, 3, 50.0, 8.0, ELSEWHERE), Lesion(0, 7, 20.0, 1.2, NECK)]
     masks = {GROUPS[index]: mask for index, mask in group_masks(record, lesions)}
     np.testing.assert_array_equal(masks["all", "all lesions"], record.mask > 0)
-    for group in (("site", ELSEWHERE), ("size", "over 45 mm"), ("contrast", "over 3")):
+    for group in (("site", ELSEWHERE), ("size", "over 25 mm"), ("contrast", "over 3")):
         np.testing.assert_array_equal(masks[group], record.mask == 3)
     np.testing.assert_array_equal(masks["site", NECK], record.mask == 7)
-    assert ("size", "30 to 45 mm") not in masks
+    assert ("size", "20 to 25 mm") not in masks
 
 
 def test_pixel_size_is_needed_where_lesions_are():
@@ -115,10 +115,13 @@ def test_sites_and_contrasts_of_phantoms_agree_with_their_table(data_dir, cohort
         path = manifest[int(rows[keys["image_id"][n]]["row"]) - 2]["path"]
         for lesion in lesions_of(record, 4):
             row = known[path, lesion.number]
-            agree.append((lesion.site == NECK) == (row["kind"] in ("thyroid", "node")))
+            thyroid = row["kind"] in ("thyroid", "node")
+            # Vertebrae and joints of the neck lie there too.
+            assert not thyroid or lesion.site == NECK
+            agree.append((lesion.site == NECK) == thyroid)
             pairs.append((lesion.contrast, float(row[f"contrast_{keys['view'][n]}"])))
     assert len(agree) > 50
-    assert np.mean(agree) > 0.9
+    assert np.mean(agree) > 0.95
     ranks = [np.argsort(np.argsort(values)) for values in zip(*pairs, strict=True)]
     assert np.corrcoef(*ranks)[0, 1] > 0.5
 
