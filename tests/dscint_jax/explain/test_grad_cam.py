@@ -110,10 +110,10 @@ def _by_hand(model, batch):
 @pytest.mark.parametrize(
     "name",
     [
-        *("dscint", "dual_view", "alexnet"),
+        *("dscint", "dual_view"),
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("vgg16_bn", "resnet18", "densenet121", "inception_v4")
+            for name in ("alexnet", "vgg16_bn", "resnet18", "densenet121", "inception_v4")
         ),
     ],
 )
@@ -138,23 +138,21 @@ def test_a_missing_view_has_no_map_and_each_view_has_weights_of_its_own():
 
 
 def test_maps_are_of_evaluation_mode():
-    model = _model("dscint", dropout=0.5)
     batch = _batch(4)
-    found = _grad_cam(model, batch)
+    spec, params, batch_stats = _taken_apart(_model("dscint", dropout=0.5))
+    step = jax.jit(functools.partial(grad_cam_step, spec=spec))
+    found = step(params, batch_stats, batch)
     # With batch statistics or dropout an image's map would depend on those beside it.
     for n in range(4):
-        alone = _grad_cam(model, {name: values[[n] * 4] for name, values in batch.items()})
+        alone = step(params, batch_stats, {k: values[[n] * 4] for k, values in batch.items()})
         np.testing.assert_allclose(alone[0], found[n], rtol=1e-4, atol=1e-6 * found.max())
-    spec, params, batch_stats = _taken_apart(model)
     before = [np.asarray(leaf) for leaf in jax.tree.leaves((params, batch_stats))]
     grad_cam_step(params, batch_stats, jax.tree.map(jnp.asarray, batch), spec=spec)
     for old, new in zip(before, jax.tree.leaves((params, batch_stats)), strict=True):
         np.testing.assert_array_equal(old, np.asarray(new))
     # The running statistics are what images are normalised by.
-    for _, module in nnx.iter_modules(model):
-        if isinstance(module, nnx.BatchNorm):
-            module.var[...] = 4 * module.var[...]
-    assert not np.allclose(_grad_cam(model, batch), found, rtol=0.01)
+    others = jax.tree.map(lambda values: 4 * values, batch_stats)
+    assert not np.allclose(step(params, others, batch), found, rtol=0.01)
 
 
 def test_map_is_of_the_class_that_is_asked_for():
@@ -229,13 +227,14 @@ def _blobs(random, size, shape=(48, 32)):
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimised")
 def test_trained_network_looks_at_the_feature_that_was_planted():
-    model = _model("dscint", widths=(8, 8, 8), strides=(1, 1, 1), regions=(1, 1), hidden=8)
+    options = {"regions": (1, 1), "hidden": 16, "dropout": 0.0}
+    model = _model("dscint", widths=(8, 8, 8), strides=(1, 1, 1), **options)
     spec, params, batch_stats = _taken_apart(model)
-    spec = dataclasses.replace(spec, optimizer=optax.adam(3e-3))
+    spec = dataclasses.replace(spec, optimizer=optax.adam(1e-2))
     state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, spec.optimizer.init(params))
     random = np.random.default_rng(0)
     step = jax.jit(functools.partial(train_step, spec=spec))
-    for _ in range(150):
+    for _ in range(40):
         state, metrics = step(state, _blobs(random, 32)[0])
     assert metrics["accuracy"] > 0.9
     batch, places = _blobs(random, 64)
@@ -249,7 +248,7 @@ def test_trained_network_looks_at_the_feature_that_was_planted():
     far = np.linalg.norm((np.array(tops) + 0.5) * side - (places + 0.5), axis=1)
     # A position of the map is `side` pixels wide.
     assert np.mean(far[batch["label"] == 1] <= 2 * side) > 0.9
-    assert np.mean(far[batch["label"] == 0] <= 2 * side) < 0.5
+    assert np.mean(far[batch["label"] == 0] <= 2 * side) < 0.3
 
 
 class Whole(nnx.Module):
