@@ -35,6 +35,7 @@ from dscint_jax.training import parallel
 from dscint_jax.training.augment import apply_copies
 from dscint_jax.training.experiment import load_images, make_experiment
 from dscint_jax.training.state import evaluated_items
+from dscint_jax.training.step import ClassMaps
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.progress import ProgressBar
 
@@ -62,7 +63,7 @@ class TrainedNetwork:
     _state: tuple[nnx.State, nnx.State]
     _eval_step: parallel.EvalStep
     _attention_step: parallel.AttentionStep
-    _grad_cam_step: parallel.GradCamStep
+    _class_maps_step: parallel.ClassMapsStep
 
     @property
     def batch_size(self) -> int:
@@ -77,14 +78,9 @@ class TrainedNetwork:
         """What the network's attention weighs in a batch of `batch_size` images."""
         return self._attention_step(*self._state, self._on_devices(batch))
 
-    def grad_cam(self, batch: HostBatch) -> jax.Array | None:
-        """Grad-CAM of a batch of `batch_size` images, each of the class that its `label` names.
-
-        Returns:
-          (batch, rows, columns), of studies (batch, view, rows, columns), on the grid of the
-          network's last maps; None of a network that cannot be taken apart there (see `models`).
-        """
-        return self._grad_cam_step(*self._state, self._on_devices(batch))
+    def class_maps(self, batch: HostBatch) -> ClassMaps:
+        """Where a batch of `batch_size` images speaks for the classes that their `label` names."""
+        return self._class_maps_step(*self._state, self._on_devices(batch))
 
     def with_random_weights(self) -> "TrainedNetwork":
         """The same as it is before its first step, with weights drawn by another seed."""
@@ -211,7 +207,7 @@ def load_trained(
         _state=(weights["params"], weights["batch_stats"]),
         _eval_step=parallel.compile_eval_step(experiment.spec, mesh),
         _attention_step=parallel.compile_attention_step(experiment.spec, mesh),
-        _grad_cam_step=parallel.compile_grad_cam_step(experiment.spec, mesh),
+        _class_maps_step=parallel.compile_class_maps_step(experiment.spec, mesh),
     )
 
 

@@ -21,16 +21,8 @@ from rich.table import Table
 
 from dscint_jax.evaluate.evaluate import or_elsewhere, result_folder
 from dscint_jax.evaluate.restored import TrainedNetwork, load_trained
-from dscint_jax.explain.attention import (
-    ATTENTION,
-    GRAD_CAM,
-    METHODS,
-    TRUE,
-    Explained,
-    explain,
-    full_batch,
-)
 from dscint_jax.explain.lesions import GROUPS, LesionRecord, LesionRecords, group_masks, lesions_of
+from dscint_jax.explain.maps import METHODS, TRUE, Explained, explain, full_batch, own_maps
 from dscint_jax.explain.montage import Study, montage, panels_of, write_png
 from dscint_jax.explain.scores import (
     BASELINES,
@@ -43,7 +35,7 @@ from dscint_jax.explain.scores import (
     rank_correlation,
     region_of,
 )
-from dscint_jax.explain.summary import METHOD, agreement, score_table
+from dscint_jax.explain.summary import METHOD, agreement, score_table, verdicts
 from dscint_jax.input_pipeline import IDENTITY_FIELDS, NOUNS
 from dscint_jax.metrics.intervals import LEVEL
 from dscint_jax.metrics.predictions import Predictions
@@ -109,7 +101,7 @@ def write_explanations(
       What explanations.json holds.
 
     Raises:
-      UserError: a value does not fit, or the network has neither attention nor Grad-CAM.
+      UserError: a value does not fit.
     """
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit} explains nothing; give 1 or more, or leave it out")
@@ -223,19 +215,8 @@ def _records(
 
 def _grids(network: TrainedNetwork) -> dict[str, list[int]]:
     """Rows and columns of each map that the network has, before it is brought to the image's."""
-    batch = full_batch(network, np.array([0]))
-    attention, grad_cam = network.attention(batch).spatial, network.grad_cam(batch)
-    shapes = {
-        ATTENTION: None if attention is None else attention.shape[-3:-1],
-        GRAD_CAM: None if grad_cam is None else grad_cam.shape[-2:],
-    }
-    grids = {name: list(shape) for name, shape in shapes.items() if shape is not None}
-    if not grids:
-        raise UserError(
-            f"config.model {network.config.model} has neither attention_maps nor feature_maps and "
-            f"classify, which explanations are made from; docs/extending.md describes them"
-        )
-    return grids
+    maps = own_maps(network, full_batch(network, np.array([0])))
+    return {name: list(values.shape[-2:]) for name, values in maps.items()}
 
 
 def _not_scored(network: TrainedNetwork, measured: Measured) -> str | None:
@@ -324,6 +305,8 @@ def _print_scores(console: Console, result: Mapping[str, Any], noun: str) -> Non
             cells += [in_words(found["mean"], 3), interval_in_words(found["interval"])]
         table.add_row(TITLES[name], *cells)
     console.print(table)
+    for verdict in verdicts(every[POINTING]):
+        print(verdict)
     table = _table("pointing, by", noun, *(TITLES[name] for name in maps))
     for kind, groups in scores.items():
         if kind != "all":

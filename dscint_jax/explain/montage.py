@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
-from dscint_jax.explain.attention import METHODS, Explained
 from dscint_jax.explain.lesions import LesionRecord
+from dscint_jax.explain.maps import METHODS, Explained
 from tfds_builder.commandline.files import write_whole
 
 # A cache that cannot be written is worth no warning: matplotlib works all the same.

@@ -4,12 +4,14 @@ In: the scores of each image, and what the network said of it. Out: plain values
 explanations.json holds them; None is what is not defined.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from dscint_jax.explain.lesions import GROUPS
+from dscint_jax.explain.maps import METHODS
 from dscint_jax.explain.scores import BASELINES, SCORES
 from dscint_jax.metrics.intervals import (
     RESAMPLES,
@@ -56,6 +58,31 @@ def score_table(
         }
     # There is one group of all lesions.
     found["all"] = found["all"][GROUPS[0][1]]
+    return found
+
+
+def verdicts(means: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Of each method, in words, which baselines it points no better than.
+
+    Args:
+      means: of one score, as `score_table` has them.
+
+    Returns:
+      None of a method whose differences have no intervals. Better is a difference whose interval
+      lies above 0.
+    """
+    found = []
+    for method, title in METHODS.items():
+        bounds = {
+            name: means[f"{method} - {name}"]["interval"] for name in BASELINES if method in means
+        }
+        if not bounds or None in bounds.values():
+            continue
+        missed = [name for name, (low, _) in bounds.items() if low <= 0]
+        if missed:
+            found.append(f"{title} points no better than {' and '.join(missed)}.")
+        else:
+            found.append(f"{title} points better than {', '.join(BASELINES)}.")
     return found
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from dscint_jax.explain.attention import Explained
+from dscint_jax.explain.maps import METHODS, Explained
 from dscint_jax.metrics.predictions import MIXED, Predictions
 from dscint_jax.report.tables import FACTS, plain
 
@@ -111,11 +111,6 @@ def by_instruction(cases: Sequence[Case]) -> list[int]:
     return first + sorted(set(range(len(cases))) - set(first), key=rank)
 
 
-def overlays_of(explained: Explained) -> dict[str, Float[np.ndarray, "view height width"]]:
-    """Maps by their names, one a view, to lay over the pictures of an image or a study."""
-    return {} if explained.attention is None else {"attention": explained.attention}
-
-
 def gallery(
     predictions: Predictions,
     explain: Callable[[np.ndarray], list[Explained]],
@@ -167,7 +162,11 @@ def _gallery(
         "height": shape[0],
         "width": shape[1],
         "colours": colours.tobytes().hex(),
-        "maps": sorted({name for case in shown.values() for name in case["maps"]}),
+        "maps": [
+            name
+            for name in METHODS.values()
+            if any(name in case["maps"] for case in shown.values())
+        ],
         "of": len(cases),
         "cases": [shown[number] for number in sorted(shown)],
     }
@@ -212,11 +211,9 @@ def _pictures(explained: Sequence[Explained], clip: float) -> dict[str, Any]:
     shades = np.rint(np.clip(np.concatenate(pixels, 1) / clip, 0, 1) * 255).astype(np.uint8)
     maps: dict[str, list[np.ndarray]] = {}
     for own in explained:
-        for name, planes in overlays_of(own).items():
-            # One range over both views of a study, because their shares are of one whole.
-            span = np.ptp(planes)
-            heat = (planes - planes.min()) / (span if span > 0 else 1)
-            maps.setdefault(name, []).extend(_reduced(plane, MAP_ROWS) for plane in heat)
+        for name, heat in own.heat.items():
+            planes = maps.setdefault(METHODS[name], [])
+            planes.extend(_reduced(plane, MAP_ROWS) for plane in heat)
     return {
         "picture": _encoded(shades),
         "maps": {

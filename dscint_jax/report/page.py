@@ -30,7 +30,8 @@ from dscint_jax.evaluate.evaluate import (
     result_folder,
 )
 from dscint_jax.evaluate.restored import TrainedNetwork, is_trained_on, load_trained
-from dscint_jax.explain.attention import explain
+from dscint_jax.explain.explanations import EXPLANATIONS_FILE
+from dscint_jax.explain.maps import explain
 from dscint_jax.input_pipeline import copies_of, load_split, open_dataset
 from dscint_jax.metrics.predictions import Predictions, read_predictions
 from dscint_jax.metrics.scores import has_published_classes, in_words
@@ -66,6 +67,7 @@ class Reported:
       workdir: of the training.
       result: a metrics.json.
       predictions: the same evaluation's.
+      explanations: an explanations.json of the same checkpoint and images, or None.
       own: the metrics.json of the data set trained on, where `result` is another one's.
       external: those of other data sets on the same split, by name, where it is not.
       network: the checkpoint evaluated, with the split.
@@ -77,6 +79,7 @@ class Reported:
     workdir: Path
     result: dict[str, Any]
     predictions: Predictions
+    explanations: dict[str, Any] | None
     own: dict[str, Any] | None
     external: dict[str, dict[str, Any]]
     network: TrainedNetwork
@@ -158,6 +161,7 @@ def _read(workdir: Path, folder: Path, data_dir: Path | None, out: Path | None) 
         workdir=workdir,
         result=result,
         predictions=predictions,
+        explanations=_explanations(folder, result),
         own=None if network.trained_on else _own_test(workdir, out),
         external=_external(workdir, out, result["split"]) if network.trained_on else {},
         network=network,
@@ -165,6 +169,15 @@ def _read(workdir: Path, folder: Path, data_dir: Path | None, out: Path | None) 
         flow=read_data_flow(Path(builder.data_dir), builder.info.metadata),
         attempts=attempts_of(workdir),
     )
+
+
+def _explanations(folder: Path, result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `dscint_jax.explain` left beside a metrics.json; None of another checkpoint."""
+    if not (folder / EXPLANATIONS_FILE).exists():
+        return None
+    found = read_json(folder / EXPLANATIONS_FILE)
+    same = all(found[key] == result[key] for key in ("step", "dataset_fingerprint"))
+    return found if same else None
 
 
 def _own_test(workdir: Path, out: Path | None) -> dict[str, Any] | None:
@@ -222,6 +235,7 @@ def _made(reported: Reported) -> tuple[str, list[Table], dict[str, str]]:
         functools.partial(explain, network),
         clip=network.config.data.clip,
     )
+    explained = reported.explanations
     facts = facts_of(
         result,
         network,
@@ -244,6 +258,12 @@ def _made(reported: Reported) -> tuple[str, list[Table], dict[str, str]]:
         "calibration": [
             tables.calibration_table(result, noun),
             tables.abstention_table(result, noun),
+        ],
+        "explanations": []
+        if explained is None or explained["not_scored"]
+        else [
+            tables.pointing_table(explained, noun),
+            tables.pointing_group_table(explained, noun),
         ],
         "provenance": [_run_table(reported), _attempt_table(reported.attempts)],
         "checklists": checklist_tables(facts),
@@ -269,6 +289,7 @@ def _made(reported: Reported) -> tuple[str, list[Table], dict[str, str]]:
             figures={name: Markup(svg) for name, svg in drawn.items()},
             gallery=shown,
             attention_note=_attention_note(shown, network),
+            not_scored=_not_scored(reported),
             not_reported=NOT_REPORTED,
             style=Markup((TEMPLATE / "page.css").read_text()),
             script=Markup((TEMPLATE / "page.js").read_text()),
@@ -334,6 +355,17 @@ def _lead(reported: Reported) -> str:
         f"{result['support']} {noun} of {patients} patients, the {result['split']} "
         f"split{data_set}; {each} of {height}x{width} pixels; "
         f"{reported.network.parameters:,} parameters; checkpoint of step {result['step']}."
+    )
+
+
+def _not_scored(reported: Reported) -> str:
+    """Why the page has no scores of maps."""
+    found, result = reported.explanations, reported.result
+    if found is not None:
+        return f"Not scored: {found['not_scored']}."
+    return (
+        f"Not measured: python -m dscint_jax.explain --workdir {reported.workdir} --split "
+        f"{result['split']} --checkpoint {result['step']}, before the report, does so."
     )
 
 

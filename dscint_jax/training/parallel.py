@@ -17,17 +17,18 @@ from dscint_jax.metrics.passes import Evaluation
 from dscint_jax.models import AttentionMaps
 from dscint_jax.training.state import TrainState
 from dscint_jax.training.step import (
+    ClassMaps,
     StepSpec,
     attention_step,
+    class_maps_step,
     eval_step,
-    grad_cam_step,
     train_step,
 )
 
 TrainStep = Callable[[TrainState, DeviceBatch], tuple[TrainState, dict[str, jax.Array]]]
 EvalStep = Callable[[nnx.State, nnx.State, DeviceBatch], Evaluation]
 AttentionStep = Callable[[nnx.State, nnx.State, DeviceBatch], AttentionMaps]
-GradCamStep = Callable[[nnx.State, nnx.State, DeviceBatch], jax.Array | None]
+ClassMapsStep = Callable[[nnx.State, nnx.State, DeviceBatch], ClassMaps]
 
 
 def compile_train_step(spec: StepSpec, mesh: Mesh, spmd: str = "jit") -> TrainStep:
@@ -90,9 +91,9 @@ def compile_attention_step(spec: StepSpec, mesh: Mesh) -> AttentionStep:
     return _compile_inference(attention_step, spec, mesh)
 
 
-def compile_grad_cam_step(spec: StepSpec, mesh: Mesh) -> GradCamStep:
-    """The jitted Grad-CAM of (params, batch_stats, batch); results on every device."""
-    return _compile_inference(grad_cam_step, spec, mesh)
+def compile_class_maps_step(spec: StepSpec, mesh: Mesh) -> ClassMapsStep:
+    """The jitted class maps of (params, batch_stats, batch); results on every device."""
+    return _compile_inference(class_maps_step, spec, mesh)
 
 
 def _compile_inference(step: Callable[..., Any], spec: StepSpec, mesh: Mesh) -> Callable[..., Any]:

@@ -24,6 +24,7 @@ from dscint_jax.metrics.confusion import ConfusionMatrix
 from dscint_jax.metrics.passes import Evaluation
 from dscint_jax.models import AttentionMaps
 from dscint_jax.models.layers import DROPOUT_BY_EXAMPLE, Dropout
+from dscint_jax.pytree import pytree
 from dscint_jax.random_streams import stream_key
 from dscint_jax.training.augment import Augmentation, apply_copies, augment_counts, augment_images
 from dscint_jax.training.finite import guarded
@@ -32,6 +33,21 @@ from dscint_jax.training.optimizers import update_ema
 from dscint_jax.training.state import TrainState
 
 Batch = Mapping[str, jax.Array]
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
+class ClassMaps:
+    """Where images speak for a class, at least 0; what speaks against it is left out.
+
+    Attributes:
+      gradient_input: on the images' pixels; of studies one map a view.
+      grad_cam: on the grid of the network's last maps; None of a network without `feature_maps` and
+        `classify` (see `models`).
+    """
+
+    gradient_input: Float[Array, "batch *view height width"]
+    grad_cam: Float[Array, "batch *view rows columns"] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,34 +259,35 @@ def attention_step(
     return model.attention_maps(_prepared(batch, spec))
 
 
-def grad_cam_step(
+def class_maps_step(
     params: nnx.State, batch_stats: nnx.State, batch: Batch, *, spec: StepSpec
-) -> Float[Array, "batch *view rows columns"] | None:
-    """Grad-CAM of one batch: where the last maps speak for the class that `label` names.
+) -> ClassMaps:
+    """Where one batch speaks for the classes that `label` names; in evaluation mode.
 
-    Selvaraju et al. 2020 (Int J Comput Vis 128:336), equations 1 and 2: with A_k the k-th of the
-    last maps and y the logit of the class, before softmax, a_k is the mean of dy / dA_k over the
-    positions of a map, and Grad-CAM is ReLU(sum_k a_k A_k). Each view of a study has means of its
-    own. In float32, with the running statistics, without dropout.
+    With y the logit of the class, before softmax:
 
-    Returns:
-      The maps on the grid of the last maps; None of a network without `feature_maps` and `classify`
-      (see `models`).
+    - gradient x input (Shrikumar et al. 2016, arXiv:1605.01713) is ReLU(x dy / dx) of each pixel x;
+    - Grad-CAM (Selvaraju et al. 2020, Int J Comput Vis 128:336, equations 1 and 2) is ReLU(sum_k
+      a_k A_k), with A_k the k-th of the last maps and a_k the mean of dy / dA_k over the positions
+      of a map. Each view of a study has means of its own.
+
+    In float32, with the running statistics, without dropout.
     """
     model: Any = nnx.merge(spec.inference, params, batch_stats, copy=True)
-    if not (hasattr(model, "feature_maps") and hasattr(model, "classify")):
-        return None
     images = _prepared(batch, spec)
-    maps = model.feature_maps(images)
 
-    def logit_of_class(maps: jax.Array) -> jax.Array:
-        logits = model.classify(maps, images)
+    def of_class(logits: jax.Array) -> jax.Array:
         # Images do not look at each other, so that the gradient of the sum is that of each.
         return jnp.take_along_axis(logits, batch["label"][:, None], axis=1).sum()
 
-    gradients = jax.grad(logit_of_class)(maps).astype(jnp.float32)
-    weights = gradients.mean((-3, -2), keepdims=True)
-    return nnx.relu((weights * maps.astype(jnp.float32)).sum(-1))
+    gradients = jax.grad(lambda images: of_class(model(images)))(images)
+    gradient_input = nnx.relu((gradients * images).sum(-1))
+    if not (hasattr(model, "feature_maps") and hasattr(model, "classify")):
+        return ClassMaps(gradient_input, None)
+    maps = model.feature_maps(images)
+    gradients = jax.grad(lambda maps: of_class(model.classify(maps, images)))(maps)
+    weights = gradients.astype(jnp.float32).mean((-3, -2), keepdims=True)
+    return ClassMaps(gradient_input, nnx.relu((weights * maps.astype(jnp.float32)).sum(-1)))
 
 
 def _prepared(batch: Batch, spec: StepSpec) -> Float[Array, "batch *view height width 1"]:

@@ -11,15 +11,14 @@ from dscint_jax.evaluate.evaluate import evaluate
 from dscint_jax.evaluate.restored import load_trained
 from dscint_jax.explain import explanations
 from dscint_jax.explain.__main__ import main
-from dscint_jax.explain.attention import TRUE, explain
 from dscint_jax.explain.explanations import measure, print_tables, write_explanations
 from dscint_jax.explain.lesions import LesionRecords
+from dscint_jax.explain.maps import METHODS, TRUE, explain
 from dscint_jax.explain.scores import BASELINES, baseline_maps, energy, pointing, region_of
 from dscint_jax.input_pipeline import Copies, load_split
-from dscint_jax.models import AttentionMaps
 from tfds_builder.commandline.errors import UserError
 
-MAPS = ("attention", "grad_cam", *BASELINES)
+MAPS = (*METHODS, *BASELINES)
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +57,9 @@ def test_file_holds_the_scores_of_every_image_and_their_means(explained, data_di
             assert means[name]["interval"] is None
         for found in result["scores"]["class"]["arthritis"][score].values():
             assert found["interval"][0] <= found["mean"] <= found["interval"][1]
-    assert set(result["random_weights"]) == {"attention", "grad_cam"}
-    assert result["grids"] == {"attention": [32, 8], "grad_cam": [16, 4]}
+    assert set(result["random_weights"]) == set(METHODS)
+    grids = {"attention": [32, 8], "grad_cam": [16, 4], "gradient_input": [64, 16]}
+    assert result["grids"] == grids
 
 
 def test_scores_are_those_of_the_maps_and_masks_one_by_one(explained, data_dir):
@@ -94,7 +94,14 @@ def test_tables_fit_80_columns_and_tell_every_map(explained, capsys, monkeypatch
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
-    for words in ("attention", "Grad-CAM", *BASELINES, "neck (fixed)", "other (nonfixed)"):
+    for words in (
+        "attention",
+        "Grad-CAM",
+        "gradient x input",
+        *BASELINES,
+        "neck (fixed)",
+        "other (nonfixed)",
+    ):
         assert words in text
     assert "random weights: rank correlation" in text
     assert "without lesions" in text
@@ -146,7 +153,7 @@ def test_images_whose_pixel_size_is_not_known_are_counted(explained, monkeypatch
 
     monkeypatch.setattr(LesionRecords, "read", without_size)
     network = load_trained(explained[0], split="train", checkpoint="best")
-    measured = measure(network, np.arange(8), ("attention", "grad_cam"), 15.0)
+    measured = measure(network, np.arange(8), tuple(METHODS), 15.0)
     assert "pixel_size_unknown" in measured.state
     assert np.isnan(measured.scores).all()
     reason = explanations._not_scored(network, measured)
@@ -157,7 +164,7 @@ def test_copies_are_explained_and_not_scored(explained, data_dir):
     network = load_trained(explained[0], split="train", checkpoint="best")
     copies = load_split(data_dir, "train", pool=16, cache_gib=1.0, copies=Copies(2, 0))
     network = dataclasses.replace(network, images=copies)
-    measured = measure(network, np.arange(8), ("attention", "grad_cam"), 15.0)
+    measured = measure(network, np.arange(8), tuple(METHODS), 15.0)
     assert set(measured.state) == {"without_lesions"}
     assert "copies" in explanations._not_scored(network, measured)
 
@@ -188,17 +195,6 @@ def test_what_does_not_fit_is_one_line(explained, options, words, tmp_path):
         write_explanations(explained[0], **options)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
-
-
-def test_network_that_has_no_map_at_all_is_told_what_it_lacks(explained):
-    network = load_trained(explained[0], split="train", checkpoint="best")
-    nothing = dataclasses.replace(
-        network,
-        _grad_cam_step=lambda *_: None,
-        _attention_step=lambda *_: AttentionMaps(),
-    )
-    with pytest.raises(UserError, match="neither attention_maps nor feature_maps and classify"):
-        explanations._grids(nothing)
 
 
 def test_command_explains_and_says_so(explained, tmp_path, capsys, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 
 from dscint_jax.explain.lesions import GROUPS
 from dscint_jax.explain.scores import BASELINES
-from dscint_jax.explain.summary import agreement, mean_with_interval, score_table
+from dscint_jax.explain.summary import agreement, mean_with_interval, score_table, verdicts
 from dscint_jax.metrics.intervals import interval_of, patient_weights
 from tests.dscint_jax.metrics.test_predictions import some_predictions
 
@@ -69,6 +69,18 @@ def test_difference_from_a_baseline_is_that_of_the_same_images():
     assert found["grad_cam - random"]["interval"] == pytest.approx([0.02, 0.02])
     assert np.ptp(found["grad_cam"]["interval"]) > 0.05
     assert set(found) == {*MAPS, *(f"grad_cam - {name}" for name in BASELINES)}
+
+
+def test_verdict_is_of_the_whole_interval():
+    intervals = {"random": [0.1, 0.2], "centre": [-0.1, 0.2], "brightest": [-0.3, -0.1]}
+    means = {f"grad_cam - {name}": {"interval": bounds} for name, bounds in intervals.items()}
+    means["grad_cam"] = {}
+    assert verdicts(means) == ["Grad-CAM points no better than centre and brightest."]
+    for name in intervals:
+        means[f"grad_cam - {name}"] = {"interval": [0.1, 0.2]}
+    assert verdicts(means) == ["Grad-CAM points better than random, centre, brightest."]
+    means["grad_cam - random"] = {"interval": None}
+    assert verdicts(means) == []
 
 
 def test_constant_maps_are_counted_and_left_out_of_the_agreement():

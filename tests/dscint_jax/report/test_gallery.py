@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dscint_jax.explain.attention import Explained
+from dscint_jax.explain.maps import Explained
 from dscint_jax.metrics.predictions import Predictions
 from dscint_jax.report.gallery import by_instruction, cases_of, gallery
 
@@ -42,16 +42,17 @@ TWO_STUDIES = [
 ]
 
 
-def _explain(indices, attended=True):
+def _explain(indices, maps=("attention", "grad_cam")):
     """Pictures whose brightness is the image's index."""
     random = np.random.default_rng(3)
     return [
         Explained(
             views=np.full((1, 512, 128), i / 2.0, np.float32),
-            attention=random.random((1, 512, 128), np.float32) if attended else None,
             probabilities=np.array([0.5, 0.5]),
             label=0,
             view="anterior",
+            target=0,
+            maps={name: random.random((1, 512, 128), np.float32) for name in maps},
         )
         for i in indices
     ]
@@ -96,15 +97,15 @@ def test_pictures_lie_beside_each_other_and_keep_the_counts():
     # The anterior view is the image of index 2, whose pixels are 1.0 of at most 3.0.
     np.testing.assert_allclose(shades[:, :60].mean(), 255 / 3, atol=2)
     np.testing.assert_allclose(shades[:, 68:].mean(), 0, atol=2)
+    assert found["maps"] == list(x["maps"]) == ["attention", "Grad-CAM"]
     attention = Image.open(io.BytesIO(base64.b64decode(x["maps"]["attention"])))
     assert attention.size == (32, 64)
 
 
-def test_network_without_attention_has_no_maps():
-    explain = functools.partial(_explain, attended=False)
+def test_maps_are_those_that_the_network_has():
+    explain = functools.partial(_explain, maps=("gradient_input",))
     found = gallery(_predictions(TWO_STUDIES), explain, clip=3.0)
-    assert found["maps"] == []
-    assert found["cases"][0]["maps"] == {}
+    assert found["maps"] == list(found["cases"][0]["maps"]) == ["gradient x input"]
 
 
 def test_least_instructive_studies_are_left_out_where_there_is_no_room():
@@ -112,7 +113,7 @@ def test_least_instructive_studies_are_left_out_where_there_is_no_room():
     predictions = _predictions(rows)
     whole = gallery(predictions, _explain, clip=3.0)
     kept = [whole["cases"][n] for n in (0, 2, 3)]
-    room = sum(len(case["picture"]) + len(case["maps"]["attention"]) for case in kept)
+    room = sum(len(text) for case in kept for text in (case["picture"], *case["maps"].values()))
     found = gallery(predictions, _explain, clip=3.0, most_bytes=room)
     assert [case["id"] for case in found["cases"]] == ["study 0", "study 2", "study 3"]
     assert found["of"] == 4

@@ -11,12 +11,13 @@ import pytest
 from dscint_jax.baselines.linear_baseline import baseline_of, linear_baseline
 from dscint_jax.evaluate.evaluate import evaluate
 from dscint_jax.evaluate.restored import load_trained
-from dscint_jax.explain.attention import explain
+from dscint_jax.explain.explanations import write_explanations
+from dscint_jax.explain.maps import METHODS, explain
 from dscint_jax.input_pipeline import Copies
 from dscint_jax.metrics.scores import METRIC_NAMES
 from dscint_jax.report.page import write_report
 from dscint_jax.run.workdir import config_of
-from tests.dscint_jax.report.expected import expected_rows
+from tests.dscint_jax.report.expected import cell, expected_rows
 from tfds_builder.commandline.errors import UserError
 
 
@@ -51,6 +52,7 @@ def reported(trained, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("reported") / "run"
     shutil.copytree(trained, workdir)
     result = evaluate(workdir, split="test", checkpoint="best")
+    write_explanations(workdir, split="test", checkpoint="best")
     path, baseline = write_report(workdir)
     return workdir, result, path.read_text(), baseline
 
@@ -131,8 +133,30 @@ def test_gallery_has_every_study_of_the_split(reported):
     assert data["of"] == len(data["cases"]) == reported[1]["studies"]["support"]
     right = sum(case["right"] for case in data["cases"])
     assert right == pytest.approx(reported[1]["studies"]["accuracy"] * data["of"])
-    assert data["maps"] == ["attention"]
+    assert data["maps"] == ["attention", "Grad-CAM", "gradient x input"]
     assert all(len(case["views"]) == 2 for case in data["cases"])
+
+
+def test_page_has_the_scores_of_maps_of_the_same_checkpoint(reported, tables, tmp_path):
+    workdir, result = reported[:2]
+    file = workdir / "eval" / "test" / "explanations.json"
+    found = json.loads(file.read_text())
+    every = found["scores"]["all"]
+    rows = {row[0]: row[1:] for row in tables["pointing"][1:]}
+    assert len(rows) == len(METHODS) + 3
+    for name, title in [*METHODS.items(), ("brightest", "brightest")]:
+        values = [every[score][name] for score in ("pointing", "energy")]
+        assert rows[title][:2] == [cell(value["mean"], value["interval"]) for value in values]
+    groups = {row[0]: row[1:] for row in tables["pointing_groups"][1:]}
+    neck = found["scores"]["site"]["neck (fixed)"]
+    assert groups["site neck (fixed)"][0] == str(neck["images"])
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    other = found | {"step": result["step"] + 1}
+    (copy / "eval" / "test" / "explanations.json").write_text(json.dumps(other))
+    page = write_report(copy)[0].read_text()
+    assert f"--split test --checkpoint {result['step']}, before the report, does so" in page
+    assert 'data-name="pointing"' not in page
 
 
 def test_page_tells_where_the_images_come_from(reported, tables, cohort):
@@ -198,12 +222,12 @@ def test_explained_study_has_both_views_and_no_attention_on_a_missing_one(report
     views = network.images.read(np.arange(len(network.images)))["view"]
     chosen = [views.tolist().index(view) for view in ("both", "posterior")]
     both, posterior = explain(network, np.array(chosen))
-    assert both.views.shape == both.attention.shape == (2, 64, 16)
-    assert (both.attention.max((1, 2)) > 0).all()
+    assert both.views.shape == both.maps["attention"].shape == (2, 64, 16)
+    assert (both.maps["attention"].max((1, 2)) > 0).all()
     assert posterior.view == "posterior"
     assert not posterior.views[0].any()
-    assert not posterior.attention[0].any()
-    assert posterior.attention[1].any()
+    assert not posterior.maps["attention"][0].any()
+    assert posterior.maps["attention"][1].any()
 
 
 def test_linear_baseline_reads_the_posterior_view_too():

@@ -1,12 +1,11 @@
-import dataclasses
-
 import numpy as np
 import pytest
 
 from dscint_jax.evaluate.restored import load_trained
-from dscint_jax.explain.attention import (
+from dscint_jax.explain.maps import (
     ATTENTION,
     GRAD_CAM,
+    METHODS,
     PREDICTED,
     TRUE,
     Explained,
@@ -23,7 +22,7 @@ def network(trained):
 
 def _explained(**maps):
     views = np.ones((2, 4, 3), np.float32)
-    return Explained(views, maps.get("attention"), np.array([1.0]), 0, "both", maps.get("grad_cam"))
+    return Explained(views, np.array([1.0]), 0, "both", 0, maps)
 
 
 def test_heat_is_between_0_and_1_over_both_views_together():
@@ -38,38 +37,43 @@ def test_heat_is_between_0_and_1_over_both_views_together():
     assert _explained().heat == {}
 
 
-def test_every_image_has_both_maps_at_its_size_in_any_order(network):
+def test_every_image_has_all_maps_at_its_size_in_any_order(network):
     count = network.batch_size + 3
     indices = np.random.default_rng(1).permutation(count)
     explained = explain(network, indices)
     batch = full_batch(network, indices[:2])
     maps = np.asarray(network.attention(batch).spatial)[..., 0]
     for n, item in enumerate(explained):
-        assert set(item.heat) == {ATTENTION, GRAD_CAM}
+        assert set(item.heat) == set(METHODS)
         for heat in item.heat.values():
             assert heat.shape == item.views.shape == (1, 64, 16)
             assert heat.min() >= 0
             assert heat.max() <= 1
         assert item.target == item.probabilities.argmax()
         if n < 2:
-            np.testing.assert_allclose(item.attention[0], resize(maps[n], (64, 16)), rtol=1e-5)
+            np.testing.assert_allclose(
+                item.maps[ATTENTION][0], resize(maps[n], (64, 16)), rtol=1e-5
+            )
     alone = explain(network, indices[-1:])[0]
-    np.testing.assert_allclose(alone.grad_cam, explained[-1].grad_cam, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(
+        alone.maps[GRAD_CAM], explained[-1].maps[GRAD_CAM], rtol=1e-4, atol=1e-7
+    )
 
 
-def test_grad_cam_is_of_the_class_that_is_asked_for(network):
+def test_maps_are_of_the_class_that_is_asked_for(network):
     indices = np.arange(len(network.images))
     of_true, of_read = (explain(network, indices, of=of) for of in (TRUE, PREDICTED))
     assert [item.target for item in of_true] == [item.label for item in of_true]
     for true, read in zip(of_true, of_read, strict=True):
-        same = np.allclose(true.grad_cam, read.grad_cam)
+        same = np.allclose(true.maps[GRAD_CAM], read.maps[GRAD_CAM])
         assert same or true.target != read.target
     wrong = [n for n, item in enumerate(of_read) if item.target != item.label]
-    assert not all(np.allclose(of_true[n].grad_cam, of_read[n].grad_cam) for n in wrong)
+    for name in ("grad_cam", "gradient_input"):
+        assert not all(np.allclose(of_true[n].maps[name], of_read[n].maps[name]) for n in wrong)
     n = wrong[0]
     batch = full_batch(network, indices[n : n + 1])
-    maps = np.asarray(network.grad_cam(batch))[0]
-    np.testing.assert_allclose(of_true[n].grad_cam[0], resize(maps, (64, 16)), rtol=1e-5)
+    maps = np.asarray(network.class_maps(batch).grad_cam)[0]
+    np.testing.assert_allclose(of_true[n].maps[GRAD_CAM][0], resize(maps, (64, 16)), rtol=1e-5)
 
 
 def test_random_weights_are_others_and_the_network_keeps_its_own(network):
@@ -83,10 +87,3 @@ def test_random_weights_are_others_and_the_network_keeps_its_own(network):
         np.asarray(again.evaluate(batch).probabilities),
         np.asarray(untrained.evaluate(batch).probabilities),
     )
-
-
-def test_network_without_either_has_no_heat(network):
-    nothing = dataclasses.replace(network, _grad_cam_step=lambda *_: None)
-    (item,) = explain(nothing, np.array([0]))
-    assert item.grad_cam is None
-    assert list(item.heat) == [ATTENTION]

@@ -1,6 +1,6 @@
-"""Where the network looks: its spatial attention and Grad-CAM, laid over the scintigram.
+"""Where the network looks: its attention, Grad-CAM, gradient x input, laid over the scintigram.
 
-In: a trained network and indices of images. Out: both maps of each image, at the image's size.
+In: a trained network and indices of images. Out: the maps of each image, at the image's size.
 """
 
 import dataclasses
@@ -13,10 +13,14 @@ from dscint_jax.evaluate.restored import TrainedNetwork
 from dscint_jax.input_pipeline import HostBatch
 
 TRUE, PREDICTED = "true", "predicted"
-"""The classes of an image that Grad-CAM may be of: its own, or the one that the network reads."""
+"""The classes of an image that maps may be of: its own, or the one that the network reads."""
 
-ATTENTION, GRAD_CAM = "attention", "grad_cam"
-METHODS = {ATTENTION: "attention", GRAD_CAM: "Grad-CAM"}
+ATTENTION, GRAD_CAM, GRADIENT_INPUT = "attention", "grad_cam", "gradient_input"
+METHODS = {
+    ATTENTION: "attention",
+    GRAD_CAM: "Grad-CAM",
+    GRADIENT_INPUT: "gradient x input",
+}
 """The maps, and what they are called in text."""
 
 
@@ -26,33 +30,28 @@ class Explained:
 
     Attributes:
       views: normalised counts, sqrt(counts / scale), not clipped; one of an image, two of a study.
-      attention: what `AttentionMaps.spatial` holds, brought to the views' size; None of a network
-        without it.
       probabilities: softmax.
       label: true class.
       view: which view it is, or which of them the study has: 'both' or the only one.
-      grad_cam: what speaks for the class `target`, at least 0, brought to the views' size; None of
-        a network that cannot be taken apart, see `TrainedNetwork.grad_cam`.
-      target: the class that Grad-CAM is of.
+      target: the class that the maps but attention are of.
+      maps: those that the network has, by METHODS, brought to the views' size: what
+        `AttentionMaps.spatial` and `ClassMaps` hold.
     """
 
     views: Float[np.ndarray, "view height width"]
-    attention: Float[np.ndarray, "view height width"] | None
     probabilities: Float[np.ndarray, " classes"]
     label: int
     view: str
-    grad_cam: Float[np.ndarray, "view height width"] | None = None
-    target: int | None = None
+    target: int
+    maps: dict[str, Float[np.ndarray, "view height width"]]
 
     @property
     def heat(self) -> dict[str, Float[np.ndarray, "view height width"]]:
-        """The maps in [0, 1], by METHODS; those that the network has.
+        """The maps in [0, 1], each stretched to its own range, which both views of a study share.
 
-        Each is stretched to its own range, which both views of a study share. One that is the same
-        everywhere is 0.
+        One that is the same everywhere is 0.
         """
-        maps = {ATTENTION: self.attention, GRAD_CAM: self.grad_cam}
-        return {name: _stretched(values) for name, values in maps.items() if values is not None}
+        return {name: _stretched(values) for name, values in self.maps.items()}
 
 
 def explain(
@@ -60,13 +59,10 @@ def explain(
 ) -> list[Explained]:
     """Explains some images of the network's split.
 
-    `heat` of what is returned has the maps of both methods in [0, 1], (view, height, width): the
-    spatial attention where the network has it, Grad-CAM of every registered network.
-
     Args:
       network: with the split.
       indices: of the images in the split, in any order.
-      of: the class that Grad-CAM is of, PREDICTED or TRUE.
+      of: the class that the maps are of, PREDICTED or TRUE.
     """
     explained = []
     for start in range(0, len(indices), network.batch_size):
@@ -89,37 +85,44 @@ def resize(
     return np.asarray(image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
 
 
+def own_maps(network: TrainedNetwork, batch: HostBatch) -> dict[str, np.ndarray]:
+    """The maps of a batch on their own grids (batch, *view, rows, columns), by METHODS."""
+    attention, found = network.attention(batch).spatial, network.class_maps(batch)
+    maps = {
+        ATTENTION: None if attention is None else attention[..., 0],
+        GRAD_CAM: found.grad_cam,
+        GRADIENT_INPUT: found.gradient_input,
+    }
+    return {name: np.asarray(values) for name, values in maps.items() if values is not None}
+
+
 def _explain_batch(network: TrainedNetwork, batch: HostBatch, of: str) -> list[Explained]:
-    result, attention = network.evaluate(batch), network.attention(batch).spatial
-    predicted = np.asarray(result.predicted, np.int32)
-    target = batch["label"] if of == TRUE else predicted
-    grad_cam = network.grad_cam(batch | {"label": target})
+    result = network.evaluate(batch)
+    target = batch["label"] if of == TRUE else np.asarray(result.predicted, np.int32)
     pixels = network.as_seen(batch)[..., 0]
     views = pixels.reshape(len(pixels), -1, *pixels.shape[-2:])
-    maps = [
-        _at_size(values, views.shape)
-        for values in (None if attention is None else attention[..., 0], grad_cam)
-    ]
+    maps = {
+        name: _at_size(values, views.shape)
+        for name, values in own_maps(network, batch | {"label": target}).items()
+    }
     return [
         Explained(
             views=views[i],
-            attention=None if maps[0] is None else maps[0][i],
             probabilities=np.asarray(result.probabilities)[i],
             label=int(batch["label"][i]),
             view=str(batch["view"][i]),
-            grad_cam=None if maps[1] is None else maps[1][i],
             target=int(target[i]),
+            maps={name: values[i] for name, values in maps.items()},
         )
         for i in range(len(views))
     ]
 
 
-def _at_size(maps: object, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Maps (batch, *view, rows, columns) as (batch, view, height, width)."""
-    if maps is None:
-        return None
-    planes = np.asarray(maps)
-    planes = planes.reshape(-1, *planes.shape[-2:])
+def _at_size(
+    maps: np.ndarray, shape: tuple[int, ...]
+) -> Float[np.ndarray, "batch view height width"]:
+    """Maps (batch, *view, rows, columns) as large as the views."""
+    planes = maps.reshape(-1, *maps.shape[-2:])
     return np.stack([resize(plane, (shape[-2], shape[-1])) for plane in planes]).reshape(shape)
 
 
