@@ -22,7 +22,7 @@ from tfds_builder.commandline.errors import UserError
 
 
 def export(workdir: Path, out: Path, *, checkpoint: str, overwrite: bool = False) -> str:
-    """Writes one checkpoint (best, last, or a step) as a file; says what was written in one line.
+    """Writes one checkpoint (best, latest, or a step) as a file; says what was written in one line.
 
     Raises:
       UserError: no run, no such checkpoint, or a file that cannot be written.
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="directory of the training")
     parser.add_argument("--out", type=Path, required=True, help="file to write, NAME.safetensors")
     parser.add_argument(
-        "--checkpoint", default="best", help="best (by validation F-1), last, or a step"
+        "--checkpoint", default="best", help="best (by validation F-1), latest, or a step"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
     arguments = parser.parse_args()

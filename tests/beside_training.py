@@ -3,7 +3,7 @@
     python -m tests.beside_training --evaluations 200 --whole 4 --out runs/beside_training
 
 In: nothing, or a data set. Out: a training of the tiny network that validates, and so replaces a
-checkpoint, every other step; beside it as many restores of 'best' and 'last' in turn as are asked
+checkpoint, every other step; beside it as many restores of 'best' and 'latest' in turn as are asked
 for, each from a new reader as an evaluator has it, of which some are whole processes of
 `dscint_jax.evaluate`; and what became of them. Exit status 1 if one failed or spoke of damage.
 """
@@ -125,7 +125,7 @@ def main() -> int:
             every = arguments.evaluations // max(arguments.whole, 1)
             for n in range(arguments.evaluations):
                 whole = arguments.whole > 0 and n % every == every - 1
-                outcomes[outcome(workdir, ("best", "last")[n % 2], shapes, whole)] += 1
+                outcomes[outcome(workdir, ("best", "latest")[n % 2], shapes, whole)] += 1
             last, seconds = max(complete_steps(workdir / "checkpoints")), time.monotonic() - begun
             alive = trainer.poll() is None
         finally:

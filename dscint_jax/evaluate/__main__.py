@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dscint_jax.command import run_command
-from dscint_jax.evaluate.evaluate import evaluate, print_table
+from dscint_jax.evaluate.evaluate import evaluate_all, print_table
 from dscint_jax.evaluate.watch import watch
 from tfds_builder.commandline.command import CommandParser
 
@@ -12,16 +12,31 @@ def main() -> None:
     """The command line."""
     parser = CommandParser(
         prog="python -m dscint_jax.evaluate",
-        description="Evaluate a trained checkpoint on one split: metrics.json, predictions.csv.",
+        description="Evaluate a trained checkpoint: metrics.json, predictions.csv, a table.",
     )
     parser.add_argument("--workdir", type=Path, required=True, help="directory of the training")
-    parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
     parser.add_argument(
-        "--checkpoint", default="best", help="best (by validation F-1), last, or a step"
+        "--split",
+        nargs="+",
+        default=["test"],
+        dest="splits",
+        metavar="SPLIT",
+        help="train, validation, test, or several of them (default: test)",
+    )
+    parser.add_argument(
+        "--checkpoint", default="best", help="best (by validation F-1), latest, or a step"
     )
     parser.add_argument("--data_dir", type=Path, help="data set, if not the one the config names")
     parser.add_argument(
         "--name", help="of another data set than the one trained on (default: its folder's)"
+    )
+    parser.add_argument(
+        "--external",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="other data sets to evaluate as well, each under the name of its folder",
     )
     parser.add_argument("--out", type=Path, help="folder of the results, if not the work directory")
     parser.add_argument(
@@ -35,7 +50,7 @@ def main() -> None:
         help="evaluate every checkpoint of a training as it is saved, until training is complete",
     )
     arguments = vars(parser.parse_args())
-    run = watch if arguments.pop("watch") else evaluate
+    run = watch if arguments.pop("watch") else evaluate_all
     run(**arguments, told=print_table)
 
 

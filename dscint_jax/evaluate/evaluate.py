@@ -2,16 +2,16 @@
 
     python -m dscint_jax.evaluate --workdir runs/quickstart/dscint --split test
 
-In: a work directory that training filled, and its data set, or another one (`--data_dir`). Out:
-metrics.json and predictions.csv in the work directory's eval/SPLIT/, of another data set in
-eval/NAME/SPLIT/, and a table.
+In: a work directory that training filled, and its data set, or other ones (`--data_dir`,
+`--external`). Out: metrics.json and predictions.csv in the work directory's eval/SPLIT/, of another
+data set in eval/NAME/SPLIT/, and a table.
 """
 
 import contextlib
 import dataclasses
 import functools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,46 +49,83 @@ from tfds_builder.commandline.files import WriteError, read_json, write_json, wr
 METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.csv"
 
 
-def evaluate(
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Which images are evaluated.
+
+    Attributes:
+      split: 'train', 'validation' or 'test'.
+      data_dir: of the data set; None: the one that the config names.
+      folder: where the results lie.
+    """
+
+    split: str
+    data_dir: Path | None
+    folder: Path
+
+
+def evaluate(workdir: Path, *, split: str, checkpoint: str, **options: Any) -> dict[str, Any]:
+    """Evaluates one checkpoint on one split; see `evaluate_all`."""
+    return evaluate_all(workdir, splits=(split,), checkpoint=checkpoint, **options)[0]
+
+
+def evaluate_all(
     workdir: Path,
     *,
-    split: str,
+    splits: Sequence[str],
     checkpoint: str,
     data_dir: Path | None = None,
     name: str | None = None,
+    external: Sequence[Path] = (),
     out: Path | None = None,
     mirror: bool = False,
     told: Callable[[dict[str, Any]], None] = lambda result: None,
-) -> dict[str, Any]:
-    """Evaluates one checkpoint on one split and writes the two result files.
+) -> list[dict[str, Any]]:
+    """Evaluates one checkpoint on each split of each data set; writes the result files of each.
 
-    Arguments and errors are those of `load_trained`, and:
+    Arguments and errors are those of `load_trained` and `targets_of`, and:
 
     Args:
-      name: of another data set than the one trained on; None: that of its folder.
-      out: folder of eval/SPLIT, for a work directory that may not be written; None: that one.
       mirror: whether probabilities are averaged over each image and its mirror image.
-      told: gets the result before it is written, which may fail.
+      told: gets each result before it is written, which may fail.
 
     Returns:
-      What metrics.json holds.
+      What each metrics.json holds.
     """
-    folder = result_folder(workdir, split, data_dir=data_dir, name=name, out=out)
-    network = load_trained(workdir, split=split, checkpoint=checkpoint, data_dir=data_dir)
+    targets = targets_of(workdir, splits, data_dir=data_dir, name=name, external=external, out=out)
+    first, *others = targets
+    network = load_trained(
+        workdir, split=first.split, checkpoint=checkpoint, data_dir=first.data_dir
+    )
     if network.last_step < int(network.config.steps):
         print(
             f"note: training is not complete; {workdir} holds step {network.last_step} of "
             f"{network.config.steps}"
         )
+    results = [_evaluated(workdir, network, first, out, mirror, told)]
+    for target in others:
+        network = network.on(workdir, split=target.split, data_dir=target.data_dir)
+        results.append(_evaluated(workdir, network, target, out, mirror, told))
+    return results
+
+
+def _evaluated(
+    workdir: Path,
+    network: TrainedNetwork,
+    target: Target,
+    out: Path | None,
+    mirror: bool,
+    told: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
     # Before the network's work, which a data set that leaks is not worth.
     leakage = network.leakage()
     validation = validation_images(workdir, network)
     result, predictions = measure(network, leakage=leakage, validation=validation, mirror=mirror)
-    result["data_set"] = None if network.trained_on else folder.parent.name
+    result["data_set"] = None if network.trained_on else target.folder.parent.name
     told(result)
     with or_elsewhere(out):
-        write_text(folder / PREDICTIONS_FILE, predictions_text(predictions))
-        write_json(folder / METRICS_FILE, result)
+        write_text(target.folder / PREDICTIONS_FILE, predictions_text(predictions))
+        write_json(target.folder / METRICS_FILE, result)
     return result
 
 
@@ -133,6 +170,41 @@ def or_elsewhere(out: Path | None) -> Iterator[None]:
         if out:
             raise
         raise WriteError(f"{error}; --out DIR takes another folder") from None
+
+
+def targets_of(
+    workdir: Path,
+    splits: Sequence[str],
+    *,
+    data_dir: Path | None = None,
+    name: str | None = None,
+    external: Sequence[Path] = (),
+    out: Path | None = None,
+) -> list[Target]:
+    """Each split of each data set, and where its results lie.
+
+    Args:
+      workdir: of the training.
+      splits: of each data set.
+      data_dir: of the first data set; None: the one that the config names.
+      name: of the first, where it is not the one trained on; None: that of its folder.
+      external: other data sets, named as their folders.
+      out: folder of eval/, for a work directory that may not be written; None: that one.
+
+    Raises:
+      UserError: as `result_folder` has it, or two would lie in the same folder.
+    """
+    found: dict[Path, Target] = {}
+    for place, called in [(data_dir, name), *((other, None) for other in external)]:
+        for split in dict.fromkeys(splits):
+            folder = result_folder(workdir, split, data_dir=place, name=called, out=out)
+            if folder in found:
+                raise UserError(
+                    f"results on {place} and on {found[folder].data_dir or 'the data set'} would "
+                    f"both lie in {folder}; evaluate one by itself, with --data_dir and --name"
+                )
+            found[folder] = Target(split, place, folder)
+    return [*found.values()]
 
 
 def result_folder(

@@ -108,6 +108,11 @@ class TrainedNetwork:
         state = (weights["params"], weights["batch_stats"])
         return dataclasses.replace(self, step=step, last_step=last_step, _state=state)
 
+    def on(self, workdir: Path, *, split: str, data_dir: Path | None = None) -> "TrainedNetwork":
+        """The same with another split, or that of another data set; see `load_trained`."""
+        config, images, trained_on = _open(workdir, split, data_dir)
+        return dataclasses.replace(self, config=config, images=images, trained_on=trained_on)
+
     def leakage(self) -> Leakage | None:
         """How much of the split training knows, record by record; None of another data set.
 
@@ -161,35 +166,17 @@ def load_trained(
     Args:
       workdir: of the training.
       split: 'train', 'validation' or 'test'.
-      checkpoint: 'best' (by validation F-1), 'last', or a step.
+      checkpoint: 'best' (by validation F-1), 'latest', or a step.
       data_dir: a data set to use instead of the one the config names; it may be another one.
 
     Raises:
       UserError: no run, no such checkpoint, no data set, or not the one trained on; or the
         backend computes wrongly.
     """
-    config = config_of(workdir)
     check_backend()
-    trained_on = data_dir is None or is_trained_on(workdir, data_dir)
-    if data_dir is not None:
-        config = config.replaced({"data.dir": str(data_dir)})
-        # A data set from elsewhere need not be in folds because the one trained on was.
-        if not folds_of(open_dataset(data_dir, config.data.records).info.splits):
-            config = config.replaced({"data.fold": NO_FOLD})
-    if not trained_on:
-        # Copies are a way of training on a data set; of another one, the images are tested.
-        config = config.replaced({"protocol": PATIENT})
     checkpointer = Checkpointer(workdir, read_only=True)
     checkpointer.check(checkpoint)
-    noun = NOUNS[config.data.records]
-    with ProgressBar(f"reading {split} {noun}", noun=noun) as bar:
-        # Where training kept its images is of no concern here.
-        images = load_images(config, split, bar.reached, cache="auto")
-    if data_dir is None:
-        check_data(workdir, images.fingerprint)
-    classes = classes_of(workdir)
-    if images.classes != classes:
-        images = images.as_classes_of(classes)
+    config, images, trained_on = _open(workdir, split, data_dir)
     experiment = make_experiment(config, images.class_counts)
     mesh = data_mesh()
     shapes = replicated_shapes((experiment.params, experiment.batch_stats), mesh)
@@ -209,6 +196,30 @@ def load_trained(
         _attention_step=parallel.compile_attention_step(experiment.spec, mesh),
         _class_maps_step=parallel.compile_class_maps_step(experiment.spec, mesh),
     )
+
+
+def _open(workdir: Path, split: str, data_dir: Path | None) -> tuple[Config, Scintigrams, bool]:
+    """The config for a split, its images, and whether its data set is the one trained on."""
+    config = config_of(workdir)
+    trained_on = data_dir is None or is_trained_on(workdir, data_dir)
+    if data_dir is not None:
+        config = config.replaced({"data.dir": str(data_dir)})
+        # A data set from elsewhere need not be in folds because the one trained on was.
+        if not folds_of(open_dataset(data_dir, config.data.records).info.splits):
+            config = config.replaced({"data.fold": NO_FOLD})
+    if not trained_on:
+        # Copies are a way of training on a data set; of another one, the images are tested.
+        config = config.replaced({"protocol": PATIENT})
+    noun = NOUNS[config.data.records]
+    with ProgressBar(f"reading {split} {noun}", noun=noun) as bar:
+        # Where training kept its images is of no concern here.
+        images = load_images(config, split, bar.reached, cache="auto")
+    if data_dir is None:
+        check_data(workdir, images.fingerprint)
+    classes = classes_of(workdir)
+    if images.classes != classes:
+        images = images.as_classes_of(classes)
+    return config, images, trained_on
 
 
 def validation_images(workdir: Path, network: TrainedNetwork) -> Scintigrams | None:

@@ -11,11 +11,11 @@ and is started again goes on with the checkpoints that have no line.
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dscint_jax.evaluate.evaluate import evaluate, measure, result_folder
+from dscint_jax.evaluate.evaluate import Target, evaluate_all, measure, targets_of
 from dscint_jax.evaluate.restored import TrainedNetwork, load_trained, validation_images
 from dscint_jax.metrics.scores import METRIC_NAMES, in_words
 from dscint_jax.run.checkpoint import complete_steps
@@ -31,63 +31,119 @@ LOOK_EVERY_S = 0.2
 FOREVER = 1 << 62
 
 
-def watch(workdir: Path, *, split: str, checkpoint: str = "best", **places: Any) -> dict[str, Any]:
+def watch(
+    workdir: Path,
+    *,
+    splits: Sequence[str],
+    checkpoint: str = "best",
+    mirror: bool = False,
+    told: Callable[[dict[str, Any]], None] = lambda result: None,
+    **places: Any,
+) -> list[dict[str, Any]]:
     """Evaluates the checkpoints of a training until it is complete, then the best of them.
 
     One that cannot be evaluated is reported and does not end the watch.
 
     Args:
       workdir: of the training; it may not be there yet.
-      split, checkpoint: as for `evaluate`; `checkpoint` is what is evaluated at the end.
-      places: `data_dir`, `name`, `out`, `mirror` and `told` of `evaluate`.
+      splits, mirror, told: as for `evaluate_all`.
+      checkpoint: what is evaluated at the end.
+      places: `data_dir`, `name`, `external` and `out` of `evaluate_all`.
 
     Returns:
-      What metrics.json holds in the end.
+      What each metrics.json holds in the end.
 
     Raises:
-      UserError: as `evaluate` has it.
+      UserError: as `evaluate_all` has it.
     """
     _wait_for_training(workdir)
-    where = {key: places[key] for key in ("data_dir", "name", "out") if key in places}
-    folder = result_folder(workdir, split, **where)
-    history = read_lines(folder / HISTORY_FILE)
-    done = {line["step"] for line in history if "error" not in line}
-    network: TrainedNetwork | None = None
-    known: dict[str, Any] = {}
-    with (
-        contextlib.closing(JsonLines(folder / HISTORY_FILE, start_step=FOREVER)) as lines,
-        HeldCheckpoints(workdir, done) as checkpoints,
-    ):
-        for step in checkpoints:
-            started = time.monotonic()
-            try:
-                if network is None:
-                    data_dir = places.get("data_dir")
-                    network = load_trained(
-                        workdir, split=split, checkpoint=str(step), data_dir=data_dir
-                    )
-                    known = {
-                        "leakage": network.leakage(),
-                        "validation": validation_images(workdir, network),
-                    }
-                else:
-                    network = network.at(workdir, str(step))
-                result, _ = measure(network, mirror=places.get("mirror", False), **known)
-            # Whatever one checkpoint fails by, the next may be evaluated.
-            except Exception as error:
-                reason = " ".join(str(error).split()) or type(error).__name__
-                lines.write(step, {"error": reason})
-                print(f"step {step} could not be evaluated: {reason}", flush=True)
-                continue
-            scores = {name: result[name] for name in (*METRIC_NAMES, "loss")}
-            lines.write(step, {**scores, "intervals": result["intervals"]["values"]})
-            took = time.monotonic() - started
-            print(
-                f"step {step}: accuracy {in_words(scores['accuracy'])}, F-1 "
-                f"{in_words(scores['f1'])}, loss {scores['loss']:.4f} ({took:.1f} s)",
-                flush=True,
+    targets = targets_of(workdir, splits, **places)
+    with contextlib.ExitStack() as stack:
+        followed = [
+            stack.enter_context(contextlib.closing(_History(workdir, each, mirror)))
+            for each in targets
+        ]
+        done = set.intersection(*(each.done for each in followed))
+        network: TrainedNetwork | None = None
+        for step in stack.enter_context(HeldCheckpoints(workdir, done)):
+            for each in followed:
+                if step not in each.done:
+                    network = each.add(step, network)
+    return evaluate_all(
+        workdir, splits=splits, checkpoint=checkpoint, mirror=mirror, told=told, **places
+    )
+
+
+class _History:
+    """The evaluations of one split, a line of history.jsonl for each checkpoint.
+
+    Attributes:
+      done: the checkpoints that were evaluated when the watch began.
+    """
+
+    def __init__(self, workdir: Path, target: Target, mirror: bool):
+        self._workdir, self._target, self._mirror = workdir, target, mirror
+        path = target.folder / HISTORY_FILE
+        self.done = {line["step"] for line in read_lines(path) if "error" not in line}
+        self._lines = JsonLines(path, start_step=FOREVER)
+        self._network: TrainedNetwork | None = None
+        self._known: dict[str, Any] = {}
+
+    def add(self, step: int, other: TrainedNetwork | None) -> TrainedNetwork | None:
+        """Evaluates a checkpoint.
+
+        Args:
+          step: of the checkpoint.
+          other: a network of the same run, whose compiled steps are taken.
+
+        Returns:
+          The network, or the other one where it could not be evaluated.
+        """
+        started = time.monotonic()
+        where = f"{self._target.folder.name}, step {step}"
+        if self._target.folder.parent.name != "eval":
+            where = f"{self._target.folder.parent.name} {where}"
+        try:
+            network = self._at(step, other)
+            result, _ = measure(network, mirror=self._mirror, **self._known)
+        # Whatever one checkpoint fails by, the next may be evaluated.
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self._lines.write(step, {"error": reason})
+            print(f"{where} could not be evaluated: {reason}", flush=True)
+            return other
+        scores = {name: result[name] for name in (*METRIC_NAMES, "loss")}
+        self._lines.write(step, {**scores, "intervals": result["intervals"]["values"]})
+        took = time.monotonic() - started
+        print(
+            f"{where}: accuracy {in_words(scores['accuracy'])}, F-1 {in_words(scores['f1'])}, "
+            f"loss {scores['loss']:.4f} ({took:.1f} s)",
+            flush=True,
+        )
+        return network
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._lines.close()
+
+    def _at(self, step: int, other: TrainedNetwork | None) -> TrainedNetwork:
+        if self._network:
+            self._network = self._network.at(self._workdir, str(step))
+            return self._network
+        split, data_dir = self._target.split, self._target.data_dir
+        if other:
+            network = other.on(self._workdir, split=split, data_dir=data_dir)
+            network = network.at(self._workdir, str(step))
+        else:
+            network = load_trained(
+                self._workdir, split=split, checkpoint=str(step), data_dir=data_dir
             )
-    return evaluate(workdir, split=split, checkpoint=checkpoint, **places)
+        self._known = {
+            "leakage": network.leakage(),
+            "validation": validation_images(self._workdir, network),
+        }
+        self._network = network
+        return network
 
 
 class HeldCheckpoints:

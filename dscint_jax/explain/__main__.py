@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="directory of the training")
     parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
     parser.add_argument(
-        "--checkpoint", default="best", help="best (by validation F-1), last, or a step"
+        "--checkpoint", default="best", help="best (by validation F-1), latest, or a step"
     )
     parser.add_argument("--limit", type=int, help="explain no more images, spread over the split")
     parser.add_argument(

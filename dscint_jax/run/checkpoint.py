@@ -225,11 +225,11 @@ class Checkpointer:
     def restore_first(self, which: str, like: Mapping[str, Any]) -> tuple[int, Any]:
         """Restores one item of a checkpoint.
 
-        Of 'best' and 'last', a damaged checkpoint gives way to the next best or the one before,
+        Of 'best' and 'latest', a damaged checkpoint gives way to the next best or the one before,
         with a warning.
 
         Args:
-          which: 'best', 'last' or a step.
+          which: 'best', 'latest' or a step.
           like: items by name, shapes, types and shardings; the first that the checkpoint has is
             restored.
 
@@ -290,7 +290,7 @@ class Checkpointer:
         if not steps:
             raise UserError(f"{self._directory} holds no complete checkpoint; train first")
         newest_first = steps[::-1]
-        if which == "last":
+        if which == "latest":
             return newest_first
         if which == "best":
             best = self._best_first()
@@ -298,7 +298,7 @@ class Checkpointer:
         if which.isdecimal() and int(which) in steps:
             return [int(which)]
         raise UserError(
-            f"--checkpoint {which}: {self._directory} holds 'best', 'last' and "
+            f"--checkpoint {which}: {self._directory} holds 'best', 'latest' and "
             f"{', '.join(map(str, steps))}"
         )
 

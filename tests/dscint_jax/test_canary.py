@@ -64,7 +64,7 @@ def test_nothing_is_trained_or_evaluated_on_it(config, trained, tmp_path, wrong_
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="computes wrongly"):
-        evaluate(trained, split="test", checkpoint="last")
+        evaluate(trained, split="test", checkpoint="latest")
 
 
 def _kept_gradients():

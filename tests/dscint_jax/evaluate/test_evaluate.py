@@ -3,12 +3,15 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from dscint_jax.baselines.linear_baseline import linear_baseline
-from dscint_jax.evaluate.evaluate import evaluate, print_table
+from dscint_jax.evaluate import restored
+from dscint_jax.evaluate.evaluate import evaluate, evaluate_all, print_table
 from dscint_jax.input_pipeline import Copies, fingerprint_of, load_split
 from dscint_jax.metrics import intervals
 from dscint_jax.metrics.calibration import fit_temperature
@@ -119,7 +122,7 @@ def test_best_is_the_highest_validation_f1_and_any_kept_step_can_be_named(evalua
     assert result["step"] == checkpointer._best_first()[0]
     step = checkpointer.last_step()
     assert evaluate(workdir, split="validation", checkpoint=str(step))["step"] == step
-    assert evaluate(workdir, split="validation", checkpoint="last")["step"] == step
+    assert evaluate(workdir, split="validation", checkpoint="latest")["step"] == step
 
 
 def test_damaged_checkpoint_gives_way_to_the_next_with_a_warning(config, tmp_path, capsys):
@@ -336,6 +339,64 @@ def test_results_on_another_data_set_lie_beside_the_runs_own(
     assert not [w for w in recwarn if "sklearn" in str(w.filename)]
 
 
+def test_several_splits_and_data_sets_in_one_process_are_as_one_by_one(
+    evaluated, make_data_set, tmp_path
+):
+    own = make_data_set(train=40, validation=12, test=12)
+    first, second = make_data_set(test=7, validation=3), make_data_set(test=9, validation=5)
+    fields = {"pool": 1, "dir": str(own)}
+    together = _changed(evaluated[0], tmp_path / "together", data=fields)
+    splits = ("test", "validation")
+    results = evaluate_all(
+        together, splits=splits, checkpoint="best", external=(first, second), mirror=True
+    )
+    alone = _changed(evaluated[0], tmp_path / "alone", data=fields)
+    expected = [
+        evaluate(alone, split=split, checkpoint="best", data_dir=data_dir, mirror=True)
+        for data_dir in (None, first, second)
+        for split in splits
+    ]
+    assert results == expected
+    names = [(result["data_set"], result["split"]) for result in results]
+    assert names == [(n, s) for n in (None, first.name, second.name) for s in splits]
+    for path, data in _files(alone / "eval").items():
+        assert (together / path.relative_to(alone)).read_bytes() == data
+
+
+def test_data_sets_whose_folders_have_the_same_name_are_not_mixed_up(
+    evaluated, make_data_set, tmp_path
+):
+    workdir = _changed(evaluated[0], tmp_path / "run", data={"pool": 1})
+    first, second = (tmp_path / place / "b" for place in "xy")
+    for folder in (first, second):
+        shutil.copytree(make_data_set(test=6), folder)
+    with pytest.raises(UserError, match="would both lie in"):
+        evaluate_all(workdir, splits=["test"], checkpoint="best", external=(first, second))
+    assert not (workdir / "eval").exists()
+
+
+def test_any_number_of_devices_gives_the_same_result(
+    evaluated, make_data_set, monkeypatch, tmp_path
+):
+    # No number of devices divides 23, and a batch of each has padding.
+    own = make_data_set(train=40, validation=12, test=23)
+    workdir = _changed(evaluated[0], tmp_path / "run", data={"pool": 1, "dir": str(own)})
+    found = {}
+    for count in (1, 3, 8):
+        devices = jax.devices()[:count]
+        mesh = jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+        monkeypatch.setattr(restored, "data_mesh", lambda mesh=mesh: mesh)
+        result = evaluate(workdir, split="test", checkpoint="best")
+        assert sum(map(sum, result["confusion_matrix"])) == result["support"] == 23
+        found[count] = result, read_predictions(workdir / "eval" / "test" / "predictions.csv")
+    for result, predictions in found.values():
+        assert result["confusion_matrix"] == found[1][0]["confusion_matrix"]
+        assert result["loss"] == pytest.approx(found[1][0]["loss"], rel=1e-5)
+        np.testing.assert_allclose(
+            predictions.probabilities, found[1][1].probabilities, rtol=1e-4, atol=1e-6
+        )
+
+
 def test_class_that_the_network_does_not_know_is_named(evaluated, make_data_set, tmp_path):
     workdir = _changed(evaluated[0], tmp_path / "run", data={"pool": 1})
     elsewhere = make_data_set(test=9, classes=("normal", "fracture"))
@@ -385,7 +446,7 @@ def test_any_split_of_another_data_set_is_shown_beside_the_runs_own_test(
 ):
     own = make_data_set(train=40, validation=12, test=12)
     workdir = _changed(evaluated[0], tmp_path / "run", data={"pool": 1, "dir": str(own)})
-    last = evaluate(workdir, split="test", checkpoint="last")["step"]
+    last = evaluate(workdir, split="test", checkpoint="latest")["step"]
     evaluate(workdir, split="train", checkpoint="best")
     options = {"split": "train", "data_dir": make_data_set(train=6, test=3), "name": "b"}
     for step in Checkpointer(workdir, read_only=True).steps():

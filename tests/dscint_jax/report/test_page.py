@@ -218,7 +218,7 @@ def test_page_on_studies_counts_studies_and_compares_with_a_baseline_on_both_vie
 
 
 def test_explained_study_has_both_views_and_no_attention_on_a_missing_one(reported_studies):
-    network = load_trained(reported_studies[0], split="train", checkpoint="last")
+    network = load_trained(reported_studies[0], split="train", checkpoint="latest")
     views = network.images.read(np.arange(len(network.images)))["view"]
     chosen = [views.tolist().index(view) for view in ("both", "posterior")]
     both, posterior = explain(network, np.array(chosen))
@@ -307,7 +307,7 @@ def test_explained_copy_is_shown_as_the_network_sees_it(trained, tmp_path):
     shutil.copytree(trained, workdir)
     config = json.loads((workdir / "config.json").read_text())
     (workdir / "config.json").write_text(json.dumps(config | {"protocol": "augmented"}))
-    network = load_trained(workdir, split="test", checkpoint="last")
+    network = load_trained(workdir, split="test", checkpoint="latest")
     batch = network.images.read(np.arange(8))
     seen = network.as_seen(batch)
     plain = np.sqrt(batch["counts"] / batch["scale"][:, None, None, None])

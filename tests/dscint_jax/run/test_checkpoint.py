@@ -199,7 +199,7 @@ def test_damaged_optimizer_does_not_keep_an_evaluator_from_the_network(workdir):
     shutil.rmtree(workdir / "checkpoints" / "3" / "optimizer")
     like = _like(_state(0))
     checkpointer = Checkpointer(workdir, read_only=True)
-    assert _weights(checkpointer, "last", like)[0] == 3
+    assert _weights(checkpointer, "latest", like)[0] == 3
     assert not checkpointer.is_whole(3)
 
 
@@ -299,14 +299,14 @@ def test_what_a_kill_leaves_of_a_deletion_is_no_checkpoint_and_is_deleted(workdi
 
 
 @pytest.mark.parametrize("moment", ["before", "the record is read", "the arrays are read"])
-@pytest.mark.parametrize("which", ["best", "last"])
+@pytest.mark.parametrize("which", ["best", "latest"])
 def test_checkpoint_replaced_before_it_was_read_gives_way_without_talk_of_damage(
     workdir, capsys, monkeypatch, moment, which
 ):
     # As on a file system without locks, or by a training of an early version.
     reader = Checkpointer(workdir, read_only=True)
     assert reader.steps() == [1, 2, 3]
-    chosen, left = {"best": ("2", 3), "last": ("3", 2)}[which]
+    chosen, left = {"best": ("2", 3), "latest": ("3", 2)}[which]
     gone = workdir / "checkpoints" / chosen
     if moment == "before":
         shutil.rmtree(gone)
@@ -318,7 +318,7 @@ def test_checkpoint_replaced_before_it_was_read_gives_way_without_talk_of_damage
             seen.append(step)
             # The scores are looked at before one is chosen.
             if str(step) == chosen and (
-                name == "_read" or seen.count(step) == 2 - (which == "last")
+                name == "_read" or seen.count(step) == 2 - (which == "latest")
             ):
                 gone.rename(workdir / "elsewhere")
             return method(step, **items)
@@ -337,7 +337,7 @@ def test_step_that_was_asked_for_and_is_gone_is_named_with_those_that_are_there(
     reader = Checkpointer(workdir, read_only=True)
     shutil.rmtree(workdir / "checkpoints" / "1")
     like = _like(_state(0))
-    with pytest.raises(UserError, match=r"--checkpoint 1: .* holds 'best', 'last' and 2, 3"):
+    with pytest.raises(UserError, match=r"--checkpoint 1: .* holds 'best', 'latest' and 2, 3"):
         _weights(reader, "1", like)
 
 
@@ -366,7 +366,7 @@ def test_readers_beside_a_process_that_saves_without_pause_never_fail(tmp_path, 
         like, steps = _like(_state(0)), set()
         for n in range(30):
             reader = Checkpointer(tmp_path, read_only=True)
-            which = ("best", "last")[n % 2]
+            which = ("best", "latest")[n % 2]
             step, params, batch_stats = _weights(reader, which, like)
             reader.close()
             _assert_same((params, batch_stats), (_state(step).params, _state(step).batch_stats))

@@ -245,7 +245,7 @@ def test_evaluator_goes_on_from_the_one_before_and_says_so(
     workdir = shutil.copytree(three_kept, tmp_path / "run")
     damage(workdir / "checkpoints" / "12")
     capsys.readouterr()
-    assert evaluate(workdir, split="test", checkpoint="last")["step"] == 8
+    assert evaluate(workdir, split="test", checkpoint="latest")["step"] == 8
     gc.collect()
     shown = capsys.readouterr()
     assert "/12 is damaged" in shown.out

@@ -221,7 +221,7 @@ def test_network_of_ones_own_trains_and_is_evaluated(config, tmp_path, monkeypat
     config = _own(tmp_path, monkeypatch, config, "Mean")
     config = config.replaced({"steps": 2, "evaluate_every": 2})
     train(config, tmp_path / "run")
-    result = evaluate(tmp_path / "run", split="test", checkpoint="last")
+    result = evaluate(tmp_path / "run", split="test", checkpoint="latest")
     assert result["step"] == 2
 
 
@@ -305,7 +305,7 @@ def test_batch_of_more_images_than_there_are_is_cut_to_what_fits_and_kept_on_res
     assert (kept["batch_size"], kept["steps"], kept["evaluate_every"]) == (48, 2, 1)
     (attempt,) = json.loads((workdir / "provenance.json").read_text())
     assert attempt["batch_size"] == 40
-    assert evaluate(workdir, split="test", checkpoint="last")["support"] == 9
+    assert evaluate(workdir, split="test", checkpoint="latest")["support"] == 9
 
     # As if it had begun on four devices and been killed after the first step.
     again = tmp_path / "again"

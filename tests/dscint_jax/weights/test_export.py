@@ -108,11 +108,11 @@ def test_checkpoint_is_exported_without_its_data_set(alone, tmp_path, capsys, mo
 
 def test_checkpoints_of_other_steps_are_other_weights(alone, tmp_path):
     files = {}
-    for checkpoint in ("last", "12"):
+    for checkpoint in ("latest", "12"):
         out = tmp_path / f"{checkpoint}.safetensors"
         assert "at step 12" in export(alone, out, checkpoint=checkpoint)
         files[checkpoint] = out.read_bytes()
-    assert files["last"] == files["12"]
+    assert files["latest"] == files["12"]
     with pytest.raises(UserError, match="--checkpoint 3"):
         export(alone, tmp_path / "3.safetensors", checkpoint="3")
 
@@ -121,9 +121,9 @@ def test_file_that_exists_is_replaced_only_when_asked_to(alone, tmp_path):
     out = tmp_path / "dscint.safetensors"
     out.write_text("precious")
     with pytest.raises(UserError, match=r"dscint.safetensors exists; .* --overwrite"):
-        export(alone, out, checkpoint="last")
+        export(alone, out, checkpoint="latest")
     assert out.read_text() == "precious"
-    export(alone, out, checkpoint="last", overwrite=True)
+    export(alone, out, checkpoint="latest", overwrite=True)
     assert _metadata(out)[0]["network"] == "dscint"
 
 
@@ -140,7 +140,7 @@ def test_place_that_cannot_be_written_is_named(alone, tmp_path, out, expected):
     (tmp_path / "folder.safetensors").mkdir()
     (tmp_path / "file").write_text("a file")
     with pytest.raises(UserError, match=expected):
-        export(alone, tmp_path / out, checkpoint="last")
+        export(alone, tmp_path / out, checkpoint="latest")
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_place_that_cannot_be_written_is_named(alone, tmp_path, out, expected):
 def test_damaged_work_directory_is_named(alone, tmp_path, file, text, expected):
     (alone / file).write_text(text)
     with pytest.raises(UserError, match=expected):
-        export(alone, tmp_path / "dscint.safetensors", checkpoint="last")
+        export(alone, tmp_path / "dscint.safetensors", checkpoint="latest")
 
 
 def test_failed_write_leaves_nothing(tmp_path, monkeypatch):

@@ -684,7 +684,7 @@ def test_training_leaves_imported_weights_where_the_learning_rate_is_zero(
     train(config, tmp_path / "run")
     report = f"weights.safetensors: {len(tensors)} tensors loaded into dscint\n"
     assert report in capsys.readouterr().out
-    trained = load_weights(tmp_path / "run", checkpoint="last", num_classes=4)
+    trained = load_weights(tmp_path / "run", checkpoint="latest", num_classes=4)
     params = torch_state_dict(trained.params, nnx.State({}))
     _assert_same(params, {name: tensors[name] for name in params})
 
