@@ -146,6 +146,7 @@ quickstart() {
     --config configs/quickstart.py --workdir "$QUICKSTART/dscint" \
     --config.data.dir="$QUICKSTART/data"
   step "evaluation" dscint_jax.evaluate --workdir "$QUICKSTART/dscint" --split test
+  step "explanations" dscint_jax.explain --workdir "$QUICKSTART/dscint" --split test
   step "report" dscint_jax.report --workdir "$QUICKSTART/dscint" --split test
   echo
   echo "done in $((SECONDS / 60)):$(printf '%02d' $((SECONDS % 60))); open" \

@@ -27,7 +27,6 @@ from dscint_jax.input_pipeline import (
 )
 from dscint_jax.mesh import DeviceBatch, data_mesh, replicate, replicated_shapes, shard_batch
 from dscint_jax.metrics.passes import Evaluation
-from dscint_jax.models import AttentionMaps
 from dscint_jax.run.checkpoint import Checkpointer
 from dscint_jax.run.provenance import attempts_of, check_data, classes_of
 from dscint_jax.run.workdir import config_of
@@ -35,7 +34,7 @@ from dscint_jax.training import parallel
 from dscint_jax.training.augment import apply_copies
 from dscint_jax.training.experiment import load_images, make_experiment
 from dscint_jax.training.state import evaluated_items
-from dscint_jax.training.step import ClassMaps
+from dscint_jax.training.step import NetworkMaps
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.progress import ProgressBar
 
@@ -62,8 +61,7 @@ class TrainedNetwork:
     _mesh: Mesh
     _state: tuple[nnx.State, nnx.State]
     _eval_step: parallel.EvalStep
-    _attention_step: parallel.AttentionStep
-    _class_maps_step: parallel.ClassMapsStep
+    _maps_step: parallel.MapsStep
 
     @property
     def batch_size(self) -> int:
@@ -74,13 +72,9 @@ class TrainedNetwork:
         """Evaluates a batch of `batch_size` images."""
         return self._eval_step(*self._state, self._on_devices(batch))
 
-    def attention(self, batch: HostBatch) -> AttentionMaps:
-        """What the network's attention weighs in a batch of `batch_size` images."""
-        return self._attention_step(*self._state, self._on_devices(batch))
-
-    def class_maps(self, batch: HostBatch) -> ClassMaps:
-        """Where a batch of `batch_size` images speaks for the classes that their `label` names."""
-        return self._class_maps_step(*self._state, self._on_devices(batch))
+    def maps(self, batch: HostBatch) -> NetworkMaps:
+        """Where it looks in a batch of `batch_size` images, for the classes that `label` names."""
+        return self._maps_step(*self._state, self._on_devices(batch))
 
     def with_random_weights(self) -> "TrainedNetwork":
         """The same as it is before its first step, with weights drawn by another seed."""
@@ -110,7 +104,7 @@ class TrainedNetwork:
 
     def on(self, workdir: Path, *, split: str, data_dir: Path | None = None) -> "TrainedNetwork":
         """The same with another split, or that of another data set; see `load_trained`."""
-        config, images, trained_on = _open(workdir, split, data_dir)
+        config, images, trained_on = _open(workdir, config_of(workdir), split, data_dir)
         return dataclasses.replace(self, config=config, images=images, trained_on=trained_on)
 
     def leakage(self) -> Leakage | None:
@@ -173,10 +167,11 @@ def load_trained(
       UserError: no run, no such checkpoint, no data set, or not the one trained on; or the
         backend computes wrongly.
     """
+    config = config_of(workdir)
     check_backend()
     checkpointer = Checkpointer(workdir, read_only=True)
     checkpointer.check(checkpoint)
-    config, images, trained_on = _open(workdir, split, data_dir)
+    config, images, trained_on = _open(workdir, config, split, data_dir)
     experiment = make_experiment(config, images.class_counts)
     mesh = data_mesh()
     shapes = replicated_shapes((experiment.params, experiment.batch_stats), mesh)
@@ -193,14 +188,14 @@ def load_trained(
         _mesh=mesh,
         _state=(weights["params"], weights["batch_stats"]),
         _eval_step=parallel.compile_eval_step(experiment.spec, mesh),
-        _attention_step=parallel.compile_attention_step(experiment.spec, mesh),
-        _class_maps_step=parallel.compile_class_maps_step(experiment.spec, mesh),
+        _maps_step=parallel.compile_maps_step(experiment.spec, mesh),
     )
 
 
-def _open(workdir: Path, split: str, data_dir: Path | None) -> tuple[Config, Scintigrams, bool]:
-    """The config for a split, its images, and whether its data set is the one trained on."""
-    config = config_of(workdir)
+def _open(
+    workdir: Path, config: Config, split: str, data_dir: Path | None
+) -> tuple[Config, Scintigrams, bool]:
+    """A run's config for a split, its images, and whether its data set is the one trained on."""
     trained_on = data_dir is None or is_trained_on(workdir, data_dir)
     if data_dir is not None:
         config = config.replaced({"data.dir": str(data_dir)})

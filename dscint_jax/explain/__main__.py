@@ -13,7 +13,7 @@ def main() -> None:
     parser = CommandParser(
         prog="python -m dscint_jax.explain",
         description="Show what a trained network looks at, and score it where the data set has "
-        "lesion masks: explanations.json, explanations.png.",
+        "lesion masks: explanations.json, a table.",
     )
     parser.add_argument("--workdir", type=Path, required=True, help="directory of the training")
     parser.add_argument("--split", default="test", help="train, validation or test (default: test)")

@@ -3,13 +3,13 @@
     python -m dscint_jax.explain --workdir runs/quickstart/dscint --split test
 
 In: a work directory that training filled, and its data set, or another one (`--data_dir`). Out:
-explanations.json and explanations.png in the folder of the split's results, and tables.
+explanations.json in the folder of the split's results, and tables.
 """
 
 import dataclasses
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ from rich.table import Table
 
 from dscint_jax.evaluate.evaluate import or_elsewhere, result_folder
 from dscint_jax.evaluate.restored import TrainedNetwork, load_trained
-from dscint_jax.explain.lesions import GROUPS, LesionRecord, LesionRecords, group_masks, lesions_of
-from dscint_jax.explain.maps import METHODS, TRUE, Explained, explain, full_batch, own_maps
-from dscint_jax.explain.montage import Study, montage, panels_of, write_png
+from dscint_jax.explain.lesions import GROUPS, LesionRecord, group_masks, lesion_records, lesions_of
+from dscint_jax.explain.maps import METHODS, TRUE, Explained, by_method, explain, full_batch
 from dscint_jax.explain.scores import (
     BASELINES,
+    CENTRE,
     POINTING,
+    RANDOM,
     SCORES,
     TOLERANCE_MM,
     baseline_maps,
@@ -44,10 +45,7 @@ from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import write_json
 from tfds_builder.commandline.progress import ProgressBar
 
-EXPLANATIONS_FILE, MONTAGE_FILE = "explanations.json", "explanations.png"
-
-STUDIES_A_CLASS = 2
-"""In the montage."""
+EXPLANATIONS_FILE = "explanations.json"
 
 TITLES = METHODS | {name: name for name in BASELINES}
 """What the maps are called in tables."""
@@ -87,7 +85,7 @@ def write_explanations(
     out: Path | None = None,
     told: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
-    """Explains a split, scores the maps where records have lesions, and writes both files.
+    """Explains a split, scores the maps where records have lesions, and writes the file.
 
     Arguments and errors are those of `load_trained`, and:
 
@@ -136,9 +134,7 @@ def write_explanations(
         "by_image": _by_image(measured, tuple(grids)),
     }
     told(result)
-    picture = montage(_studies(network, indices))
     with or_elsewhere(out):
-        write_png(picture, folder / MONTAGE_FILE)
         write_json(folder / EXPLANATIONS_FILE, result)
     return result
 
@@ -157,7 +153,8 @@ def measure(
       methods: those of METHODS that the network has.
       tolerance_mm: how far from a lesion the maximum of a map may lie.
     """
-    untrained, records, noun = network.with_random_weights(), _records(network), network.images.noun
+    untrained, records = network.with_random_weights(), lesion_records(network)
+    noun = network.images.noun
     rows: list[tuple[Any, ...]] = []
     with ProgressBar(f"explaining {noun}", total=len(indices), noun=noun) as bar:
         for start in range(0, len(indices), network.batch_size):
@@ -204,18 +201,9 @@ def _scores(
     return SCORED, scores
 
 
-def _records(
-    network: TrainedNetwork,
-) -> Callable[[Int[np.ndarray, " image"]], Sequence[LesionRecord | None]]:
-    """Reads records by their indices; of copies, which are moved, masks would lie beside them."""
-    if network.images.copies:
-        return lambda indices: [None] * len(indices)
-    return LesionRecords(network.config, network.images.split).read
-
-
 def _grids(network: TrainedNetwork) -> dict[str, list[int]]:
     """Rows and columns of each map that the network has, before it is brought to the image's."""
-    maps = own_maps(network, full_batch(network, np.array([0])))
+    maps = by_method(network.maps(full_batch(network, np.array([0]))))
     return {name: list(values.shape[-2:]) for name, values in maps.items()}
 
 
@@ -249,24 +237,6 @@ def _by_image(measured: Measured, methods: tuple[str, ...]) -> list[dict[str, An
         }
         for n in range(len(said))
     ]
-
-
-def _studies(network: TrainedNetwork, indices: Int[np.ndarray, " image"]) -> list[Study]:
-    """The first studies of each class, as the montage draws them."""
-    keys, records = network.images.keys(), _records(network)
-    studies: list[Study] = []
-    for label, name in enumerate(network.images.classes):
-        own = indices[keys["label"][indices] == label]
-        for study in list(dict.fromkeys(keys["study_key"][own]))[:STUDIES_A_CLASS]:
-            chosen = own[keys["study_key"][own] == study]
-            chosen = chosen[np.argsort(keys["view"][chosen], kind="stable")][:2]
-            panels = []
-            for item, record in zip(
-                explain(network, chosen, of=TRUE), records(chosen), strict=True
-            ):
-                panels += panels_of(item, record, network.images.classes)
-            studies.append((name.replace("_", " "), panels[:2]))
-    return studies
 
 
 def print_tables(result: Mapping[str, Any]) -> None:
@@ -307,6 +277,7 @@ def _print_scores(console: Console, result: Mapping[str, Any], noun: str) -> Non
     console.print(table)
     for verdict in verdicts(every[POINTING]):
         print(verdict)
+    maps = [name for name in maps if name not in (RANDOM, CENTRE)]
     table = _table("pointing, by", noun, *(TITLES[name] for name in maps))
     for kind, groups in scores.items():
         if kind != "all":

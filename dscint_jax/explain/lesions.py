@@ -5,7 +5,7 @@ they are like: size, contrast, and whether they lie at a fixed site.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from dscint_jax.baselines.body import Body, find_body
 from dscint_jax.config import Config
+from dscint_jax.evaluate.restored import TrainedNetwork
 from dscint_jax.input_pipeline import open_dataset, parts_of, sum_pool
 
 MASK, SPACING = "lesion_mask", "pixel_spacing_mm"
@@ -65,6 +66,10 @@ class LesionRecord:
     def measurable(self) -> bool:
         """Whether the size of a pixel is known in each view that has a lesion."""
         return bool((self.pixel_mm[self.mask.any((1, 2))] > 0).all())
+
+    def covered(self, side: int) -> Bool[np.ndarray, "view small_height small_width"]:
+        """Which blocks of pixels have a lesion."""
+        return sum_pool(np.asarray(self.mask > 0, np.int32)[..., None], side)[..., 0] > 0
 
     def pooled(self, side: int) -> Int[np.ndarray, "view small_height small_width"]:
         """Counts summed over blocks of pixels, as the network is given them."""
@@ -119,6 +124,19 @@ class LesionRecords:
     def read(self, indices: Int[np.ndarray, " image"]) -> list[LesionRecord]:
         """Records by their indices in the split."""
         return [_annotated(r) for r in self._records.__getitems__([int(i) for i in indices])]
+
+
+def lesion_records(
+    network: TrainedNetwork,
+) -> Callable[[Int[np.ndarray, " image"]], Sequence[LesionRecord | None]]:
+    """Reads a split's records by their indices; of copies, which are moved, masks would be beside.
+
+    Returns:
+      A function of indices; what it returns is None for copies.
+    """
+    if network.images.copies:
+        return lambda indices: [None] * len(indices)
+    return LesionRecords(network.config, network.images.split).read
 
 
 def _annotated(record: dict[str, Any]) -> LesionRecord:

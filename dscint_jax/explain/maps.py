@@ -11,6 +11,7 @@ from PIL import Image
 
 from dscint_jax.evaluate.restored import TrainedNetwork
 from dscint_jax.input_pipeline import HostBatch
+from dscint_jax.training.step import NetworkMaps
 
 TRUE, PREDICTED = "true", "predicted"
 """The classes of an image that maps may be of: its own, or the one that the network reads."""
@@ -35,7 +36,7 @@ class Explained:
       view: which view it is, or which of them the study has: 'both' or the only one.
       target: the class that the maps but attention are of.
       maps: those that the network has, by METHODS, brought to the views' size: what
-        `AttentionMaps.spatial` and `ClassMaps` hold.
+        `NetworkMaps` holds.
     """
 
     views: Float[np.ndarray, "view height width"]
@@ -85,9 +86,9 @@ def resize(
     return np.asarray(image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
 
 
-def own_maps(network: TrainedNetwork, batch: HostBatch) -> dict[str, np.ndarray]:
-    """The maps of a batch on their own grids (batch, *view, rows, columns), by METHODS."""
-    attention, found = network.attention(batch).spatial, network.class_maps(batch)
+def by_method(found: NetworkMaps) -> dict[str, np.ndarray]:
+    """Maps on their own grids (batch, *view, rows, columns), by METHODS."""
+    attention = found.attention.spatial
     maps = {
         ATTENTION: None if attention is None else attention[..., 0],
         GRAD_CAM: found.grad_cam,
@@ -97,18 +98,17 @@ def own_maps(network: TrainedNetwork, batch: HostBatch) -> dict[str, np.ndarray]
 
 
 def _explain_batch(network: TrainedNetwork, batch: HostBatch, of: str) -> list[Explained]:
-    result = network.evaluate(batch)
-    target = batch["label"] if of == TRUE else np.asarray(result.predicted, np.int32)
+    target = batch["label"]
+    if of == PREDICTED:
+        target = np.asarray(network.evaluate(batch).predicted, np.int32)
+    found = network.maps(batch | {"label": target})
     pixels = network.as_seen(batch)[..., 0]
     views = pixels.reshape(len(pixels), -1, *pixels.shape[-2:])
-    maps = {
-        name: _at_size(values, views.shape)
-        for name, values in own_maps(network, batch | {"label": target}).items()
-    }
+    maps = {name: _at_size(values, views.shape) for name, values in by_method(found).items()}
     return [
         Explained(
             views=views[i],
-            probabilities=np.asarray(result.probabilities)[i],
+            probabilities=np.asarray(found.probabilities)[i],
             label=int(batch["label"][i]),
             view=str(batch["view"][i]),
             target=int(target[i]),

@@ -78,9 +78,10 @@ def verdicts(means: Mapping[str, Mapping[str, Any]]) -> list[str]:
         }
         if not bounds or None in bounds.values():
             continue
+        title = title[0].upper() + title[1:]
         missed = [name for name, (low, _) in bounds.items() if low <= 0]
         if missed:
-            found.append(f"{title} points no better than {' and '.join(missed)}.")
+            found.append(f"{title} points no better than {', '.join(missed)}.")
         else:
             found.append(f"{title} points better than {', '.join(BASELINES)}.")
     return found

@@ -16,11 +16,15 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from dscint_jax.explain.lesions import LesionRecord
 from dscint_jax.explain.maps import METHODS, Explained
 from dscint_jax.metrics.predictions import MIXED, Predictions
 from dscint_jax.report.tables import FACTS, plain
 
-PICTURE_ROWS, MAP_ROWS = 256, 64
+LESIONS = "true lesions"
+"""The map of the lesion masks."""
+
+PICTURE_ROWS, MAP_ROWS = 256, 128
 """The most rows of a picture, and of a map that is laid over it."""
 
 QUALITY = 90
@@ -114,6 +118,7 @@ def by_instruction(cases: Sequence[Case]) -> list[int]:
 def gallery(
     predictions: Predictions,
     explain: Callable[[np.ndarray], list[Explained]],
+    lesions: Callable[[np.ndarray], Sequence[LesionRecord | None]],
     *,
     clip: float,
     most_bytes: int = MOST_BYTES,
@@ -123,6 +128,7 @@ def gallery(
     Args:
       predictions: of the split.
       explain: explains images by their indices.
+      lesions: reads the records of images by their indices.
       clip: upper limit of a normalised pixel, which becomes 255.
       most_bytes: what all pictures may take; the least instructive studies are left out.
 
@@ -137,9 +143,10 @@ def gallery(
         chosen = order[start : start + TOGETHER]
         images = [i for number in chosen for i in cases[number].images]
         explained = dict(zip(images, explain(np.array(images)), strict=True))
+        records = dict(zip(images, lesions(np.array(images)), strict=True))
         for number in chosen:
             own = [explained[i] for i in cases[number].images]
-            pictures = _pictures(own, clip)
+            pictures = _pictures(own, [records[i] for i in cases[number].images], clip)
             size += sum(len(text) for text in (pictures["picture"], *pictures["maps"].values()))
             if size > most_bytes:
                 return _gallery(predictions, cases, shown, clip, shape)
@@ -155,7 +162,8 @@ def _gallery(
     clip: float,
     shape: tuple[int, int],
 ) -> dict[str, Any]:
-    colours = np.asarray(mpl.colormaps["inferno"](np.arange(256), bytes=True))[:, :3]
+    # Red to yellow: neither is a shade of the scan, on which dark is many counts.
+    colours = np.asarray(mpl.colormaps["autumn"](np.arange(256), bytes=True))[:, :3]
     return {
         "classes": [plain(name) for name in predictions.classes],
         "clip": clip,
@@ -164,7 +172,7 @@ def _gallery(
         "colours": colours.tobytes().hex(),
         "maps": [
             name
-            for name in METHODS.values()
+            for name in (*METHODS.values(), LESIONS)
             if any(name in case["maps"] for case in shown.values())
         ],
         "of": len(cases),
@@ -204,7 +212,9 @@ def _views(predictions: Predictions, image: int, count: int) -> list[str]:
     return [f"{_view(predictions, image)}: {name}"]
 
 
-def _pictures(explained: Sequence[Explained], clip: float) -> dict[str, Any]:
+def _pictures(
+    explained: Sequence[Explained], records: Sequence[LesionRecord | None], clip: float
+) -> dict[str, Any]:
     """The views beside each other as one picture, and every map alike."""
     # The root of the mean square: of square roots of counts, that of the mean counts.
     pixels = [np.sqrt(_reduced(v**2, PICTURE_ROWS)) for own in explained for v in own.views]
@@ -213,7 +223,12 @@ def _pictures(explained: Sequence[Explained], clip: float) -> dict[str, Any]:
     for own in explained:
         for name, heat in own.heat.items():
             planes = maps.setdefault(METHODS[name], [])
-            planes.extend(_reduced(plane, MAP_ROWS) for plane in heat)
+            planes.extend(_peaks(plane, MAP_ROWS) for plane in heat)
+    for own, record in zip(explained, records, strict=True):
+        if record is not None:
+            side = record.mask.shape[-1] // own.views.shape[-1]
+            covered = record.covered(side).astype(np.float32)
+            maps.setdefault(LESIONS, []).extend(_peaks(plane, MAP_ROWS) for plane in covered)
     return {
         "picture": _encoded(shades),
         "maps": {
@@ -236,6 +251,15 @@ def _reduced(
     height, width = _shape(plane.shape, rows)
     image = Image.fromarray(np.asarray(plane, np.float32))
     return np.asarray(image.resize((width, height), Image.Resampling.BOX))
+
+
+def _peaks(
+    plane: Float[np.ndarray, "height width"], rows: int
+) -> Float[np.ndarray, "rows columns"]:
+    """The highest of blocks of pixels, so that `rows` are left at most and no peak is lost."""
+    height, width = _shape(plane.shape, rows)
+    side = plane.shape[0] // height
+    return plane[: height * side, : width * side].reshape(height, side, width, side).max((1, 3))
 
 
 def _encoded(shades: UInt8[np.ndarray, "height width"]) -> str:

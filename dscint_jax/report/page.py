@@ -31,6 +31,7 @@ from dscint_jax.evaluate.evaluate import (
 )
 from dscint_jax.evaluate.restored import TrainedNetwork, is_trained_on, load_trained
 from dscint_jax.explain.explanations import EXPLANATIONS_FILE
+from dscint_jax.explain.lesions import lesion_records
 from dscint_jax.explain.maps import explain
 from dscint_jax.input_pipeline import copies_of, load_split, open_dataset
 from dscint_jax.metrics.predictions import Predictions, read_predictions
@@ -233,6 +234,7 @@ def _made(reported: Reported) -> tuple[str, list[Table], dict[str, str]]:
     shown = gallery(
         reported.predictions,
         functools.partial(explain, network),
+        lesion_records(network),
         clip=network.config.data.clip,
     )
     explained = reported.explanations

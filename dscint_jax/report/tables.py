@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dscint_jax.baselines.linear_baseline import Baseline
+from dscint_jax.explain.lesions import GROUPS
 from dscint_jax.explain.maps import METHODS
 from dscint_jax.explain.scores import BASELINES, BRIGHTEST, ENERGY, POINTING
 from dscint_jax.explain.summary import verdicts
@@ -367,22 +368,24 @@ def pointing_table(found: Mapping[str, Any], noun: str) -> Table:
         f"weights: rank correlation with the same map of a network that learned nothing; near 1, "
         f"the map shows the image and not what was learned. {' '.join(verdicts(every[POINTING]))}"
     )
-    head = ("map", "pointing", "energy", f"pointing less {BRIGHTEST}'s", "with random weights")
+    head = ("map", "pointing", "energy", f"pointing minus {BRIGHTEST}", "with random weights")
     return Table("pointing", "Maps against lesion masks", head, tuple(rows), note)
 
 
 def pointing_group_table(found: Mapping[str, Any], noun: str) -> Table:
     """Pointing by the lesions' site, size and contrast, and by class, view and reading."""
     maps = _maps(found["scores"]["all"])
+    order = {name: place for place, (_, name) in enumerate(GROUPS)}
     rows = [
         (
-            f"{kind} {plain(name)}",
+            f"{kind}: {plain(name)}",
             str(group["images"]),
             *(in_words(group[POINTING][each]["mean"], 3) for each in maps),
         )
-        for kind, groups in found["scores"].items()
-        if kind != "all"
-        for name, group in groups.items()
+        for kind in ("site", "size", "contrast", "class", "view", "reading")
+        for name, group in sorted(
+            found["scores"][kind].items(), key=lambda item: order.get(item[0], 0)
+        )
         if group["images"]
     ]
     note = (

@@ -14,21 +14,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dscint_jax.mesh import AXIS, DeviceBatch
 from dscint_jax.metrics.passes import Evaluation
-from dscint_jax.models import AttentionMaps
 from dscint_jax.training.state import TrainState
 from dscint_jax.training.step import (
-    ClassMaps,
+    NetworkMaps,
     StepSpec,
-    attention_step,
-    class_maps_step,
     eval_step,
+    maps_step,
     train_step,
 )
 
 TrainStep = Callable[[TrainState, DeviceBatch], tuple[TrainState, dict[str, jax.Array]]]
 EvalStep = Callable[[nnx.State, nnx.State, DeviceBatch], Evaluation]
-AttentionStep = Callable[[nnx.State, nnx.State, DeviceBatch], AttentionMaps]
-ClassMapsStep = Callable[[nnx.State, nnx.State, DeviceBatch], ClassMaps]
+MapsStep = Callable[[nnx.State, nnx.State, DeviceBatch], NetworkMaps]
 
 
 def compile_train_step(spec: StepSpec, mesh: Mesh, spmd: str = "jit") -> TrainStep:
@@ -86,14 +83,9 @@ def compile_eval_step(spec: StepSpec, mesh: Mesh) -> EvalStep:
     return _compile_inference(eval_step, spec, mesh)
 
 
-def compile_attention_step(spec: StepSpec, mesh: Mesh) -> AttentionStep:
-    """The jitted attention maps of (params, batch_stats, batch); results on every device."""
-    return _compile_inference(attention_step, spec, mesh)
-
-
-def compile_class_maps_step(spec: StepSpec, mesh: Mesh) -> ClassMapsStep:
-    """The jitted class maps of (params, batch_stats, batch); results on every device."""
-    return _compile_inference(class_maps_step, spec, mesh)
+def compile_maps_step(spec: StepSpec, mesh: Mesh) -> MapsStep:
+    """The jitted maps of (params, batch_stats, batch); results on every device."""
+    return _compile_inference(maps_step, spec, mesh)
 
 
 def _compile_inference(step: Callable[..., Any], spec: StepSpec, mesh: Mesh) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ view).
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -37,17 +37,24 @@ Batch = Mapping[str, jax.Array]
 
 @pytree
 @dataclasses.dataclass(frozen=True)
-class ClassMaps:
-    """Where images speak for a class, at least 0; what speaks against it is left out.
+class NetworkMaps:
+    """Where a network looks in a batch; None is what it has not.
+
+    The last two are of a class: where the images speak for it, at least 0. What speaks against it
+    is left out.
 
     Attributes:
+      probabilities: softmax.
+      attention: what its own attention weighs.
+      grad_cam: on the grid of its last maps; of a network with `feature_maps` and `classify` (see
+        `models`).
       gradient_input: on the images' pixels; of studies one map a view.
-      grad_cam: on the grid of the network's last maps; None of a network without `feature_maps` and
-        `classify` (see `models`).
     """
 
-    gradient_input: Float[Array, "batch *view height width"]
+    probabilities: Float[Array, "batch classes"]
+    attention: AttentionMaps
     grad_cam: Float[Array, "batch *view rows columns"] | None
+    gradient_input: Float[Array, "batch *view height width"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,45 +256,42 @@ def eval_step(
     )
 
 
-def attention_step(
+def maps_step(
     params: nnx.State, batch_stats: nnx.State, batch: Batch, *, spec: StepSpec
-) -> AttentionMaps:
-    """What the network's attention weighs in one batch; empty maps of one that has none."""
-    model = nnx.merge(spec.inference, params, batch_stats, copy=True)
-    if not hasattr(model, "attention_maps"):
-        return AttentionMaps()
-    return model.attention_maps(_prepared(batch, spec))
-
-
-def class_maps_step(
-    params: nnx.State, batch_stats: nnx.State, batch: Batch, *, spec: StepSpec
-) -> ClassMaps:
-    """Where one batch speaks for the classes that `label` names; in evaluation mode.
+) -> NetworkMaps:
+    """Where the network looks in one batch, for the classes that `label` names.
 
     With y the logit of the class, before softmax:
 
-    - gradient x input (Shrikumar et al. 2016, arXiv:1605.01713) is ReLU(x dy / dx) of each pixel x;
     - Grad-CAM (Selvaraju et al. 2020, Int J Comput Vis 128:336, equations 1 and 2) is ReLU(sum_k
       a_k A_k), with A_k the k-th of the last maps and a_k the mean of dy / dA_k over the positions
-      of a map. Each view of a study has means of its own.
+      of a map. Each view of a study has means of its own;
+    - gradient x input (Shrikumar et al. 2016, arXiv:1605.01713) is ReLU(x dy / dx) of each pixel x.
 
     In float32, with the running statistics, without dropout.
     """
     model: Any = nnx.merge(spec.inference, params, batch_stats, copy=True)
     images = _prepared(batch, spec)
 
-    def of_class(logits: jax.Array) -> jax.Array:
+    def of_class(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
         # Images do not look at each other, so that the gradient of the sum is that of each.
-        return jnp.take_along_axis(logits, batch["label"][:, None], axis=1).sum()
+        chosen = jnp.take_along_axis(logits, batch["label"][:, None], axis=1)
+        return chosen.sum(), logits
 
-    gradients = jax.grad(lambda images: of_class(model(images)))(images)
+    def gradient(logits: Callable[[jax.Array], jax.Array], x: jax.Array) -> Any:
+        return jax.grad(lambda x: of_class(logits(x)), has_aux=True)(x)
+
+    gradients, logits = gradient(model, images)
     gradient_input = nnx.relu((gradients * images).sum(-1))
-    if not (hasattr(model, "feature_maps") and hasattr(model, "classify")):
-        return ClassMaps(gradient_input, None)
-    maps = model.feature_maps(images)
-    gradients = jax.grad(lambda maps: of_class(model.classify(maps, images)))(maps)
-    weights = gradients.astype(jnp.float32).mean((-3, -2), keepdims=True)
-    return ClassMaps(gradient_input, nnx.relu((weights * maps.astype(jnp.float32)).sum(-1)))
+    grad_cam, attention = None, AttentionMaps()
+    if hasattr(model, "feature_maps") and hasattr(model, "classify"):
+        maps = model.feature_maps(images)
+        gradients, _ = gradient(lambda maps: model.classify(maps, images), maps)
+        weights = gradients.astype(jnp.float32).mean((-3, -2), keepdims=True)
+        grad_cam = nnx.relu((weights * maps.astype(jnp.float32)).sum(-1))
+    if hasattr(model, "attention_maps"):
+        attention = model.attention_maps(images)
+    return NetworkMaps(jax.nn.softmax(logits), attention, grad_cam, gradient_input)
 
 
 def _prepared(batch: Batch, spec: StepSpec) -> Float[Array, "batch *view height width 1"]:

@@ -56,7 +56,7 @@
     const opacity = heat ? Number(field("opacity").value) : 0;
     // Where the map says nothing, the scan is seen as it is.
     for (let i = 0; i < painted.data.length; i += 4) {
-      const overScan = heat ? (opacity * heat.data[i]) / 255 : 0;
+      const overScan = heat ? opacity * Math.sqrt(heat.data[i] / 255) : 0;
       const share = ((source.data[i] / 255) * gallery.clip - low) / wide;
       const grey = 255 * (1 - Math.min(1, Math.max(0, share)));
       for (let k = 0; k < 3; k += 1) {

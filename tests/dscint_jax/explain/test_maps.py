@@ -42,7 +42,7 @@ def test_every_image_has_all_maps_at_its_size_in_any_order(network):
     indices = np.random.default_rng(1).permutation(count)
     explained = explain(network, indices)
     batch = full_batch(network, indices[:2])
-    maps = np.asarray(network.attention(batch).spatial)[..., 0]
+    maps = np.asarray(network.maps(batch).attention.spatial)[..., 0]
     for n, item in enumerate(explained):
         assert set(item.heat) == set(METHODS)
         for heat in item.heat.values():
@@ -72,7 +72,7 @@ def test_maps_are_of_the_class_that_is_asked_for(network):
         assert not all(np.allclose(of_true[n].maps[name], of_read[n].maps[name]) for n in wrong)
     n = wrong[0]
     batch = full_batch(network, indices[n : n + 1])
-    maps = np.asarray(network.class_maps(batch).grad_cam)[0]
+    maps = np.asarray(network.maps(batch).grad_cam)[0]
     np.testing.assert_allclose(of_true[n].maps[GRAD_CAM][0], resize(maps, (64, 16)), rtol=1e-5)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dscint_jax.explain.lesions import LesionRecord
 from dscint_jax.explain.maps import Explained
 from dscint_jax.metrics.predictions import Predictions
 from dscint_jax.report.gallery import by_instruction, cases_of, gallery
@@ -58,6 +59,13 @@ def _explain(indices, maps=("attention", "grad_cam")):
     ]
 
 
+def _records(indices):
+    """A lesion of one recorded pixel in the image of index 2; there are two in a pixel seen."""
+    masks = np.zeros((4, 1, 1024, 256), np.uint8)
+    masks[2, 0, 77, 25] = 1
+    return [LesionRecord(np.ones_like(masks[i]), masks[i], np.array([2.0])) for i in indices]
+
+
 def test_case_has_the_views_of_its_study_anterior_first_and_their_mean_probabilities():
     x, y = cases_of(_predictions(TWO_STUDIES))
     assert x.images == (2, 0)
@@ -86,7 +94,7 @@ def test_surest_hits_of_each_class_come_first_then_the_surest_errors_then_doubtf
 
 
 def test_pictures_lie_beside_each_other_and_keep_the_counts():
-    found = gallery(_predictions(TWO_STUDIES), _explain, clip=3.0)
+    found = gallery(_predictions(TWO_STUDIES), _explain, _records, clip=3.0)
     assert (found["height"], found["width"], found["of"]) == (256, 64, 2)
     x = found["cases"][0]
     assert x["views"] == ["anterior: a", "posterior: b c"]
@@ -97,23 +105,30 @@ def test_pictures_lie_beside_each_other_and_keep_the_counts():
     # The anterior view is the image of index 2, whose pixels are 1.0 of at most 3.0.
     np.testing.assert_allclose(shades[:, :60].mean(), 255 / 3, atol=2)
     np.testing.assert_allclose(shades[:, 68:].mean(), 0, atol=2)
-    assert found["maps"] == list(x["maps"]) == ["attention", "Grad-CAM"]
+    assert found["maps"] == list(x["maps"]) == ["attention", "Grad-CAM", "true lesions"]
+    lesions = Image.open(io.BytesIO(base64.b64decode(x["maps"]["true lesions"]))).convert("L")
+    # Of the two views beside each other the first has it, where it is, and no peak is lost.
+    shades = np.asarray(lesions, int)
+    assert np.unravel_index(shades.argmax(), shades.shape) == (77 // 8, 25 // 8)
+    assert shades.max() > 200
+    assert (shades[:, 32:] < 20).all()
     attention = Image.open(io.BytesIO(base64.b64decode(x["maps"]["attention"])))
-    assert attention.size == (32, 64)
+    assert attention.size == (64, 128)
 
 
 def test_maps_are_those_that_the_network_has():
     explain = functools.partial(_explain, maps=("gradient_input",))
-    found = gallery(_predictions(TWO_STUDIES), explain, clip=3.0)
-    assert found["maps"] == list(found["cases"][0]["maps"]) == ["gradient x input"]
+    found = gallery(_predictions(TWO_STUDIES), explain, _records, clip=3.0)
+    names = ["gradient x input", "true lesions"]
+    assert found["maps"] == list(found["cases"][0]["maps"]) == names
 
 
 def test_least_instructive_studies_are_left_out_where_there_is_no_room():
     rows = [(f"study {n}", "anterior", 0, p) for n, p in enumerate((0.1, 0.2, 0.9, 0.45))]
     predictions = _predictions(rows)
-    whole = gallery(predictions, _explain, clip=3.0)
+    whole = gallery(predictions, _explain, _records, clip=3.0)
     kept = [whole["cases"][n] for n in (0, 2, 3)]
     room = sum(len(text) for case in kept for text in (case["picture"], *case["maps"].values()))
-    found = gallery(predictions, _explain, clip=3.0, most_bytes=room)
+    found = gallery(predictions, _explain, _records, clip=3.0, most_bytes=room)
     assert [case["id"] for case in found["cases"]] == ["study 0", "study 2", "study 3"]
     assert found["of"] == 4

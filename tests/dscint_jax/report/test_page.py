@@ -133,7 +133,7 @@ def test_gallery_has_every_study_of_the_split(reported):
     assert data["of"] == len(data["cases"]) == reported[1]["studies"]["support"]
     right = sum(case["right"] for case in data["cases"])
     assert right == pytest.approx(reported[1]["studies"]["accuracy"] * data["of"])
-    assert data["maps"] == ["attention", "Grad-CAM", "gradient x input"]
+    assert data["maps"] == ["attention", "Grad-CAM", "gradient x input", "true lesions"]
     assert all(len(case["views"]) == 2 for case in data["cases"])
 
 
@@ -149,7 +149,7 @@ def test_page_has_the_scores_of_maps_of_the_same_checkpoint(reported, tables, tm
         assert rows[title][:2] == [cell(value["mean"], value["interval"]) for value in values]
     groups = {row[0]: row[1:] for row in tables["pointing_groups"][1:]}
     neck = found["scores"]["site"]["neck (fixed)"]
-    assert groups["site neck (fixed)"][0] == str(neck["images"])
+    assert groups["site: neck (fixed)"][0] == str(neck["images"])
     copy = tmp_path / "run"
     shutil.copytree(workdir, copy)
     other = found | {"step": result["step"] + 1}

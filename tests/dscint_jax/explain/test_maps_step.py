@@ -19,7 +19,7 @@ from dscint_jax.mesh import replicate, shard_batch
 from dscint_jax.training import parallel
 from dscint_jax.training.losses import make_loss
 from dscint_jax.training.state import TrainState
-from dscint_jax.training.step import StepSpec, class_maps_step, split_network, train_step
+from dscint_jax.training.step import StepSpec, maps_step, split_network, train_step
 
 CLASSES, CLIP = 4, 3.0
 TINY = {"widths": (4, 6, 8), "strides": (2, 1, 1), "pool_after": (2,), "attention_after": 2}
@@ -72,14 +72,14 @@ def _batch(size, shape=(32, 16), seed=0):
     }
 
 
-def _class_maps(model, batch):
+def _maps_of(model, batch):
     spec, params, batch_stats = _taken_apart(model)
-    step = jax.jit(functools.partial(class_maps_step, spec=spec))
+    step = jax.jit(functools.partial(maps_step, spec=spec))
     return jax.tree.map(np.asarray, step(params, batch_stats, batch))
 
 
 def _grad_cam(model, batch):
-    return _class_maps(model, batch).grad_cam
+    return _maps_of(model, batch).grad_cam
 
 
 def _by_hand(model, batch):
@@ -143,7 +143,7 @@ def test_a_missing_view_has_no_map_and_each_view_has_weights_of_its_own():
 def test_maps_are_of_evaluation_mode():
     batch = _batch(4)
     spec, params, batch_stats = _taken_apart(_model("dscint", dropout=0.5))
-    step = jax.jit(functools.partial(class_maps_step, spec=spec))
+    step = jax.jit(functools.partial(maps_step, spec=spec))
     found = step(params, batch_stats, batch)
     # With batch statistics or dropout an image's map would depend on those beside it.
     for n in range(4):
@@ -151,7 +151,7 @@ def test_maps_are_of_evaluation_mode():
         for one, all_maps in zip(jax.tree.leaves(alone), jax.tree.leaves(found), strict=True):
             np.testing.assert_allclose(one[0], all_maps[n], rtol=1e-3, atol=1e-5 * all_maps.max())
     before = [np.asarray(leaf) for leaf in jax.tree.leaves((params, batch_stats))]
-    class_maps_step(params, batch_stats, jax.tree.map(jnp.asarray, batch), spec=spec)
+    maps_step(params, batch_stats, jax.tree.map(jnp.asarray, batch), spec=spec)
     for old, new in zip(before, jax.tree.leaves((params, batch_stats)), strict=True):
         np.testing.assert_array_equal(old, np.asarray(new))
     # The running statistics are what images are normalised by.
@@ -163,11 +163,9 @@ def test_maps_are_of_evaluation_mode():
 
 def test_map_is_of_the_class_that_is_asked_for():
     batch = _batch(2)
-    maps = [
-        _class_maps(_model("dscint"), batch | {"label": np.full(2, c, np.int32)}) for c in (0, 1)
-    ]
-    for ours, others in zip(*map(jax.tree.leaves, maps), strict=True):
-        assert not np.allclose(ours, others)
+    maps = [_maps_of(_model("dscint"), batch | {"label": np.full(2, c, np.int32)}) for c in (0, 1)]
+    for name in ("grad_cam", "gradient_input"):
+        assert not np.allclose(*(getattr(each, name) for each in maps))
 
 
 @pytest.mark.parametrize("name", ["dscint", "dual_view"])
@@ -178,7 +176,7 @@ def test_one_device_and_eight_give_the_same(name):
         mesh = jax.make_mesh(
             (devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
         )
-        step = parallel.compile_class_maps_step(spec, mesh)
+        step = parallel.compile_maps_step(spec, mesh)
         maps = step(*replicate((params, batch_stats), mesh), shard_batch(batch, mesh))
         assert all(each.sharding.is_fully_replicated for each in jax.tree.leaves(maps))
         found.append([np.asarray(each) for each in jax.tree.leaves(maps)])
@@ -189,7 +187,7 @@ def test_one_device_and_eight_give_the_same(name):
 def test_gradient_input_is_what_the_logit_has_of_each_pixel():
     batch = _batch(2)
     model = _model("dscint")
-    found = _class_maps(model, batch).gradient_input
+    found = _maps_of(model, batch).gradient_input
     model.eval()
     images = normalise(jnp.array(batch["counts"]), jnp.array(batch["scale"]), clip=CLIP)
     for n, label in enumerate(batch["label"]):
@@ -228,7 +226,7 @@ def test_planted_features_are_found_each_by_the_class_that_looks_for_it():
         "label": np.array([0, 1, 2], np.int32),
         "mask": np.ones(3, bool),
     }
-    found = _class_maps(Spots(rngs=nnx.Rngs(0)), batch)
+    found = _maps_of(Spots(rngs=nnx.Rngs(0)), batch)
     maps = found.grad_cam
     assert np.argwhere(maps[0]).tolist() == [[5, 9]]
     assert np.argwhere(maps[1]).tolist() == [[20, 2]]
@@ -268,9 +266,9 @@ def test_trained_network_looks_at_the_feature_that_was_planted():
         state, metrics = step(state, _blobs(random, 32)[0])
     assert metrics["accuracy"] > 0.9
     batch, places = _blobs(random, 64)
-    step = jax.jit(functools.partial(class_maps_step, spec=spec))
+    step = jax.jit(functools.partial(maps_step, spec=spec))
     found = step(state.params, state.batch_stats, batch | {"label": np.ones(64, np.int32)})
-    for maps in map(np.asarray, jax.tree.leaves(found)):
+    for maps in map(np.asarray, (found.grad_cam, found.gradient_input)):
         side = 48 // maps.shape[1]
         tops = [np.unravel_index(heat.argmax(), heat.shape) for heat in maps]
         far = np.linalg.norm((np.array(tops) + 0.5) * side - (places + 0.5), axis=1)
@@ -293,6 +291,6 @@ class Whole(nnx.Module):
 def test_network_that_cannot_be_taken_apart_has_gradients_of_pixels_alone():
     spec, params, batch_stats = _taken_apart(Whole(rngs=nnx.Rngs(0)))
     batch = jax.tree.map(jnp.asarray, _batch(2))
-    found = class_maps_step(params, batch_stats, batch, spec=spec)
+    found = maps_step(params, batch_stats, batch, spec=spec)
     assert found.grad_cam is None
     assert found.gradient_input.shape == (2, 32, 16)
