@@ -298,5 +298,6 @@ def _print_scores(console: Console, result: Mapping[str, Any], noun: str) -> Non
 def _table(*columns: str) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left")
+        # Where it is narrow, heads are folded, and not the names of groups.
+        table.add_column(column, justify="right" if number else "left", no_wrap=not number)
     return table

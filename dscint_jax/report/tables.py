@@ -383,9 +383,8 @@ def pointing_group_table(found: Mapping[str, Any], noun: str) -> Table:
             *(in_words(group[POINTING][each]["mean"], 3) for each in maps),
         )
         for kind in ("site", "size", "contrast", "class", "view", "reading")
-        for name, group in sorted(
-            found["scores"][kind].items(), key=lambda item: order.get(item[0], 0)
-        )
+        for name in sorted(found["scores"][kind], key=lambda name: (order.get(name, 0), name))
+        for group in [found["scores"][kind][name]]
         if group["images"]
     ]
     note = (
