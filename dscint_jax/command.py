@@ -29,7 +29,14 @@ def run_command(main: Callable[[], None]) -> None:
     # A cache of compiled programs that cannot be used costs time and nothing else.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
     sys.unraisablehook = _tell_only_of_the_main_thread
-    errors.run_command(main, _explain)
+    try:
+        errors.run_command(main, _explain)
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):
+            # A compilation goes on in threads of XLA's, and may crash as the interpreter ends.
+            sys.stdout.flush()
+            os._exit(130)
+        raise
 
 
 def _tell_only_of_the_main_thread(unraisable: "sys.UnraisableHookArgs") -> None:

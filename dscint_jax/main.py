@@ -6,6 +6,7 @@ Any field of the config: --config.batch_size=16, --config.data.dir=data.
 """
 
 import argparse
+import difflib
 import functools
 import re
 import sys
@@ -183,8 +184,9 @@ def _reason(error: Exception) -> str:
     """The libraries' multi-line messages as one line that a user can act on."""
     text = " ".join(str(error.args[0] if len(error.args) == 1 else error).split())
     if isinstance(error, (AttributeError, KeyError)) and (field := _overridden_field(text)):
-        close = re.search(r'Did you mean "(\w+)"', text)
-        hint = f"; did you mean '{close[1]}'?" if close else ""
+        names = {name.rpartition(".")[2] for name, _, _ in fields_of(Config())}
+        close = difflib.get_close_matches(field, sorted(names), n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
         return f"config has no field '{field}'{hint}"
     if isinstance(error, OSError):
         return f"--config: {text.rpartition('[Errno')[2].partition('] ')[2] or text}"

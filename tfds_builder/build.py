@@ -20,6 +20,7 @@ from tfds_builder.commandline.errors import UserError, run_command
 from tfds_builder.commandline.progress import say, show
 from tfds_builder.scintigraphy.conductor import Request, build_data_set
 from tfds_builder.scintigraphy.data_set import metadata_of
+from tfds_builder.shards.findings import QUALITY
 from tfds_builder.shards.ingest import Ingested
 from tfds_builder.shards.plan import Options
 from tfds_builder.shards.records import CONFIGS, STUDIES_CONFIG, VIEWS_CONFIG
@@ -214,6 +215,8 @@ def _report(ingested: Ingested, final: Path, seconds: float) -> None:
         say(f"view by {rule} ({times}x)")
     for note, times in metadata["notes"].items():
         say(f"note: {note} ({times}x)")
+    if metadata["notes"]:
+        say(f"which images: {final / QUALITY}")
     _report_left_out(ingested)
     images = len(ingested.images)
     say(f"{final}: {images} images in {seconds:.1f} s ({images / seconds:.0f} a second)")

@@ -33,6 +33,7 @@ from dscint_jax.input_pipeline import (
     fingerprint_of,
     leakage_in_words,
 )
+from dscint_jax.metrics.intervals import FEW_PATIENTS
 from dscint_jax.metrics.passes import predict_split
 from dscint_jax.metrics.predictions import Predictions, predictions_text
 from dscint_jax.metrics.scores import (
@@ -293,6 +294,10 @@ def notes(result: dict[str, Any]) -> list[str]:
         found.append(
             f"No intervals: of {', '.join(result['intervals']['classes_of_one_patient'])} there is "
             f"one patient."
+        )
+    elif few := result["intervals"]["classes_of_few_patients"]:
+        found.append(
+            f"Rough intervals: of {', '.join(few)} there are fewer than {FEW_PATIENTS} patients."
         )
     return found
 

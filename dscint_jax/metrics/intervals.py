@@ -16,6 +16,9 @@ from dscint_jax.metrics.scores import five_metrics
 LEVEL = 0.95
 RESAMPLES = 2000
 
+FEW_PATIENTS = 10
+"""Of a class; of fewer, intervals hold the true value too rarely."""
+
 CHUNKS = 20
 """That resamples are worked on in: the weights of all images in all of them are large."""
 
@@ -125,6 +128,12 @@ def classes_of_one_patient(confusions: Int[np.ndarray, "patient true predicted"]
     """The classes that leave no intervals: one patient has them, or would be drawn alone."""
     sizes = np.bincount(_strata(confusions), minlength=confusions.shape[-1])
     return np.flatnonzero((_patients_of(confusions) == 1) | (sizes == 1)).tolist()
+
+
+def classes_of_few_patients(confusions: Int[np.ndarray, "patient true predicted"]) -> list[int]:
+    """The classes of two patients or more and fewer than FEW_PATIENTS: intervals are rough."""
+    patients = _patients_of(confusions)
+    return np.flatnonzero((patients > 1) & (patients < FEW_PATIENTS)).tolist()
 
 
 def _strata(confusions: Int[np.ndarray, "patient true predicted"]) -> Int[np.ndarray, " patient"]:

@@ -22,6 +22,7 @@ from dscint_jax.metrics.intervals import (
     RESAMPLES,
     Interval,
     bootstrap_intervals,
+    classes_of_few_patients,
     classes_of_one_patient,
     interval_of,
     patient_weights,
@@ -78,6 +79,7 @@ def with_intervals(predictions: Predictions) -> dict[str, Any]:
             "level": LEVEL,
             "patients": len(confusions),
             "classes_of_one_patient": [classes[n] for n in classes_of_one_patient(confusions)],
+            "classes_of_few_patients": [classes[n] for n in classes_of_few_patients(confusions)],
             "values": {n: _listed(v) for n, v in bootstrap_intervals(confusions).items()},
         },
     }

@@ -42,6 +42,10 @@ class RunLog:
         self._check_finite, self._schedule, self._start = check_finite, schedule, start
         self._held: tuple[int, Mapping[str, jax.Array]] | None = None
 
+    def compiling(self) -> None:
+        """Says why nothing moves for a while."""
+        self._progress.say("compiling the training step; on CPUs this may take minutes")
+
     def step(self, step: int, metrics: Mapping[str, jax.Array] | None, state: TrainState) -> None:
         """Takes the metrics of a step that is to be logged; None of any other.
 

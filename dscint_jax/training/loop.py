@@ -92,6 +92,8 @@ class Loop:
             batch = next(self.batches)
         # The first step is compiled, which may take minutes; of several, no process leaves alone.
         self.interruption.nothing_to_save = first and self.cluster.process_count == 1
+        if first:
+            self.log.compiling()
         with self.timer.measure("step"):
             state, metrics = self.take_step(state, batch)
         logged = step % self.log_every == 0 or step == self.steps

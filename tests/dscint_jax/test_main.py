@@ -66,6 +66,7 @@ def test_config_that_is_not_there_is_named_with_those_that_are(tmp_path, monkeyp
 MISTAKES = {
     "--config.model=vgg16": "--config.model=vgg16: name the network after the config file",
     "--config.stpes=3": "config has no field 'stpes'; did you mean 'steps'?",
+    "--config.data.dri=x": "config has no field 'dri'; did you mean 'dir'?",
     "--config.foo.bar=3": "config has no field 'foo'",
     "--config.batch_size=x": "flag --config.batch_size=x",
     "--config.data.clip=0": "config.data.clip is 0.0; it must be more than 0",

@@ -1,9 +1,11 @@
 """What the command lines share: one-line errors, the number of workers, how workers end."""
 
 import argparse
+import difflib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,6 +23,20 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         self.register("type", Path, read_path)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As argparse has it; an option that does not exist is told before one that is missing."""
+        for word in sys.argv[1:] if args is None else args:
+            name = word.partition("=")[0]
+            if word == "--":
+                break
+            known = self._option_string_actions
+            if name.startswith("--") and not any(option.startswith(name) for option in known):
+                near = difflib.get_close_matches(name, known, n=1)
+                self.error(
+                    f"there is no option {name}" + (f"; is {near[0]} meant?" if near else "")
+                )
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError."""

@@ -111,7 +111,7 @@ class ProgressBar:
         elif now - self._spoke >= PLAIN_LINE_EVERY_S:
             self._spoke = now
             reached = f"{done}/{self._total}" if self._total else f"{done}"
-            say(f"{self._title}: {reached}, {text}")
+            say(", ".join(part for part in (f"{self._title}: {reached}", text) if part))
 
     def reached(self, done: int, total: int) -> None:
         """`update` as a callback: how many of how many."""

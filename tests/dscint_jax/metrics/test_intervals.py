@@ -7,6 +7,7 @@ from scipy.stats import norm
 from dscint_jax.metrics.discrimination import auroc
 from dscint_jax.metrics.intervals import (
     bootstrap_intervals,
+    classes_of_few_patients,
     classes_of_one_patient,
     interval_of,
     patient_confusions,
@@ -98,6 +99,7 @@ def test_no_interval_where_a_class_has_one_patient():
     matrices = patient_confusions(labels, labels, list("abcd"), 3)
     assert set(bootstrap_intervals(matrices).values()) == {None}
     assert classes_of_one_patient(matrices) == [2]
+    assert classes_of_few_patients(matrices) == [0]
 
 
 def test_one_class_has_intervals_of_all_but_specificity():
@@ -106,7 +108,7 @@ def test_one_class_has_intervals_of_all_but_specificity():
     intervals = bootstrap_intervals(matrices)
     assert intervals.pop("specificity") is None
     assert intervals["recall"][0] < 0.8 < intervals["recall"][1]
-    assert classes_of_one_patient(matrices) == []
+    assert classes_of_one_patient(matrices) == classes_of_few_patients(matrices) == []
 
 
 def _mixed(patients, predicted_of_1):

@@ -144,3 +144,10 @@ def test_line_and_its_end_are_one_write_so_that_threads_do_not_mix(monkeypatch):
     monkeypatch.setattr(sys, "stdout", stream)
     progress.say("step 3")
     assert [each for each in writes if each] == ["step 3\n"]
+
+
+def test_nothing_to_tell_leaves_no_comma(clock, capsys):
+    with ProgressBar("patients", total=5, clock=clock) as bar:
+        clock.now += 16.0
+        bar.update(0)
+    assert capsys.readouterr().out == "patients: 0/5\n"
