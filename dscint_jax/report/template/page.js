@@ -54,9 +54,9 @@
     const wide = Number(field("window").value);
     const low = Number(field("level").value) - wide / 2;
     const opacity = heat ? Number(field("opacity").value) : 0;
-    // Where the map says nothing, the scan is seen as it is.
+    // Where the map says nothing, or what compression makes of nothing, the scan is seen as it is.
     for (let i = 0; i < painted.data.length; i += 4) {
-      const overScan = heat ? opacity * Math.sqrt(heat.data[i] / 255) : 0;
+      const overScan = heat ? opacity * Math.sqrt(Math.max(0, heat.data[i] - 8) / 247) : 0;
       const share = ((source.data[i] / 255) * gallery.clip - low) / wide;
       const grey = 255 * (1 - Math.min(1, Math.max(0, share)));
       for (let k = 0; k < 3; k += 1) {
