@@ -58,20 +58,24 @@ def whole_path(tmp_path_factory):
     return folder, trace
 
 
+@pytest.mark.exhaustive
 def test_whole_path_leaves_metrics_predictions_and_a_page(whole_path):
     workdir = whole_path[0] / "run"
     metrics = json.loads((workdir / "eval" / "test" / "metrics.json").read_text())
     rows = (workdir / "eval" / "test" / "predictions.csv").read_text().splitlines()
     assert len(rows) == metrics["support"] + 1
-    assert rows[0].startswith("image_id,patient_key,view,label,predicted,p_normal,p_metastasis")
+    assert rows[0].startswith("image_id,patient_key,study_key,")
+    assert ",label,predicted,p_normal,p_metastasis," in rows[0]
     assert "</html>" in (workdir / "report" / "index.html").read_text()
 
 
+@pytest.mark.exhaustive
 def test_no_command_imports_tensorflow(whole_path):
     trace = whole_path[1]
     assert not trace.exists(), trace.read_text()
 
 
+@pytest.mark.exhaustive
 def test_finished_steps_are_kept_when_the_path_is_run_again(whole_path):
     folder = whole_path[0]
     built = _run(

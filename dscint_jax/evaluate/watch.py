@@ -56,16 +56,17 @@ def watch(
     Raises:
       UserError: as `evaluate_all` has it.
     """
-    _wait_for_training(workdir)
-    targets = targets_of(workdir, splits, **places)
     with contextlib.ExitStack() as stack:
+        # From now on none is lost, however long the rest takes to begin.
+        checkpoints = stack.enter_context(HeldCheckpoints(workdir))
+        _wait_for_training(workdir)
+        targets = targets_of(workdir, splits, **places)
         followed = [
             stack.enter_context(contextlib.closing(_History(workdir, each, mirror)))
             for each in targets
         ]
-        done = set.intersection(*(each.done for each in followed))
         network: TrainedNetwork | None = None
-        for step in stack.enter_context(HeldCheckpoints(workdir, done)):
+        for step in checkpoints:
             for each in followed:
                 if step not in each.done:
                     network = each.add(step, network)
@@ -154,12 +155,11 @@ class HeldCheckpoints:
 
     Args:
       workdir: of the training.
-      done: steps to pass over.
     """
 
-    def __init__(self, workdir: Path, done: set[int]):
+    def __init__(self, workdir: Path):
         self._workdir, self._folder = workdir, workdir / "checkpoints"
-        self._seen, self._held = set(done), dict[int, contextlib.ExitStack]()
+        self._seen, self._held = set[int](), dict[int, contextlib.ExitStack]()
         self._ended, self._looking = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -179,8 +179,10 @@ class HeldCheckpoints:
             complete = is_complete(self._workdir)
             if complete:
                 self._look()
-            if self._held:
-                step = min(self._held)
+            # Not while some of those that are there are held and older ones not yet.
+            with self._looking:
+                step = min(self._held, default=None)
+            if step is not None:
                 yield step
                 self._held.pop(step).close()
             elif complete:

@@ -1,6 +1,7 @@
 """The command that trains the tiny network, started, interrupted and finished by tests."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -23,11 +24,21 @@ def command(data_dir, workdir, *extra):
     ]
 
 
+def _as_by_default():
+    # The tests themselves may run in the background of a script, where Ctrl-C is ignored.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(words):
     # One device, as on a laptop; the steps on eight are compared in test_train_step.
     environment = {**os.environ, "XLA_FLAGS": ""}
     return subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        preexec_fn=_as_by_default,
     )
 
 

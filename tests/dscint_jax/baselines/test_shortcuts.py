@@ -15,7 +15,7 @@ from dscint_jax.baselines.inputs import read_inputs
 from dscint_jax.baselines.linear_baseline import linear_baseline
 from dscint_jax.baselines.neck import neck_predictions
 from dscint_jax.baselines.shortcuts import measure, reaching
-from dscint_jax.input_pipeline import HeldImages, Scintigrams, load_split
+from dscint_jax.input_pipeline import IDENTITY_FIELDS, HeldImages, Scintigrams, load_split
 from dscint_jax.metrics.scores import interval_in_words
 from tfds_builder.commandline.errors import UserError
 
@@ -115,8 +115,8 @@ def _necks(random, images, *, signal):
         "label": labels.astype(np.int32),
         "mask": np.ones(images, bool),
         "image_id": np.array([f"image-{n}" for n in range(images)]),
+        **{name: np.full(images, "") for name in IDENTITY_FIELDS if name != "image_id"},
         "patient_key": np.array([f"patient-{n}" for n in range(images)]),
-        "view": np.full(images, "anterior"),
     }
     return Scintigrams(
         split="made",
@@ -256,7 +256,7 @@ def _command(*arguments):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_command_prints_a_table_writes_json_and_leaves_the_data_alone(data_dir, tmp_path):
     before = {p: p.stat().st_mtime_ns for p in data_dir.rglob("*")}
     out = tmp_path / "made" / "shortcuts.json"

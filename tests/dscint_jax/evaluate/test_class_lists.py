@@ -21,7 +21,7 @@ LISTS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n == "six" else pytest.mark.exhaustive) for n in LISTS]
 )

@@ -163,7 +163,7 @@ def test_copies_are_explained_and_not_scored(explained, data_dir):
     assert "copies" in explanations._not_scored(network, measured)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_studies_are_explained_view_by_view(trained_on_studies, tmp_path):
     result = write_explanations(trained_on_studies, split="train", checkpoint="best", out=tmp_path)
     assert result["records"] == "studies"

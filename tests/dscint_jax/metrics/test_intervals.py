@@ -46,7 +46,7 @@ def test_intervals_cover_the_true_accuracy_about_as_often_as_they_claim():
     assert 0.85 <= covered / 120 <= 1.0
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_intervals_of_repeated_images_hold_the_truth_and_those_over_images_do_not():
     held = {"patients": 0, "images": 0, "area": 0}
     for trial in range(500):

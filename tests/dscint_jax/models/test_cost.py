@@ -194,7 +194,7 @@ def test_options_reach_the_network(capsys):
     assert found["activation_bytes"] == expected.activation_bytes
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_numbers_do_not_depend_on_devices_and_fit_80_columns(capsys):
     arguments = ("--network", "dscint", "--network", "resnet18")
     expected = _json(capsys, *arguments)
@@ -231,7 +231,7 @@ def test_mistakes_are_named(arguments, message):
         command.main(list(arguments))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["dscint", pytest.param("resnet18", marks=pytest.mark.exhaustive)])
 def test_activation_memory_is_about_what_xla_takes_for_another_example(name):
     model, shape, batch = cost.abstract_network(name, num_classes=4), (128, 64, 1), 8

@@ -276,7 +276,7 @@ def test_page_says_that_no_patient_was_in_training_and_how_that_is_known(reporte
     assert said in _text(page).split("<h2>")[0]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_page_on_copies_says_first_that_training_has_copies_of_the_same_images(
     reported, data_dir, tmp_path
 ):

@@ -73,7 +73,7 @@ def test_sigterm_saves_the_step_it_stopped_at_and_exits_with_success(
     assert_same_bits(undisturbed, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_sigusr1_under_slurm_saves_and_puts_the_job_into_the_queue_again(
     data_dir, tmp_path, monkeypatch
 ):
@@ -96,7 +96,7 @@ def test_sigusr1_under_slurm_saves_and_puts_the_job_into_the_queue_again(
     assert (ended["why"], ended["step"]) == ("SIGUSR1", int(stopped))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_sigterm_before_the_first_step_ends_at_once_and_the_command_starts_again(
     data_dir, undisturbed, tmp_path
 ):
@@ -127,6 +127,7 @@ with held(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.slow
 def test_second_training_in_a_work_directory_is_refused_until_the_first_has_gone(config, tmp_path):
     words = [sys.executable, "-c", HOLD, str(tmp_path)]
     holder = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -153,7 +154,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_full_disk_is_one_line_and_with_room_again_the_run_ends_in_the_same_bits(
     data_dir, undisturbed, small_disk
 ):
@@ -212,10 +213,10 @@ def three_kept(data_dir, tmp_path_factory):
     ("damage", "damaged"),
     [
         (_truncate, (12,)),
-        (_flip, (12,)),
-        (_remove, (12,)),
-        (_truncate, (8, 12)),
-        (_truncate, (4, 8, 12)),
+        pytest.param(_flip, (12,), marks=pytest.mark.slow),
+        pytest.param(_remove, (12,), marks=pytest.mark.slow),
+        pytest.param(_truncate, (8, 12), marks=pytest.mark.slow),
+        pytest.param(_truncate, (4, 8, 12), marks=pytest.mark.slow),
     ],
 )
 def test_run_with_damaged_checkpoints_goes_on_from_a_whole_one_to_the_same_bits(

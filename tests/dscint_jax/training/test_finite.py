@@ -57,7 +57,7 @@ def _assert_same(first, second):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_good_steps_give_the_same_bits_with_the_guard_as_without(experiment):
     batches = [_batch(seed) for seed in range(10)]
     plain, _ = _take(_plain, experiment, batches)

@@ -61,9 +61,7 @@ def losses_of_one_device():
     [
         pytest.param(
             *(devices, spmd),
-            marks=pytest.mark.slow
-            if (devices, spmd) in {(2, "jit"), (8, "pmap")}
-            else pytest.mark.exhaustive,
+            marks=pytest.mark.slow if (devices, spmd) == (2, "jit") else pytest.mark.exhaustive,
         )
         for devices in (1, 2, 4, 8)
         for spmd in ("jit", "pmap")
@@ -108,7 +106,7 @@ def test_devices_agree_with_accumulation_mixup_and_average_on(everything, device
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("spmd", ["jit", pytest.param("pmap", marks=pytest.mark.exhaustive)])
 def test_same_devices_twice_give_the_same_bits(everything, spmd):
     first, second = (_run(everything, 4, 5, spmd)[1] for _ in range(2))
@@ -133,7 +131,7 @@ def _all_reduces(config, devices, batch_size):
     return sorted(math.prod(int(n) for n in shape.split(",")) for shape in shapes), state.params
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_devices_send_each_other_the_gradients_once_and_norm_statistics(config, accumulation):
     config = config.replaced({"accumulation": accumulation})
     sizes, params = _all_reduces(config, 4, 16)
@@ -172,7 +170,7 @@ def test_mixup_trains_on_mixtures_and_average_lags_behind(config):
         assert not np.array_equal(ema, now)
 
 
-@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.exhaustive), 8])
 def test_batch_statistics_are_those_of_the_whole_batch(config, devices):
     # After one step: AdamW blows up the rounding of later ones.
     one, many = (_run(config, n, steps=1)[1].batch_stats for n in (1, devices))

@@ -75,7 +75,7 @@ def test_finished_run_trained_on_at_a_constant_rate_is_the_longer_run(config, tm
     assert json.loads((tmp_path / "trained_on" / "config.json").read_text())["steps"] == 4
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_finished_run_trained_on_has_the_rates_of_the_new_total_from_there_on(
     trained, config, tmp_path, capsys
 ):
@@ -132,7 +132,7 @@ def test_network_and_records_that_do_not_fit_are_named_and_nothing_is_written(
         train(dual_view_config, tmp_path / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_run_on_studies_resumes_to_the_same_bits(trained_on_studies, dual_view_config, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(trained_on_studies, workdir)
@@ -275,14 +275,14 @@ def test_run_tells_how_it_ended_and_where_its_time_went(trained):
     assert any(line.get("images_per_second", 0) > 0 for line in speeds)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_traced_run_ends_in_the_same_bits(trained, config, tmp_path):
     train(config, tmp_path, window=Window(5, 3))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     assert_same_bits(trained, tmp_path, 12)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_batch_of_more_images_than_there_are_is_cut_to_what_fits_and_kept_on_resuming(
     config, make_data_set, tmp_path, capsys
 ):
@@ -354,7 +354,7 @@ def test_split_that_training_needs_and_nobody_is_in_is_said_by_build_and_by_trai
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_lack_of_test_images_is_said_and_does_not_hold_up_training(
     config, build_without, tmp_path, capsys
 ):

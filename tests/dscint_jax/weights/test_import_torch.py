@@ -689,7 +689,7 @@ def test_training_leaves_imported_weights_where_the_learning_rate_is_zero(
     _assert_same(params, {name: tensors[name] for name in params})
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_resumed_run_does_not_need_the_file_and_ends_in_the_same_bits(started, tmp_path):
     config, _ = started
     run = tmp_path / "run"
