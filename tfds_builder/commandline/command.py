@@ -24,7 +24,9 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(*args, **options)
         self.register("type", Path, read_path)
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Any = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
         """As argparse has it; an option that does not exist is told before one that is missing."""
         for word in sys.argv[1:] if args is None else args:
             name = word.partition("=")[0]
