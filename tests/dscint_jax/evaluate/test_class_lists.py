@@ -22,9 +22,7 @@ LISTS = {
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n == "six" else pytest.mark.exhaustive) for n in LISTS]
-)
+@pytest.mark.parametrize("name", LISTS)
 def test_classes_of_a_label_table_are_those_of_metrics_and_report(name, cohort, config, tmp_path):
     classes, folder = LISTS[name], tmp_path / "hospital"
     folder.mkdir()

@@ -305,7 +305,10 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(n, marks=() if n == "one patient" else pytest.mark.slow) for n in ELSEWHERE],
+    [
+        pytest.param(n, marks=() if n == "one patient" else pytest.mark.exhaustive)
+        for n in ELSEWHERE
+    ],
 )
 def test_results_on_another_data_set_lie_beside_the_runs_own(
     case, evaluated, make_data_set, tmp_path, recwarn

@@ -44,7 +44,7 @@ def test_every_checkpoint_of_a_training_beside_is_evaluated_once(data_dir, tmp_p
         assert best[name] == result[name]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_and_started_again_it_goes_on_where_it_was(data_dir, tmp_path):
     workdir = tmp_path / "run"
     training = start(command(data_dir, workdir, "--config.keep_last=100"))

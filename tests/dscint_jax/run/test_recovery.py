@@ -127,7 +127,7 @@ with held(Path(sys.argv[1])):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_second_training_in_a_work_directory_is_refused_until_the_first_has_gone(config, tmp_path):
     words = [sys.executable, "-c", HOLD, str(tmp_path)]
     holder = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -214,9 +214,9 @@ def three_kept(data_dir, tmp_path_factory):
     [
         (_truncate, (12,)),
         pytest.param(_flip, (12,), marks=pytest.mark.slow),
-        pytest.param(_remove, (12,), marks=pytest.mark.slow),
-        pytest.param(_truncate, (8, 12), marks=pytest.mark.slow),
-        pytest.param(_truncate, (4, 8, 12), marks=pytest.mark.slow),
+        pytest.param(_remove, (12,), marks=pytest.mark.exhaustive),
+        pytest.param(_truncate, (8, 12), marks=pytest.mark.exhaustive),
+        pytest.param(_truncate, (4, 8, 12), marks=pytest.mark.exhaustive),
     ],
 )
 def test_run_with_damaged_checkpoints_goes_on_from_a_whole_one_to_the_same_bits(

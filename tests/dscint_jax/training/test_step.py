@@ -107,7 +107,7 @@ def test_devices_agree_with_accumulation_mixup_and_average_on(everything, device
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("spmd", ["jit", pytest.param("pmap", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("spmd", ["jit", "pmap"])
 def test_same_devices_twice_give_the_same_bits(everything, spmd):
     first, second = (_run(everything, 4, 5, spmd)[1] for _ in range(2))
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):

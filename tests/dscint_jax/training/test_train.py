@@ -144,8 +144,8 @@ def test_run_on_studies_resumes_to_the_same_bits(trained_on_studies, dual_view_c
     assert read_metrics(workdir) == read_metrics(trained_on_studies)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("spmd", ["jit", pytest.param("pmap", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("spmd", ["jit", "pmap"])
 def test_wherever_the_images_are_kept_a_run_ends_in_the_same_bits(config, trained, tmp_path, spmd):
     config = config.replaced({"spmd": spmd})
     for cache in ("device", "host", "none"):
