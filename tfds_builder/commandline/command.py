@@ -32,6 +32,9 @@ class CommandParser(argparse.ArgumentParser):
             name = word.partition("=")[0]
             if word == "--":
                 break
+            if " " in word:
+                # A value, as argparse has it, such as the options of a Beam runner.
+                continue
             known = self._option_string_actions
             if name.startswith("--") and not any(option.startswith(name) for option in known):
                 near = difflib.get_close_matches(name, known, n=1)

@@ -30,5 +30,5 @@ def test_mistyped_option_is_told_before_the_one_that_is_missing(parser, words, m
 
 
 def test_shortened_options_and_values_are_taken_as_they_are(parser):
-    found = parser.parse_args(["--manif", "a=--b", "--data_dir=c"])
-    assert (found.manifest, found.data_dir) == ("a=--b", "c")
+    found = parser.parse_args(["--manif", "a=--b", "--data_dir", "--x=1 --y"])
+    assert (found.manifest, found.data_dir) == ("a=--b", "--x=1 --y")
