@@ -228,13 +228,17 @@ def validation_images(workdir: Path, network: TrainedNetwork) -> Scintigrams | N
         if network.images.split != "test":
             return None
         return load_images(network.config, "validation", cache="auto", beside=network.images)
+    config = config_at_hand(workdir)
+    return config and load_images(config, "validation", cache="auto")
+
+
+def config_at_hand(workdir: Path) -> Config | None:
+    """A run's config; None where the data set trained on is not where it says."""
     config = config_of(workdir)
     try:
-        if not is_trained_on(workdir, Path(config.data.dir)):
-            return None
+        return config if is_trained_on(workdir, Path(config.data.dir)) else None
     except UserError:
         return None
-    return load_images(config, "validation", cache="auto")
 
 
 def records_of(workdir: Path) -> str:

@@ -67,7 +67,7 @@ def facts_of(
         **_of_data(result, config, flow, noun),
         **_of_training(network, attempts),
         **_of_results(result, baseline, external, noun),
-        "explanations": "attention maps in the gallery" if explained else None,
+        "explanations": "maps of where the network looks in the gallery" if explained else None,
     }
 
 

@@ -29,7 +29,7 @@ from dscint_jax.evaluate.evaluate import (
     or_elsewhere,
     result_folder,
 )
-from dscint_jax.evaluate.restored import TrainedNetwork, is_trained_on, load_trained
+from dscint_jax.evaluate.restored import TrainedNetwork, config_at_hand, load_trained
 from dscint_jax.explain.explanations import EXPLANATIONS_FILE
 from dscint_jax.explain.lesions import lesion_records
 from dscint_jax.explain.maps import explain
@@ -49,7 +49,6 @@ from dscint_jax.report.gallery import gallery
 from dscint_jax.report.tables import FORMATS, Table
 from dscint_jax.run.provenance import attempts_of
 from dscint_jax.run.trackers.json_lines import read_metrics
-from dscint_jax.run.workdir import config_of
 from tfds_builder.commandline.command import CommandParser
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import read_json, write_text
@@ -201,11 +200,8 @@ def _baseline(workdir: Path, network: TrainedNetwork) -> Baseline | None:
     """Fitted on what the network was trained on; None where that is not at hand."""
     config, elsewhere = network.config, None
     if not network.trained_on:
-        config = config_of(workdir)
-        try:
-            if not is_trained_on(workdir, Path(config.data.dir)):
-                return None
-        except UserError:
+        config = config_at_hand(workdir)
+        if config is None:
             return None
         data = network.config.data
         images = load_split(
@@ -365,9 +361,13 @@ def _not_scored(reported: Reported) -> str:
     found, result = reported.explanations, reported.result
     if found is not None:
         return f"Not scored: {found['not_scored']}."
+    data_set = ""
+    if result["data_set"]:
+        folder = reported.network.config.data.dir
+        data_set = f" --data_dir {folder} --name {result['data_set']}"
     return (
-        f"Not measured: python -m dscint_jax.explain --workdir {reported.workdir} --split "
-        f"{result['split']} --checkpoint {result['step']}, before the report, does so."
+        f"Not measured: python -m dscint_jax.explain --workdir {reported.workdir}{data_set} "
+        f"--split {result['split']} --checkpoint {result['step']}, before the report, does so."
     )
 
 
