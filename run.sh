@@ -4,7 +4,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-PATIENTS=1000
+PATIENTS=${PATIENTS:-1000}
+STEPS=${STEPS:-}
 SEED=0
 QUICKSTART=runs/quickstart
 
@@ -20,6 +21,7 @@ usage: ./run.sh [COMMAND]
   slurm    set up, then submit a training to SLURM; ./run.sh slurm --help
   help     this text
 
+PATIENTS=300 STEPS=300 ./run.sh is a shorter quickstart, of fewer patients and training steps.
 PYTHON=/path/to/python3 chooses the interpreter (3.11 to 3.13) that .venv is made from.
 ACCELERATOR=cuda12, cuda13, tpu or none is what JAX is installed for; without it, what this machine
 has. Set it where .venv is made on a machine without a GPU for machines that have one.
@@ -144,7 +146,7 @@ quickstart() {
     --manifest "$QUICKSTART/phantom/manifest.csv" --data_dir "$QUICKSTART/data"
   step "training" dscint_jax.main \
     --config configs/quickstart.py --workdir "$QUICKSTART/dscint" \
-    --config.data.dir="$QUICKSTART/data"
+    --config.data.dir="$QUICKSTART/data" ${STEPS:+--config.steps="$STEPS"}
   step "evaluation" dscint_jax.evaluate --workdir "$QUICKSTART/dscint" --split test
   step "explanations" dscint_jax.explain --workdir "$QUICKSTART/dscint" --split test
   step "report" dscint_jax.report --workdir "$QUICKSTART/dscint" --split test

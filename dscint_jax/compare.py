@@ -27,6 +27,7 @@ from dscint_jax.metrics.paired_tests import (
     compare_metrics,
     holm,
     mcnemar,
+    seed_mean_intervals,
 )
 from dscint_jax.metrics.predictions import Predictions, read_predictions
 from dscint_jax.metrics.scores import METRIC_NAMES, defined, five_metrics, in_words
@@ -114,26 +115,46 @@ def compare(
             f"there is nothing to compare: all runs are of one network, {networks[0].name}; give "
             f"runs of another config too"
         )
-    pairs = [
-        _pair(first, second, resamples=resamples, seed=seed)
-        for first, second in itertools.combinations(networks, 2)
-    ]
+    found = compare_networks(
+        networks, [*itertools.combinations(networks, 2)], resamples=resamples, seed=seed
+    )
+    return {"split": split, "data_set": name or None, "unit": unit, **found}
+
+
+def compare_networks(
+    networks: Sequence[Network],
+    pairs: Sequence[tuple[Network, Network]],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The scores of networks, and the differences of some pairs of them.
+
+    Args:
+      networks: all evaluated on the same images.
+      pairs: of them; p values are corrected for all of these (Holm).
+      resamples, seed: as for `compare`.
+
+    Raises:
+      UserError: runs were evaluated on other images or classes.
+    """
+    every = [run for network in networks for run in network.runs]
+    for run in every[1:]:
+        check_alike(every[0], run)
+    found = [_pair(first, second, resamples=resamples, seed=seed) for first, second in pairs]
     for table in ("metrics", "areas"):
-        tests = [values for pair in pairs for values in pair[table].values()]
+        tests = [values for pair in found for values in pair[table].values()]
         for values, adjusted in zip(tests, holm([_nan(v["p"]) for v in tests]), strict=True):
             values["p_holm"] = defined(adjusted)
-    first = runs[0].predictions
+    first = every[0].predictions
     return {
-        "split": split,
-        "data_set": name or None,
-        "dataset_fingerprint": runs[0].fingerprint,
-        "unit": unit,
+        "dataset_fingerprint": every[0].fingerprint,
         "support": len(first),
         "patients": len(np.unique(first.patients)),
         "classes": list(first.classes),
         "resamples": resamples,
-        "networks": [_scores(network) for network in networks],
-        "pairs": pairs,
+        "networks": [_scores(network, resamples=resamples, seed=seed) for network in networks],
+        "pairs": found,
     }
 
 
@@ -208,8 +229,9 @@ def _flat(values: dict[str, Any], place: str = "") -> dict[str, Any]:
     return flat
 
 
-def _scores(network: Network) -> dict[str, Any]:
+def _scores(network: Network, *, resamples: int, seed: int) -> dict[str, Any]:
     by_seed = five_metrics(network.confusions.sum(1))
+    bounds = seed_mean_intervals(network.confusions, resamples=resamples, seed=seed)
     first = network.runs[0].predictions
     areas = {
         label: np.array([auroc(scores, first.labels == i) for scores in network.scores_of(i)])
@@ -219,7 +241,10 @@ def _scores(network: Network) -> dict[str, Any]:
         "name": network.name,
         "runs": [str(run.workdir) for run in network.runs],
         "seeds": [run.config["seed"] for run in network.runs],
-        "metrics": {name: _spread(values) for name, values in by_seed.items()},
+        "metrics": {
+            name: {**_spread(values), "interval": bounds[name] and list(bounds[name])}
+            for name, values in by_seed.items()
+        },
         "areas": {label: _spread(values) for label, values in areas.items()},
     }
 

@@ -20,10 +20,9 @@ from ml_collections import ConfigDict, FieldReference, config_flags
 
 from dscint_jax.config import DURATIONS, Config, fields_of, read_config
 from dscint_jax.config_fields import meaning_of
+from dscint_jax.config_files import located
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.places import home_expanded, read_path
-
-PACKAGE = Path(__file__).parent
 
 USAGE = """usage: python -m dscint_jax.main --config FILE --workdir DIR [--config.FIELD=VALUE ...]
 
@@ -53,9 +52,6 @@ slices are recognised; elsewhere every process is told its place (see docs/how_t
 
 Exit status: 0 trained (or stopped by SIGTERM, SIGHUP or SIGUSR1, checkpoint saved), 1 ended because
 another process did, 2 bad input, 130 Ctrl-C."""
-
-_CONFIG_VALUE = re.compile(r"(.+?\.py)(?::(.*))?", re.DOTALL)
-"""FILE or FILE:NETWORK; a folder may have ".py" in its name too."""
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -93,7 +89,7 @@ class _ConfigParser(flags.ArgumentParser):
             raise UserError(f"--config {argument} is a folder; name a file, such as {file}")
         if argument.endswith(".json"):
             return _overridable(read_config(home_expanded(argument)))
-        config = self._loader.parse(_located(argument))
+        config = self._loader.parse(located(argument))
         if config is None or isinstance(config, (str, int, list, dict, ConfigDict)):
             raise UserError(
                 f"--config {argument}: get_config returns a {type(config).__name__}; it must "
@@ -101,15 +97,6 @@ class _ConfigParser(flags.ArgumentParser):
             )
         # A file that cannot be read says so when it is first used.
         return _overridable(config) if isinstance(config, Config) else config
-
-
-def _located(value: str) -> str:
-    """FILE or FILE:NETWORK with the path of the file, one's own or the shipped one."""
-    parts = _CONFIG_VALUE.fullmatch(value)
-    if not parts:
-        return value
-    file, network = _config_file(parts[1]), parts[2]
-    return str(file) if network is None else f"{file}:{network}"
 
 
 def _overridable(config: Config) -> ConfigDict:
@@ -156,28 +143,6 @@ def _fields_in_words() -> str:
         lines.append(f"  {name} = {default!r}")
         lines.append(textwrap.indent(textwrap.fill(meaning_of(field), 84), " " * 6))
     return "\n".join(lines)
-
-
-def _config_file(name: str) -> Path:
-    """One's own file, or else the shipped one where the name is configs/NAME.py.
-
-    Raises:
-      UserError: there is neither, or ml_collections would cut its path.
-    """
-    file, inside = home_expanded(name), PACKAGE / "configs"
-    # A wheel holds them within the package; in a checkout they lie beside it.
-    shipped = inside if inside.is_dir() else PACKAGE.parent / "configs"
-    if not file.exists() and file.parent == Path("configs"):
-        file = shipped / file.name
-    if file.exists():
-        if ":" in str(file):
-            raise UserError(
-                f"--config {file}: what follows a colon is taken for a network; use a copy of the "
-                "file in a folder without a colon"
-            )
-        return file
-    names = ", ".join(sorted(f"configs/{file.name}" for file in shipped.glob("*.py")))
-    raise UserError(f"--config {name}: there is no such file; shipped are {names}")
 
 
 def _reason(error: Exception) -> str:

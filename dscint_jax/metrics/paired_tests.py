@@ -11,7 +11,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Real
 from scipy.special import ndtr, ndtri
 
-from dscint_jax.metrics.intervals import LEVEL, RESAMPLES, patient_weights
+from dscint_jax.metrics.intervals import (
+    LEVEL,
+    RESAMPLES,
+    Interval,
+    patient_weights,
+    percentile_interval,
+)
 from dscint_jax.metrics.scores import METRIC_NAMES, five_metrics
 
 
@@ -78,6 +84,28 @@ def compare_metrics(
             p = (1 + np.sum(as_far)) / (1 + resamples)
         found[name] = Difference(value, float(low), float(high), float(p))
     return found
+
+
+def seed_mean_intervals(
+    confusions: Int[np.ndarray, "seed patient true predicted"],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Interval | None]:
+    """Bootstrap intervals of each metric's mean over the seeds, patients drawn once for all.
+
+    Args:
+      confusions: of the same patients, by seed.
+      resamples, seed: of `patient_weights`.
+
+    Returns:
+      By METRIC_NAMES; None where an interval is not defined.
+    """
+    weights = patient_weights(confusions[0], resamples=resamples, seed=seed)
+    if weights is None:
+        return dict.fromkeys(METRIC_NAMES)
+    drawn = five_metrics(_weighted(weights, confusions))
+    return {name: percentile_interval(drawn[name].mean(0)) for name in METRIC_NAMES}
 
 
 def _weighted(

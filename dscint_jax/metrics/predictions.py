@@ -6,7 +6,9 @@ read back, and what it says of whole studies and patients.
 
 import csv
 import dataclasses
+import gzip
 import io
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -125,19 +127,23 @@ def predictions_text(predictions: Predictions) -> str:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Reads predictions.csv.
+    """Reads predictions.csv, or, where there is none, predictions.csv.gz.
 
     Raises:
       UserError: there is none, or it is not as `predictions_text` writes it: names column or row.
     """
+    packed = path.with_name(f"{path.name}.gz")
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            lines = list(csv.reader(file))
+        if packed.exists() and not path.exists():
+            content = gzip.decompress(packed.read_bytes())
+        else:
+            content = path.read_bytes()
+        lines = list(csv.reader(io.StringIO(content.decode(), newline="")))
     except FileNotFoundError:
         raise UserError(
             f"{path} is not there; evaluate first: python -m dscint_jax.evaluate"
         ) from None
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, csv.Error, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is no CSV file: {error}") from None
     columns = lines[0] if lines else []
     facts = tuple(columns[: columns.index("label")]) if "label" in columns else ()

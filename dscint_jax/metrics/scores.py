@@ -81,7 +81,7 @@ def five_metrics(confusion: Real[np.ndarray, "... true predicted"]) -> dict[str,
 
 def has_published_classes(result: Mapping[str, Any]) -> bool:
     """Whether the means of a metrics.json run over the classes of the published figures."""
-    return {*result["classes"]} - {*result["absent"]} == PUBLISHED_CLASSES
+    return {*result["classes"]} - {*result.get("absent", ())} == PUBLISHED_CLASSES
 
 
 def defined(value: SupportsFloat) -> float | None:

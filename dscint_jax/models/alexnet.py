@@ -14,21 +14,28 @@ from jax.typing import DTypeLike
 
 from dscint_jax.models.convolution import Maps
 from dscint_jax.models.layers import Conv, Dropout, Logits, apply_layers, built, flatten
-from dscint_jax.models.options import check_dropout
+from dscint_jax.models.options import check_dropout, check_factor
 from dscint_jax.models.pooling import adaptive_average_pool, max_pool
 
 GRID = (6, 6)
 """Rows and columns that the last maps are averaged to, whatever the size of the image."""
+
+WIDTHS = (64, 192, 384, 256, 256)
+"""Channels of each convolution."""
+
+HIDDEN = 4096
+"""Units of each of the first two fully connected layers."""
 
 
 class AlexNet(nnx.Module):
     """The network.
 
     Args:
+      width: factor of all channels and units; 1 is the published network.
       dropout: rate before each of the first two fully connected layers, in training only.
 
     Raises:
-      UserError: `dropout` is no rate.
+      UserError: `dropout` is no rate, or `width` is not positive.
     """
 
     STEM, HEAD = "features.0", "classifier.6"
@@ -38,42 +45,45 @@ class AlexNet(nnx.Module):
         *,
         num_classes: int,
         in_channels: int = 1,
+        width: float = 1.0,
         dropout: float = 0.5,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         check_dropout(dropout)
+        check_factor("width", width)
+        *channels, hidden = (max(round(full * width), 1) for full in (*WIDTHS, HIDDEN))
         conv = functools.partial(Conv, use_bias=True, dtype=dtype, rngs=rngs)
         linear = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
         pool = functools.partial(max_pool, window=3, stride=2)
         self.features = nnx.List(
             [
-                conv(in_channels, 64, 11, stride=4, padding=2),
+                conv(in_channels, channels[0], 11, stride=4, padding=2),
                 nnx.relu,
                 pool,
-                conv(64, 192, 5, padding=2),
+                conv(channels[0], channels[1], 5, padding=2),
                 nnx.relu,
                 pool,
-                conv(192, 384, 3, padding=1),
+                conv(channels[1], channels[2], 3, padding=1),
                 nnx.relu,
-                conv(384, 256, 3, padding=1),
+                conv(channels[2], channels[3], 3, padding=1),
                 nnx.relu,
-                conv(256, 256, 3, padding=1),
+                conv(channels[3], channels[4], 3, padding=1),
                 nnx.relu,
                 pool,
             ]
         )
-        self.num_features = 256
+        self.num_features = channels[-1]
         self.classifier = (
             nnx.List(
                 [
                     Dropout(dropout),
-                    linear(256 * GRID[0] * GRID[1], 4096),
+                    linear(channels[-1] * GRID[0] * GRID[1], hidden),
                     nnx.relu,
                     Dropout(dropout),
-                    linear(4096, 4096),
+                    linear(hidden, hidden),
                     nnx.relu,
-                    linear(4096, num_classes),
+                    linear(hidden, num_classes),
                 ]
             )
             if num_classes

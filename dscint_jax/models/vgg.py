@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from dscint_jax.models.convolution import Maps
 from dscint_jax.models.layers import BatchNorm, Conv, Dropout, Logits, apply_layers, built, flatten
-from dscint_jax.models.options import check_dropout
+from dscint_jax.models.options import check_dropout, check_factor
 from dscint_jax.models.pooling import adaptive_average_pool, max_pool
 
 GRID = (7, 7)
@@ -23,6 +23,9 @@ GRID = (7, 7)
 
 WIDTHS = (64, 128, 256, 512, 512)
 """Channels of each stage; a maximum over 2x2 pixels ends each."""
+
+HIDDEN = 4096
+"""Units of each of the first two fully connected layers."""
 
 # A normal of spread 0.01, as in the publication; with the convolutions' He initialisation.
 narrow_normal = nnx.initializers.normal(0.01)
@@ -34,10 +37,11 @@ class VGG(nnx.Module):
     Args:
       depths: convolutions of each of the five stages.
       norm: whether BatchNorm follows every convolution.
+      width: factor of all channels and units; 1 is the published network.
       dropout: rate after each of the first two fully connected layers, in training only.
 
     Raises:
-      UserError: `dropout` is no rate.
+      UserError: `dropout` is no rate, or `width` is not positive.
     """
 
     STEM, HEAD = "features.0", "classifier.6"
@@ -49,21 +53,24 @@ class VGG(nnx.Module):
         norm: bool,
         num_classes: int,
         in_channels: int = 1,
+        width: float = 1.0,
         dropout: float = 0.5,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         check_dropout(dropout)
+        check_factor("width", width)
+        *widths, hidden = (max(round(full * width), 1) for full in (*WIDTHS, HIDDEN))
         layers, channels = [], in_channels
-        for width, depth in zip(WIDTHS, depths, strict=True):
+        for features, depth in zip(widths, depths, strict=True):
             for _ in range(depth):
                 layers.append(
-                    Conv(channels, width, 3, padding=1, use_bias=True, dtype=dtype, rngs=rngs)
+                    Conv(channels, features, 3, padding=1, use_bias=True, dtype=dtype, rngs=rngs)
                 )
                 if norm:
-                    layers.append(BatchNorm(width, dtype=dtype, rngs=rngs))
+                    layers.append(BatchNorm(features, dtype=dtype, rngs=rngs))
                 layers.append(nnx.relu)
-                channels = width
+                channels = features
             layers.append(functools.partial(max_pool, window=2, stride=2))
         self.features = nnx.List(layers)
         self.num_features = channels
@@ -71,13 +78,13 @@ class VGG(nnx.Module):
         self.classifier = (
             nnx.List(
                 [
-                    linear(channels * GRID[0] * GRID[1], 4096),
+                    linear(channels * GRID[0] * GRID[1], hidden),
                     nnx.relu,
                     Dropout(dropout),
-                    linear(4096, 4096),
+                    linear(hidden, hidden),
                     nnx.relu,
                     Dropout(dropout),
-                    linear(4096, num_classes),
+                    linear(hidden, num_classes),
                 ]
             )
             if num_classes

@@ -1,5 +1,6 @@
 """provenance.json: how each attempt at a run was made, and how it ended."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 
 from dscint_jax.weights.import_torch import ImportReport
+from tfds_builder.commandline.command import available_cores
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import read_json, write_json
 
@@ -31,6 +33,8 @@ RECORDED_PACKAGES = (
 X64 = "enable_x64"
 RECORDED_SETTINGS = (X64, "default_matmul_precision", "threefry_partitionable")
 """JAX's settings that change the numbers."""
+WIDE_INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+"""What XLA compiles other programs for."""
 ERROR_LENGTH = 500
 """Characters of an error that are kept."""
 
@@ -99,6 +103,8 @@ def record_attempt(
             "versions": {p: _version(p) for p in RECORDED_PACKAGES},
             "python": platform.python_version(),
             "platform": platform.platform(),
+            "processor": _processor(),
+            "cores": available_cores(),
             "git": _git_commit(),
             "backend": jax.default_backend(),
             "devices": [str(device.device_kind) for device in jax.devices()],
@@ -181,6 +187,19 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
+
+
+def _processor() -> str:
+    """The processor's model, with those of WIDE_INSTRUCTIONS that it has."""
+    model, flags = platform.processor() or platform.machine(), set()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                model = value.strip()
+            elif name.strip() == "flags":
+                flags = set(value.split())
+    return " ".join([model, *(name for name in WIDE_INSTRUCTIONS if name in flags)])
 
 
 def _loads_compiled() -> bool:

@@ -8,7 +8,7 @@ from absl import flags
 
 from dscint_jax import models
 from dscint_jax.config import FIELDS, Config
-from dscint_jax.main import _located
+from dscint_jax.config_files import located
 from dscint_jax.run.workdir import claim
 from tests.dscint_jax.conftest import load_tiny_config
 from tfds_builder.commandline.errors import UserError
@@ -36,7 +36,7 @@ def _config(file, network):
 def test_shipped_config_is_found_from_any_folder(tmp_path, monkeypatch, given, expected):
     monkeypatch.chdir(tmp_path)
     expected = expected.format(shipped=CONFIGS)
-    assert _located(given) == expected
+    assert located(given) == expected
 
 
 def test_config_whose_path_would_be_cut_is_named(tmp_path, monkeypatch):
@@ -44,23 +44,23 @@ def test_config_whose_path_would_be_cut_is_named(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "own.py").write_text((CONFIGS / "dscint.py").read_text())
     with pytest.raises(UserError, match=r"a:b/own\.py: what follows a colon is taken"):
-        _located(f"{folder}/own.py")
+        located(f"{folder}/own.py")
     monkeypatch.chdir(folder)
-    assert _located("own.py:vgg16") == "own.py:vgg16"
+    assert located("own.py:vgg16") == "own.py:vgg16"
 
 
 def test_config_of_ones_own_is_the_one_that_is_meant(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "dscint.py").touch()
-    assert _located("configs/dscint.py:vgg16") == "configs/dscint.py:vgg16"
+    assert located("configs/dscint.py:vgg16") == "configs/dscint.py:vgg16"
 
 
 @pytest.mark.parametrize("name", ["configs/none.py", "dscint.py", "my/configs/dscint.py"])
 def test_config_that_is_not_there_is_named_with_those_that_are(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"--config {name}: .* shipped are configs/dscint.py, "):
-        _located(name)
+    with pytest.raises(UserError, match=f"--config {name}: .* shipped are configs/benchmark.py, "):
+        located(name)
 
 
 MISTAKES = {

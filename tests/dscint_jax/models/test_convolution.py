@@ -41,6 +41,31 @@ def test_products_give_the_gradients_of_xla(padding, size, kernel, stride):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 3, (1, 7)])
+@pytest.mark.parametrize("size", [(4, 1), (1, 2), (3, 2), (5, 5)])
+def test_small_maps_have_the_values_and_gradients_of_xla(size, kernel, stride):
+    window = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+    random = np.random.default_rng(5)
+    x = jnp.array(random.normal(size=(3, *size, 6)).astype(np.float32))
+    weights = jnp.array(random.normal(size=(*window, 6, 5)).astype(np.float32))
+    pads = convolution.pads_of(size, window, stride, (window[0] // 2, window[1] // 2))
+    found = {
+        form: jax.value_and_grad(lambda x, w, f=form: (f(stride, pads, x, w) ** 2).sum(), (0, 1))(
+            x, weights
+        )
+        for form in (
+            convolution._convolve,
+            convolution._convolve_as_one_product,
+            convolution._convolve_by_products,
+        )
+    }
+    expected = jax.tree.leaves(found.pop(convolution._convolve))
+    for values in found.values():
+        for ours, theirs in zip(jax.tree.leaves(values), expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_both_forward_passes_are_one():
     x, weights = _arrays(1, 16, 8, 3, 4, 3)
     pads = ((1, 1), (0, 1))

@@ -1,0 +1,126 @@
+"""The published comparison: Dscint and five networks, two protocols, ablations, several seeds.
+
+    python -m dscint_jax.benchmark --config configs/benchmark.py:cpu --workdir runs/benchmark/cpu
+
+Sizes: `smoke` shows in minutes that everything runs and says nothing of the networks; `cpu` is for
+two cores and several hours; `paper` has full images, for accelerators. One budget holds for all:
+the same images, as many steps of as many images. Learning rates are chosen on the validation split.
+"""
+
+from dscint_jax.benchmark.plan import Benchmark
+from dscint_jax.config import AUGMENTED, PATIENT, Config, Data, Optimizer
+
+NETWORKS = ("dscint", "alexnet", "vgg16", "resnet18", "densenet121", "inception_v4")
+CONDITIONS = {PATIENT: {"protocol": PATIENT}, AUGMENTED: {"protocol": AUGMENTED}}
+
+NO_AUGMENTATION = {
+    "augmentation.mirror": 0.0,
+    "augmentation.translation": (0.0, 0.0),
+    "augmentation.rotated": 0.0,
+    "augmentation.scaled": 0.0,
+    "augmentation.intensified": 0.0,
+    "augmentation.thinned": 0.0,
+}
+
+NARROW = {
+    "widths": (24, 32, 48, 64, 64, 64, 64, 64),
+    "strides": (2, 1, 1, 1, 1, 1, 1, 1),
+    "pool_after": (2, 3),
+    "attention_after": 3,
+    "hidden": 64,
+    "dropout": 0.1,
+}
+"""Dscint's layers, fewer channels than in dscint.py."""
+
+
+def ablations(six: dict) -> dict:
+    """What is left out of Dscint, or done otherwise; `six`: options of the other reading."""
+    return {
+        "no_attention": {"model_options.attention": "none"},
+        "channel_attention": {"model_options.attention": "channel"},
+        "spatial_attention": {"model_options.attention": "spatial"},
+        "no_normalisation": {"model_options.norm_layers": ()},
+        "plain_kernels": {"model_options.standardised": False},
+        "global_pooling": {"model_options.regions": (1, 1)},
+        "six_convolutions": {f"model_options.{name}": value for name, value in six.items()},
+        "no_augmentation": NO_AUGMENTATION,
+    }
+
+
+def get_config(size: str = "cpu") -> Benchmark:
+    """The plan of one size."""
+    return {"smoke": smoke, "cpu": cpu, "paper": paper}[size]()
+
+
+def smoke() -> Benchmark:
+    """Small members of each family, two steps: that all of it runs."""
+    return Benchmark(
+        base=Config(
+            steps=4,
+            batch_size=8,
+            data=Data(dir="runs/quickstart/data", pool=16, copies=2),
+            optimizer=Optimizer(warmup_steps=1),
+            log_every=1,
+            evaluate_every=2,
+            keep_last=1,
+            trackers=(),
+        ),
+        networks={
+            "dscint": {"model_options": {"width": 0.25, "pool_after": (2,), "regions": (2, 1)}},
+            "alexnet": {"model_options": {"width": 1 / 16}},
+            "vgg16": {"model_options": {"width": 1 / 16}},
+            "resnet18": {},
+            "densenet121": {"model_options": {"depths": (1, 1, 1, 1)}},
+            "inception_v4": {},
+        },
+        ablations={"no_attention": {"model_options.attention": "none"}},
+        conditions=CONDITIONS,
+        learning_rates=(1e-3,),
+        seeds=(0,),
+    )
+
+
+def cpu() -> Benchmark:
+    """128x32 pixels; AlexNet and VGG-16 with a quarter of their channels: whole, they are too heavy."""
+    return Benchmark(
+        base=Config(
+            steps=600,
+            batch_size=32,
+            data=Data(dir="runs/quickstart/data", pool=8, copies=4),
+            optimizer=Optimizer(warmup_steps=30),
+            log_every=20,
+            evaluate_every=60,
+            keep_last=1,
+            trackers=(),
+        ),
+        networks={
+            "dscint": {"model_options": NARROW},
+            "alexnet": {"model_options": {"width": 0.25}},
+            "vgg16": {"model_options": {"width": 0.25}},
+            "resnet18": {},
+            "densenet121": {},
+            "inception_v4": {},
+        },
+        ablations=ablations({"widths": (24, 32, 48, 64, 64, 64), "strides": (2, 1, 1, 1, 1, 1)}),
+        conditions=CONDITIONS,
+        learning_rates=(2e-4, 1e-3, 4e-3),
+        seeds=(0, 1, 2),
+    )
+
+
+def paper() -> Benchmark:
+    """Full images, the published networks, for accelerators; never run as a whole yet."""
+    return Benchmark(
+        base=Config(
+            steps=20_000,
+            batch_size=64,
+            data=Data(dir="data"),
+            evaluate_every=1000,
+            trackers=(),
+        ),
+        networks={name: {"model_options.dtype": "bfloat16"} for name in NETWORKS},
+        ablations=ablations({"reading": "six"}),
+        conditions=CONDITIONS,
+        learning_rates=(1e-4, 3e-4, 1e-3, 3e-3),
+        seeds=(0, 1, 2, 3, 4),
+    )

@@ -1,0 +1,97 @@
+"""The command line of the benchmark.
+
+python -m dscint_jax.benchmark --config configs/benchmark.py:cpu --workdir runs/benchmark/cpu
+python -m dscint_jax.benchmark --verify results/cpu/results.json --data_dir DATA_DIR
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from dscint_jax.benchmark.cells import retry_failed, run_cells
+from dscint_jax.benchmark.page import page_text
+from dscint_jax.benchmark.plan import read_benchmark
+from dscint_jax.benchmark.results import FAILED, OPEN, RESULTS_FILE, collect
+from dscint_jax.benchmark.verify import verify
+from dscint_jax.command import run_command
+from tfds_builder.commandline.command import CommandParser
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.commandline.files import write_text
+from tfds_builder.commandline.progress import say
+
+PAGE_FILE = "README.md"
+
+
+def main() -> None:
+    """The command line."""
+    parser = CommandParser(
+        prog="python -m dscint_jax.benchmark",
+        description="Compare networks: train and test every one by one plan, or prove results. "
+        "Started again, it goes on; started several times at once, the processes share the work.",
+    )
+    parser.add_argument(
+        "--config",
+        default="configs/benchmark.py:cpu",
+        metavar="FILE:SIZE",
+        help="the plan (default: configs/benchmark.py:cpu; there are smoke, cpu and paper)",
+    )
+    parser.add_argument(
+        "--workdir", type=Path, help="where the runs go; their results go to results/ in it"
+    )
+    parser.add_argument("--data_dir", type=Path, help="data set, if not the one the config names")
+    parser.add_argument(
+        "--devices",
+        metavar="I,J,...",
+        help="GPUs of this machine, such as 0,1,2,3: on each, one run at a time",
+    )
+    parser.add_argument("--retry", action="store_true", help="run again what failed")
+    parser.add_argument(
+        "--collect", action="store_true", help="run nothing: only write the results so far"
+    )
+    parser.add_argument(
+        "--verify", type=Path, metavar="results.json", help="check results, and run one cell again"
+    )
+    parser.add_argument("--cell", help="of --verify: NETWORK/CONDITION/SEED (default: the first)")
+    arguments = parser.parse_args()
+    if arguments.verify:
+        place = arguments.workdir or Path("runs/benchmark/verify")
+        name = (arguments.cell or "first").replace("/", "_")
+        verify(arguments.verify, arguments.cell, arguments.data_dir, place / name)
+        return
+    if arguments.workdir is None:
+        raise UserError("--workdir is missing, such as --workdir runs/benchmark/cpu")
+    plan = read_benchmark(arguments.config, arguments.data_dir)
+    if arguments.retry:
+        retry_failed(arguments.workdir)
+    if not arguments.collect:
+        if arguments.devices:
+            _run_on(arguments.devices.split(","))
+        else:
+            run_cells(plan, arguments.workdir)
+    out = arguments.workdir / "results"
+    results = collect(plan, arguments.workdir, out)
+    write_text(out / PAGE_FILE, page_text(results))
+    states = [cell["status"] for cell in results["cells"]]
+    say(f"{out / RESULTS_FILE}: {len(states)} cells, {states.count(FAILED)} failed")
+    if OPEN in states or FAILED in states:
+        # What is missing is in the table; who asks for the whole must not take this for it.
+        sys.exit(0 if arguments.collect else 1)
+
+
+def _run_on(devices: list[str]) -> None:
+    """Has one process a GPU run what is open; they share the cells."""
+    words = [sys.executable, "-m", "dscint_jax.benchmark"]
+    rest = [word for word in sys.argv[1:] if word != "--retry"]
+    at = next(i for i, word in enumerate(rest) if word.startswith("--devices"))
+    del rest[at : at + 1 + ("=" not in rest[at])]
+    processes = [
+        subprocess.Popen([*words, *rest], env={**os.environ, "CUDA_VISIBLE_DEVICES": device})
+        for device in devices
+    ]
+    for process in processes:
+        process.wait()
+
+
+if __name__ == "__main__":
+    run_command(main)

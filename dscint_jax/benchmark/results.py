@@ -1,0 +1,283 @@
+"""What the cells of a benchmark found, in one folder that can be published: results.json.
+
+In: the work directories of the cells. Out: `results.json` with a checksum, and beside it, below
+`cells/`, each run's config, provenance, metrics and predictions; no checkpoints.
+"""
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dscint_jax.benchmark.cells import (
+    chosen_rate,
+    failure_of,
+    folder_of,
+    is_tested,
+    validation_score,
+)
+from dscint_jax.benchmark.plan import Benchmark, Cell
+from dscint_jax.compare import RECORDS, Network, Run, compare_networks, read_run
+from dscint_jax.config import AUGMENTED, PATIENT
+from dscint_jax.metrics.intervals import patient_confusions
+from dscint_jax.metrics.paired_tests import compare_metrics
+from dscint_jax.metrics.scores import defined, five_metrics, one_vs_rest
+from dscint_jax.models.cost import network_cost
+from dscint_jax.run.provenance import attempts_of
+from dscint_jax.run.trackers.json_lines import read_lines
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.commandline.files import read_json, write_bytes, write_json
+
+RESULTS_FILE, CELLS = "results.json", "cells"
+COMPLETE, FAILED, OPEN = "complete", "failed", "open"
+METRICS, PREDICTIONS = Path("eval/test/metrics.json"), Path("eval/test/predictions.csv.gz")
+KEPT = (Path("config.json"), Path("provenance.json"), METRICS)
+STACK = ("versions", "python", "processor", "cores", "devices", "device_count", "xla_flags")
+"""What of an attempt may change the bits of a run."""
+IMAGE = (1024, 256)
+"""Rows and columns of a scintigram before its pixels are summed."""
+
+
+def collect(plan: Benchmark, workdir: Path, out: Path) -> dict[str, Any]:
+    """Writes the folder of results, of as many cells as are complete; returns results.json.
+
+    Raises:
+      UserError: a file of a cell is damaged, or cells were run on different data.
+    """
+    cells = []
+    for name in (*plan.networks, *plan.ablations):
+        rate = chosen_rate(plan, workdir, name)
+        # Before a rate is chosen, the cells stand in the table without one.
+        chosen = plan.cells(name, plan.learning_rates[0] if rate is None else rate)
+        cells += [_collected(workdir, cell, out, rate is not None) for cell in chosen]
+    results = {
+        "first": plan.first,
+        "conditions": [
+            {"name": name, "fields": dict(fields), "protocol": _protocol(plan, name)}
+            for name, fields in plan.conditions.items()
+        ],
+        "seeds": list(plan.seeds),
+        "learning_rates": list(plan.learning_rates),
+        "base": plan.base.replaced({"data.dir": ""}).to_dict(),
+        "networks": [_network(plan, workdir, name) for name in (*plan.networks, *plan.ablations)],
+        "cells": cells,
+    }
+    results["tables"] = tables_of(results, out)
+    results = json.loads(json.dumps(results))
+    write_json(out / RESULTS_FILE, {**results, "sha256": checksum(results)})
+    return results
+
+
+def checksum(results: Mapping[str, Any]) -> str:
+    """Of results.json without its checksum."""
+    content = {name: value for name, value in results.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def place_of(cell: Mapping[str, Any]) -> Path:
+    """Where the files of a cell of results.json lie, in the folder of results."""
+    named = Cell(*(cell[field.name] for field in dataclasses.fields(Cell)))
+    return CELLS / named.place
+
+
+def _protocol(plan: Benchmark, condition: str) -> str:
+    return plan.config(Cell(plan.first, condition, plan.learning_rates[0], 0)).protocol
+
+
+def _network(plan: Benchmark, workdir: Path, name: str) -> dict[str, Any]:
+    config = plan.config(plan.cells(name, plan.learning_rates[0])[0])
+    cost = network_cost(
+        config.model,
+        size=(IMAGE[0] // config.data.pool, IMAGE[1] // config.data.pool),
+        options=config.model_options,
+    )
+    trials = plan.trials(name) if name in plan.networks and len(plan.learning_rates) > 1 else []
+    return {
+        "name": name,
+        "is_ablation": name in plan.ablations,
+        "model": config.model,
+        "parameters": cost.parameters,
+        "flops": cost.flops,
+        "learning_rate": chosen_rate(plan, workdir, name),
+        "validation_f1": [[c.learning_rate, validation_score(workdir, c)] for c in trials],
+    }
+
+
+def _collected(workdir: Path, cell: Cell, out: Path, chosen: bool) -> dict[str, Any]:
+    found = {**dataclasses.asdict(cell), "status": OPEN}
+    reason = failure_of(workdir, cell)
+    if reason is not None:
+        return {**found, "status": FAILED, "reason": reason}
+    if not chosen or not is_tested(workdir, cell):
+        return found
+    source, place = folder_of(workdir, cell), out / CELLS / cell.place
+    for name in KEPT:
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, place / name)
+    # Where things lay on that machine is nobody's business.
+    config, attempts = read_json(place / "config.json"), attempts_of(source)
+    config["data"]["dir"] = ""
+    write_json(place / "config.json", config)
+    write_json(place / "provenance.json", [{**one, "arguments": []} for one in attempts])
+    predictions = (source / "eval/test/predictions.csv").read_bytes()
+    write_bytes(place / PREDICTIONS, gzip.compress(predictions, mtime=0))
+    speed = [line["images_per_second"] for line in read_lines(source / "train_speed.jsonl")[1:]]
+    return {
+        **found,
+        "status": COMPLETE,
+        "step": read_json(place / METRICS)["step"],
+        "metrics": _metrics_of(place),
+        "leakage": read_json(place / METRICS)["leakage"],
+        "dataset_fingerprint": attempts[-1]["dataset_fingerprint"],
+        "git": attempts[-1]["git"],
+        "stack": {name: attempts[-1].get(name) for name in STACK},
+        "attempts": len(attempts),
+        "images_per_second": float(np.median(speed)) if speed else None,
+        "sha256": {
+            **{str(name): _sha256((place / name).read_bytes()) for name in KEPT},
+            "predictions": _sha256(predictions),
+        },
+    }
+
+
+def _metrics_of(place: Path) -> dict[str, float | None]:
+    run = read_run(place, Path("test"), RECORDS)
+    return {n: defined(v) for n, v in five_metrics(run.predictions.confusions().sum(0)).items()}
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def check_files(results: Mapping[str, Any], folder: Path) -> None:
+    """Raises UserError where a file of the folder is not the one that results.json tells of."""
+    if checksum(results) != results.get("sha256"):
+        raise UserError(f"{folder / RESULTS_FILE} was changed: its checksum is another")
+    for cell in results["cells"]:
+        for name, wanted in cell.get("sha256", {}).items():
+            path = folder / place_of(cell) / (PREDICTIONS if name == "predictions" else name)
+            try:
+                content = path.read_bytes()
+                found = gzip.decompress(content) if name == "predictions" else content
+            except (OSError, EOFError) as error:
+                raise UserError(f"{path} cannot be read: {error}") from None
+            if _sha256(found) != wanted:
+                raise UserError(f"{path} was changed: its checksum is another")
+    # What can be computed must come out again: whoever changes a number can change a checksum.
+    for cell in results["cells"]:
+        if "metrics" in cell and cell["metrics"] != _metrics_of(folder / place_of(cell)):
+            raise UserError(f"{folder / RESULTS_FILE}: metrics of {named(cell)} are not its own")
+    if json.loads(json.dumps(tables_of(results, folder))) != results["tables"]:
+        raise UserError(f"{folder / RESULTS_FILE}: its tables do not follow from the predictions")
+
+
+def named(cell: Mapping[str, Any]) -> str:
+    """A cell as `--cell` takes it: NETWORK/CONDITION/SEED."""
+    return f"{cell['name']}/{cell['condition']}/{cell['seed']}"
+
+
+def tables_of(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """All that the page shows, computed from the predictions in the folder of results.
+
+    Returns:
+      `comparison`: by condition, `compare_networks` of the networks against the first; `ablations`:
+      the same of the ablations; `leakage`: by network and metric, protocol 'augmented' minus
+      'patient'. What has no complete cell is left out.
+    """
+    conditions = [condition["name"] for condition in results["conditions"]]
+    networks = [one["name"] for one in results["networks"] if not one["is_ablation"]]
+    ablations = [one["name"] for one in results["networks"] if one["is_ablation"]]
+    comparison = {}
+    for condition in conditions:
+        found = _compared(results, folder, condition, networks)
+        if found:
+            comparison[condition] = found
+    return {
+        "comparison": comparison,
+        "ablations": _compared(results, folder, conditions[0], [results["first"], *ablations])
+        if ablations
+        else None,
+        "leakage": _leakage(results, folder, networks),
+    }
+
+
+def _compared(
+    results: Mapping[str, Any], folder: Path, condition: str, names: Sequence[str]
+) -> dict[str, Any] | None:
+    networks = [
+        Network(name, tuple(runs))
+        for name in names
+        if (runs := _runs(results, folder, condition, name))
+    ]
+    if not networks:
+        return None
+    pairs = [(networks[0], other) for other in networks[1:] if networks[0].name == results["first"]]
+    found = compare_networks(networks, pairs)
+    for network in found["networks"]:
+        # Where the folder of results lies does not belong to the results.
+        network.pop("runs")
+        confusions = [
+            run.predictions.confusions().sum(0)
+            for run in _runs(results, folder, condition, network["name"])
+        ]
+        by_seed = one_vs_rest(np.stack(confusions))["f1"]
+        network["class_f1"] = {
+            label: [defined(value) for value in by_seed[:, n]]
+            for n, label in enumerate(found["classes"])
+        }
+    return found
+
+
+def _runs(results: Mapping[str, Any], folder: Path, condition: str, name: str) -> list[Run]:
+    return [
+        read_run(folder / place_of(cell), Path("test"), RECORDS)
+        for cell in results["cells"]
+        if cell["status"] == COMPLETE and (cell["name"], cell["condition"]) == (name, condition)
+    ]
+
+
+def _leakage(
+    results: Mapping[str, Any], folder: Path, names: Sequence[str]
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """How much higher a network scores where copies of test images were trained on.
+
+    The two test splits share patients, not images: intervals draw patients, and one who is in both
+    splits counts equally often in both.
+    """
+    by_protocol = {one["protocol"]: one["name"] for one in reversed(results["conditions"])}
+    if not {AUGMENTED, PATIENT} <= set(by_protocol):
+        return {}
+    found = {}
+    for name in names:
+        augmented, patient = (
+            [run.predictions for run in _runs(results, folder, by_protocol[protocol], name)]
+            for protocol in (AUGMENTED, PATIENT)
+        )
+        if not augmented or not patient:
+            continue
+        everyone = np.unique(np.concatenate([p.patients for p in (*augmented, *patient)]))
+        ours, theirs = (
+            np.stack([_confusions_of(one, everyone) for one in predictions])
+            for predictions in (augmented, patient)
+        )
+        found[name] = {
+            metric: {part: defined(getattr(d, part)) for part in ("value", "low", "high")}
+            for metric, d in compare_metrics(ours, theirs).items()
+        }
+    return found
+
+
+def _confusions_of(predictions: Any, everyone: np.ndarray) -> np.ndarray:
+    """Confusion matrices of all patients, those who are not in the split all zero."""
+    matrices = np.zeros((len(everyone), *[len(predictions.classes)] * 2), np.int64)
+    own = np.unique(predictions.patients)
+    matrices[np.searchsorted(everyone, own)] = patient_confusions(
+        predictions.labels, predictions.predicted, predictions.patients, len(predictions.classes)
+    )
+    return matrices

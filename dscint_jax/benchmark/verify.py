@@ -1,0 +1,116 @@
+"""Whether published results hold: their files, their arithmetic, and one cell run again.
+
+In: a results.json with its folder. Out: what was checked, in words; an error
+where it does not hold.
+"""
+
+import hashlib
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dscint_jax.benchmark.results import (
+    COMPLETE,
+    STACK,
+    check_files,
+    named,
+    place_of,
+)
+from dscint_jax.config import read_config
+from dscint_jax.input_pipeline import fingerprint_of
+from dscint_jax.metrics.scores import METRIC_NAMES
+from dscint_jax.run.provenance import attempts_of
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.commandline.files import read_json, write_json
+from tfds_builder.commandline.progress import say
+
+SPREADS = 3.0
+"""Standard deviations over the seeds that a cell of another machine may be off."""
+
+
+class NotReproducedError(UserError):
+    """A cell came out otherwise than the results say."""
+
+
+def verify(path: Path, cell: str | None, data_dir: Path | None, workdir: Path) -> None:
+    """Checks a results.json and runs one of its cells again.
+
+    Args:
+      path: of results.json.
+      cell: NETWORK/CONDITION/SEED; None: the first that is complete.
+      data_dir: the data set.
+      workdir: where the cell is run.
+
+    Raises:
+      UserError: a file was changed, tables do not follow from predictions, the cell is not there.
+      NotReproducedError: the cell came out otherwise.
+    """
+    results, folder = read_json(path), path.parent
+    try:
+        check_files(results, folder)
+        complete = {named(one): one for one in results["cells"] if one["status"] == COMPLETE}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no results.json of a benchmark ({error!r})") from None
+    say(f"files and tables: as they were written ({len(complete)} cells)")
+    if not complete:
+        raise UserError(f"{path} has no complete cell to run again")
+    chosen = complete.get(cell or next(iter(complete)))
+    if chosen is None:
+        raise UserError(f"--cell {cell}: there are {', '.join(complete)}")
+    _run_again(chosen, folder, data_dir, workdir)
+    _compare(chosen, results, workdir)
+
+
+def _run_again(cell: Mapping[str, Any], folder: Path, data_dir: Path | None, workdir: Path) -> None:
+    config = read_config(folder / place_of(cell) / "config.json")
+    data_dir = Path(config.data.dir) if data_dir is None else data_dir
+    if fingerprint_of(data_dir, config.data.records) != cell["dataset_fingerprint"]:
+        raise UserError(
+            f"--data_dir {data_dir} is another data set than that of the results (fingerprint "
+            f"{cell['dataset_fingerprint'][:12]}); give that one"
+        )
+    config = config.replaced({"data.dir": str(data_dir.absolute())})
+    write_json(workdir / "benchmark.json", config.to_dict())
+    say(f"running {named(cell)} again in {workdir}")
+    for command, *options in (
+        ("main", "--config", str(workdir / "benchmark.json"), "--distributed", "off"),
+        ("evaluate", "--split", "test"),
+    ):
+        words = [sys.executable, "-m", f"dscint_jax.{command}", "--workdir", str(workdir)]
+        if status := subprocess.run([*words, *options]).returncode:
+            raise NotReproducedError(f"{named(cell)} failed with status {status}; see above")
+
+
+def _compare(cell: Mapping[str, Any], results: Mapping[str, Any], workdir: Path) -> None:
+    here = attempts_of(workdir)[-1]
+    other = [name for name in STACK if here.get(name) != cell["stack"][name]]
+    found = read_json(workdir / "eval/test/metrics.json")
+    predictions = (workdir / "eval/test/predictions.csv").read_bytes()
+    if hashlib.sha256(predictions).hexdigest() == cell["sha256"]["predictions"]:
+        say(f"{named(cell)}: reproduced bit for bit ({len(predictions)} bytes of predictions)")
+        return
+    if not other:
+        raise NotReproducedError(
+            f"{named(cell)}: other predictions on the same stack, device and data; accuracy "
+            f"{found['accuracy']:.4f} here, {cell['metrics']['accuracy']:.4f} in the results"
+        )
+    for name in METRIC_NAMES:
+        seeds = [
+            one["metrics"][name]
+            for one in results["cells"]
+            if one["status"] == COMPLETE
+            and (one["name"], one["condition"]) == (cell["name"], cell["condition"])
+        ]
+        spread = statistics.stdev(seeds) if len(seeds) > 1 else 0.0
+        if abs(found[name] - statistics.mean(seeds)) > SPREADS * spread:
+            raise NotReproducedError(
+                f"{named(cell)}: {name} is {found[name]:.4f} here and "
+                f"{statistics.mean(seeds):.4f} ± {spread:.4f} in the results"
+            )
+    say(
+        f"{named(cell)}: reproduced within {SPREADS:g} standard deviations over the seeds; the "
+        f"bits differ, and so do {', '.join(other)}"
+    )

@@ -1,0 +1,79 @@
+import dataclasses
+
+import pytest
+
+from dscint_jax.benchmark.plan import Cell, read_benchmark
+from tests.dscint_jax.conftest import TESTS
+from tfds_builder.commandline.errors import UserError
+
+SHIPPED = TESTS.parent / "configs" / "benchmark.py"
+
+
+@pytest.mark.parametrize("size", ["smoke", "cpu", "paper"])
+def test_shipped_sizes_have_the_published_networks_and_one_budget(size):
+    plan = read_benchmark(f"{SHIPPED}:{size}")
+    assert [*plan.networks] == [
+        *("dscint", "alexnet", "vgg16", "resnet18", "densenet121", "inception_v4")
+    ]
+    assert [*plan.conditions] == ["patient", "augmented"]
+    cells = [c for name in plan.networks for c in plan.cells(name, 1e-3)]
+    configs = [plan.config(cell) for cell in cells]
+    assert {c.protocol for c in configs} == {"patient", "augmented"}
+    shared = {(c.steps, c.batch_size, c.data, c.augmentation) for c in configs}
+    assert len(shared) == 1
+
+
+def test_a_cell_is_a_normal_run_of_its_own(plan):
+    config = plan.config(Cell("alexnet", "augmented", 4e-3, 1))
+    assert (config.model, config.protocol, config.seed) == ("alexnet", "augmented", 1)
+    assert config.optimizer.learning_rate == 4e-3
+    places = [c.place for name in plan.networks for c in plan.cells(name, 1e-3)]
+    assert len(set(places)) == len(places) == 8
+
+
+def test_an_ablation_is_the_first_network_with_something_left_out(plan):
+    cells = plan.cells("no_attention", 1e-3)
+    assert {cell.condition for cell in cells} == {"patient"}
+    ours, whole = plan.config(cells[0]), plan.config(Cell("dscint", "patient", 1e-3, 0))
+    assert ours.model_options["attention"] == "none"
+    assert ours.replaced({"model_options": whole.model_options}) == whole
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"seeds": ()}, "seeds are empty"),
+        ({"seeds": (1, 1)}, "have one twice"),
+        ({"ablations": {"dscint": {}}}, "'dscint' is taken twice"),
+        ({"conditions": {"a/b": {}}}, "'a/b'.*rename"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_named(plan, change, words):
+    with pytest.raises(UserError, match=words):
+        dataclasses.replace(plan, **change)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("def get_config(size='x'): return 3", "returns a int"),
+        ("def get_config(size='x'): return {}[size]", "KeyError: 'x'"),
+        ("x = 3", "KeyError: 'get_config'"),
+    ],
+)
+def test_a_file_that_is_no_benchmark_is_named(tmp_path, text, words):
+    (tmp_path / "own.py").write_text(text)
+    with pytest.raises(UserError, match=words):
+        read_benchmark(str(tmp_path / "own.py"))
+
+
+def test_a_field_that_does_not_fit_is_found_before_anything_runs(tmp_path):
+    text = SHIPPED.read_text().replace('"model_options.attention"', '"modl_options.attention"')
+    (tmp_path / "own.py").write_text(text)
+    with pytest.raises(UserError, match="modl_options"):
+        read_benchmark(f"{tmp_path / 'own.py'}:smoke")
+
+
+def test_the_data_set_may_be_another(tmp_path):
+    plan = read_benchmark(f"{SHIPPED}:cpu", tmp_path)
+    assert plan.base.data.dir == str(tmp_path)

@@ -1,0 +1,183 @@
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from dscint_jax.benchmark import verify as verification
+from dscint_jax.benchmark.cells import FAILURE, folder_of
+from dscint_jax.benchmark.page import page_text
+from dscint_jax.benchmark.plan import Cell
+from dscint_jax.benchmark.results import PREDICTIONS, check_files, checksum, collect, place_of
+from dscint_jax.compare import compare
+from dscint_jax.metrics.scores import METRIC_NAMES
+from tests.dscint_jax.benchmark.conftest import fill
+from tfds_builder.commandline.errors import UserError
+
+
+@pytest.fixture
+def out(plan, filled):
+    collect(plan, filled, filled / "results")
+    return filled / "results"
+
+
+def read(out):
+    return json.loads((out / "results.json").read_text())
+
+
+def test_tables_are_those_of_compare_on_the_work_directories(plan, filled, out):
+    runs = [
+        folder_of(filled, cell)
+        for name in plan.networks
+        for cell in plan.cells(name, 1e-3)
+        if cell.condition == "patient"
+    ]
+    expected = compare(runs)
+    found = read(out)["tables"]["comparison"]["patient"]
+    assert found["pairs"] == json.loads(json.dumps(expected["pairs"]))
+    for ours, theirs in zip(found["networks"], expected["networks"], strict=True):
+        assert ours["metrics"] == json.loads(json.dumps(theirs["metrics"]))
+    assert found["pairs"][0]["metrics"]["accuracy"]["p_holm"] < 0.05
+
+
+def test_leakage_is_the_difference_of_the_protocols_with_its_interval(out):
+    results = read(out)
+    for name, found in results["tables"]["leakage"].items():
+        means = [
+            next(n for n in results["tables"]["comparison"][c]["networks"] if n["name"] == name)
+            for c in ("augmented", "patient")
+        ]
+        for metric in METRIC_NAMES:
+            expected = means[0]["metrics"][metric]["mean"] - means[1]["metrics"][metric]["mean"]
+            assert found[metric]["value"] == pytest.approx(expected)
+            assert found[metric]["low"] < expected < found[metric]["high"]
+
+
+def test_results_hold_what_a_rerun_needs_and_no_place_of_this_machine(filled, out):
+    results = read(out)
+    assert all(cell["status"] == "complete" for cell in results["cells"])
+    assert results["cells"][0]["stack"]["processor"] == "Some CPU avx2"
+    for path in out.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            text = gzip.decompress(content) if path.suffix == ".gz" else content
+            assert str(filled).encode() not in text
+    check_files(results, out)
+
+
+@pytest.mark.parametrize("name", ["results.json", "config.json", "metrics.json", "predictions"])
+def test_a_changed_file_is_found(out, name):
+    results = read(out)
+    place = out / place_of(results["cells"][0])
+    path = {
+        "results.json": out / name,
+        "config.json": place / name,
+        "metrics.json": place / "eval" / "test" / name,
+        "predictions": place / PREDICTIONS,
+    }[name]
+    content = path.read_bytes()
+    if name == "predictions":
+        path.write_bytes(gzip.compress(gzip.decompress(content).replace(b"0.1", b"0.2", 1)))
+    elif name == "results.json":
+        path.write_bytes(content.replace(b"0", b"1", 1))
+    else:
+        path.write_bytes(content + b"\n")
+    with pytest.raises(UserError, match=f"{path.name}.*checksum"):
+        check_files(read(out), out)
+
+
+@pytest.mark.parametrize("doctor", ["metrics", "tables"])
+def test_a_doctored_number_is_found_though_its_checksum_fits(out, doctor):
+    results = read(out)
+    if doctor == "metrics":
+        results["cells"][0]["metrics"]["accuracy"] += 0.01
+    else:
+        networks = results["tables"]["comparison"]["patient"]["networks"]
+        networks[0]["metrics"]["accuracy"]["mean"] += 0.01
+    results["sha256"] = checksum(results)
+    with pytest.raises(UserError, match=r"not its own|do not follow"):
+        check_files(results, out)
+
+
+def test_failed_and_open_cells_leave_the_others_whole(plan, filled):
+    failed, missing = plan.cells("alexnet", 1e-3)[:2]
+    (folder_of(filled, failed) / FAILURE).write_text("the loss is not finite\n")
+    (folder_of(filled, missing) / "eval" / "test" / "metrics.json").unlink()
+    results = collect(plan, filled, filled / "results")
+    states = [cell["status"] for cell in results["cells"]]
+    assert (states.count("failed"), states.count("open")) == (1, 1)
+    page = page_text(results)
+    assert "| alexnet/patient/0 | the loss is not finite |" in page
+    assert "8 of 10 cells are complete, 1 failed" in page
+    pair = results["tables"]["comparison"]["patient"]["pairs"][0]
+    assert pair["metrics"]["accuracy"]["p"] is None
+    assert pair["metrics"]["accuracy"]["low"] is not None
+
+
+def test_an_empty_benchmark_has_a_page_too(plan, tmp_path):
+    results = collect(plan, tmp_path, tmp_path / "results")
+    assert "0 of 10 cells are complete." in page_text(results)
+    check_files(read(tmp_path / "results"), tmp_path / "results")
+
+
+def test_the_page_shows_every_table(plan, out):
+    page = page_text(read(out))
+    for words in (
+        "| Dscint | 0.",
+        "published Dscint, other data | 0.9801",
+        "Leakage: protocol augmented minus patient",
+        "Dscint minus the others, augmented",
+        "| no attention |",
+        "nonfixed places (mean)",
+        "Measured on: Some CPU avx2, 2 cores, jaxlib 1.2.3.",
+    ):
+        assert words in page
+    accuracy = np.mean(
+        [
+            cell["metrics"]["accuracy"]
+            for cell in read(out)["cells"]
+            if (cell["name"], cell["condition"]) == ("alexnet", "patient")
+        ]
+    )
+    assert f"| AlexNet | {accuracy:.4f} ±" in page
+
+
+@pytest.fixture
+def rerun(plan, out, tmp_path_factory, monkeypatch):
+    """Checks the first cell against a rerun that the test makes up."""
+    elsewhere = tmp_path_factory.mktemp("rerun")
+
+    def run(skill_change=0.0, **provenance):
+        fill(plan, elsewhere, **provenance)
+        workdir = folder_of(elsewhere, Cell("dscint", "patient", 1e-3, 0))
+        if skill_change:
+            other = folder_of(elsewhere, Cell("alexnet", "patient", 1e-3, 0))
+            for name in ("metrics.json", "predictions.csv"):
+                place = workdir / "eval" / "test" / name
+                place.write_bytes((other / "eval" / "test" / name).read_bytes())
+        results = read(out)
+        verification._compare(results["cells"][0], results, workdir)
+
+    return run
+
+
+def test_the_same_bits_are_reproduced(rerun, capsys):
+    rerun()
+    assert "reproduced bit for bit" in capsys.readouterr().out
+
+
+def test_other_bits_on_the_same_stack_are_an_error(rerun):
+    with pytest.raises(UserError, match="other predictions on the same stack"):
+        rerun(skill_change=1.0)
+
+
+def test_another_score_on_another_machine_is_an_error(rerun):
+    with pytest.raises(UserError, match=r"accuracy is .* in the results"):
+        rerun(skill_change=1.0, processor="Another CPU")
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"cells": [{}]}'])
+def test_what_is_no_results_file_is_named(tmp_path, text):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(UserError, match=r"results\.json"):
+        verification.verify(tmp_path / "results.json", None, None, tmp_path)
