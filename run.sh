@@ -17,6 +17,8 @@ usage: ./run.sh [COMMAND]
            them -> evaluation on patients it never saw -> $QUICKSTART/dscint/report/index.html.
            Run again, it keeps what is complete and resumes what is not.
   setup    only make .venv and install
+  benchmark  set up, make the quickstart's data set, then compare networks on it for some hours;
+           further arguments go to python -m dscint_jax.benchmark
   test     set up, then run the tests; further arguments go to pytest
   slurm    set up, then submit a training to SLURM; ./run.sh slurm --help
   help     this text
@@ -139,11 +141,15 @@ step() {
   .venv/bin/python -m "$@"
 }
 
-quickstart() {
+data_set() {
   step "synthetic patients" tfds_builder.phantom \
     --out "$QUICKSTART/phantom" --patients "$PATIENTS" --seed "$SEED"
   step "data set" tfds_builder.build \
     --manifest "$QUICKSTART/phantom/manifest.csv" --data_dir "$QUICKSTART/data"
+}
+
+quickstart() {
+  data_set
   step "training" dscint_jax.main \
     --config configs/quickstart.py --workdir "$QUICKSTART/dscint" \
     --config.data.dir="$QUICKSTART/data" ${STEPS:+--config.steps="$STEPS"}
@@ -206,6 +212,13 @@ case "${1:-quickstart}" in
     (($# == 0)) || fail "quickstart is what ./run.sh does without a command"
     setup
     quickstart
+    ;;
+  benchmark)
+    shift
+    setup
+    data_set
+    step "benchmark" dscint_jax.benchmark --config configs/benchmark.py:cpu \
+      --workdir runs/benchmark/cpu --data_dir "$QUICKSTART/data" "$@"
     ;;
   setup)
     setup

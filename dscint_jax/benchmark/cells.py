@@ -18,9 +18,8 @@ import filelock
 from dscint_jax.benchmark.plan import Benchmark, Cell
 from dscint_jax.config import MAY_CHANGE, fields_of, read_config
 from dscint_jax.run import lock
-from dscint_jax.run.checkpoint import completed_step
+from dscint_jax.run.provenance import attempts_of
 from dscint_jax.run.trackers.json_lines import read_metrics
-from dscint_jax.run.workdir import config_of
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import write_json, write_text
 from tfds_builder.commandline.progress import ProgressBar
@@ -47,11 +46,9 @@ def failure_of(workdir: Path, cell: Cell) -> str | None:
 
 
 def is_trained(workdir: Path, cell: Cell) -> bool:
-    """Whether a cell's training is complete."""
-    folder = folder_of(workdir, cell)
-    if not (folder / "config.json").exists():
-        return False
-    return completed_step(folder) == int(config_of(folder).steps)
+    """Whether a cell's training is complete; its checkpoints may be gone since."""
+    attempts = attempts_of(folder_of(workdir, cell))
+    return bool(attempts) and (attempts[-1]["ended"] or {}).get("why") == "completed"
 
 
 def is_tested(workdir: Path, cell: Cell) -> bool:
@@ -85,7 +82,10 @@ def chosen_rate(plan: Benchmark, workdir: Path, name: str) -> float | None:
 
 
 def open_cells(plan: Benchmark, workdir: Path) -> list[tuple[Cell, bool]]:
-    """The cells that are still to be run, by seed, and whether their test split is read."""
+    """The cells that are still to be run, and whether their test split is read.
+
+    They are sorted by seed, then by network: so a benchmark that is stopped has compared something.
+    """
     found: list[tuple[Cell, bool]] = []
     for name in (*plan.networks, *plan.ablations):
         rate = chosen_rate(plan, workdir, name)
@@ -94,7 +94,7 @@ def open_cells(plan: Benchmark, workdir: Path) -> list[tuple[Cell, bool]]:
         elif name in plan.networks:
             found += [(c, False) for c in plan.trials(name) if not is_trained(workdir, c)]
     order = {name: n for n, name in enumerate((*plan.networks, *plan.ablations))}
-    found.sort(key=lambda item: (item[1], plan.seeds.index(item[0].seed), order[item[0].name]))
+    found.sort(key=lambda item: (plan.seeds.index(item[0].seed), order[item[0].name], item[1]))
     return [(cell, test) for cell, test in found if failure_of(workdir, cell) is None]
 
 

@@ -1,7 +1,8 @@
 """What the cells of a benchmark found, in one folder that can be published: results.json.
 
 In: the work directories of the cells. Out: `results.json` with a checksum, and beside it, below
-`cells/`, each run's config, provenance, metrics and predictions; no checkpoints.
+`cells/`, each run's configs, provenance, metrics and predictions; no checkpoints. A benchmark goes
+on from a copy of these cells.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from dscint_jax.benchmark.cells import (
     failure_of,
     folder_of,
     is_tested,
+    is_trained,
     validation_score,
 )
 from dscint_jax.benchmark.plan import Benchmark, Cell
@@ -37,7 +39,10 @@ from tfds_builder.commandline.files import read_json, write_bytes, write_json
 RESULTS_FILE, CELLS = "results.json", "cells"
 COMPLETE, FAILED, OPEN = "complete", "failed", "open"
 METRICS, PREDICTIONS = Path("eval/test/metrics.json"), Path("eval/test/predictions.csv.gz")
-KEPT = (Path("config.json"), Path("provenance.json"), METRICS)
+CONFIGS = ("benchmark.json", "config.json")
+KEPT = ("train_metrics.jsonl", "train_speed.jsonl")
+CHECKED = (*CONFIGS, *KEPT, "provenance.json", str(METRICS))
+"""What a checksum is kept of, beside the predictions."""
 STACK = ("versions", "python", "processor", "cores", "devices", "device_count", "xla_flags")
 """What of an attempt may change the bits of a run."""
 IMAGE = (1024, 256)
@@ -56,6 +61,9 @@ def collect(plan: Benchmark, workdir: Path, out: Path) -> dict[str, Any]:
         # Before a rate is chosen, the cells stand in the table without one.
         chosen = plan.cells(name, plan.learning_rates[0] if rate is None else rate)
         cells += [_collected(workdir, cell, out, rate is not None) for cell in chosen]
+        for cell in plan.trials(name) if name in plan.networks else ():
+            if is_trained(workdir, cell):
+                _keep(folder_of(workdir, cell), out / CELLS / cell.place)
     results = {
         "first": plan.first,
         "conditions": [
@@ -117,22 +125,19 @@ def _collected(workdir: Path, cell: Cell, out: Path, chosen: bool) -> dict[str, 
     if not chosen or not is_tested(workdir, cell):
         return found
     source, place = folder_of(workdir, cell), out / CELLS / cell.place
-    for name in KEPT:
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, place / name)
-    # Where things lay on that machine is nobody's business.
-    config, attempts = read_json(place / "config.json"), attempts_of(source)
-    config["data"]["dir"] = ""
-    write_json(place / "config.json", config)
-    write_json(place / "provenance.json", [{**one, "arguments": []} for one in attempts])
-    predictions = (source / "eval/test/predictions.csv").read_bytes()
+    _keep(source, place)
+    shutil.copyfile(source / METRICS, place / METRICS)
+    packed = source / PREDICTIONS
+    plain = packed.with_suffix("")
+    predictions = plain.read_bytes() if plain.exists() else gzip.decompress(packed.read_bytes())
     write_bytes(place / PREDICTIONS, gzip.compress(predictions, mtime=0))
+    attempts = attempts_of(source)
     speed = [line["images_per_second"] for line in read_lines(source / "train_speed.jsonl")[1:]]
     return {
         **found,
         "status": COMPLETE,
         "step": read_json(place / METRICS)["step"],
-        "metrics": _metrics_of(place),
+        "metrics": metrics_of(place),
         "leakage": read_json(place / METRICS)["leakage"],
         "dataset_fingerprint": attempts[-1]["dataset_fingerprint"],
         "git": attempts[-1]["git"],
@@ -140,15 +145,29 @@ def _collected(workdir: Path, cell: Cell, out: Path, chosen: bool) -> dict[str, 
         "attempts": len(attempts),
         "images_per_second": float(np.median(speed)) if speed else None,
         "sha256": {
-            **{str(name): _sha256((place / name).read_bytes()) for name in KEPT},
+            **{name: _sha256((place / name).read_bytes()) for name in CHECKED},
             "predictions": _sha256(predictions),
         },
     }
 
 
-def _metrics_of(place: Path) -> dict[str, float | None]:
+def metrics_of(place: Path) -> dict[str, float | None]:
+    """The five metrics that the predictions in a work directory give."""
     run = read_run(place, Path("test"), RECORDS)
     return {n: defined(v) for n, v in five_metrics(run.predictions.confusions().sum(0)).items()}
+
+
+def _keep(source: Path, place: Path) -> None:
+    """Copies what tells of a training, without the places of that machine."""
+    (place / METRICS).parent.mkdir(parents=True, exist_ok=True)
+    for name in KEPT:
+        shutil.copyfile(source / name, place / name)
+    for name in CONFIGS:
+        config = read_json(source / name)
+        config["data"]["dir"] = ""
+        write_json(place / name, config)
+    attempts = [{**attempt, "arguments": []} for attempt in attempts_of(source)]
+    write_json(place / "provenance.json", attempts)
 
 
 def _sha256(content: bytes) -> str:
@@ -171,7 +190,7 @@ def check_files(results: Mapping[str, Any], folder: Path) -> None:
                 raise UserError(f"{path} was changed: its checksum is another")
     # What can be computed must come out again: whoever changes a number can change a checksum.
     for cell in results["cells"]:
-        if "metrics" in cell and cell["metrics"] != _metrics_of(folder / place_of(cell)):
+        if "metrics" in cell and cell["metrics"] != metrics_of(folder / place_of(cell)):
             raise UserError(f"{folder / RESULTS_FILE}: metrics of {named(cell)} are not its own")
     if json.loads(json.dumps(tables_of(results, folder))) != results["tables"]:
         raise UserError(f"{folder / RESULTS_FILE}: its tables do not follow from the predictions")

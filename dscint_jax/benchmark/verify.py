@@ -16,12 +16,13 @@ from dscint_jax.benchmark.results import (
     COMPLETE,
     STACK,
     check_files,
+    metrics_of,
     named,
     place_of,
 )
 from dscint_jax.config import read_config
 from dscint_jax.input_pipeline import fingerprint_of
-from dscint_jax.metrics.scores import METRIC_NAMES
+from dscint_jax.metrics.scores import METRIC_NAMES, in_words
 from dscint_jax.run.provenance import attempts_of
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import read_json, write_json
@@ -87,7 +88,7 @@ def _run_again(cell: Mapping[str, Any], folder: Path, data_dir: Path | None, wor
 def _compare(cell: Mapping[str, Any], results: Mapping[str, Any], workdir: Path) -> None:
     here = attempts_of(workdir)[-1]
     other = [name for name in STACK if here.get(name) != cell["stack"][name]]
-    found = read_json(workdir / "eval/test/metrics.json")
+    found = metrics_of(workdir)
     predictions = (workdir / "eval/test/predictions.csv").read_bytes()
     if hashlib.sha256(predictions).hexdigest() == cell["sha256"]["predictions"]:
         say(f"{named(cell)}: reproduced bit for bit ({len(predictions)} bytes of predictions)")
@@ -95,7 +96,7 @@ def _compare(cell: Mapping[str, Any], results: Mapping[str, Any], workdir: Path)
     if not other:
         raise NotReproducedError(
             f"{named(cell)}: other predictions on the same stack, device and data; accuracy "
-            f"{found['accuracy']:.4f} here, {cell['metrics']['accuracy']:.4f} in the results"
+            f"{in_words(found['accuracy'])} here, {cell['metrics']['accuracy']:.4f} in the results"
         )
     for name in METRIC_NAMES:
         seeds = [
@@ -105,9 +106,10 @@ def _compare(cell: Mapping[str, Any], results: Mapping[str, Any], workdir: Path)
             and (one["name"], one["condition"]) == (cell["name"], cell["condition"])
         ]
         spread = statistics.stdev(seeds) if len(seeds) > 1 else 0.0
-        if abs(found[name] - statistics.mean(seeds)) > SPREADS * spread:
+        value = found[name]
+        if value is None or abs(value - statistics.mean(seeds)) > SPREADS * spread:
             raise NotReproducedError(
-                f"{named(cell)}: {name} is {found[name]:.4f} here and "
+                f"{named(cell)}: {name} is {in_words(value)} here and "
                 f"{statistics.mean(seeds):.4f} ± {spread:.4f} in the results"
             )
     say(

@@ -86,7 +86,7 @@ def _size_of_map(x: jax.Array, size: Sequence[int], stride: int, pads: Padding) 
     return height, width
 
 
-def _windows(x: jax.Array, size: tuple[int, int], stride: int, pads: Padding) -> jax.Array:
+def _windows(x: jax.Array, size: Sequence[int], stride: int, pads: Padding) -> jax.Array:
     """What the kernel meets at each position of all images: its rows, columns and channels."""
     padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     (rows, columns), (height, width) = size, padded.shape[1:3]

@@ -1,11 +1,13 @@
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from dscint_jax.benchmark.cells import folder_of
 from dscint_jax.benchmark.plan import Benchmark
+from dscint_jax.benchmark.results import collect
 from dscint_jax.metrics.predictions import predictions_text
 from tests.dscint_jax.conftest import load_tiny_config
 from tests.dscint_jax.metrics.test_predictions import some_predictions
@@ -13,7 +15,7 @@ from tests.dscint_jax.metrics.test_predictions import some_predictions
 CLASSES = ("normal", "metastasis", "arthritis", "thyroid_carcinoma")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def plan():
     """Two networks, an ablation, two protocols, two seeds."""
     return Benchmark(
@@ -49,6 +51,7 @@ def make_cell(plan, workdir, cell, skill, *, patients=40, **provenance):
         "devices": ["cpu"],
         "device_count": 1,
         "xla_flags": "",
+        "ended": {"why": "completed", "step": int(config.steps)},
         **provenance,
     }
     speed = [{"step": n, "images_per_second": 100.0 + n} for n in range(4)]
@@ -56,11 +59,14 @@ def make_cell(plan, workdir, cell, skill, *, patients=40, **provenance):
     test.mkdir(parents=True)
     (test / "predictions.csv").write_text(predictions_text(predictions))
     for path, value in (
+        (folder / "benchmark.json", config.to_dict()),
         (folder / "config.json", config.to_dict()),
         (folder / "provenance.json", [attempt]),
         (test / "metrics.json", result),
     ):
         path.write_text(json.dumps(value))
+    line = {"step": int(config.steps), "validation_f1": 0.5}
+    (folder / "train_metrics.jsonl").write_text(json.dumps(line))
     (folder / "train_speed.jsonl").write_text("\n".join(map(json.dumps, speed)))
 
 
@@ -73,7 +79,17 @@ def fill(plan, workdir, **provenance):
             make_cell(plan, workdir, cell, skill + leak, patients=patients, **provenance)
 
 
+@pytest.fixture(scope="session")
+def whole(plan, tmp_path_factory):
+    """A benchmark that is complete, with its results."""
+    folder = tmp_path_factory.mktemp("whole")
+    fill(plan, folder)
+    collect(plan, folder, folder / "results")
+    return folder
+
+
 @pytest.fixture
-def filled(plan, tmp_path):
-    fill(plan, tmp_path)
+def filled(whole, tmp_path):
+    """A copy of it, to be changed."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     return tmp_path

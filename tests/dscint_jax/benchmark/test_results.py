@@ -1,11 +1,12 @@
 import gzip
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from dscint_jax.benchmark import verify as verification
-from dscint_jax.benchmark.cells import FAILURE, folder_of
+from dscint_jax.benchmark.cells import FAILURE, folder_of, open_cells
 from dscint_jax.benchmark.page import page_text
 from dscint_jax.benchmark.plan import Cell
 from dscint_jax.benchmark.results import PREDICTIONS, check_files, checksum, collect, place_of
@@ -16,8 +17,7 @@ from tfds_builder.commandline.errors import UserError
 
 
 @pytest.fixture
-def out(plan, filled):
-    collect(plan, filled, filled / "results")
+def out(filled):
     return filled / "results"
 
 
@@ -112,6 +112,15 @@ def test_failed_and_open_cells_leave_the_others_whole(plan, filled):
     pair = results["tables"]["comparison"]["patient"]["pairs"][0]
     assert pair["metrics"]["accuracy"]["p"] is None
     assert pair["metrics"]["accuracy"]["low"] is not None
+
+
+def test_a_benchmark_goes_on_from_a_copy_of_its_results(plan, out, tmp_path_factory):
+    copy = tmp_path_factory.mktemp("copy")
+    shutil.copytree(out / "cells", copy / "cells")
+    assert open_cells(plan, copy) == []
+    collect(plan, copy, copy / "results")
+    assert read(copy / "results") == read(out)
+    check_files(read(copy / "results"), copy / "results")
 
 
 def test_an_empty_benchmark_has_a_page_too(plan, tmp_path):
