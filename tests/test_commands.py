@@ -34,16 +34,27 @@ def _run(module, *arguments, environment=None):
 
 
 @pytest.fixture(scope="module")
-def whole_path(tmp_path_factory):
+def beginning(tmp_path_factory):
+    """Phantoms, their data set, a run."""
+    return _commands(tmp_path_factory.mktemp("path"), slice(3))
+
+
+@pytest.fixture(scope="module")
+def whole_path(beginning, tmp_path_factory):
     """All seven commands, one after the other, and where TensorFlow's imports left their trace."""
-    folder = tmp_path_factory.mktemp("path")
-    (folder / "fake" / "tensorflow").mkdir(parents=True)
+    folder = tmp_path_factory.mktemp("whole") / "path"
+    shutil.copytree(beginning, folder)
+    return _commands(folder, slice(3, None)), folder / "trace.txt"
+
+
+def _commands(folder, chosen):
+    (folder / "fake" / "tensorflow").mkdir(parents=True, exist_ok=True)
     (folder / "fake" / "tensorflow" / "__init__.py").write_text(FAKE_TENSORFLOW)
     trace = folder / "trace.txt"
     environment = {"PYTHONPATH": str(folder / "fake"), "TENSORFLOW_TRACE": str(trace)}
     data, workdir = folder / "data", folder / "run"
     training = ("--config", TINY, "--workdir", workdir, f"--config.data.dir={data}", *STEPS)
-    for module, *arguments in (
+    commands = (
         ("tfds_builder.phantom", "--out", folder / "phantom", "--patients", 24, "--seed", 3),
         ("tfds_builder.build", "--manifest", folder / "phantom/manifest.csv", "--data_dir", data),
         ("dscint_jax.main", *training),
@@ -51,11 +62,12 @@ def whole_path(tmp_path_factory):
         ("dscint_jax.explain", "--workdir", workdir, "--limit", 6),
         ("dscint_jax.report", "--workdir", workdir),
         ("dscint_jax.export", "--workdir", workdir, "--out", folder / "dscint.safetensors"),
-    ):
+    )
+    for module, *arguments in commands[chosen]:
         done = _run(module, *arguments, environment=environment)
         assert done.returncode == 0, f"{module}: {done.stderr}"
         assert done.stderr == "", f"{module}: {done.stderr}"
-    return folder, trace
+    return folder
 
 
 @pytest.mark.exhaustive
@@ -208,9 +220,10 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_one_line_exit_2_and_nothing_written(whole_path, tmp_path, case):
+def test_bad_input_is_one_line_exit_2_and_nothing_written(beginning, tmp_path, case):
     folder = tmp_path / "copy"
-    shutil.copytree(whole_path[0], folder, ignore=shutil.ignore_patterns("tensorboard"))
+    shutil.copytree(beginning, folder, ignore=shutil.ignore_patterns("tensorboard"))
+    (folder / "dscint.safetensors").touch()
     command, expected = BAD_INPUT[case]
     arguments = command(folder)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}

@@ -4,9 +4,11 @@ python -m dscint_jax.benchmark --config configs/benchmark.py:cpu --workdir runs/
 python -m dscint_jax.benchmark --verify results/cpu/results.json --data_dir DATA_DIR
 """
 
+import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from dscint_jax.benchmark.cells import retry_failed, run_cells
@@ -66,7 +68,7 @@ def main() -> None:
         retry_failed(arguments.workdir)
     if not arguments.collect:
         if arguments.devices:
-            _run_on(arguments.devices.split(","))
+            _run_on(arguments.devices.split(","), arguments)
         else:
             run_cells(plan, arguments.workdir)
     out = arguments.workdir / "results"
@@ -79,14 +81,14 @@ def main() -> None:
         sys.exit(0 if arguments.collect else 1)
 
 
-def _run_on(devices: list[str]) -> None:
+def _run_on(devices: Sequence[str], arguments: argparse.Namespace) -> None:
     """Has one process a GPU run what is open; they share the cells."""
-    words = [sys.executable, "-m", "dscint_jax.benchmark"]
-    rest = [word for word in sys.argv[1:] if word != "--retry"]
-    at = next(i for i, word in enumerate(rest) if word.startswith("--devices"))
-    del rest[at : at + 1 + ("=" not in rest[at])]
+    words = [sys.executable, "-m", "dscint_jax.benchmark", "--config", arguments.config]
+    words += ["--workdir", str(arguments.workdir)]
+    if arguments.data_dir:
+        words += ["--data_dir", str(arguments.data_dir)]
     processes = [
-        subprocess.Popen([*words, *rest], env={**os.environ, "CUDA_VISIBLE_DEVICES": device})
+        subprocess.Popen(words, env={**os.environ, "CUDA_VISIBLE_DEVICES": device})
         for device in devices
     ]
     for process in processes:

@@ -15,27 +15,25 @@ from jax.typing import DTypeLike
 
 from dscint_jax.models.convolution import Maps
 from dscint_jax.models.layers import BatchNorm, Conv, Logits, built, he_normal
+from dscint_jax.models.options import check_size
 from dscint_jax.models.pooling import average_pool, max_pool
 
 GROWTH = 32
-"""Channels that each layer adds."""
+"""Channels that each layer adds, as published."""
 
-BOTTLENECK = 4 * GROWTH
-"""Channels between the two convolutions of a layer."""
-
-FIRST_FEATURES = 2 * GROWTH
-"""Channels of the first convolution."""
+BOTTLENECK, FIRST = 4, 2
+"""Channels between the two convolutions of a layer, and of the first one, in growth rates."""
 
 
 class DenseLayer(nnx.Module):
-    """Two normalised convolutions, 1x1 and 3x3; adds GROWTH channels to its input."""
+    """Two normalised convolutions, 1x1 and 3x3; adds `growth` channels to its input."""
 
-    def __init__(self, in_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        shared = {"dtype": dtype, "rngs": rngs}
+    def __init__(self, in_features: int, growth: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        shared, between = {"dtype": dtype, "rngs": rngs}, BOTTLENECK * growth
         self.norm1 = BatchNorm(in_features, **shared)
-        self.conv1 = Conv(in_features, BOTTLENECK, 1, kernel_init=he_normal, **shared)
-        self.norm2 = BatchNorm(BOTTLENECK, **shared)
-        self.conv2 = Conv(BOTTLENECK, GROWTH, 3, padding=1, kernel_init=he_normal, **shared)
+        self.conv1 = Conv(in_features, between, 1, kernel_init=he_normal, **shared)
+        self.norm2 = BatchNorm(between, **shared)
+        self.conv2 = Conv(between, growth, 3, padding=1, kernel_init=he_normal, **shared)
 
     def __call__(self, x: Maps) -> Maps:
         """Returns the input's channels, then the layer's own."""
@@ -63,6 +61,10 @@ class DenseNet(nnx.Module):
 
     Args:
       depths: layers of each of the four blocks.
+      growth: channels that each layer adds; all others are multiples of it.
+
+    Raises:
+      UserError: `growth` is no whole number of 1 or more.
     """
 
     STEM, HEAD = "features.conv0", "classifier"
@@ -73,11 +75,13 @@ class DenseNet(nnx.Module):
         depths: Sequence[int],
         num_classes: int,
         in_channels: int = 1,
+        growth: int = GROWTH,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        check_size("growth", growth)
         shared = {"dtype": dtype, "rngs": rngs}
-        features = FIRST_FEATURES
+        features = FIRST * growth
         self.features: nnx.Dict[Any] = nnx.Dict(
             conv0=Conv(
                 in_channels, features, 7, stride=2, padding=3, kernel_init=he_normal, **shared
@@ -87,11 +91,11 @@ class DenseNet(nnx.Module):
         for block, depth in enumerate(depths, start=1):
             self.features[f"denseblock{block}"] = nnx.Dict(
                 {
-                    f"denselayer{i + 1}": DenseLayer(features + i * GROWTH, **shared)
+                    f"denselayer{i + 1}": DenseLayer(features + i * growth, growth, **shared)
                     for i in range(depth)
                 }
             )
-            features += depth * GROWTH
+            features += depth * growth
             if block < len(depths):
                 self.features[f"transition{block}"] = Transition(features, **shared)
                 features //= 2

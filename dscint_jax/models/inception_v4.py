@@ -5,7 +5,7 @@ how `import_torch` finds their weights; numbers in `features` are the modules' p
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from dscint_jax.models.convolution import Maps
 from dscint_jax.models.layers import BatchNorm, Conv, Dropout, Layer, Logits, apply_layers, built
-from dscint_jax.models.options import check_dropout
+from dscint_jax.models.options import OptionError, check_dropout, check_factor, check_sizes
 from dscint_jax.models.pooling import average_pool, max_pool
 
 EPSILON = 1e-3
@@ -150,10 +150,9 @@ def reduction_b(conv: Callable[..., ConvNorm]) -> Branches:
     )
 
 
-def stem(in_channels: int, conv: Callable[..., ConvNorm]) -> list[nnx.Module]:
-    """Figure 3; the image in, 384 channels of an eighth of its height and width out."""
+def stem(conv: Callable[..., ConvNorm]) -> list[nnx.Module]:
+    """Figure 3 but its first layer; 32 channels in, 384 of a quarter of their size out."""
     return [
-        conv(in_channels, 32, 3, stride=2),
         conv(32, 32, 3),
         conv(32, 64, 3, padding=1),
         Branches(maxpool=halving_max, conv=conv(64, 96, 3, stride=2)),
@@ -174,10 +173,13 @@ class InceptionV4(nnx.Module):
     """The network.
 
     Args:
+      width: factor of all channels; 1 is the published network.
+      blocks: how many of figures 4, 5 and 6 follow each other; (4, 7, 3) is the published network.
       dropout: rate before the last layer, in training only (published: 0.2).
 
     Raises:
-      UserError: `dropout` is no rate.
+      UserError: `dropout` is no rate, `width` makes of 32 channels no whole number, or `blocks` are
+        not three counts.
     """
 
     STEM, HEAD = "features.0.conv", "last_linear"
@@ -187,23 +189,38 @@ class InceptionV4(nnx.Module):
         *,
         num_classes: int,
         in_channels: int = 1,
+        width: float = 1.0,
+        blocks: Sequence[int] = (4, 7, 3),
         dropout: float = 0.2,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         check_dropout(dropout)
-        conv = functools.partial(ConvNorm, dtype=dtype, rngs=rngs)
+        check_factor("width", width)
+        check_sizes("blocks", blocks)
+        # All channels are multiples of 32, and those of branches have to add up.
+        if 32 * width % 1:
+            raise OptionError("width", f"{width!r} times 32 must be a whole number")
+        if len(blocks) != 3:
+            raise OptionError("blocks", f"{blocks!r} must be three counts, such as (4, 7, 3)")
+
+        def conv(in_features: int, out_features: int, *rest: Any, **options: Any) -> ConvNorm:
+            sizes = round(in_features * width), round(out_features * width)
+            return ConvNorm(*sizes, *rest, dtype=dtype, rngs=rngs, **options)
+
+        first = ConvNorm(in_channels, round(32 * width), 3, stride=2, dtype=dtype, rngs=rngs)
         self.features = nnx.List(
             [
-                *stem(in_channels, conv),
-                *(inception_a(conv) for _ in range(4)),
+                first,
+                *stem(conv),
+                *(inception_a(conv) for _ in range(blocks[0])),
                 reduction_a(conv),
-                *(inception_b(conv) for _ in range(7)),
+                *(inception_b(conv) for _ in range(blocks[1])),
                 reduction_b(conv),
-                *(InceptionC(conv) for _ in range(3)),
+                *(InceptionC(conv) for _ in range(blocks[2])),
             ]
         )
-        self.num_features = 1536
+        self.num_features = round(1536 * width)
         self.dropout = Dropout(dropout)
         self.last_linear = (
             nnx.Linear(self.num_features, num_classes, dtype=dtype, rngs=rngs)

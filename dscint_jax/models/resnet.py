@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from dscint_jax.models.convolution import Maps
 from dscint_jax.models.layers import BatchNorm, Conv, Logits, apply_layers, built
+from dscint_jax.models.options import check_factor
 from dscint_jax.models.pooling import max_pool
 
 WIDTHS = (64, 128, 256, 512)
@@ -95,6 +96,10 @@ class ResNet(nnx.Module):
     Args:
       block: BasicBlock or Bottleneck.
       depths: blocks of each of the four stages.
+      width: factor of all channels; 1 is the published network.
+
+    Raises:
+      UserError: `width` is not positive.
     """
 
     STEM, HEAD = "conv1", "fc"
@@ -106,18 +111,21 @@ class ResNet(nnx.Module):
         depths: Sequence[int],
         num_classes: int,
         in_channels: int = 1,
+        width: float = 1.0,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.conv1 = Conv(in_channels, 64, 7, stride=2, padding=3, dtype=dtype, rngs=rngs)
-        self.bn1 = BatchNorm(64, dtype=dtype, rngs=rngs)
-        features = 64
-        for stage, (width, depth) in enumerate(zip(WIDTHS, depths, strict=True), start=1):
+        check_factor("width", width)
+        widths = [max(round(full * width), 1) for full in WIDTHS]
+        features = widths[0]
+        self.conv1 = Conv(in_channels, features, 7, stride=2, padding=3, dtype=dtype, rngs=rngs)
+        self.bn1 = BatchNorm(features, dtype=dtype, rngs=rngs)
+        for stage, (planes, depth) in enumerate(zip(widths, depths, strict=True), start=1):
             blocks = []
             for i in range(depth):
                 stride = 2 if i == 0 and stage > 1 else 1
-                blocks.append(block(features, width, stride=stride, dtype=dtype, rngs=rngs))
-                features = width * block.EXPANSION
+                blocks.append(block(features, planes, stride=stride, dtype=dtype, rngs=rngs))
+                features = planes * block.EXPANSION
             setattr(self, f"layer{stage}", nnx.List(blocks))
         self.num_features = features
         self.fc = nnx.Linear(features, num_classes, dtype=dtype, rngs=rngs) if num_classes else None
