@@ -77,10 +77,7 @@ def smoke() -> Benchmark:
             "alexnet": {"model_options": {"width": 1 / 16}},
             "vgg16": {"model_options": {"width": 1 / 16}},
             "resnet18": {"model_options": {"width": 1 / 4}},
-            "densenet121": {
-                "model": "dscint_jax.models.densenet:DenseNet",
-                "model_options": SHALLOW,
-            },
+            "densenet121": SHALLOW_DENSENET,
             "inception_v4": {"model_options": {"width": 1 / 4, "blocks": (1, 1, 1)}},
         },
         ablations={},

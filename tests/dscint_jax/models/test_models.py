@@ -358,3 +358,35 @@ def test_number_of_channels_that_is_none_is_named(channels):
 def test_network_without_attention_has_no_maps():
     assert not hasattr(nnx.eval_shape(_model("resnet18")), "attention_maps")
     assert AttentionMaps() == AttentionMaps(channel=None, spatial=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "factor"),
+    [
+        ("alexnet", {"width": 1 / 4}, 1 / 16),
+        ("vgg16", {"width": 1 / 4}, 1 / 16),
+        ("resnet18", {"width": 1 / 4}, 1 / 16),
+        ("densenet121", {"growth": 8}, 1 / 16),
+        ("inception_v4", {"width": 1 / 4}, 1 / 16),
+    ],
+)
+def test_narrow_members_have_the_layers_and_few_of_the_parameters(name, options, factor):
+    whole = cost.network_cost(name, size=(128, 32))
+    narrow = cost.network_cost(name, size=(128, 32), options=options)
+    layers = "convolutions", "fully_connected"
+    assert [getattr(narrow, n) for n in layers] == [getattr(whole, n) for n in layers]
+    assert narrow.parameters == pytest.approx(factor * whole.parameters, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("vgg16", {"width": 0}, "width"),
+        ("densenet121", {"growth": 0.5}, "growth"),
+        ("inception_v4", {"width": 0.3}, "whole number"),
+        ("inception_v4", {"blocks": (4, 7)}, "three counts"),
+    ],
+)
+def test_width_that_cannot_be_is_named(name, options, words):
+    with pytest.raises(UserError, match=words):
+        cost.network_cost(name, options=options)
