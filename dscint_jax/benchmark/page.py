@@ -150,8 +150,8 @@ def _cost_table(results: Mapping[str, Any]) -> Table:
         rows.append(
             (
                 titled(name),
-                f"{network['parameters'] / 1e6:.2f}",
-                f"{network['flops'] / 2e9:.3f}",
+                f"{network['parameters'] / 1e6:.2f}" if network["parameters"] else "",
+                f"{network['flops'] / 2e9:.3f}" if network["flops"] else "",
                 f"{statistics.median(speeds):.0f}" if speeds else "",
                 "" if rate is None else f"{rate:g}",
                 ", ".join(f"{rate:g}: {in_words(f1, 3)}" for rate, f1 in network["validation_f1"]),

@@ -5,6 +5,7 @@ In: the work directories of the cells. Out: `results.json` with a checksum, and 
 on from a copy of these cells.
 """
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
@@ -100,18 +101,18 @@ def _protocol(plan: Benchmark, condition: str) -> str:
 
 def _network(plan: Benchmark, workdir: Path, name: str) -> dict[str, Any]:
     config = plan.config(plan.cells(name, plan.learning_rates[0])[0])
-    cost = network_cost(
-        config.model,
-        size=(IMAGE[0] // config.data.pool, IMAGE[1] // config.data.pool),
-        options=config.model_options,
-    )
+    size = IMAGE[0] // config.data.pool, IMAGE[1] // config.data.pool
+    cost = None
+    # Of a network that cannot be made, its cells say why.
+    with contextlib.suppress(UserError):
+        cost = network_cost(config.model, size=size, options=config.model_options)
     trials = plan.trials(name) if name in plan.networks and len(plan.learning_rates) > 1 else []
     return {
         "name": name,
         "is_ablation": name in plan.ablations,
         "model": config.model,
-        "parameters": cost.parameters,
-        "flops": cost.flops,
+        "parameters": cost and cost.parameters,
+        "flops": cost and cost.flops,
         "learning_rate": chosen_rate(plan, workdir, name),
         "validation_f1": [[c.learning_rate, validation_score(workdir, c)] for c in trials],
     }

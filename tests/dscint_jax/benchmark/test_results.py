@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import json
 import shutil
@@ -121,6 +122,13 @@ def test_a_benchmark_goes_on_from_a_copy_of_its_results(plan, out, tmp_path_fact
     collect(plan, copy, copy / "results")
     assert read(copy / "results") == read(out)
     check_files(read(copy / "results"), copy / "results")
+
+
+def test_a_network_that_cannot_be_made_has_a_row_without_its_cost(plan, tmp_path):
+    broken = {"alexnet": {"model_options": {"dtype": "float13"}}}
+    plan = dataclasses.replace(plan, networks={"dscint": {}, **broken})
+    page = page_text(collect(plan, tmp_path, tmp_path / "results"))
+    assert "| AlexNet |  |  |  | 0.001 |  |" in page
 
 
 def test_an_empty_benchmark_has_a_page_too(plan, tmp_path):
