@@ -4,8 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-PATIENTS=${PATIENTS:-1000}
-STEPS=${STEPS:-}
+PATIENTS=1000
 SEED=0
 QUICKSTART=runs/quickstart
 
@@ -23,7 +22,6 @@ usage: ./run.sh [COMMAND]
   slurm    set up, then submit a training to SLURM; ./run.sh slurm --help
   help     this text
 
-PATIENTS=300 STEPS=300 ./run.sh is a shorter quickstart, of fewer patients and training steps.
 PYTHON=/path/to/python3 chooses the interpreter (3.11 to 3.13) that .venv is made from.
 ACCELERATOR=cuda12, cuda13, tpu or none is what JAX is installed for; without it, what this machine
 has. Set it where .venv is made on a machine without a GPU for machines that have one.
@@ -152,7 +150,7 @@ quickstart() {
   data_set
   step "training" dscint_jax.main \
     --config configs/quickstart.py --workdir "$QUICKSTART/dscint" \
-    --config.data.dir="$QUICKSTART/data" ${STEPS:+--config.steps="$STEPS"}
+    --config.data.dir="$QUICKSTART/data"
   step "evaluation" dscint_jax.evaluate --workdir "$QUICKSTART/dscint" --split test
   step "explanations" dscint_jax.explain --workdir "$QUICKSTART/dscint" --split test
   step "report" dscint_jax.report --workdir "$QUICKSTART/dscint" --split test

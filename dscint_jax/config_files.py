@@ -21,8 +21,12 @@ def located(value: str) -> str:
     return str(file) if argument is None else f"{file}:{argument}"
 
 
-def config_file(name: str) -> Path:
+def config_file(name: str, *, plans: bool = False) -> Path:
     """One's own file, or else the shipped one where the name is configs/NAME.py.
+
+    Args:
+      name: of the file.
+      plans: whether a plan of a benchmark is asked for, not the config of a run.
 
     Raises:
       UserError: there is neither, or ml_collections would cut its path.
@@ -39,5 +43,6 @@ def config_file(name: str) -> Path:
                 "file in a folder without a colon"
             )
         return file
-    names = ", ".join(sorted(f"configs/{file.name}" for file in shipped.glob("*.py")))
+    fitting = [f.name for f in shipped.glob("*.py") if (f.stem == "benchmark") == plans]
+    names = ", ".join(f"configs/{file}" for file in sorted(fitting))
     raise UserError(f"--config {name}: there is no such file; shipped are {names}")

@@ -52,7 +52,7 @@ MOST_LINES_OF_README = 150
 SMALLER = (
     # A cohort that is made in seconds.
     (r"--patients \d+", "--patients 24"),
-    (r"PATIENTS=\S+", "PATIENTS=24"),
+    (r"PATIENTS=\d+", "PATIENTS=24"),
     # Two steps on eight images of 128x32 pixels, whatever the config.
     (
         r"(--config configs/\w+\.py(?::\w+)?)",

@@ -1,7 +1,8 @@
 """The command line of the benchmark.
 
-python -m dscint_jax.benchmark --config configs/benchmark.py:cpu --workdir runs/benchmark/cpu
-python -m dscint_jax.benchmark --verify results/cpu/results.json --data_dir DATA_DIR
+    python -m dscint_jax.benchmark --config configs/benchmark.py:cpu --workdir runs/benchmark/cpu
+
+In: a plan and a data set, or results to verify. Out: a work directory a run, and the results.
 """
 
 import argparse

@@ -131,12 +131,10 @@ def run_cells(plan: Benchmark, workdir: Path) -> None:
                 if is_trained(workdir, cell) or failure_of(workdir, cell) is not None
             ]
             done = len(settled) * steps
-            for cell, test in todo:
-                with _claimed(folder_of(workdir, cell)) as mine:
-                    if mine:
-                        _run(plan, workdir, cell, test, bar, done, stopping)
-                        break
-            else:
+            # One, as others may have run what stood open when the list was made.
+            if not any(
+                _run_if_free(plan, workdir, cell, test, bar, done, stopping) for cell, test in todo
+            ):
                 bar.update(done, "other processes have what is left")
                 time.sleep(WAIT_S)
             stopping.check()
@@ -181,7 +179,7 @@ def _is_free(folder: Path) -> bool:
     return True
 
 
-def _run(
+def _run_if_free(
     plan: Benchmark,
     workdir: Path,
     cell: Cell,
@@ -189,8 +187,24 @@ def _run(
     bar: ProgressBar,
     done: int,
     stopping: "_Stopping",
-) -> None:
+) -> bool:
+    """Runs a cell unless another process has it; returns whether it did."""
     folder = folder_of(workdir, cell)
+    with _claimed(folder) as mine:
+        if mine:
+            _run(plan, folder, cell, test, bar, done, stopping)
+    return mine
+
+
+def _run(
+    plan: Benchmark,
+    folder: Path,
+    cell: Cell,
+    test: bool,
+    bar: ProgressBar,
+    done: int,
+    stopping: "_Stopping",
+) -> None:
     write_json(folder / CONFIG, plan.config(cell).to_dict())
     bar.say(f"{cell}")
     train = ("main", "--config", str(folder / CONFIG), "--distributed", "off")
@@ -206,7 +220,7 @@ def _run(
                 # A terminal would send Ctrl-C to both, and a second one ends it without saving.
                 start_new_session=True,
             )
-            stopping.process = process
+            stopping.watch(process)
             while process.poll() is None:
                 lines = read_metrics(folder) if command == "main" else []
                 bar.update(done + (lines[-1]["step"] if lines else 0), str(cell))
@@ -240,7 +254,7 @@ class _Stopping:
     """A context manager that passes signals on to the process that runs."""
 
     def __init__(self) -> None:
-        self.process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._received: int | None = None
 
     def __enter__(self) -> "_Stopping":
@@ -251,6 +265,12 @@ class _Stopping:
         for number, handler in self._earlier.items():
             signal.signal(number, handler)
 
+    def watch(self, process: subprocess.Popen[bytes]) -> None:
+        """Takes the process that runs now; a signal that came before it is passed on at once."""
+        self._process = process
+        if self._received is not None:
+            process.send_signal(self._received)
+
     def check(self) -> None:
         """Ends this process if a signal came."""
         if self._received is not None:
@@ -258,5 +278,5 @@ class _Stopping:
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self._received = number
-        if self.process and self.process.poll() is None:
-            self.process.send_signal(number)
+        if self._process and self._process.poll() is None:
+            self._process.send_signal(number)

@@ -154,7 +154,7 @@ def _cost_table(results: Mapping[str, Any]) -> Table:
                 f"{network['flops'] / 2e9:.3f}" if network["flops"] else "",
                 f"{statistics.median(speeds):.0f}" if speeds else "",
                 "" if rate is None else f"{rate:g}",
-                ", ".join(f"{rate:g}: {in_words(f1, 3)}" for rate, f1 in network["validation_f1"]),
+                ", ".join(f"{one:g}: {in_words(f1, 3)}" for one, f1 in network["validation_f1"]),
             )
         )
     head = ("network", "parameters, millions", "multiply-adds, 10⁹", "images/s in training")

@@ -7,7 +7,7 @@ configs/benchmark.py. Out: cells, each with the `Config` of one normal run.
 import dataclasses
 import re
 import runpy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def read_benchmark(value: str, data_dir: Path | None = None) -> Benchmark:
       UserError: there is no such file or size, or a field does not fit.
     """
     name, _, size = value.partition(".py:")
-    file = config_file(name if name.endswith(".py") else f"{name}.py")
+    file = config_file(name if name.endswith(".py") else f"{name}.py", plans=True)
     try:
         found = runpy.run_path(str(file))["get_config"](*[size] * bool(size))
     except UserError:
@@ -140,17 +140,8 @@ def read_benchmark(value: str, data_dir: Path | None = None) -> Benchmark:
     # Relative to where the command is given; a cell's own process may be elsewhere.
     base = base.replaced({"data.dir": str(Path(base.data.dir).expanduser().absolute())})
     found = dataclasses.replace(found, base=base)
-    for cell in first_cells(found):
-        found.config(cell)
+    rate = found.learning_rates[0]
+    for name in (*found.networks, *found.ablations):
+        for cell in found.cells(name, rate):
+            found.config(cell)
     return found
-
-
-def first_cells(plan: Benchmark) -> Sequence[Cell]:
-    """A cell of every network, ablation and condition."""
-    rate = plan.learning_rates[0]
-    return [
-        cell
-        for name in (*plan.networks, *plan.ablations)
-        for cell in plan.cells(name, rate)
-        if cell.seed == plan.seeds[0]
-    ]

@@ -41,6 +41,7 @@ RESULTS_FILE, CELLS = "results.json", "cells"
 COMPLETE, FAILED, OPEN = "complete", "failed", "open"
 METRICS, PREDICTIONS = Path("eval/test/metrics.json"), Path("eval/test/predictions.csv.gz")
 CONFIGS = ("benchmark.json", "config.json")
+"""Of a cell: what was asked for, and that with all durations and options resolved."""
 KEPT = ("train_metrics.jsonl", "train_speed.jsonl")
 CHECKED = (*CONFIGS, *KEPT, "provenance.json", str(METRICS))
 """What a checksum is kept of, beside the predictions."""

@@ -1,10 +1,11 @@
 """Whether published results hold: their files, their arithmetic, and one cell run again.
 
-In: a results.json with its folder. Out: what was checked, in words; an error
-where it does not hold.
+In: a results.json with its folder. Out: what was checked, in
+words, or an error that says what does not hold.
 """
 
 import hashlib
+import shutil
 import statistics
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def verify(path: Path, cell: str | None, data_dir: Path | None, workdir: Path) -
       path: of results.json.
       cell: NETWORK/CONDITION/SEED; None: the first that is complete.
       data_dir: the data set.
-      workdir: where the cell is run.
+      workdir: where the cell is run; what is there is removed.
 
     Raises:
       UserError: a file was changed, tables do not follow from predictions, the cell is not there.
@@ -73,6 +74,8 @@ def _run_again(cell: Mapping[str, Any], folder: Path, data_dir: Path | None, wor
             f"--data_dir {data_dir} is another data set than that of the results (fingerprint "
             f"{cell['dataset_fingerprint'][:12]}); give that one"
         )
+    # What an earlier verification left would be taken for this one's.
+    shutil.rmtree(workdir, ignore_errors=True)
     config = config.replaced({"data.dir": str(data_dir.absolute())})
     write_json(workdir / "benchmark.json", config.to_dict())
     say(f"running {named(cell)} again in {workdir}")

@@ -18,12 +18,12 @@ from jaxtyping import Array, Float
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 TINY = 8
-"""Positions of a map up to which all is done as one product: XLA takes 20 times as long for 512
-channels on 4x1 positions (forward 357 ms, by products 16 ms; two cores of an AMD EPYC, AVX2)."""
+"""Positions of a map up to which all is done as one product: there XLA's own convolution, forward
+and backward, is many times slower (`python -m tests.benchmarks.small_maps`)."""
 
 SMALL = 32
 """Positions up to which the weight gradient takes all images in one product: one for each image
-moves more of the kernel than of the map (256 channels on 8x2 positions: 52 ms, 20 ms in one)."""
+moves more of the kernel than of the map."""
 
 Maps = Float[Array, "batch _height _width _channel"]
 """Images, or the maps that a network makes of them."""

@@ -212,7 +212,7 @@ TRAININGS = [path for path in sorted(CONFIGS.glob("*.py")) if path.stem != "benc
 
 
 @pytest.mark.parametrize("config", TRAININGS, ids=lambda path: path.stem)
-def test_texts_and_numbers_override_every_duration_of_every_shipped_config(config):
+def test_texts_and_numbers_override_every_duration_of_every_shipped_training(config):
     texts = ("30 epochs", "5 %", "2 epochs", "400 examples")
     fields = [f"--config.{field}" for field in DURATIONS]
     done = _durations_of(config, *(f"{f}={t}" for f, t in zip(fields, texts, strict=True)))

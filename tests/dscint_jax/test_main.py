@@ -4,9 +4,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from absl import flags
 
-from dscint_jax import models
+from dscint_jax import main, models
 from dscint_jax.config import FIELDS, Config
 from dscint_jax.config_files import located
 from dscint_jax.run.workdir import claim
@@ -59,7 +58,7 @@ def test_config_of_ones_own_is_the_one_that_is_meant(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["configs/none.py", "dscint.py", "my/configs/dscint.py"])
 def test_config_that_is_not_there_is_named_with_those_that_are(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"--config {name}: .* shipped are configs/benchmark.py, "):
+    with pytest.raises(UserError, match=f"--config {name}: .* shipped are configs/dscint.py, "):
         located(name)
 
 
@@ -97,7 +96,7 @@ def test_config_file_that_returns_something_else_is_named(tmp_path):
     own = tmp_path / "own.py"
     own.write_text("def get_config():\n    return {'steps': 3}\n")
     with pytest.raises(UserError, match=r"own\.py: get_config returns a dict; it must return"):
-        flags.FLAGS["config"].parser.parse(str(own))
+        main.flags.FLAGS["config"].parser.parse(str(own))
 
 
 @pytest.mark.parametrize("file", ["dscint", "quickstart"])
@@ -115,16 +114,16 @@ def test_every_config_fits_every_network(file, network):
 
 def test_config_of_a_run_is_read_as_the_run_recorded_it(tmp_path):
     claim(tmp_path, load_tiny_config())
-    given = flags.FLAGS["config"].parser.parse(str(tmp_path / "config.json"))
+    given = main.flags.FLAGS["config"].parser.parse(str(tmp_path / "config.json"))
     assert Config.from_dict(given.to_dict()) == load_tiny_config()
 
 
 def test_folder_in_the_place_of_a_config_is_said_with_the_file_in_it(tmp_path):
     with pytest.raises(UserError, match=r"is a folder; name a file, such as configs/dscint\.py"):
-        flags.FLAGS["config"].parser.parse(str(tmp_path))
+        main.flags.FLAGS["config"].parser.parse(str(tmp_path))
     (tmp_path / "config.json").touch()
     with pytest.raises(UserError, match=r"name a file, such as .*/config\.json"):
-        flags.FLAGS["config"].parser.parse(str(tmp_path))
+        main.flags.FLAGS["config"].parser.parse(str(tmp_path))
 
 
 # main with a training that is stopped at once.

@@ -143,7 +143,7 @@ class ProgressBar:
         if not self._total or self._first is None or done <= self._first:
             return ""
         elapsed = self._clock() - self._started
-        return f"{duration((self._total - done) * elapsed / (done - self._first))} left"
+        return f"{_duration((self._total - done) * elapsed / (done - self._first))} left"
 
 
 def counted(
@@ -202,7 +202,7 @@ def _has_cursor() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 
-def duration(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     """Such as '45 s', '12 min' or '3 h 20 min'."""
     if seconds < 100:
         return f"{math.ceil(seconds)} s"

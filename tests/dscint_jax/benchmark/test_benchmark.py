@@ -59,7 +59,8 @@ def test_smoke_is_killed_stopped_resumed_and_verified(data_dir, tmp_path, monkey
     assert interrupt(words, signal.SIGKILL, has("dscint", "train_metrics.jsonl")) == -9
     # Stopped while another trains: it saves, and the status tells the signal.
     assert interrupt(words, signal.SIGTERM, has("vgg16", "train_metrics.jsonl")) == 128 + 15
-    done = run(*words)
+    # Two processes share what is left.
+    done = run(*words, "--devices", "0,1")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "7 cells, 1 failed" in done.stdout
 

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -96,4 +97,4 @@ def test_the_folder_of_another_plan_is_refused(plan, filled):
 def test_the_reason_of_a_failure_is_what_its_process_said_last(tmp_path, status, log, words):
     (tmp_path / "log.txt").write_text("error: of an earlier attempt\n" + log)
     reason = _reason(status, tmp_path / "log.txt", len("error: of an earlier attempt\n"))
-    assert __import__("re").search(words, reason)
+    assert re.search(words, reason)

@@ -68,6 +68,11 @@ def test_a_file_that_is_no_benchmark_is_named(tmp_path, text, words):
         read_benchmark(str(tmp_path / "own.py"))
 
 
+def test_a_plan_that_is_not_there_is_named_with_those_that_are():
+    with pytest.raises(UserError, match=r"none\.py: .* shipped are configs/benchmark\.py$"):
+        read_benchmark("configs/none.py:cpu")
+
+
 def test_a_field_that_does_not_fit_is_found_before_anything_runs(tmp_path):
     text = SHIPPED.read_text().replace('"model_options.attention"', '"modl_options.attention"')
     (tmp_path / "own.py").write_text(text)

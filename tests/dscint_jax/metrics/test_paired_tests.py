@@ -4,13 +4,14 @@ from scipy.stats import norm
 from statsmodels.stats import contingency_tables, multitest
 
 from dscint_jax.metrics.discrimination import auroc
-from dscint_jax.metrics.intervals import patient_confusions
+from dscint_jax.metrics.intervals import bootstrap_intervals, patient_confusions
 from dscint_jax.metrics.paired_tests import (
     compare_areas,
     compare_metrics,
     delong,
     holm,
     mcnemar,
+    seed_mean_intervals,
 )
 from dscint_jax.metrics.scores import five_metrics
 
@@ -175,3 +176,18 @@ def test_holm_is_that_of_statsmodels_and_leaves_what_was_not_tested():
     np.testing.assert_allclose(holm(list(p_values)), expected)
     assert holm([0.01, float("nan"), 0.04])[::2] == [0.02, 0.04]
     assert np.isnan(holm([0.01, float("nan")])[1])
+
+
+def test_interval_of_one_seed_is_the_bootstraps_and_that_of_several_holds_their_mean():
+    confusions = np.concatenate(_readers(3, skills=(0.7, 0.8, 0.9)))
+    alone, several = seed_mean_intervals(confusions[:1]), seed_mean_intervals(confusions)
+    for name, bounds in bootstrap_intervals(confusions[0]).items():
+        assert alone[name] == pytest.approx(bounds)
+    means = {name: values.mean() for name, values in five_metrics(confusions.sum(1)).items()}
+    for name, (low, high) in several.items():
+        assert low < means[name] < high
+
+
+def test_class_of_one_patient_leaves_no_interval_of_the_mean():
+    confusions = np.concatenate(_readers(3, patients=4))
+    assert {*seed_mean_intervals(confusions).values()} == {None}

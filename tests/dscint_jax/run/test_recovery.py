@@ -42,7 +42,7 @@ def undisturbed(data_dir, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_killed_at_two_random_moments_it_ends_in_the_same_bits(data_dir, undisturbed, tmp_path):
     seed = random.SystemRandom().randrange(2**32)
     print(f"moments drawn from seed {seed}")

@@ -14,6 +14,7 @@ from dscint_jax.run import provenance
 from dscint_jax.run.provenance import Ending, attempts_of, check_data, record_attempt
 from dscint_jax.run.workdir import check_claim, claim, config_of
 from tests.dscint_jax.conftest import load_tiny_config
+from tfds_builder.commandline.command import available_cores
 from tfds_builder.commandline.errors import UserError
 
 CLASSES = ("normal", "metastasis")
@@ -46,6 +47,8 @@ def test_attempt_tells_what_it_ran_with(tmp_path):
     assert attempt["start_step"] == 7
     assert attempt["arguments"] == arguments
     assert (attempt["device_count"], attempt["local_device_count"]) == (8, 8)
+    assert attempt["processor"]
+    assert attempt["cores"] == available_cores()
     assert attempt["processes"] == 1
     assert len(attempt["devices"]) == 8
     assert attempt["jax_config"] == {

@@ -134,7 +134,7 @@ def test_bar_has_colours_unless_none_are_wanted(clock, terminal, monkeypatch):
     [(0.2, "1 s"), (99.0, "99 s"), (101.0, "2 min"), (5400.0, "90 min"), (12000.0, "3 h 20 min")],
 )
 def test_durations_are_short(seconds, text):
-    assert progress.duration(seconds) == text
+    assert progress._duration(seconds) == text
 
 
 def test_line_and_its_end_are_one_write_so_that_threads_do_not_mix(monkeypatch):
