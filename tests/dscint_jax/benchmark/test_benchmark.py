@@ -41,7 +41,7 @@ def interrupt(words, number, is_time):
     return process.wait(timeout=120)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_smoke_is_killed_stopped_resumed_and_verified(data_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
