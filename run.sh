@@ -4,6 +4,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
+# Where it is set, as in many containers, every command compiles all that it imports: 2 to 10 s.
+unset PYTHONDONTWRITEBYTECODE
+
 PATIENTS=1000
 SEED=0
 QUICKSTART=runs/quickstart
