@@ -21,7 +21,15 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dscint_jax.config import VIEWS
-from dscint_jax.input_pipeline import COPY, NO_FOLD, Copies, HostBatch, Scintigrams, load_split
+from dscint_jax.input_pipeline import (
+    COPY,
+    NO_FOLD,
+    Copies,
+    HostBatch,
+    Sample,
+    Scintigrams,
+    load_split,
+)
 from dscint_jax.metrics.intervals import bootstrap_intervals, patient_confusions
 from dscint_jax.metrics.scores import defined, five_metrics
 from dscint_jax.training.augment import Augmentation, apply_copies
@@ -60,6 +68,7 @@ def linear_baseline(
     fold: int = NO_FOLD,
     records: str = VIEWS,
     copies: Copies | None = None,
+    sample: Sample | None = None,
     ranges: Augmentation = Augmentation(),  # noqa: B008 - it is frozen
     elsewhere: Scintigrams | None = None,
 ) -> Baseline:
@@ -69,6 +78,7 @@ def linear_baseline(
       data_dir: where the data set lies.
       split: the one to score.
       fold, records, copies: as for `load_split`.
+      sample: of the training patients.
       ranges: of the poses of copies, which are moved at the size of the tiny images.
       elsewhere: the split to score, summed over blocks of POOL, where it is another data set's;
         its labels are numbered as those of `data_dir`.
@@ -85,7 +95,7 @@ def linear_baseline(
         records=records,
         copies=copies,
     )
-    training = load("train")
+    training = load("train", sample=sample)
     parts = {"train": training, "validation": load("validation", beside=training)}
     if elsewhere:
         split, parts[ELSEWHERE] = ELSEWHERE, elsewhere

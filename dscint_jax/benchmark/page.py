@@ -44,7 +44,8 @@ def tables(results: Mapping[str, Any]) -> Iterator[Table]:
     for condition, found in comparison.items():
         if found["pairs"]:
             first = titled(results["first"])
-            yield _pairs_table(f"{first} minus the others, {plain(condition)}", found["pairs"])
+            title = f"{first} minus the others, {plain(condition)}"
+            yield _pairs_table(f"pairs_{condition}", title, found["pairs"])
     if leakage := results["tables"]["leakage"]:
         yield Table(
             "leakage",
@@ -61,7 +62,8 @@ def tables(results: Mapping[str, Any]) -> Iterator[Table]:
     if (ablations := results["tables"]["ablations"]) and ablations["pairs"]:
         yield scores_table("ablations", ablations)
         first = titled(results["first"])
-        yield _pairs_table(f"{first} minus {first} with something left out", ablations["pairs"])
+        title = f"{first} minus {first} with something left out"
+        yield _pairs_table("pairs_ablations", title, ablations["pairs"])
     for condition, found in comparison.items():
         yield _class_table(condition, found)
     yield _cost_table(results)
@@ -98,7 +100,7 @@ def scores_table(condition: str, found: Mapping[str, Any]) -> Table:
     )
 
 
-def _pairs_table(title: str, pairs: Sequence[Mapping[str, Any]]) -> Table:
+def _pairs_table(name: str, title: str, pairs: Sequence[Mapping[str, Any]]) -> Table:
     rows = tuple(
         (
             titled(pair["second"]),
@@ -114,7 +116,7 @@ def _pairs_table(title: str, pairs: Sequence[Mapping[str, Any]]) -> Table:
         "Paired by patient: bootstrap intervals, permutation tests, corrected over all metrics and "
         "pairs of the table (Holm). p needs as many seeds of both."
     )
-    return Table("pairs", title, head, rows, note=note)
+    return Table(name, title, head, rows, note=note)
 
 
 def _class_table(condition: str, found: Mapping[str, Any]) -> Table:
@@ -137,7 +139,8 @@ def _class_table(condition: str, found: Mapping[str, Any]) -> Table:
         else ""
     )
     title = f"F-1 of each class, {plain(condition)}"
-    return Table("classes", title, ("network", *(name for name, _ in kinds)), rows, note=note)
+    head = ("network", *(name for name, _ in kinds))
+    return Table(f"classes_{condition}", title, head, rows, note=note)
 
 
 def _cost_table(results: Mapping[str, Any]) -> Table:

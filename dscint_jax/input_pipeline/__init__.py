@@ -30,9 +30,11 @@ from dscint_jax.input_pipeline.placement import Accelerators, accelerators_of, p
 from dscint_jax.input_pipeline.protocol import (
     Copies,
     Leakage,
+    Sample,
     copies_of,
     leakage_in_words,
     leakage_of,
+    sample_of,
 )
 from dscint_jax.input_pipeline.records import (
     COPY,
@@ -63,6 +65,7 @@ __all__ = [
     "HeldImages",
     "HostBatch",
     "Leakage",
+    "Sample",
     "Scintigrams",
     "accelerators_of",
     "check_patients",
@@ -78,6 +81,7 @@ __all__ = [
     "open_dataset",
     "parts_of",
     "place",
+    "sample_of",
     "split_size",
     "sum_pool",
     "training_batches",

@@ -51,7 +51,7 @@ class DeviceCache:
         sources = self._images.sources(indices).astype(np.int32)
         sources = jax.make_array_from_process_local_data(everywhere, sources)
         batch = self._gather(self._columns, sources)
-        if self._images.numbers is None:
+        if self._images.copies is None:
             return batch
         rows = indices[local_rows(len(indices), self._mesh)]
         copies = {COPY: self._images.copy_field(rows)}

@@ -7,6 +7,7 @@ looking at the records, under either protocol.
 """
 
 import dataclasses
+import math
 import zlib
 
 import numpy as np
@@ -15,6 +16,7 @@ from jaxtyping import Int
 from dscint_jax.config import AUGMENTED, STUDIES, Config
 from dscint_jax.input_pipeline.dataset import SPLITS
 from dscint_jax.input_pipeline.records import HostBatch
+from tfds_builder.commandline.errors import UserError
 
 HELD_OUT = 0.15
 """Share of the copies that validates, and that tests; the rest trains. None is published."""
@@ -33,6 +35,19 @@ class Copies:
     """
 
     number: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Which training patients are trained on.
+
+    Attributes:
+      share: of the patients of each class, rounded up.
+      seed: of the order in which they are drawn.
+    """
+
+    share: float
     seed: int
 
 
@@ -56,6 +71,36 @@ def copies_of(config: Config) -> Copies | None:
     if config.protocol != AUGMENTED:
         return None
     return Copies(config.data.copies, config.seed)
+
+
+def sample_of(config: Config, split: str) -> Sample | None:
+    """The sample of a split's patients that a config asks for; None where all are meant."""
+    if split != "train" or config.data.training_share == 1.0:
+        return None
+    if config.protocol == AUGMENTED:
+        raise UserError(
+            "config.data.training_share leaves patients out, but config.protocol 'augmented' "
+            "splits copies; set --config.data.training_share=1"
+        )
+    return Sample(config.data.training_share, config.seed)
+
+
+def draw_patients(keys: HostBatch, sample: Sample) -> Int[np.ndarray, " image"]:
+    """The images of a sample's patients, ascending; a smaller sample is part of a larger one.
+
+    Args:
+      keys: `label` and `patient_key` of all images of the split. A patient is drawn with the class
+        of the first image.
+      sample: how many, by which seed.
+    """
+    patients, first = np.unique(keys["patient_key"], return_index=True)
+    classes = keys["label"][first]
+    drawn = []
+    for label in np.unique(classes):
+        own = patients[classes == label]
+        order = random_order(len(own), sample.seed, zlib.crc32(b"sample"), int(label))
+        drawn.append(own[order[: math.ceil(sample.share * len(own))]])
+    return np.flatnonzero(np.isin(keys["patient_key"], np.concatenate(drawn)))
 
 
 def share_out(count: int) -> dict[str, int]:

@@ -32,7 +32,14 @@ from dscint_jax.input_pipeline.placement import (
     Placement,
     place,
 )
-from dscint_jax.input_pipeline.protocol import Copies, leakage_of, share_out, split_copies
+from dscint_jax.input_pipeline.protocol import (
+    Copies,
+    Sample,
+    draw_patients,
+    leakage_of,
+    share_out,
+    split_copies,
+)
 from dscint_jax.input_pipeline.records import (
     COPY,
     DiskImages,
@@ -64,7 +71,8 @@ class Scintigrams:
       images: those of the data set that it is made of.
       records: 'views', or 'studies' where an image is a pair of views.
       copies: how the data set was augmented; None where it was not.
-      numbers: running numbers of the split's copies; None where it is `images` as they are.
+      numbers: running numbers of the split's copies, or which of `images` it has; None where it is
+        `images` as they are.
       placement: where `images` are, or, if that is 'device', where training shall bring them.
       labels: the number that each label of the records has among `classes`; None where they are
         the same.
@@ -77,7 +85,7 @@ class Scintigrams:
     images: Images
     records: str = VIEWS
     copies: Copies | None = None
-    numbers: Int[np.ndarray, " copy"] | None = None
+    numbers: Int[np.ndarray, " image"] | None = None
     placement: Placement = UNDECIDED
     labels: Int[np.ndarray, " class"] | None = None
 
@@ -101,7 +109,7 @@ class Scintigrams:
         '#k' behind their image's id.
         """
         batch = self._labelled(self.images.read(self.sources(indices)))
-        if self.numbers is None:
+        if self.copies is None or self.numbers is None:
             return batch
         places = self.numbers[indices] % self._each
         names = [f"{i}#{k}" for i, k in zip(batch["image_id"], places, strict=True)]
@@ -164,6 +172,7 @@ def load_split(
     fold: int = NO_FOLD,
     records: str = VIEWS,
     copies: Copies | None = None,
+    sample: Sample | None = None,
     accelerators: Accelerators | None = None,
     beside: Scintigrams | None = None,
     progress: Progress = no_progress,
@@ -179,6 +188,7 @@ def load_split(
       fold: the fold to test on, of a data set in folds; see `parts_of`.
       records: 'views' or 'studies'; see `open_dataset`.
       copies: how the data set is augmented before it is split; None: it is not.
+      sample: which of the split's patients are meant; None: all.
       accelerators: where the images could stay; None: they may not.
       beside: another split of the same data set, opened with the same `pool`. Of copies, both are
         made of the same images, which are then in memory once.
@@ -202,6 +212,10 @@ def load_split(
     if placement.place == HOST and not isinstance(images, HeldImages):
         images = HeldImages(read_columns(images, np.arange(count), progress))
     numbers = split_copies(images.keys(progress)["label"], copies)[split] if copies else None
+    if sample:
+        numbers = draw_patients(images.keys(progress), sample)
+        labels = images.keys()["label"][numbers]
+        class_counts = tuple(np.bincount(labels, minlength=len(class_counts)).tolist())
     return Scintigrams(
         split=split,
         classes=tuple(features["label"].names),
@@ -222,12 +236,16 @@ def split_size(
     fold: int = NO_FOLD,
     records: str = VIEWS,
     copies: Copies | None = None,
+    sample: Sample | None = None,
 ) -> int:
-    """How many images, or copies, a split has, without reading any.
+    """How many images, or copies, a split has, without reading any but for a sample.
 
     Arguments and errors are those of `load_split`.
     """
-    return sum(_opened(data_dir, split, fold, records, copies)[2])
+    builder, parts, class_counts = _opened(data_dir, split, fold, records, copies)
+    if sample:
+        return len(draw_patients(DiskImages(builder, parts, pool=1).keys(), sample))
+    return sum(class_counts)
 
 
 def _empty(split: str, data_dir: Path) -> UserError:

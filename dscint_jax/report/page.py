@@ -33,7 +33,7 @@ from dscint_jax.evaluate.restored import TrainedNetwork, config_at_hand, load_tr
 from dscint_jax.explain.explanations import EXPLANATIONS_FILE
 from dscint_jax.explain.lesions import lesion_records
 from dscint_jax.explain.maps import explain
-from dscint_jax.input_pipeline import copies_of, load_split, open_dataset
+from dscint_jax.input_pipeline import copies_of, load_split, open_dataset, sample_of
 from dscint_jax.metrics.predictions import Predictions, read_predictions
 from dscint_jax.metrics.scores import has_published_classes, in_words
 from dscint_jax.report import figures, tables
@@ -219,6 +219,7 @@ def _baseline(workdir: Path, network: TrainedNetwork) -> Baseline | None:
         fold=config.data.fold,
         records=config.data.records,
         copies=copies_of(config),
+        sample=sample_of(config, "train"),
         ranges=config.augmentation,
         elsewhere=elsewhere,
     )

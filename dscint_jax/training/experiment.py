@@ -15,7 +15,7 @@ from flax import nnx
 
 from dscint_jax import models
 from dscint_jax.config import Config
-from dscint_jax.input_pipeline import Accelerators, Scintigrams, copies_of, load_split
+from dscint_jax.input_pipeline import Accelerators, Scintigrams, copies_of, load_split, sample_of
 from dscint_jax.pytree import named_leaves
 from dscint_jax.random_streams import stream_key
 from dscint_jax.training.losses import class_weights, make_loss
@@ -137,6 +137,7 @@ def load_images(
         fold=config.data.fold,
         records=config.data.records,
         copies=copies_of(config),
+        sample=sample_of(config, split),
         accelerators=accelerators,
         beside=beside,
         progress=progress,

@@ -31,6 +31,7 @@ from dscint_jax.input_pipeline import (
     device_fields,
     evaluation_batches,
     fingerprint_of,
+    sample_of,
     split_size,
     training_feed,
     training_order,
@@ -324,7 +325,12 @@ def _first_state(config: Config, experiment: Experiment) -> tuple[TrainState, Im
 def _size(config: Config, split: str) -> int:
     data = config.data
     return split_size(
-        Path(data.dir), split, fold=data.fold, records=data.records, copies=copies_of(config)
+        Path(data.dir),
+        split,
+        fold=data.fold,
+        records=data.records,
+        copies=copies_of(config),
+        sample=sample_of(config, split),
     )
 
 

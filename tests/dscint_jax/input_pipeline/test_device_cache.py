@@ -14,6 +14,7 @@ from dscint_jax.input_pipeline import (
     Copies,
     DeviceCache,
     HeldImages,
+    Sample,
     Scintigrams,
     device_fields,
     index_batches,
@@ -42,7 +43,7 @@ def assert_same_batches(first, second):
 @pytest.mark.parametrize(
     "devices", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 8]
 )
-@pytest.mark.parametrize("kind", ["images", "copies", "studies"])
+@pytest.mark.parametrize("kind", ["images", "copies", "sample", "studies"])
 def test_device_and_host_feed_give_the_same_batches_from_any_start(
     devices, kind, make_data_set, studies_dir
 ):
@@ -52,7 +53,8 @@ def test_device_and_host_feed_give_the_same_batches_from_any_start(
         # Not a multiple of the devices.
         folder = make_data_set(train=19, validation=3, test=3)
         copies = Copies(3, seed=1) if kind == "copies" else None
-        images = load_split(folder, "train", pool=1, cache_gib=0.0, copies=copies)
+        sample = Sample(0.6, seed=1) if kind == "sample" else None
+        images = load_split(folder, "train", pool=1, cache_gib=0.0, copies=copies, sample=sample)
     mesh, order = make_mesh(devices), index_batches(len(images), batch_size=8, seed=5)
     for start in (0, 1, 7):
         options = {"order": order, "mesh": mesh, "start": start}

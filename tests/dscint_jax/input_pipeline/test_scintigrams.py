@@ -1,12 +1,17 @@
+import math
+
 import numpy as np
 import pytest
 
+from dscint_jax.config import Config
 from dscint_jax.input_pipeline import (
     Accelerators,
     Copies,
+    Sample,
     check_patients,
     evaluation_batches,
     load_split,
+    sample_of,
     split_size,
 )
 from dscint_jax.input_pipeline.records import DiskImages
@@ -196,6 +201,47 @@ def test_copies_of_a_data_set_in_folds_need_no_fold_and_refuse_one(folds_dir):
         _load_copies(folds_dir, "train", fold=2)
     with pytest.raises(UserError, match=r"no split 'fold_1'; copies have train"):
         _load_copies(folds_dir, "fold_1")
+
+
+def _sampled(data_dir, share, seed=3):
+    return load_split(data_dir, "train", pool=16, cache_gib=1.0, sample=Sample(share, seed))
+
+
+def test_sample_has_whole_patients_of_every_class_and_is_part_of_a_larger_one(data_dir):
+    everything = _load(data_dir, "train").keys()
+    classes = dict(zip(everything["patient_key"], everything["label"], strict=True))
+    earlier = set()
+    for share in (0.1, 0.34, 1.0):
+        images = _sampled(data_dir, share)
+        keys = images.keys()
+        patients = set(keys["patient_key"])
+        assert len(images) == np.isin(everything["patient_key"], list(patients)).sum()
+        assert len(images) == split_size(data_dir, "train", sample=Sample(share, 3))
+        assert images.class_counts == tuple(np.bincount(keys["label"], minlength=4))
+        for label in set(classes.values()):
+            of_class = [name for name, own in classes.items() if own == label]
+            assert len(patients & set(of_class)) == math.ceil(share * len(of_class))
+        assert earlier <= patients
+        earlier = patients
+    assert set(_sampled(data_dir, 0.34, seed=4).keys()["patient_key"]) != set(
+        _sampled(data_dir, 0.34).keys()["patient_key"]
+    )
+
+
+def test_sample_reads_the_images_that_its_keys_name(data_dir):
+    images, everything = _sampled(data_dir, 0.34), _load(data_dir, "train")
+    batch, whole = (some.read(np.arange(len(some))) for some in (images, everything))
+    assert batch["image_id"].tolist() == images.keys()["image_id"].tolist()
+    rows = [whole["image_id"].tolist().index(name) for name in batch["image_id"]]
+    for name in whole:
+        np.testing.assert_array_equal(batch[name], whole[name][rows], err_msg=name)
+
+
+def test_sample_of_copies_is_refused_by_the_fields_names():
+    config = Config().replaced({"protocol": "augmented", "data.training_share": 0.5})
+    with pytest.raises(UserError, match=r"training_share.*protocol 'augmented'"):
+        sample_of(config, "train")
+    assert sample_of(config, "test") is None
 
 
 def test_split_size_is_that_of_the_split(folds_dir, data_dir):
