@@ -3,7 +3,6 @@
 A data set on which it does well needs no network; it is printed beside every network's result.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from dscint_jax.baselines.result import Baseline
 from dscint_jax.config import VIEWS
 from dscint_jax.input_pipeline import (
     COPY,
@@ -42,23 +42,6 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
 
 ELSEWHERE = "elsewhere"
 """What a split of another data set is called beside the training's own."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Baseline:
-    """What logistic regression reaches.
-
-    Attributes:
-      scores: the five metrics by name; None where one is not defined.
-      intervals: of the same, 95 %, resampled by patient; (low, high) by name, or None.
-      strength: scikit-learn's C, the best on the validation images.
-      side: height and width of the images it saw, pixels; of a study, of each view.
-    """
-
-    scores: dict[str, float | None]
-    intervals: dict[str, tuple[float, float] | None]
-    strength: float
-    side: tuple[int, int]
 
 
 def linear_baseline(

@@ -168,10 +168,26 @@ def load_trained(
         backend computes wrongly.
     """
     config = config_of(workdir)
-    check_backend()
-    checkpointer = Checkpointer(workdir, read_only=True)
-    checkpointer.check(checkpoint)
+    check_checkpoint(workdir, checkpoint)
     config, images, trained_on = _open(workdir, config, split, data_dir)
+    return restore(workdir, config, images, checkpoint=checkpoint, trained_on=trained_on)
+
+
+def check_checkpoint(workdir: Path, checkpoint: str) -> None:
+    """Raises UserError where a run lacks a checkpoint, or this machine computes wrongly."""
+    check_backend()
+    Checkpointer(workdir, read_only=True).check(checkpoint)
+
+
+def restore(
+    workdir: Path, config: Config, images: Scintigrams, *, checkpoint: str, trained_on: bool
+) -> TrainedNetwork:
+    """Restores a network for images that are at hand; arguments as `TrainedNetwork` has them.
+
+    Raises:
+      UserError: no such checkpoint.
+    """
+    checkpointer = Checkpointer(workdir, read_only=True)
     experiment = make_experiment(config, images.class_counts)
     mesh = data_mesh()
     shapes = replicated_shapes((experiment.params, experiment.batch_stats), mesh)

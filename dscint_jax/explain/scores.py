@@ -10,7 +10,6 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import ndimage
-from scipy.stats import spearmanr
 
 from dscint_jax.baselines.body import body_mask
 
@@ -110,6 +109,9 @@ def rank_correlation(heat: Heat, other: Heat, views: Heat) -> float:
     Adebayo et al. (NeurIPS 2018) compare the map of a trained network with that of the same network
     with random weights.
     """
+    # A second to import, which only scores need.
+    from scipy.stats import spearmanr
+
     there = views.any((1, 2))
     pair = heat[there].ravel(), other[there].ravel()
     if any(np.ptp(values) == 0 for values in pair):

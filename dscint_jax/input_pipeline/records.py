@@ -65,13 +65,7 @@ class DiskImages:
     def read(self, indices: Int[np.ndarray, " batch"]) -> HostBatch:
         """Images by their indices, with DEVICE_FIELDS and IDENTITY_FIELDS."""
         records = _records(self._images, indices)
-        return {
-            "counts": np.stack([sum_pool(r["image"], self._pool) for r in records]),
-            # The scale is in counts of an original pixel; a block holds pool^2 of them.
-            "scale": np.array([r["scale"] * self._pool**2 for r in records], np.float32),
-            "mask": np.ones(len(records), bool),
-            **self._keys_of(records),
-        }
+        return batch_of(records, self._pool) | self._keys_of(records)
 
     def keys(self, progress: Progress = no_progress) -> HostBatch:
         """The KEY_FIELDS of all images; read from the disk once."""
@@ -85,12 +79,7 @@ class DiskImages:
 
     def _keys_of(self, records: Sequence[dict[str, Any]]) -> HostBatch:
         has_view = "view" in self._features
-        names = np.array(self._features["view"].names if has_view else STUDY_VIEWS)
-        return {
-            "label": np.array([r["label"] for r in records], np.int32),
-            **{name: np.array([_text(r[name]) for r in records]) for name in TEXTS},
-            "view": names[[_view_index(r) for r in records]],
-        }
+        return keys_of(records, self._features["view"].names if has_view else STUDY_VIEWS)
 
 
 class HeldImages:
@@ -119,6 +108,25 @@ class HeldImages:
 
 
 Images = DiskImages | HeldImages
+
+
+def batch_of(records: Sequence[dict[str, Any]], pool: int) -> HostBatch:
+    """What a network needs of records: counts summed over blocks, scale, and a mask of all."""
+    return {
+        "counts": np.stack([sum_pool(r["image"], pool) for r in records]),
+        # The scale is in counts of an original pixel; a block holds pool^2 of them.
+        "scale": np.array([r["scale"] * pool**2 for r in records], np.float32),
+        "mask": np.ones(len(records), bool),
+    }
+
+
+def keys_of(records: Sequence[dict[str, Any]], views: Sequence[str]) -> HostBatch:
+    """The KEY_FIELDS of records; `views` are the names of the field `view`."""
+    return {
+        "label": np.array([r["label"] for r in records], np.int32),
+        **{name: np.array([_text(r[name]) for r in records]) for name in TEXTS},
+        "view": np.array(views)[[_view_index(r) for r in records]],
+    }
 
 
 def read_columns(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dscint_jax.baselines.linear_baseline import Baseline
+from dscint_jax.baselines.result import Baseline
 from dscint_jax.config import Config
 from dscint_jax.evaluate.evaluate import leakage_line
 from dscint_jax.evaluate.restored import TrainedNetwork

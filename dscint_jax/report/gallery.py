@@ -8,7 +8,7 @@ import base64
 import dataclasses
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -146,12 +146,12 @@ def gallery(
         records = dict(zip(images, lesions(np.array(images)), strict=True))
         for number in chosen:
             own = [explained[i] for i in cases[number].images]
-            pictures = _pictures(own, [records[i] for i in cases[number].images], clip)
-            size += sum(len(text) for text in (pictures["picture"], *pictures["maps"].values()))
+            painted = pictures(own, [records[i] for i in cases[number].images], clip)
+            size += sum(len(text) for text in (painted["picture"], *painted["maps"].values()))
             if size > most_bytes:
                 return _gallery(predictions, cases, shown, clip, shape)
-            shape = _shape(own[0].views.shape[-2:], PICTURE_ROWS)
-            shown[number] = _described(predictions, cases[number], own) | pictures
+            shape = shape_of(own[0].views.shape[-2:])
+            shown[number] = _described(predictions, cases[number], own) | painted
     return _gallery(predictions, cases, shown, clip, shape)
 
 
@@ -162,21 +162,30 @@ def _gallery(
     clip: float,
     shape: tuple[int, int],
 ) -> dict[str, Any]:
+    return {
+        **viewer(clip, shape, {name for case in shown.values() for name in case["maps"]}),
+        "classes": [plain(name) for name in predictions.classes],
+        "of": len(cases),
+        "cases": [shown[number] for number in sorted(shown)],
+    }
+
+
+def viewer(clip: float, shape: tuple[int, int], maps: Collection[str]) -> dict[str, Any]:
+    """What viewer.js needs of all pictures: their largest value, a view's height and width, maps.
+
+    Args:
+      clip: upper limit of a normalised pixel, which is 255 in a picture.
+      shape: rows and columns of a view in a picture.
+      maps: names of those that any picture has.
+    """
     # Red to yellow: neither is a shade of the scan, on which dark is many counts.
     colours = np.asarray(mpl.colormaps["autumn"](np.arange(256), bytes=True))[:, :3]
     return {
-        "classes": [plain(name) for name in predictions.classes],
         "clip": clip,
         "height": shape[0],
         "width": shape[1],
         "colours": colours.tobytes().hex(),
-        "maps": [
-            name
-            for name in (*METHODS.values(), LESIONS)
-            if any(name in case["maps"] for case in shown.values())
-        ],
-        "of": len(cases),
-        "cases": [shown[number] for number in sorted(shown)],
+        "maps": [name for name in (*METHODS.values(), LESIONS) if name in maps],
     }
 
 
@@ -212,12 +221,26 @@ def _views(predictions: Predictions, image: int, count: int) -> list[str]:
     return [f"{_view(predictions, image)}: {name}"]
 
 
-def _pictures(
-    explained: Sequence[Explained], records: Sequence[LesionRecord | None], clip: float
+def pictures(
+    explained: Sequence[Explained],
+    records: Sequence[LesionRecord | None],
+    clip: float,
+    *,
+    rows: int = PICTURE_ROWS,
+    scans: Sequence[Float[np.ndarray, "view height width"]] | None = None,
 ) -> dict[str, Any]:
-    """The views beside each other as one picture, and every map alike."""
+    """The views beside each other as one 'picture', and every one of 'maps' alike.
+
+    Args:
+      explained: the images of a study, or its pair of views.
+      records: the lesions of each; None where they are not known.
+      clip: upper limit of a normalised pixel, which becomes 255.
+      rows: the most of the picture.
+      scans: what is shown of each image; None: its views, as the network sees them.
+    """
+    scans = [own.views for own in explained] if scans is None else scans
     # The root of the mean square: of square roots of counts, that of the mean counts.
-    pixels = [np.sqrt(_reduced(v**2, PICTURE_ROWS)) for own in explained for v in own.views]
+    pixels = [np.sqrt(_reduced(view**2, rows)) for scan in scans for view in scan]
     shades = np.rint(np.clip(np.concatenate(pixels, 1) / clip, 0, 1) * 255).astype(np.uint8)
     maps: dict[str, list[np.ndarray]] = {}
     for own in explained:
@@ -238,7 +261,8 @@ def _pictures(
     }
 
 
-def _shape(shape: Sequence[int], rows: int) -> tuple[int, int]:
+def shape_of(shape: Sequence[int], rows: int = PICTURE_ROWS) -> tuple[int, int]:
+    """Rows and columns of a view whose picture has no more than `rows`."""
     height, width = shape
     factor = max(1, math.ceil(height / rows))
     return max(1, height // factor), max(1, width // factor)
@@ -248,7 +272,7 @@ def _reduced(
     plane: Float[np.ndarray, "height width"], rows: int
 ) -> Float[np.ndarray, "rows columns"]:
     """Means of blocks of pixels, so that `rows` are left at most."""
-    height, width = _shape(plane.shape, rows)
+    height, width = shape_of(plane.shape, rows)
     image = Image.fromarray(np.asarray(plane, np.float32))
     return np.asarray(image.resize((width, height), Image.Resampling.BOX))
 
@@ -257,7 +281,7 @@ def _peaks(
     plane: Float[np.ndarray, "height width"], rows: int
 ) -> Float[np.ndarray, "rows columns"]:
     """The highest of blocks of pixels, so that `rows` are left at most and no peak is lost."""
-    height, width = _shape(plane.shape, rows)
+    height, width = shape_of(plane.shape, rows)
     side = plane.shape[0] // height
     return plane[: height * side, : width * side].reshape(height, side, width, side).max((1, 3))
 

@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from dscint_jax.baselines.linear_baseline import POOL, Baseline, linear_baseline
+from dscint_jax.baselines.linear_baseline import POOL, linear_baseline
+from dscint_jax.baselines.result import Baseline
 from dscint_jax.config import STUDIES
 from dscint_jax.evaluate.evaluate import (
     METRICS_FILE,
@@ -46,14 +46,13 @@ from dscint_jax.report.data_flow import (
     split_table,
 )
 from dscint_jax.report.gallery import gallery
+from dscint_jax.report.html import TEMPLATE, render
 from dscint_jax.report.tables import FORMATS, Table
 from dscint_jax.run.provenance import attempts_of
 from dscint_jax.run.trackers.json_lines import read_metrics
 from tfds_builder.commandline.command import CommandParser
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import read_json, write_text
-
-TEMPLATE = Path(__file__).parent / "template"
 
 MEASURED = ("areas", "calibration", "abstention", "groups", "studies", "patients")
 """What the page needs of a metrics.json, and those of earlier versions lack."""
@@ -271,40 +270,26 @@ def _made(reported: Reported) -> tuple[str, list[Table], dict[str, str]]:
         name: figures.as_svg(figure, name, alternative)
         for name, (figure, alternative) in _figures(reported).items()
     }
-    page = (
-        _environment()
-        .get_template("page.html")
-        .render(
-            model=network.config.model,
-            lead=_lead(reported),
-            leakage=leakage_line(result),
-            notes=notes(result),
-            intervals=result["intervals"]["method"],
-            baseline_note=_baseline_note(reported),
-            published=has_published_classes(result),
-            noun=noun,
-            flow=reported.flow,
-            sections=sections,
-            figures={name: Markup(svg) for name, svg in drawn.items()},
-            gallery=shown,
-            attention_note=_attention_note(shown, network),
-            not_scored=_not_scored(reported),
-            not_reported=NOT_REPORTED,
-            style=Markup((TEMPLATE / "page.css").read_text()),
-            script=Markup((TEMPLATE / "page.js").read_text()),
-        )
+    page = render(
+        TEMPLATE / "page.html",
+        scripts=("viewer", "page"),
+        model=network.config.model,
+        lead=_lead(reported),
+        leakage=leakage_line(result),
+        notes=notes(result),
+        intervals=result["intervals"]["method"],
+        baseline_note=_baseline_note(reported),
+        published=has_published_classes(result),
+        noun=noun,
+        flow=reported.flow,
+        sections=sections,
+        figures={name: Markup(svg) for name, svg in drawn.items()},
+        gallery=shown,
+        attention_note=_attention_note(shown, network),
+        not_scored=_not_scored(reported),
+        not_reported=NOT_REPORTED,
     )
     return page, [table for section in sections.values() for table in section], drawn
-
-
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def _figures(reported: Reported) -> dict[str, tuple[Figure, str]]:

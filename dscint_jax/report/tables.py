@@ -9,7 +9,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dscint_jax.baselines.linear_baseline import Baseline
+from dscint_jax.baselines.result import Baseline
 from dscint_jax.explain.lesions import GROUPS
 from dscint_jax.explain.maps import METHODS
 from dscint_jax.explain.scores import BASELINES, BRIGHTEST, ENERGY, POINTING

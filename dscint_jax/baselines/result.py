@@ -1,0 +1,20 @@
+"""What a baseline reaches: importing this takes no scikit-learn."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Baseline:
+    """What logistic regression reaches.
+
+    Attributes:
+      scores: the five metrics by name; None where one is not defined.
+      intervals: of the same, 95 %, resampled by patient; (low, high) by name, or None.
+      strength: scikit-learn's C, the best on the validation images.
+      side: height and width of the images it saw, pixels; of a study, of each view.
+    """
+
+    scores: dict[str, float | None]
+    intervals: dict[str, tuple[float, float] | None]
+    strength: float
+    side: tuple[int, int]

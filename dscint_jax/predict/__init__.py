@@ -1,0 +1,6 @@
+"""Predictions for new studies: from image files to class probabilities, maps and pages.
+
+studies   the studies that files and folders hold, read by the code that builds data sets
+networks  trained runs, applied to them, one or several together
+page      an HTML page a study, and one that lists them
+"""

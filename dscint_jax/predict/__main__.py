@@ -1,0 +1,73 @@
+"""The command line of predictions.
+
+    python -m dscint_jax.predict --workdir runs/dscint --out predictions IMAGES...
+
+In: trained runs, and files or folders of images. Out: two tables, and a page a study.
+"""
+
+from pathlib import Path
+
+from dscint_jax.command import run_command
+from tfds_builder.commandline.command import CommandParser
+from tfds_builder.commandline.progress import say
+
+
+def main() -> None:
+    """The command line."""
+    parser = CommandParser(
+        prog="python -m dscint_jax.predict",
+        description="Read new studies with trained networks. For research: no finding for a "
+        "patient's care.",
+        epilog="Example: python -m dscint_jax.predict --workdir runs/quickstart/dscint "
+        "--out runs/predictions incoming/",
+    )
+    parser.add_argument(
+        "inputs",
+        type=Path,
+        nargs="+",
+        metavar="IMAGES",
+        help="files (DICOM, PNG, TIFF, JPEG), or folders that are searched",
+    )
+    parser.add_argument(
+        "--workdir",
+        type=Path,
+        nargs="+",
+        required=True,
+        dest="workdirs",
+        metavar="DIR",
+        help="directory of a training; of several, the probabilities are averaged",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="new folder for the results")
+    parser.add_argument(
+        "--checkpoint", default="best", help="best (by validation F-1), latest, or a step"
+    )
+    parser.add_argument(
+        "--least_confidence",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="give no answer where the largest probability is below this (default: 0)",
+    )
+    parser.add_argument(
+        "--accept", action="store_true", help="take files that only a rule of thumb is against"
+    )
+    parser.add_argument(
+        "--deidentified",
+        action="store_true",
+        help="leave patients, studies and files' names out of what is written",
+    )
+    parser.add_argument("--no_pages", action="store_false", dest="pages", help="write tables only")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes that open files (default: 1)"
+    )
+    arguments = parser.parse_args()
+    # After the arguments are known to be right: what follows takes seconds to import.
+    from dscint_jax.predict.predict import INDEX_FILE, predict
+
+    answers = predict(**vars(arguments))
+    read = sum(answer.said is not None for answer in answers)
+    say(f"{read} of {len(answers)} studies read: {arguments.out / INDEX_FILE}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,307 @@
+"""Reads studies, asks the networks, and writes tables and pages as answers come.
+
+In: work directories of trained runs, and files or folders of images. Out: studies.csv, a row a
+study or a file that could not be read; predictions.csv, a row an image; pages.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from dscint_jax.explain.maps import Explained
+from dscint_jax.predict.networks import Networks, Said
+from dscint_jax.predict.page import Verdict, index_page, study_page
+from dscint_jax.predict.studies import (
+    Found,
+    FoundStudy,
+    find_studies,
+    name_of,
+    read_studies,
+    worker_pool,
+)
+from dscint_jax.report.tables import plain
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.commandline.files import write_text
+from tfds_builder.commandline.progress import ProgressBar, say
+from tfds_builder.scan.path_names import printable
+from tfds_builder.studies.study import ReadStudy
+from tfds_builder.tables import csv_text
+
+STUDIES_FILE, PREDICTIONS_FILE, INDEX_FILE = "studies.csv", "predictions.csv", "index.html"
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What becomes of one study.
+
+    Attributes:
+      study: where it lies, and whose it is.
+      said: what the networks say; None where no image of it could be read.
+      verdict: what comes of it.
+      remarks: what has to be looked at: findings in the images.
+      notes: what was assumed or changed.
+      rejected: (file, reason) of what could not be read.
+    """
+
+    study: FoundStudy
+    said: Said | None
+    verdict: Verdict | None
+    remarks: tuple[str, ...]
+    notes: tuple[str, ...]
+    rejected: tuple[tuple[Path, str], ...]
+
+
+def predict(
+    workdirs: Sequence[Path],
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    checkpoint: str = "best",
+    least_confidence: float = 0.0,
+    accept: bool = False,
+    deidentified: bool = False,
+    pages: bool = True,
+    workers: int = 1,
+) -> list[Answer]:
+    """Predicts the class of every study in files and folders.
+
+    Args:
+      workdirs: of trained runs; of several, probabilities are averaged.
+      inputs: image files, or folders of them.
+      out: folder to write, new or empty.
+      checkpoint: 'best' (by validation F-1), 'latest', or a step.
+      least_confidence: the probability of the predicted class below which nothing is said.
+      accept: whether files are taken that only a rule of thumb is against.
+      deidentified: whether patients, studies and files are left out of what is written.
+      pages: whether a page a study is written.
+      workers: processes that open files.
+
+    Returns:
+      What became of each study, in order.
+
+    Raises:
+      UserError: no run, runs that do not fit together, no image, or an `out` that holds files.
+    """
+    if not 0 <= least_confidence <= 1:
+        raise UserError(f"--least_confidence {least_confidence} is no probability; give 0 to 1")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out} is not empty; give a new folder")
+    networks = Networks(workdirs, checkpoint)
+    for workdir in networks.uncalibrated:
+        say(
+            f"note: {workdir} was not evaluated: its probabilities are not calibrated; first: "
+            f"python -m dscint_jax.evaluate --workdir {workdir}"
+        )
+    answers: list[Answer] = []
+    with worker_pool(workers) as pool:
+        with ProgressBar("looking at files", noun="files"):
+            found = find_studies(inputs, pool, accept=accept)
+        _write_tables(out, networks, found, answers, deidentified)
+        with ProgressBar("studies", total=len(found.studies), noun="studies") as bar:
+            for group in _groups(read_studies(found.studies, pool), networks.batch_size):
+                said = networks.read([read for _, read in group])
+                new = [
+                    _answer(study, read, one, networks.classes, least_confidence)
+                    for (study, read), one in zip(group, said, strict=True)
+                ]
+                if pages:
+                    for name, page in _pages(new, networks, deidentified):
+                        write_text(out / f"{name}.html", page)
+                answers += new
+                _write_tables(out, networks, found, answers, deidentified)
+                bar.update(len(answers))
+    write_text(out / INDEX_FILE, _index(networks, found, answers, deidentified, pages))
+    return answers
+
+
+def _groups(
+    studies: Iterator[tuple[FoundStudy, ReadStudy]], size: int
+) -> Iterator[list[tuple[FoundStudy, ReadStudy]]]:
+    """The first study alone, for an early answer; then as many as fill a batch."""
+    group: list[tuple[FoundStudy, ReadStudy]] = []
+    for study, read in studies:
+        group.append((study, read))
+        images = sum(len(own.images) for _, own in group)
+        if study.number == 1 or images >= size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _answer(
+    study: FoundStudy,
+    read: ReadStudy,
+    said: Said | None,
+    classes: Sequence[str],
+    least_confidence: float,
+) -> Answer:
+    findings = [
+        text
+        for image in read.images
+        for text in (*image.facts.findings, *image.facts.quality.findings)
+    ]
+    notes = [text for image in read.images for text in image.facts.notes if text not in findings]
+    verdict = None
+    if said:
+        best = int(said.probabilities.argmax())
+        verdict = Verdict(classes[best], float(said.probabilities[best]), least_confidence)
+    return Answer(
+        study=study,
+        said=said,
+        verdict=verdict,
+        remarks=tuple(dict.fromkeys(findings)),
+        notes=tuple(dict.fromkeys(notes)),
+        rejected=tuple((study.files[row], reason) for row, reason in read.rejected),
+    )
+
+
+def _pages(
+    answers: Sequence[Answer], networks: Networks, deidentified: bool
+) -> Iterator[tuple[str, str]]:
+    """The name and the page of every study that was read."""
+    read = [(answer, answer.said) for answer in answers if answer.said]
+    if not read:
+        return
+    maps = networks.explain([said for _, said in read])
+    for (answer, said), explained in zip(read, maps, strict=True):
+        yield name_of(answer.study), _page(answer, said, explained, networks, deidentified)
+
+
+def _page(
+    answer: Answer,
+    said: Said,
+    explained: Sequence[Explained],
+    networks: Networks,
+    deidentified: bool,
+) -> str:
+    assert answer.verdict is not None
+    facts = {} if deidentified else _identity(answer.study)
+    facts |= {
+        "views": "; ".join(
+            f"{image.facts.view} by {image.facts.view_rule}"
+            for images in said.images
+            for image in images
+        ),
+        "counts": ", ".join(
+            f"{image.facts.quality.total:,}" for images in said.images for image in images
+        ),
+        "notes": "; ".join(answer.notes) or "none",
+        "networks": networks.description,
+    }
+    return study_page(
+        name_of(answer.study).replace("_", " ").capitalize(),
+        said,
+        answer.verdict,
+        networks.classes,
+        explained,
+        clip=networks.clip,
+        calibrated=not networks.uncalibrated,
+        remarks=[*answer.remarks, *_rejected(answer, deidentified)],
+        facts=facts,
+    )
+
+
+def _shown(path: Path) -> str:
+    return printable(PurePosixPath(path))
+
+
+def _rejected(answer: Answer, deidentified: bool) -> list[str]:
+    """What files of a study could not be read."""
+    return [
+        f"{'a file' if deidentified else path.name} was not read: it {reason}"
+        for path, reason in answer.rejected
+    ]
+
+
+def _identity(study: FoundStudy) -> dict[str, str]:
+    return {
+        "patient": study.patient_id,
+        "study UID or name": study.study_id,
+        "files": "; ".join(dict.fromkeys(map(_shown, study.files))),
+    }
+
+
+def _write_tables(
+    out: Path, networks: Networks, found: Found, answers: Sequence[Answer], deidentified: bool
+) -> None:
+    """Writes both tables, of the studies that were read so far."""
+    chances = [f"p_{label}" for label in networks.classes]
+    studies = [_study_row(answer, chances, deidentified) for answer in answers]
+    studies += [
+        {"files": _shown(path), "remarks": f"not read: it {reason}"}
+        for path, reason in sorted(found.unread.items())
+    ]
+    columns = ["study", "patient_id", "study_id", "files", "predicted", "confidence", *chances]
+    if deidentified:
+        columns = [name for name in columns if name not in ("patient_id", "study_id", "files")]
+    _write_table(out / STUDIES_FILE, [*columns, "remarks"], studies)
+    images = [row for answer in answers if answer.said for row in _image_rows(answer, networks)]
+    columns = ["study", "image_id", "view", "predicted", *chances]
+    _write_table(out / PREDICTIONS_FILE, columns, images)
+
+
+def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+    write_text(path, csv_text(columns, ([row.get(name) for name in columns] for row in rows)))
+
+
+def _study_row(answer: Answer, chances: Sequence[str], deidentified: bool) -> dict[str, object]:
+    study, said, verdict = answer.study, answer.said, answer.verdict
+    rejected = _rejected(answer, deidentified)
+    row: dict[str, object] = {
+        "study": name_of(study),
+        "patient_id": study.patient_id,
+        "study_id": study.study_id,
+        "files": _identity(study)["files"],
+    }
+    remarks = [*answer.remarks, *rejected]
+    if said and verdict:
+        row |= {name: f"{p:.6f}" for name, p in zip(chances, said.probabilities, strict=True)}
+        row["confidence"] = f"{verdict.confidence:.6f}"
+        row["predicted"] = None if verdict.abstains else verdict.label
+        if verdict.abstains:
+            remarks.insert(0, verdict.text)
+    elif not rejected:
+        remarks.append("no image whose view is known")
+    return row | {"remarks": "; ".join(remarks)}
+
+
+def _image_rows(answer: Answer, networks: Networks) -> Iterator[dict[str, object]]:
+    assert answer.said is not None
+    for record, raw in zip(answer.said.records, answer.said.raw, strict=True):
+        yield {
+            "study": name_of(answer.study),
+            "image_id": record["image_id"],
+            "view": record.get("view", "both"),
+            "predicted": networks.classes[int(raw.argmax())],
+            # Nine digits are a float32, as in the tables of evaluation.
+            **{f"p_{label}": f"{p:.9g}" for label, p in zip(networks.classes, raw, strict=True)},
+        }
+
+
+def _index(
+    networks: Networks, found: Found, answers: Sequence[Answer], deidentified: bool, pages: bool
+) -> str:
+    chances = [f"p_{label}" for label in networks.classes]
+    rows = [
+        {
+            "name": name_of(answer.study).replace("_", " "),
+            "page": f"{name_of(answer.study)}.html" if pages and answer.said else None,
+            "cells": [
+                *([] if deidentified else [answer.study.patient_id]),
+                "no answer"
+                if answer.verdict is None or answer.verdict.abstains
+                else plain(answer.verdict.label),
+                f"{answer.verdict.confidence:.2f}" if answer.verdict else "",
+                _study_row(answer, chances, deidentified)["remarks"],
+            ],
+        }
+        for answer in answers
+    ]
+    head = ["study", *([] if deidentified else ["patient"]), "read as", "probability", "remarks"]
+    unread = [
+        ("a file" if deidentified else _shown(path), f"it {reason}")
+        for path, reason in sorted(found.unread.items())
+    ]
+    lead = f"{len(answers)} studies, read by {networks.description}."
+    return index_page(lead, head, rows, unread)

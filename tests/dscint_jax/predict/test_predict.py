@@ -1,0 +1,182 @@
+import csv
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dscint_jax.evaluate.evaluate import evaluate
+from dscint_jax.metrics.calibration import with_temperature
+from dscint_jax.predict.predict import predict
+from dscint_jax.training.train import train
+from tests.dscint_jax.conftest import load_tiny_config
+from tfds_builder.commandline.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained, tmp_path_factory):
+    """A finished run, with the temperature that evaluation chose."""
+    workdir = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(trained, workdir)
+    return workdir, evaluate(workdir, split="test", checkpoint="best")
+
+
+@pytest.fixture(scope="module")
+def incoming(cohort, tmp_path_factory):
+    """The cohort's files, and nothing else."""
+    folder = tmp_path_factory.mktemp("incoming") / "files"
+    shutil.copytree(cohort / "images", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predicted(evaluated, incoming, tmp_path_factory):
+    out = tmp_path_factory.mktemp("predicted") / "out"
+    return out, predict([evaluated[0]], [incoming], out)
+
+
+def _rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _chances(row):
+    return tuple(value for name, value in row.items() if name.startswith("p_"))
+
+
+def test_images_are_predicted_as_evaluation_does_to_the_last_bit(predicted, evaluated):
+    out, _ = predicted
+    images = {(row["view"], _chances(row)) for row in _rows(out / "predictions.csv")}
+    of_test = _rows(evaluated[0] / "eval" / "test" / "predictions.csv")
+    assert of_test
+    assert {(row["view"], _chances(row)) for row in of_test} <= images
+
+
+def test_study_is_the_mean_of_its_images_at_the_temperature_that_evaluation_chose(
+    predicted, evaluated, incoming
+):
+    out, answers = predicted
+    studies, images = _rows(out / "studies.csv"), _rows(out / "predictions.csv")
+    assert len(studies) == len(answers) == len(list(incoming.iterdir()))
+    assert {row["files"] for row in studies} == {str(path) for path in incoming.iterdir()}
+    temperature = evaluated[1]["calibration"]["temperature"]
+    for row in studies:
+        own = [_chances(image) for image in images if image["study"] == row["study"]]
+        warmed = with_temperature(np.array(own, float), temperature).mean(0)
+        np.testing.assert_allclose(np.array(_chances(row), float), warmed, atol=2e-6)
+        assert float(row["confidence"]) == pytest.approx(warmed.max(), abs=2e-6)
+        names = [name.removeprefix("p_") for name in row if name.startswith("p_")]
+        assert row["predicted"] == names[warmed.argmax()]
+
+
+def test_page_of_each_study_says_what_the_table_says(predicted):
+    out, _ = predicted
+    index = (out / "index.html").read_text()
+    for row in _rows(out / "studies.csv"):
+        page = (out / f"{row['study']}.html").read_text()
+        for text in (row["patient_id"], row["study_id"], row["predicted"].replace("_", " ")):
+            assert text in page
+        assert "Not a medical device" in page
+        assert f'href="{row["study"]}.html"' in index
+
+
+def test_file_that_cannot_be_read_is_a_row_with_its_reason_and_the_others_go_on(
+    evaluated, incoming, tmp_path
+):
+    first, second = sorted(incoming.iterdir())[:2]
+    (tmp_path / "in").mkdir()
+    shutil.copy(first, tmp_path / "in" / "a.dcm")
+    (tmp_path / "in" / "b.dcm").write_bytes(second.read_bytes()[:3000])
+    (tmp_path / "in" / "c.dcm").write_bytes(b"no image at all")
+    predict([evaluated[0]], [tmp_path / "in"], tmp_path / "out", pages=False)
+    rows = {row["files"].rpartition("/")[2]: row for row in _rows(tmp_path / "out" / "studies.csv")}
+    assert rows["a.dcm"]["predicted"]
+    assert "b.dcm was not read: it holds" in rows["b.dcm"]["remarks"]
+    assert rows["c.dcm"]["remarks"].startswith("not read: it ")
+    assert not rows["b.dcm"]["predicted"]
+    assert not rows["c.dcm"]["predicted"]
+
+
+def test_deidentified_results_hold_no_name_of_patient_study_or_file(evaluated, incoming, tmp_path):
+    first = min(incoming.iterdir())
+    (tmp_path / "in").mkdir()
+    shutil.copy(first, tmp_path / "in" / "Canary^Anna.dcm")
+    (tmp_path / "in" / "Canary^Anna_2.dcm").write_bytes(b"damaged")
+    (answer,) = predict([evaluated[0]], [tmp_path / "in"], tmp_path / "out", deidentified=True)
+    written = b"".join(path.read_bytes() for path in (tmp_path / "out").iterdir())
+    for secret in (answer.study.patient_id, answer.study.study_id, "Canary"):
+        assert secret
+        assert secret.encode() not in written
+
+
+def test_two_pictures_of_one_study_come_together_and_no_answer_is_given_when_unsure(
+    evaluated, tmp_path
+):
+    random = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for view in ("anterior", "posterior"):
+        body = np.zeros((1024, 256))
+        body[100:900, 70:190] = 9
+        pixels = np.minimum(random.poisson(body), 255).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "in" / f"p17_{view}.png")
+    options = {"least_confidence": 1.0, "accept": True, "pages": False}
+    (answer,) = predict([evaluated[0]], [tmp_path / "in"], tmp_path / "out", **options)
+    assert len(answer.said.records) == 2
+    (row,) = _rows(tmp_path / "out" / "studies.csv")
+    assert row["predicted"] == ""
+    assert row["remarks"].startswith("No answer: the largest")
+
+
+@pytest.mark.slow
+def test_several_runs_are_averaged(evaluated, incoming, data_dir, tmp_path):
+    other = tmp_path / "other"
+    train(load_tiny_config().replaced({"data.dir": str(data_dir), "seed": 5}), other)
+    evaluate(other, split="test", checkpoint="best")
+    some = sorted(incoming.iterdir())[:3]
+    runs = {"a": [evaluated[0]], "b": [other], "both": [evaluated[0], other]}
+    found = {}
+    for name, workdirs in runs.items():
+        predict(workdirs, some, tmp_path / name, pages=False)
+        found[name] = [
+            np.array([_chances(row) for row in _rows(tmp_path / name / table)], float)
+            for table in ("studies.csv", "predictions.csv")
+        ]
+    for a, b, both in zip(*(found[name] for name in ("a", "b", "both")), strict=True):
+        np.testing.assert_allclose(both, (a + b) / 2, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_network_that_reads_pairs_of_views_is_asked_for_studies(
+    trained_on_studies, incoming, tmp_path
+):
+    some = sorted(incoming.iterdir())[:2]
+    answers = predict([trained_on_studies], some, tmp_path / "out")
+    assert all(len(answer.said.records) == 1 for answer in answers)
+    assert {row["view"] for row in _rows(tmp_path / "out" / "predictions.csv")} == {"both"}
+
+
+def test_run_that_was_not_evaluated_is_said_to_be_uncalibrated(trained, incoming, tmp_path, capsys):
+    predict([trained], [min(incoming.iterdir())], tmp_path / "out")
+    assert "not calibrated" in capsys.readouterr().out
+    assert "not calibrated" in (tmp_path / "out" / "study_0001.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "inputs, out, options, message",
+    [
+        (["nowhere"], "out", {}, "nowhere: no such file or folder"),
+        (["empty"], "out", {}, "holds no file that may be an image"),
+        (["files"], "full", {}, "--out .*full is not empty; give a new folder"),
+        (["files"], "out", {"least_confidence": 2.0}, "is no probability"),
+        (["files"], "out", {"checkpoint": "77"}, "77"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(inputs, out, options, message, trained, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for folder in ("files", "full"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "some.dcm").write_bytes(b"x")
+    with pytest.raises(UserError, match=message) as error:
+        predict([trained], [tmp_path / name for name in inputs], tmp_path / out, **options)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
