@@ -3,8 +3,6 @@
 from pathlib import Path
 
 from dscint_jax.command import run_command
-from dscint_jax.evaluate.evaluate import evaluate_all, print_table
-from dscint_jax.evaluate.watch import watch
 from tfds_builder.commandline.command import CommandParser
 
 
@@ -50,6 +48,10 @@ def main() -> None:
         help="evaluate every checkpoint of a training as it is saved, until training is complete",
     )
     arguments = vars(parser.parse_args())
+    # What follows takes seconds to import, which a wrong option need not wait for.
+    from dscint_jax.evaluate.evaluate import evaluate_all, print_table
+    from dscint_jax.evaluate.watch import watch
+
     run = watch if arguments.pop("watch") else evaluate_all
     run(**arguments, told=print_table)
 

@@ -35,7 +35,7 @@ from dscint_jax.explain.lesions import lesion_records
 from dscint_jax.explain.maps import explain
 from dscint_jax.input_pipeline import copies_of, load_split, open_dataset, sample_of
 from dscint_jax.metrics.predictions import Predictions, read_predictions
-from dscint_jax.metrics.scores import has_published_classes, in_words
+from dscint_jax.metrics.scores import has_published_classes
 from dscint_jax.report import figures, tables
 from dscint_jax.report.checklists import checklist_tables, facts_of
 from dscint_jax.report.data_flow import (
@@ -50,7 +50,6 @@ from dscint_jax.report.html import TEMPLATE, render
 from dscint_jax.report.tables import FORMATS, Table
 from dscint_jax.run.provenance import attempts_of
 from dscint_jax.run.trackers.json_lines import read_metrics
-from tfds_builder.commandline.command import CommandParser
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import read_json, write_text
 
@@ -421,27 +420,3 @@ def _attempt_table(attempts: Sequence[Mapping[str, Any]]) -> Table:
         )
     head = ("attempt", "started", "after step", "devices", "how it ended", "at step")
     return Table("attempts", "Attempts at the run", head, tuple(rows))
-
-
-def main() -> None:
-    """The command line."""
-    parser = CommandParser(
-        prog="python -m dscint_jax.report",
-        description="Write one self-contained HTML page about an evaluated run.",
-    )
-    parser.add_argument("--workdir", type=Path, required=True, help="directory of the training")
-    parser.add_argument("--split", default="test", help="which evaluation (default: test)")
-    parser.add_argument("--data_dir", type=Path, help="data set, if not the one the config names")
-    parser.add_argument(
-        "--name", help="of another data set than the one trained on (default: its folder's)"
-    )
-    parser.add_argument("--out", type=Path, help="folder of report/, if not the work directory")
-    arguments = parser.parse_args()
-    path, baseline = write_report(**vars(arguments))
-    if baseline:
-        print(
-            f"linear baseline ({baseline.side[0]}x{baseline.side[1]} logistic regression): "
-            f"accuracy {in_words(baseline.scores['accuracy'])}, "
-            f"F-1 {in_words(baseline.scores['f1'])}"
-        )
-    print(f"report: {path}")
