@@ -19,7 +19,7 @@ from pathlib import Path
 from dscint_jax import export
 from dscint_jax.command import run_command
 from dscint_jax.evaluate import __main__ as evaluate_command
-from dscint_jax.report import page as report
+from dscint_jax.report import __main__ as report
 from dscint_jax.run.checkpoint import complete_steps
 from dscint_jax.training.train import train
 from tests.kill_matrix import make_data
