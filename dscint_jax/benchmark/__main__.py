@@ -37,7 +37,7 @@ def main() -> None:
         "--config",
         default="configs/benchmark.py:cpu",
         metavar="FILE:SIZE",
-        help="the plan (default: configs/benchmark.py:cpu; there are smoke, cpu, headline and paper)",
+        help="the plan (default: configs/benchmark.py:cpu; or smoke, headline, paper)",
     )
     parser.add_argument(
         "--workdir", type=Path, help="where the runs go; their results go to results/ in it"

@@ -19,6 +19,7 @@ from dscint_jax.input_pipeline import HeldImages, Scintigrams
 from dscint_jax.input_pipeline.records import STUDY_VIEWS, batch_of, keys_of
 from dscint_jax.metrics.calibration import with_temperature
 from dscint_jax.metrics.passes import predict_split
+from dscint_jax.predict.familiarity import familiarity_of
 from dscint_jax.run.provenance import classes_of
 from dscint_jax.run.workdir import config_of
 from tfds_builder.classes import Classes
@@ -40,12 +41,14 @@ class Said:
       raw: softmax of every record, the mean over the runs.
       probabilities: of the study: the mean over its records and the runs, each run's softmax at its
         own temperature.
+      strange: what is unlike the images that the first run was trained on.
     """
 
     records: tuple[Record, ...]
     images: tuple[tuple[Image, ...], ...]
     raw: Float[np.ndarray, "record classes"]
     probabilities: Float[np.ndarray, " classes"]
+    strange: tuple[str, ...]
 
 
 class Networks:
@@ -87,6 +90,12 @@ class Networks:
         self.temperatures = [temperature or 1.0 for temperature in found]
         self.uncalibrated = [w for w, t in zip(workdirs, found, strict=True) if t is None]
         self._restored: list[TrainedNetwork] = []
+        self._familiarity = familiarity_of(workdirs[0])
+
+    @property
+    def knows_training(self) -> bool:
+        """Whether images are compared with those of training."""
+        return self._familiarity is not None
 
     @property
     def batch_size(self) -> int:
@@ -125,6 +134,7 @@ class Networks:
             raw.append(predictions.probabilities)
         warmed = [with_temperature(p, t) for p, t in zip(raw, self.temperatures, strict=True)]
         mean, warm = np.mean(raw, 0) if len(raw) > 1 else raw[0], np.mean(warmed, 0)
+        strange = self._strange(records)
         said, start = [], 0
         for own in made:
             place = slice(start, start + len(own))
@@ -134,6 +144,7 @@ class Networks:
                     images=tuple(images for _, images in own),
                     raw=mean[place],
                     probabilities=warm[place].mean(0),
+                    strange=tuple(dict.fromkeys(itertools.chain(*strange[place]))),
                 )
                 if own
                 else None
@@ -152,6 +163,15 @@ class Networks:
         explained = iter(explain(network, np.arange(len(images))))
         for said in studies:
             yield list(itertools.islice(explained, len(said.records)))
+
+    def _strange(self, records: Sequence[Record]) -> list[list[str]]:
+        """What is unlike training in each record, of those that the first run has just read."""
+        if self._familiarity is None:
+            return [[] for _ in records]
+        images = self._scintigrams(records, self._configs[0].data.pool)
+        spacing = [np.atleast_1d(record["pixel_spacing_mm"]) for record in records]
+        known = [next(iter(values[np.isfinite(values)]), np.nan) for values in spacing]
+        return self._familiarity.remarks(images, np.array(known, np.float64))
 
     def _restore(self, number: int, images: Scintigrams) -> TrainedNetwork:
         return restore(

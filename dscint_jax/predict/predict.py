@@ -14,6 +14,7 @@ from dscint_jax.predict.page import Verdict, index_page, study_page
 from dscint_jax.predict.studies import (
     Found,
     FoundStudy,
+    check_places,
     find_studies,
     name_of,
     read_studies,
@@ -86,11 +87,17 @@ def predict(
         raise UserError(f"--least_confidence {least_confidence} is no probability; give 0 to 1")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is not empty; give a new folder")
+    check_places(inputs)
     networks = Networks(workdirs, checkpoint)
     for workdir in networks.uncalibrated:
         say(
             f"note: {workdir} was not evaluated: its probabilities are not calibrated; first: "
             f"python -m dscint_jax.evaluate --workdir {workdir}"
+        )
+    if not networks.knows_training:
+        say(
+            f"note: images are not compared with those of training, as the data set is not where "
+            f"{workdirs[0] / 'config.json'} says"
         )
     answers: list[Answer] = []
     with worker_pool(workers) as pool:
@@ -150,7 +157,7 @@ def _answer(
         study=study,
         said=said,
         verdict=verdict,
-        remarks=tuple(dict.fromkeys(findings)),
+        remarks=(*(said.strange if said else ()), *dict.fromkeys(findings)),
         notes=tuple(dict.fromkeys(notes)),
         rejected=tuple((study.files[row], reason) for row, reason in read.rejected),
     )
@@ -188,6 +195,7 @@ def _page(
         ),
         "notes": "; ".join(answer.notes) or "none",
         "networks": networks.description,
+        "compared with the images of training": "yes" if networks.knows_training else "no",
     }
     return study_page(
         name_of(answer.study).replace("_", " ").capitalize(),

@@ -75,6 +75,13 @@ def worker_pool(workers: int) -> WorkerPool:
     )
 
 
+def check_places(inputs: Sequence[Path]) -> None:
+    """Raises UserError where a path is not there."""
+    for place in inputs:
+        if not place.exists():
+            raise UserError(f"{place}: no such file or folder")
+
+
 def find_studies(inputs: Sequence[Path], pool: WorkerPool, *, accept: bool = False) -> Found:
     """Finds the studies in files and folders, by their headers and names; no pixel is decoded.
 
@@ -86,7 +93,7 @@ def find_studies(inputs: Sequence[Path], pool: WorkerPool, *, accept: bool = Fal
       accept: whether files are taken that only a rule of thumb is against.
 
     Raises:
-      UserError: a path is not there, or holds no file that may be an image.
+      UserError: a folder holds no file that may be an image.
     """
     unread: dict[Path, str] = {}
     rows: list[tuple[Path, ProposedRow]] = []
@@ -104,8 +111,6 @@ def find_studies(inputs: Sequence[Path], pool: WorkerPool, *, accept: bool = Fal
 def _files_of(place: Path) -> tuple[Path, Files]:
     if place.is_dir():
         return place.resolve(), list_files(place)
-    if not place.exists():
-        raise UserError(f"{place}: no such file or folder")
     return place.resolve().parent, Files((PurePosixPath(place.name),), {}, Counter(), ())
 
 

@@ -1,4 +1,5 @@
 import csv
+import json
 import shutil
 
 import numpy as np
@@ -11,6 +12,13 @@ from dscint_jax.predict.predict import predict
 from dscint_jax.training.train import train
 from tests.dscint_jax.conftest import load_tiny_config
 from tfds_builder.commandline.errors import UserError
+
+
+@pytest.fixture
+def workdir(trained, tmp_path):
+    """A finished run of one's own: what is measured of its data is kept in it."""
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
 
 
 @pytest.fixture(scope="module")
@@ -149,14 +157,15 @@ def test_several_runs_are_averaged(evaluated, incoming, data_dir, tmp_path):
 def test_network_that_reads_pairs_of_views_is_asked_for_studies(
     trained_on_studies, incoming, tmp_path
 ):
+    shutil.copytree(trained_on_studies, tmp_path / "run")
     some = sorted(incoming.iterdir())[:2]
-    answers = predict([trained_on_studies], some, tmp_path / "out")
+    answers = predict([tmp_path / "run"], some, tmp_path / "out")
     assert all(len(answer.said.records) == 1 for answer in answers)
     assert {row["view"] for row in _rows(tmp_path / "out" / "predictions.csv")} == {"both"}
 
 
-def test_run_that_was_not_evaluated_is_said_to_be_uncalibrated(trained, incoming, tmp_path, capsys):
-    predict([trained], [min(incoming.iterdir())], tmp_path / "out")
+def test_run_that_was_not_evaluated_is_said_to_be_uncalibrated(workdir, incoming, tmp_path, capsys):
+    predict([workdir], [min(incoming.iterdir())], tmp_path / "out")
     assert "not calibrated" in capsys.readouterr().out
     assert "not calibrated" in (tmp_path / "out" / "study_0001.html").read_text()
 
@@ -171,12 +180,34 @@ def test_run_that_was_not_evaluated_is_said_to_be_uncalibrated(trained, incoming
         (["files"], "out", {"checkpoint": "77"}, "77"),
     ],
 )
-def test_what_does_not_fit_is_one_line(inputs, out, options, message, trained, tmp_path):
+def test_what_does_not_fit_is_one_line(inputs, out, options, message, workdir, tmp_path):
     (tmp_path / "empty").mkdir()
     for folder in ("files", "full"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "some.dcm").write_bytes(b"x")
     with pytest.raises(UserError, match=message) as error:
-        predict([trained], [tmp_path / name for name in inputs], tmp_path / out, **options)
+        predict([workdir], [tmp_path / name for name in inputs], tmp_path / out, **options)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_image_whose_counts_training_never_had_is_said_to_be_so(evaluated, incoming, tmp_path):
+    some = sorted(incoming.iterdir())[:4]
+    for answer in predict([evaluated[0]], some, tmp_path / "known", pages=False):
+        assert not answer.said.strange
+    assert (evaluated[0] / "familiarity.npz").exists()
+    Image.fromarray(np.full((1024, 256), 255, np.uint8)).save(tmp_path / "bright.png")
+    (answer,) = predict(
+        [evaluated[0]], [tmp_path / "bright.png"], tmp_path / "out", pages=False, accept=True
+    )
+    assert any("counts; training has" in text for text in answer.remarks)
+
+
+def test_without_the_data_set_nothing_is_compared_and_that_is_said(
+    workdir, incoming, tmp_path, capsys
+):
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"]["dir"] = str(tmp_path / "gone")
+    (workdir / "config.json").write_text(json.dumps(config))
+    predict([workdir], [min(incoming.iterdir())], tmp_path / "out", pages=False)
+    assert "not compared with those of training" in capsys.readouterr().out
