@@ -12,10 +12,10 @@ def _bodies(count, seed):
     """Counts (count, 64, 16) of trunks and heads that stand and lie a little differently."""
     random = np.random.default_rng(seed)
     rows, columns = np.mgrid[:64, :16]
-    top, centre = random.uniform(4, 8, (2, count))[..., None, None]
-    width = random.uniform(2.5, 3.5, count)[:, None, None]
+    top, centre = random.uniform(4, 6, (2, count))[..., None, None]
+    width = random.uniform(3.0, 3.6, count)[:, None, None]
     head = (rows - top - 3) ** 2 + (columns - centre - 2) ** 2 < 9
-    wide = np.where(rows < top + 25, width, 0.5 * width)
+    wide = np.where(rows < top + 25, width, 0.3 * width)
     trunk = (np.abs(columns - centre - 2) < wide) & (rows > top + 6) & (rows < top + 50)
     level = random.uniform(20, 30, count)[:, None, None]
     return random.poisson(level * (0.05 + head + trunk)).astype(np.int32)
