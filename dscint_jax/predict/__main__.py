@@ -56,6 +56,11 @@ def main() -> None:
         action="store_true",
         help="leave patients, studies and files' names out of what is written",
     )
+    parser.add_argument(
+        "--dicom",
+        action="store_true",
+        help="write a Structured Report and a picture as DICOM objects, too (extra `dicom`)",
+    )
     parser.add_argument("--no_pages", action="store_false", dest="pages", help="write tables only")
     parser.add_argument(
         "--workers", type=int, default=1, metavar="N", help="processes that open files (default: 1)"

@@ -20,7 +20,7 @@ from dscint_jax.input_pipeline.records import STUDY_VIEWS, batch_of, keys_of
 from dscint_jax.metrics.calibration import with_temperature
 from dscint_jax.metrics.passes import predict_split
 from dscint_jax.predict.familiarity import familiarity_of
-from dscint_jax.run.provenance import classes_of
+from dscint_jax.run.provenance import attempts_of, classes_of
 from dscint_jax.run.workdir import config_of
 from tfds_builder.classes import Classes
 from tfds_builder.commandline.errors import UserError
@@ -115,6 +115,17 @@ class Networks:
         return "; ".join(
             f"{config.model} of {workdir}{step}"
             for workdir, config, step in zip(self._workdirs, self._configs, steps, strict=True)
+        )
+
+    @property
+    def identity(self) -> str:
+        """The runs by what they were made from, without their places; once they are restored."""
+        return "; ".join(
+            f"{config.model}, seed {config.seed}, step {network.step}, data set "
+            f"{attempts_of(workdir)[-1]['dataset_fingerprint'][:12]}"
+            for workdir, config, network in zip(
+                self._workdirs, self._configs, self._restored, strict=True
+            )
         )
 
     def read(self, studies: Sequence[ReadStudy]) -> list[Said | None]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from dscint_jax.explain.maps import Explained
 from dscint_jax.predict.networks import Said
@@ -72,7 +73,7 @@ def study_page(
       remarks: what has to be looked at.
       facts: what else is known, by its name.
     """
-    scans = [_seen(record) for record in said.records]
+    scans = scans_of(said)
     item = pictures(explained, [None] * len(scans), clip, rows=PICTURE_ROWS, scans=scans)
     item["views"] = [view for record in said.records for view in _views(record)]
     shape = shape_of(scans[0].shape[-2:], PICTURE_ROWS)
@@ -119,11 +120,14 @@ def index_page(
     return render(template, scripts=(), lead=lead, head=head, rows=rows, unread=unread)
 
 
-def _seen(record: Mapping[str, np.ndarray]) -> np.ndarray:
-    """A record's views as they were taken, as large as they are: sqrt(counts / scale)."""
-    counts = record["image"][..., 0].astype(np.float32)
-    views = counts.reshape(-1, *counts.shape[-2:])
-    return np.sqrt(views / np.atleast_1d(record["scale"])[:, None, None])
+def scans_of(said: Said) -> list[Float[np.ndarray, "view height width"]]:
+    """The views of every record as they were taken, as large as they are: sqrt(counts / scale)."""
+    scans = []
+    for record in said.records:
+        counts = record["image"][..., 0].astype(np.float32)
+        views = counts.reshape(-1, *counts.shape[-2:])
+        scans.append(np.sqrt(views / np.atleast_1d(record["scale"])[:, None, None]))
+    return scans
 
 
 def _views(record: Mapping[str, object]) -> list[str]:

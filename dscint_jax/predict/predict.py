@@ -5,10 +5,18 @@ study or a file that could not be read; predictions.csv, a row an image; pages.
 """
 
 import dataclasses
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from dscint_jax.explain.maps import Explained
+from dscint_jax.predict.dicom_results import (
+    capture,
+    check_writer,
+    picture_of,
+    report,
+    sources_of,
+)
 from dscint_jax.predict.networks import Networks, Said
 from dscint_jax.predict.page import Verdict, index_page, study_page
 from dscint_jax.predict.studies import (
@@ -22,7 +30,7 @@ from dscint_jax.predict.studies import (
 )
 from dscint_jax.report.tables import plain
 from tfds_builder.commandline.errors import UserError
-from tfds_builder.commandline.files import write_text
+from tfds_builder.commandline.files import write_bytes, write_text
 from tfds_builder.commandline.progress import ProgressBar, say
 from tfds_builder.scan.path_names import printable
 from tfds_builder.studies.study import ReadStudy
@@ -62,6 +70,7 @@ def predict(
     accept: bool = False,
     deidentified: bool = False,
     pages: bool = True,
+    dicom: bool = False,
     workers: int = 1,
 ) -> list[Answer]:
     """Predicts the class of every study in files and folders.
@@ -75,6 +84,7 @@ def predict(
       accept: whether files are taken that only a rule of thumb is against.
       deidentified: whether patients, studies and files are left out of what is written.
       pages: whether a page a study is written.
+      dicom: whether a report and a picture are written as DICOM objects, of studies that are DICOM.
       workers: processes that open files.
 
     Returns:
@@ -85,6 +95,15 @@ def predict(
     """
     if not 0 <= least_confidence <= 1:
         raise UserError(f"--least_confidence {least_confidence} is no probability; give 0 to 1")
+    if dicom:
+        check_writer()
+        if deidentified:
+            raise UserError(
+                "--dicom files results with the patient, and --deidentified leaves the patient "
+                "out; choose one"
+            )
+    if workers < 1:
+        raise UserError(f"--workers {workers}: at least 1 is needed")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is not empty; give a new folder")
     check_places(inputs)
@@ -104,6 +123,7 @@ def predict(
         with ProgressBar("looking at files", noun="files"):
             found = find_studies(inputs, pool, accept=accept)
         _write_tables(out, networks, found, answers, deidentified)
+        say(f"{len(found.studies)} studies found; the first one waits for a compilation")
         with ProgressBar("studies", total=len(found.studies), noun="studies") as bar:
             for group in _groups(read_studies(found.studies, pool), networks.batch_size):
                 said = networks.read([read for _, read in group])
@@ -111,9 +131,14 @@ def predict(
                     _answer(study, read, one, networks.classes, least_confidence)
                     for (study, read), one in zip(group, said, strict=True)
                 ]
-                if pages:
-                    for name, page in _pages(new, networks, deidentified):
-                        write_text(out / f"{name}.html", page)
+                if pages or dicom:
+                    for answer, said_of, explained in _explained(new, networks):
+                        place = out / name_of(answer.study)
+                        if pages:
+                            page = _page(answer, said_of, explained, networks, deidentified)
+                            write_text(place.with_suffix(".html"), page)
+                        if dicom:
+                            _write_dicom(place, answer, said_of, explained, networks)
                 answers += new
                 _write_tables(out, networks, found, answers, deidentified)
                 bar.update(len(answers))
@@ -163,16 +188,40 @@ def _answer(
     )
 
 
-def _pages(
-    answers: Sequence[Answer], networks: Networks, deidentified: bool
-) -> Iterator[tuple[str, str]]:
-    """The name and the page of every study that was read."""
+def _explained(
+    answers: Sequence[Answer], networks: Networks
+) -> Iterator[tuple[Answer, Said, list[Explained]]]:
+    """Every study that was read, with its maps."""
     read = [(answer, answer.said) for answer in answers if answer.said]
-    if not read:
+    if read:
+        maps = networks.explain([said for _, said in read])
+        for (answer, said), explained in zip(read, maps, strict=True):
+            yield answer, said, explained
+
+
+def _write_dicom(
+    place: Path, answer: Answer, said: Said, explained: Sequence[Explained], networks: Networks
+) -> None:
+    """Writes the report and the picture of a study, unless it is no DICOM study."""
+    assert answer.verdict is not None
+    sources = sources_of(answer.study.files)
+    if not sources:
         return
-    maps = networks.explain([said for _, said in read])
-    for (answer, said), explained in zip(read, maps, strict=True):
-        yield name_of(answer.study), _page(answer, said, explained, networks, deidentified)
+    files = list(dict.fromkeys(answer.study.files))
+    rows = answer.study.rows
+    frames = [
+        (files.index(rows[image.facts.row].path), image.facts.frame)
+        for images in said.images
+        for image in images
+    ]
+    network = networks.identity
+    probabilities = said.probabilities
+    made = report(sources, frames, probabilities, answer.verdict, networks.classes, network)
+    picture = capture(sources, picture_of(said, explained, answer.verdict), network)
+    for kind, dataset in (("report", made), ("picture", picture)):
+        content = io.BytesIO()
+        dataset.save_as(content, enforce_file_format=True)
+        write_bytes(place.with_name(f"{place.name}_{kind}.dcm"), content.getvalue())
 
 
 def _page(

@@ -178,6 +178,7 @@ def test_run_that_was_not_evaluated_is_said_to_be_uncalibrated(workdir, incoming
         (["files"], "full", {}, "--out .*full is not empty; give a new folder"),
         (["files"], "out", {"least_confidence": 2.0}, "is no probability"),
         (["files"], "out", {"checkpoint": "77"}, "77"),
+        (["files"], "out", {"workers": 0}, "--workers 0: at least 1"),
     ],
 )
 def test_what_does_not_fit_is_one_line(inputs, out, options, message, workdir, tmp_path):

@@ -1,0 +1,215 @@
+"""Results as DICOM objects that a PACS files with the study they are of.
+
+In: what was said of a study, its maps, and its own DICOM files. Out: a Structured Report by
+template TID 1500 (DICOM PS3.16) with references to the frames that were read, and a Secondary
+Capture that shows the views with the map over them. Both say that they are for research. Needs
+highdicom (extra `dicom`).
+"""
+
+import hashlib
+import importlib.metadata
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from jaxtyping import Float, UInt8
+from PIL import Image as Picture
+from PIL import ImageDraw
+
+from dscint_jax.explain.maps import Explained, resize
+from dscint_jax.predict.networks import Said
+from dscint_jax.predict.page import Verdict, scans_of
+from dscint_jax.report.tables import plain
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.readers.image_file import is_dicom, read_bytes
+
+RESEARCH = "For research use only. Not for diagnosis."
+NAME = "dscint-jax"
+SCHEME = "99DSCINT"
+"""The coding scheme of what no standard code is given for here."""
+
+STANDARD_CODES = {
+    "normal": ("17621005", "SCT", "Normal"),
+    "metastasis": ("94222008", "SCT", "Bony metastasis"),
+}
+"""SNOMED CT, as pydicom's dictionary of DICOM's context groups has it."""
+
+REPORT_SERIES, PICTURE_SERIES = 9001, 9002
+WHITE = 1.2
+"""The normalised pixel that is drawn black; dark is many counts."""
+
+BANNER = 48
+"""Rows of text above the picture."""
+
+
+def sources_of(files: Sequence[Path]) -> list[pydicom.Dataset]:
+    """The headers of a study's DICOM files; none where one of them is no DICOM file."""
+    headers = []
+    for path in dict.fromkeys(files):
+        content = read_bytes(path)
+        if not is_dicom(content):
+            return []
+        headers.append(pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True, force=True))
+    return headers
+
+
+def report(
+    sources: Sequence[pydicom.Dataset],
+    frames: Sequence[tuple[int, int]],
+    probabilities: Float[np.ndarray, " classes"],
+    verdict: Verdict,
+    classes: Sequence[str],
+    network: str,
+) -> pydicom.Dataset:
+    """The Structured Report of a study.
+
+    Args:
+      sources: headers of its files.
+      frames: (which of the sources, frame from 1) of every image that was read.
+      probabilities: of the classes.
+      verdict: what is said of it.
+      classes: names.
+      network: what read it, in words.
+    """
+    from highdicom import sr
+    from pydicom.sr.codedict import codes
+
+    algorithm = sr.AlgorithmIdentification(
+        name=NAME,
+        version=version(),
+        parameters=[network[:1024], RESEARCH],
+        family=codes.DCM.ArtificialIntelligence,
+    )
+    said = (
+        sr.CodedConcept("NO_ANSWER", SCHEME, "No answer: not sure enough")
+        if verdict.abstains
+        else sr.CodedConcept(*_code(verdict.label))
+    )
+    read: dict[int, list[int]] = {}
+    for source, frame in frames:
+        read.setdefault(source, []).append(frame)
+    group = sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(
+            uid=_uid(sources, network, "finding"), identifier="whole-body bone scintigram"
+        ),
+        algorithm_id=algorithm,
+        measurements=[
+            sr.Measurement(
+                name=sr.CodedConcept(f"P{n}", SCHEME, f"Probability of {plain(label)}"),
+                value=float(p),
+                unit=codes.UCUM.NoUnits,
+            )
+            for n, (label, p) in enumerate(zip(classes, probabilities, strict=True))
+        ],
+        qualitative_evaluations=[sr.QualitativeEvaluation(name=codes.DCM.Finding, value=said)],
+        source_images=[
+            sr.SourceImageForMeasurementGroup(
+                sources[n].SOPClassUID,
+                sources[n].SOPInstanceUID,
+                own if int(sources[n].get("NumberOfFrames", 1)) > 1 else None,
+            )
+            for n, own in sorted(read.items())
+        ],
+    )
+    device = sr.ObserverContext(
+        observer_type=codes.DCM.Device,
+        observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
+            uid=_uid([], NAME, version()), name=NAME, manufacturer_name=NAME, model_name=NAME
+        ),
+    )
+    content = sr.MeasurementReport(
+        observation_context=sr.ObservationContext(observer_device_context=device),
+        procedure_reported=sr.CodedConcept("42175-0", "LN", "Radionuclide scan of whole body"),
+        imaging_measurements=[group],
+    )
+    return sr.EnhancedSR(
+        evidence=[sources[n] for n in sorted(read)],
+        content=content,
+        series_instance_uid=_uid(sources, network, "report series"),
+        series_number=REPORT_SERIES,
+        sop_instance_uid=_uid(sources, network, "report"),
+        instance_number=1,
+        manufacturer=NAME,
+        series_description=f"{NAME}: {RESEARCH}",
+    )
+
+
+def capture(
+    sources: Sequence[pydicom.Dataset],
+    picture: UInt8[np.ndarray, "rows columns 3"],
+    network: str,
+) -> pydicom.Dataset:
+    """The Secondary Capture of a study: a picture, filed with it."""
+    from highdicom.sc import SCImage
+
+    made = SCImage.from_ref_dataset(
+        sources[0],
+        pixel_array=picture,
+        photometric_interpretation="RGB",
+        bits_allocated=8,
+        coordinate_system="PATIENT",
+        patient_orientation=("L", "F"),
+        series_instance_uid=_uid(sources, network, "picture series"),
+        series_number=PICTURE_SERIES,
+        sop_instance_uid=_uid(sources, network, "picture"),
+        instance_number=1,
+        manufacturer=NAME,
+        transfer_syntax_uid=pydicom.uid.ExplicitVRLittleEndian,
+    )
+    # The views beside each other have not one orientation.
+    made.PatientOrientation, made.Laterality = "", ""
+    made.SeriesDescription = f"{NAME}: {RESEARCH}"
+    made.BurnedInAnnotation = "NO"
+    return made
+
+
+def picture_of(
+    said: Said, explained: Sequence[Explained], verdict: Verdict
+) -> UInt8[np.ndarray, "rows columns 3"]:
+    """The views beside each other, the last of the maps over them in red, and a banner of text."""
+    drawn = []
+    for scans, item in zip(scans_of(said), explained, strict=True):
+        heat = list(item.heat.values())[-1] if item.heat else np.zeros_like(item.views)
+        for scan, plane in zip(scans, heat, strict=True):
+            grey = 255 * (1 - np.clip(scan / WHITE, 0, 1))
+            over = 0.6 * np.sqrt(np.clip(resize(plane, scan.shape), 0, 1))
+            red, others = grey + over * (255 - grey), grey * (1 - over)
+            drawn.append(np.stack([red, others, others], -1))
+    body = np.rint(np.concatenate(drawn, 1)).astype(np.uint8)
+    banner = Picture.new("RGB", (body.shape[1], BANNER), "white")
+    text = f"{RESEARCH}\n{verdict.text}\n{NAME} {version()}; red: what spoke for it"
+    ImageDraw.Draw(banner).multiline_text((4, 2), text, fill="black", spacing=2)
+    return np.concatenate([np.asarray(banner), body])
+
+
+def check_writer() -> None:
+    """Raises UserError where highdicom is not installed."""
+    try:
+        importlib.metadata.version("highdicom")
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError("--dicom needs highdicom: pip install 'dscint-jax[dicom]'") from None
+
+
+def version() -> str:
+    """Of this package."""
+    try:
+        return importlib.metadata.version("dscint-jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _code(label: str) -> tuple[str, str, str]:
+    return STANDARD_CODES.get(label, (label.upper()[:16], SCHEME, plain(label)))
+
+
+def _uid(sources: Sequence[pydicom.Dataset], *words: str) -> str:
+    """The same UID for the same files and words, so that a result that is sent twice is one."""
+    names = [str(source.SOPInstanceUID) for source in sources]
+    digest = hashlib.sha256("\n".join([*names, *words]).encode()).digest()
+    # UUIDs of version 8 are for what the maker derives them from (RFC 9562); as UIDs, PS3.5 B.2.
+    number = int.from_bytes(digest[:16])
+    number = number & ~(0xF << 76) | (8 << 76)
+    number = number & ~(0x3 << 62) | (2 << 62)
+    return f"2.25.{number}"

@@ -1,0 +1,125 @@
+import csv
+import shutil
+import subprocess
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+
+from dscint_jax.predict.predict import predict
+from tfds_builder.commandline.errors import UserError
+
+highdicom = pytest.importorskip("highdicom", exc_type=ImportError)
+
+
+@pytest.fixture(scope="module")
+def run(trained, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    shutil.copytree(trained, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def sources(cohort):
+    """A file of each maker, the first of the cohort."""
+    found = {}
+    for path in sorted((cohort / "images").iterdir()):
+        maker = str(pydicom.dcmread(path, stop_before_pixels=True).Manufacturer)
+        found.setdefault(maker, path)
+    assert len(found) >= 2
+    return [*found.values()]
+
+
+@pytest.fixture(scope="module")
+def written(run, sources, tmp_path_factory):
+    out = tmp_path_factory.mktemp("dicom") / "out"
+    return out, predict([run], sources, out, pages=False, dicom=True)
+
+
+def _objects(written):
+    out, answers = written
+    for answer in answers:
+        source = pydicom.dcmread(answer.study.files[0], stop_before_pixels=True)
+        name = f"study_{answer.study.number:04d}"
+        yield answer, source, *(out / f"{name}_{kind}.dcm" for kind in ("report", "picture"))
+
+
+def test_results_belong_to_the_study_and_the_patient_of_their_source(written):
+    for _, source, *paths in _objects(written):
+        for path in paths:
+            made = pydicom.dcmread(path)
+            for name in ("PatientID", "PatientName", "StudyInstanceUID", "StudyDate"):
+                assert made.get(name) == source.get(name)
+            assert made.SeriesInstanceUID != source.SeriesInstanceUID
+            assert "research" in made.SeriesDescription.lower()
+
+
+def test_report_says_what_the_table_says_and_names_the_frames_that_were_read(written):
+    with (written[0] / "studies.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, (answer, source, path, _) in zip(rows, _objects(written), strict=True):
+        content = highdicom.sr.srread(path).content
+        (group,) = content.get_image_measurement_groups()
+        values = [float(one.value) for one in group.get_measurements()]
+        chances = [float(value) for name, value in row.items() if name.startswith("p_")]
+        np.testing.assert_allclose(values, chances, atol=1e-6)
+        assert np.allclose(sum(values), 1, atol=1e-6)
+        (said,) = group.get_qualitative_evaluations()
+        label = answer.verdict.label
+        assert said.value.meaning.lower() in (label.replace("_", " "), f"bony {label}")
+        (image,) = group.source_images
+        assert image.referenced_sop_instance_uid == source.SOPInstanceUID
+        frames = [own.facts.frame for images in answer.said.images for own in images]
+        assert list(image.referenced_frame_numbers) == frames
+
+
+def test_picture_shows_both_views_below_a_banner(written):
+    for _, _, _, path in _objects(written):
+        pixels = pydicom.dcmread(path).pixel_array
+        assert pixels.shape == (1024 + 48, 512, 3)
+        assert pixels[:48].min() < 100 < pixels[48:].max()
+
+
+@pytest.mark.parametrize("kind", ["report", "picture"])
+def test_validator_finds_no_error(written, kind):
+    if not shutil.which("dciodvfy"):
+        pytest.skip("needs dciodvfy (dicom3tools)")
+    for path in written[0].glob(f"*_{kind}.dcm"):
+        done = subprocess.run(["dciodvfy", "-new", path], capture_output=True, text=True)
+        assert "Error" not in done.stdout + done.stderr
+
+
+def test_dcmtk_reads_the_report(written):
+    if not shutil.which("dsrdump"):
+        pytest.skip("needs dsrdump (dcmtk)")
+    for path in written[0].glob("*_report.dcm"):
+        done = subprocess.run(["dsrdump", path], capture_output=True, text=True)
+        assert done.returncode == 0
+        assert "Probability of" in done.stdout
+
+
+def test_same_study_read_again_has_the_same_uids(written, run, sources, tmp_path):
+    predict([run], sources[:1], tmp_path / "again", pages=False, dicom=True)
+    for kind in ("report", "picture"):
+        names = {
+            str(pydicom.dcmread(folder / f"study_0001_{kind}.dcm").SOPInstanceUID)
+            for folder in (written[0], tmp_path / "again")
+        }
+        assert len(names) == 1
+
+
+def test_study_that_is_no_dicom_file_has_no_dicom_results(run, tmp_path):
+    body = np.zeros((1024, 256))
+    body[100:900, 70:190] = 9
+    pixels = np.minimum(np.random.default_rng(0).poisson(body), 255).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "p17.png")
+    out = tmp_path / "out"
+    predict([run], [tmp_path / "p17.png"], out, pages=False, dicom=True, accept=True)
+    assert (out / "studies.csv").exists()
+    assert not list(out.glob("*.dcm"))
+
+
+def test_results_for_a_pacs_cannot_be_without_the_patient(run, sources, tmp_path):
+    with pytest.raises(UserError, match="choose one"):
+        predict([run], sources, tmp_path / "out", dicom=True, deidentified=True)
