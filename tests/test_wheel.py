@@ -55,7 +55,8 @@ def test_wheel_holds_the_packages_and_nothing_beside_them(site):
         assert (site / "dscint_jax/configs" / config.name).read_bytes() == config.read_bytes()
     report = PROJECT / "dscint_jax" / "report"
     data = [*(report / "template").iterdir(), *(report / "checklists").iterdir()]
-    assert len(data) == 8
+    data += (PROJECT / "dscint_jax" / "predict" / "template").iterdir()
+    assert len(data) == 11
     for file in data:
         assert (site / file.relative_to(PROJECT)).read_bytes() == file.read_bytes()
 

@@ -17,6 +17,7 @@ import pydicom
 from jaxtyping import Float, UInt8
 from PIL import Image as Picture
 from PIL import ImageDraw
+from pydicom.uid import ExplicitVRLittleEndian
 
 from dscint_jax.explain.maps import Explained, resize
 from dscint_jax.predict.networks import Said
@@ -103,7 +104,7 @@ def report(
             )
             for n, (label, p) in enumerate(zip(classes, probabilities, strict=True))
         ],
-        qualitative_evaluations=[sr.QualitativeEvaluation(name=codes.DCM.Finding, value=said)],
+        finding_type=said,
         source_images=[
             sr.SourceImageForMeasurementGroup(
                 sources[n].SOPClassUID,
@@ -156,10 +157,11 @@ def capture(
         sop_instance_uid=_uid(sources, network, "picture"),
         instance_number=1,
         manufacturer=NAME,
-        transfer_syntax_uid=pydicom.uid.ExplicitVRLittleEndian,
+        transfer_syntax_uid=ExplicitVRLittleEndian,
     )
     # The views beside each other have not one orientation.
-    made.PatientOrientation, made.Laterality = "", ""
+    made.add_new("PatientOrientation", "CS", "")
+    made.add_new("Laterality", "CS", "")
     made.SeriesDescription = f"{NAME}: {RESEARCH}"
     made.BurnedInAnnotation = "NO"
     return made

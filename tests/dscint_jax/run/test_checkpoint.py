@@ -363,10 +363,12 @@ def test_readers_beside_a_process_that_saves_without_pause_never_fail(tmp_path, 
         deadline = time.monotonic() + 120
         while len(complete_steps(tmp_path / "checkpoints")) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
-        like, steps = _like(_state(0)), set()
-        for n in range(30):
+        like, steps, n = _like(_state(0)), set(), 0
+        # How many it saves meanwhile is the machine's affair.
+        while n < 30 or (len(steps) <= 5 and time.monotonic() < deadline):
             reader = Checkpointer(tmp_path, read_only=True)
             which = ("best", "latest")[n % 2]
+            n += 1
             step, params, batch_stats = _weights(reader, which, like)
             reader.close()
             _assert_same((params, batch_stats), (_state(step).params, _state(step).batch_stats))
