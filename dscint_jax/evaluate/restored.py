@@ -173,10 +173,14 @@ def load_trained(
     return restore(workdir, config, images, checkpoint=checkpoint, trained_on=trained_on)
 
 
-def check_checkpoint(workdir: Path, checkpoint: str) -> None:
-    """Raises UserError where a run lacks a checkpoint, or this machine computes wrongly."""
+def check_checkpoint(workdir: Path, checkpoint: str) -> int:
+    """The step of a run's checkpoint.
+
+    Raises:
+      UserError: there is no such checkpoint, or this machine computes wrongly.
+    """
     check_backend()
-    Checkpointer(workdir, read_only=True).check(checkpoint)
+    return Checkpointer(workdir, read_only=True).check(checkpoint)
 
 
 def restore(

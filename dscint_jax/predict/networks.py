@@ -71,8 +71,7 @@ class Networks:
     def __init__(self, workdirs: Sequence[Path], checkpoint: str) -> None:
         self._workdirs, self._checkpoint = workdirs, checkpoint
         self._configs = [config_of(workdir) for workdir in workdirs]
-        for workdir in workdirs:
-            check_checkpoint(workdir, checkpoint)
+        steps = [check_checkpoint(workdir, checkpoint) for workdir in workdirs]
         self.classes = classes_of(workdirs[0])
         self.records = self._configs[0].data.records
         for workdir, config in zip(workdirs, self._configs, strict=True):
@@ -86,7 +85,7 @@ class Networks:
                     f"{workdir} reads {config.data.records}, {workdirs[0]} {self.records}; such "
                     f"runs cannot be averaged"
                 )
-        found = [_temperature(workdir) for workdir in workdirs]
+        found = [_temperature(w, step) for w, step in zip(workdirs, steps, strict=True)]
         self.temperatures = [temperature or 1.0 for temperature in found]
         self.uncalibrated = [w for w, t in zip(workdirs, found, strict=True) if t is None]
         self._restored: list[TrainedNetwork] = []
@@ -179,10 +178,9 @@ class Networks:
         """What is unlike training in each record, of those that the first run has just read."""
         if self._familiarity is None:
             return [[] for _ in records]
-        images = self._scintigrams(records, self._configs[0].data.pool)
         spacing = [np.atleast_1d(record["pixel_spacing_mm"]) for record in records]
         known = [next(iter(values[np.isfinite(values)]), np.nan) for values in spacing]
-        return self._familiarity.remarks(images, np.array(known, np.float64))
+        return self._familiarity.remarks(self._restored[0].images, np.array(known, np.float64))
 
     def _restore(self, number: int, images: Scintigrams) -> TrainedNetwork:
         return restore(
@@ -210,7 +208,12 @@ class Networks:
         )
 
 
-def _temperature(workdir: Path) -> float | None:
-    """The temperature that evaluation chose on validation images; None where there is none."""
+def _temperature(workdir: Path, step: int) -> float | None:
+    """The temperature that evaluation chose for a checkpoint on validation images.
+
+    Returns:
+      None where this checkpoint was not evaluated.
+    """
     path = workdir / "eval" / "test" / "metrics.json"
-    return read_json(path)["calibration"]["temperature"] if path.exists() else None
+    result = read_json(path) if path.exists() else {}
+    return result["calibration"]["temperature"] if result.get("step") == step else None

@@ -110,8 +110,9 @@ def predict(
     networks = Networks(workdirs, checkpoint)
     for workdir in networks.uncalibrated:
         say(
-            f"note: {workdir} was not evaluated: its probabilities are not calibrated; first: "
-            f"python -m dscint_jax.evaluate --workdir {workdir}"
+            f"note: this checkpoint of {workdir} was not evaluated: its probabilities are not "
+            f"calibrated; first: python -m dscint_jax.evaluate --workdir {workdir} "
+            f"--checkpoint {checkpoint}"
         )
     if not networks.knows_training:
         say(

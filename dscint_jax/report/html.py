@@ -14,12 +14,12 @@ def render(template: Path, *, scripts: Sequence[str], **values: Any) -> str:
     """A page.
 
     Args:
-      template: its file.
+      template: its file; it may include those of the report.
       scripts: which of the report's, by name; the template has them as `script`.
       values: of the template; text is escaped.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(template.parent),
+        loader=jinja2.FileSystemLoader([template.parent, TEMPLATE]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -183,9 +183,13 @@ class Checkpointer:
         """Step of the newest complete checkpoint."""
         return max(self.steps(), default=None)
 
-    def check(self, which: str) -> None:
-        """Raises UserError unless there is a checkpoint of that name; see `restore_first`."""
-        self._candidates(which)
+    def check(self, which: str) -> int:
+        """The step of the checkpoint of that name; see `restore_first`.
+
+        Raises:
+          UserError: there is none.
+        """
+        return self._candidates(which)[0]
 
     def is_whole(self, step: int) -> bool:
         """Whether every array of a checkpoint is as it was saved."""

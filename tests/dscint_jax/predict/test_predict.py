@@ -212,3 +212,11 @@ def test_without_the_data_set_nothing_is_compared_and_that_is_said(
     (workdir / "config.json").write_text(json.dumps(config))
     predict([workdir], [min(incoming.iterdir())], tmp_path / "out", pages=False)
     assert "not compared with those of training" in capsys.readouterr().out
+
+
+def test_temperature_of_another_checkpoint_is_not_taken(evaluated, incoming, tmp_path, capsys):
+    shutil.copytree(evaluated[0], tmp_path / "run")
+    metrics = tmp_path / "run" / "eval" / "test" / "metrics.json"
+    metrics.write_text(json.dumps(evaluated[1] | {"step": evaluated[1]["step"] - 1}))
+    predict([tmp_path / "run"], [min(incoming.iterdir())], tmp_path / "out", pages=False)
+    assert "not calibrated; first: python -m" in capsys.readouterr().out
