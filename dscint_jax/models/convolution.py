@@ -21,9 +21,9 @@ TINY = 8
 """Positions of a map up to which all is done as one product: there XLA's own convolution, forward
 and backward, is many times slower (`python -m tests.benchmarks.small_maps`)."""
 
-SMALL = 32
-"""Positions up to which the weight gradient takes all images in one product: one for each image
-moves more of the kernel than of the map."""
+TOGETHER = 1024
+"""Positions that one product of the weight gradient sums over, of several images where maps are
+smaller: one for each image moves more of the kernel than of the map."""
 
 Maps = Float[Array, "batch _height _width _channel"]
 """Images, or the maps that a network makes of them."""
@@ -146,31 +146,27 @@ def weight_gradient(
     stride: int,
     pads: Padding,
 ) -> Float[Array, "rows columns in out"]:
-    """The convolution's gradient by its kernel: one matrix product an image and kernel position.
+    """The convolution's gradient by its kernel: a matrix product for each of its positions.
 
-    Of a small map it is one for all. `gradient` is the loss's by the convolution's output, `size`
-    the kernel's rows and columns.
+    One image after the other, or of small maps some at a time. `gradient` is the loss's by the
+    convolution's output, `size` the kernel's rows and columns.
     """
     rows, columns = size
-    height, width, features = gradient.shape[1:]
-    if height * width <= SMALL:
-        total = jnp.matmul(
-            _windows(x, size, stride, pads).T,
-            gradient.reshape(-1, features),
-            preferred_element_type=jnp.float32,
-        )
-        return total.reshape(rows, columns, x.shape[-1], features).astype(gradient.dtype)
+    batch, height, width, features = gradient.shape
+    channels = x.shape[-1]
 
-    def add_image(total: jax.Array, image_and_gradient: tuple) -> tuple[jax.Array, None]:
-        image, image_gradient = image_and_gradient
-        padded = jnp.pad(image, (*pads, (0, 0)))
-        flat = image_gradient.reshape(-1, features)
+    def add_images(total: jax.Array, images_and_gradients: tuple) -> tuple[jax.Array, None]:
+        images, gradients = images_and_gradients
+        padded = jnp.pad(images, ((0, 0), *pads, (0, 0)))
+        flat = gradients.reshape(-1, features)
         products = [
             jnp.matmul(
                 padded[
-                    row : row + height * stride : stride, column : column + width * stride : stride
+                    :,
+                    row : row + height * stride : stride,
+                    column : column + width * stride : stride,
                 ]
-                .reshape(-1, image.shape[-1])
+                .reshape(-1, channels)
                 .T,
                 flat,
                 preferred_element_type=total.dtype,
@@ -181,6 +177,9 @@ def weight_gradient(
         return total + jnp.stack(products), None
 
     # Sums over many positions and images, so in float32 also where the network computes in less.
-    zero = jnp.zeros((rows * columns, x.shape[-1], features), jnp.float32)
-    total, _ = jax.lax.scan(add_image, zero, (x, gradient))
-    return total.reshape(rows, columns, x.shape[-1], features).astype(gradient.dtype)
+    zero = jnp.zeros((rows * columns, channels, features), jnp.float32)
+    most = max(TOGETHER // (height * width), 1)
+    images = max(n for n in range(1, min(most, batch) + 1) if batch % n == 0)
+    groups = tuple(array.reshape(-1, images, *array.shape[1:]) for array in (x, gradient))
+    total, _ = jax.lax.scan(add_images, zero, groups)
+    return total.reshape(rows, columns, channels, features).astype(gradient.dtype)
