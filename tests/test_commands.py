@@ -110,7 +110,7 @@ def test_finished_steps_are_kept_when_the_path_is_run_again(whole_path):
         *("tfds_builder.inspect", "tests.benchmarks.build_throughput", "tests.fuzz"),
         *("tfds_builder.phantom.checks.oracle", "dscint_jax.baselines"),
         *("dscint_jax.main", "dscint_jax.evaluate", "dscint_jax.report"),
-        *("dscint_jax.models", "dscint_jax.export", "dscint_jax.explain"),
+        *("dscint_jax.models", "dscint_jax.export", "dscint_jax.explain", "dscint_jax.throughput"),
     ],
 )
 def test_help_is_printed_and_is_success(module):

@@ -29,7 +29,7 @@ FLOORS = {
         ("evaluate", "baselines"),
         ("compare", "ensemble", "explain", "export", "replay"),
         ("report",),
-        ("benchmark", "predict"),
+        ("benchmark", "predict", "throughput"),
         ("main",),
     ],
 }

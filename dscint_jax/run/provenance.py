@@ -103,7 +103,7 @@ def record_attempt(
             "versions": {p: _version(p) for p in RECORDED_PACKAGES},
             "python": platform.python_version(),
             "platform": platform.platform(),
-            "processor": _processor(),
+            "processor": processor(),
             "cores": available_cores(),
             "git": _git_commit(),
             "backend": jax.default_backend(),
@@ -189,7 +189,7 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's model, with those of WIDE_INSTRUCTIONS that it has."""
     model, flags = platform.processor() or platform.machine(), set()
     with contextlib.suppress(OSError):

@@ -1,0 +1,1 @@
+"""How fast a network trains and predicts here, beside the same network in PyTorch."""

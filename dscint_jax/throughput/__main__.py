@@ -1,0 +1,121 @@
+"""The command line of the throughput.
+
+    python -m dscint_jax.throughput --network dscint --peer torch
+
+In: names of networks, a size and a batch. Out: images a second, beside PyTorch's where asked, as a
+table and as JSON.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from dscint_jax.command import run_command
+from tfds_builder.commandline.command import CommandParser
+
+DEFAULT = ("dscint", "alexnet", "vgg16", "resnet18", "resnet50", "densenet121", "inception_v4")
+
+
+def main() -> None:
+    """The command line."""
+    arguments = _parser().parse_args()
+
+    # Shapes need no accelerator, which belongs to the processes that measure.
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    from dscint_jax.throughput.report import measure_all
+
+    failed = measure_all(
+        arguments.network or DEFAULT,
+        size=arguments.size,
+        batches=arguments.batch,
+        dtype=arguments.dtype,
+        train=not arguments.forward,
+        seconds=arguments.seconds,
+        peers=tuple(dict.fromkeys(arguments.peer or ())),
+        rounds=arguments.rounds,
+        out=arguments.out,
+    )
+    sys.exit(1 if failed else 0)
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        prog="python -m dscint_jax.throughput",
+        description="How many images a second networks train on here, on one device, each in a "
+        "process of its own; with --peer beside the same network, weights and images in PyTorch.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "--network",
+        action="append",
+        metavar="NAME",
+        help=f"one of them; repeat it for more (default: {', '.join(DEFAULT)})",
+    )
+    add(
+        "--size",
+        type=_size,
+        default=(512, 128),
+        metavar="HxW",
+        help="height and width of an image (default: 512x128)",
+    )
+    add(
+        "--batch",
+        type=_batches,
+        default=[8],
+        metavar="N,...",
+        help="images a step, one number or several, such as 1,8,32 (default: 8)",
+    )
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the computation (default: float32)",
+    )
+    add("--forward", action="store_true", help="predictions instead of training steps")
+    add(
+        "--peer",
+        action="append",
+        choices=("torch", "torch_compile"),
+        help="measure PyTorch too, as it is or by torch.compile; repeat it for both (needs the "
+        "extra 'peers', and of other networks than dscint torchvision or timm)",
+    )
+    add(
+        "--rounds",
+        type=_number,
+        default=3,
+        metavar="N",
+        help="processes of each framework, in turn (default: 3)",
+    )
+    add(
+        "--seconds",
+        type=_number,
+        default=5,
+        metavar="S",
+        help="how long each process times steps, at least (default: 5)",
+    )
+    add("--out", type=Path, metavar="FILE.json", help="also write all that was measured")
+    return parser
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number from 1 on")
+    return int(text)
+
+
+def _batches(text: str) -> list[int]:
+    return [_number(part) for part in text.split(",")]
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, separator, width = text.partition("x")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"'{text}' is no height and width, such as 512x128")
+    return _number(height), _number(width)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,34 @@
+"""One measurement in a process of its own: a Workload comes in by standard input, as JSON.
+
+    python -m dscint_jax.throughput.child FRAMEWORK WEIGHTS.safetensors < workload.json
+
+Out: a Measurement on the last line of standard output. Of the two frameworks only one is imported.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from dscint_jax.command import run_command
+from dscint_jax.throughput.workload import Workload
+
+
+def main() -> None:
+    """The command line."""
+    framework, weights = sys.argv[1], Path(sys.argv[2])
+    told = json.load(sys.stdin)
+    workload = Workload(**{**told, "size": tuple(told["size"])})
+    if framework == "jax":
+        from dscint_jax.throughput.jax_step import measure
+
+        measurement = measure(workload, weights)
+    else:
+        from dscint_jax.throughput.torch_step import measure as measure_torch
+
+        measurement = measure_torch(workload, weights, compiled=framework == "torch_compile")
+    print(json.dumps(dataclasses.asdict(measurement)))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,119 @@
+"""The steps of this package, timed: as a run compiles them, on one device, without augmentation."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dscint_jax.canary import check_backend
+from dscint_jax.config import Augmentation, Config, Data, Optimizer
+from dscint_jax.throughput.workload import (
+    CLASSES,
+    CLIP,
+    CLIP_NORM,
+    GEMM_SIDE,
+    LEARNING_RATE,
+    SCALE,
+    WARM_UP,
+    WEIGHT_DECAY,
+    Measurement,
+    Workload,
+    gemm_flops,
+    summarised,
+    timed,
+)
+from dscint_jax.training.experiment import make_experiment
+from dscint_jax.training.step import eval_step, train_step
+from dscint_jax.training.timing import memory_in_use
+from dscint_jax.weights.export_torch import torch_state_dict, write_safetensors
+
+
+def measure(workload: Workload, weights: Path) -> Measurement:
+    """Times the workload in this process, which should do nothing else.
+
+    Args:
+      workload: what to time.
+      weights: a .safetensors file that is written, with the weights of before the first step.
+
+    Raises:
+      UserError: the backend computes wrongly, or the network does not take the workload.
+    """
+    check_backend()
+    config = Config(
+        steps=10**6,
+        batch_size=workload.batch,
+        data=Data(clip=CLIP),
+        model=workload.network,
+        model_options={**workload.options, "dtype": workload.dtype},
+        optimizer=Optimizer(
+            learning_rate=LEARNING_RATE,
+            weight_decay=WEIGHT_DECAY,
+            clip_norm=CLIP_NORM,
+            schedule="constant",
+            warmup_steps=0,
+        ),
+        augmentation=Augmentation(
+            mirror=0, translated=0, rotated=0, scaled=0, intensified=0, thinned=0
+        ),
+    )
+    experiment = make_experiment(config, (1,) * CLASSES)
+    state = experiment.initial_state()
+    write_safetensors(weights, torch_state_dict(state.params, state.batch_stats), {})
+    batch = {
+        "counts": jnp.asarray(workload.counts()),
+        "scale": jnp.full(workload.batch, SCALE, jnp.float32),
+        "label": jnp.asarray(workload.labels()),
+        "mask": jnp.ones(workload.batch, bool),
+    }
+    if workload.train:
+        compiled = jax.jit(
+            lambda state, batch: train_step(state, batch, spec=experiment.spec), donate_argnums=0
+        )
+    else:
+        compiled = jax.jit(
+            lambda state, batch: (
+                state,
+                eval_step(state.params, state.batch_stats, batch, spec=experiment.spec),
+            ),
+            donate_argnums=0,
+        )
+
+    result: Any = None
+
+    def step() -> None:
+        nonlocal state, result
+        state, result = jax.block_until_ready(compiled(state, batch))
+
+    start = time.perf_counter()
+    step()
+    first = time.perf_counter() - start
+    loss, norm = _told(workload, result)
+    for _ in range(WARM_UP):
+        step()
+    times = timed(step, workload.seconds)
+    memory = memory_in_use()
+    device = jax.devices()[0]
+    return Measurement(
+        framework=f"jax {jax.__version__}",
+        first_step_s=first,
+        peak_bytes=memory.get("device_peak_bytes", memory["host_peak_bytes"]),
+        loss=loss,
+        gradient_norm=norm,
+        gemm_flops=_gemm(workload.dtype, GEMM_SIDE.get(device.platform, GEMM_SIDE["gpu"])),
+        device=device.device_kind,
+        **summarised(times),
+    )
+
+
+def _told(workload: Workload, result: Any) -> tuple[float, float]:
+    if workload.train:
+        return float(result["loss"]), float(result["gradient_norm"])
+    return float(result.loss) / workload.batch, 0.0
+
+
+def _gemm(dtype: str, side: int) -> float:
+    matrix = jnp.ones((side, side), dtype)
+    product = jax.jit(jnp.matmul)
+    return gemm_flops(lambda: jax.block_until_ready(product(matrix, matrix)), side)

@@ -1,0 +1,102 @@
+"""What was measured, as a table and as JSON."""
+
+import platform
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from dscint_jax import models
+from dscint_jax.run.provenance import processor
+from dscint_jax.throughput.compare import JAX, PEER_NETWORKS, Comparison, compare, workload_of
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.commandline.files import write_json
+from tfds_builder.commandline.progress import say
+
+
+def measure_all(
+    networks: Sequence[str],
+    *,
+    size: tuple[int, int],
+    batches: Sequence[int],
+    dtype: str,
+    train: bool,
+    seconds: int,
+    peers: Sequence[str],
+    rounds: int,
+    out: Path | None,
+) -> bool:
+    """Measures every network at every batch size and prints a table.
+
+    What fails is told and the others go on. `out` is written after each, so that nothing is lost.
+
+    Returns:
+      Whether anything failed, or a ratio was refused.
+
+    Raises:
+      UserError: no such network, or PyTorch does not have it; `out` cannot be written.
+    """
+    for name in networks:
+        if name not in models.NETWORKS:
+            raise UserError(f"no network '{name}'; there are {', '.join(models.NETWORKS)}")
+        if peers and name not in PEER_NETWORKS:
+            raise UserError(f"--peer: PyTorch has no {name}; it has {', '.join(PEER_NETWORKS)}")
+    found: list[Comparison] = []
+    errors: list[str] = []
+    for name in networks:
+        for batch in batches:
+            workload = workload_of(
+                name, size=size, batch=batch, dtype=dtype, train=train, seconds=float(seconds)
+            )
+            try:
+                found.append(compare(workload, peers, rounds))
+            except UserError as error:
+                errors.append(str(error))
+                say(f"failed: {error}")
+            if out is not None:
+                write_json(out, _document(found, errors))
+    Console(highlight=False).print(_table(found))
+    return bool(errors) or any(comparison.refused for comparison in found)
+
+
+def _document(found: Sequence[Comparison], errors: Sequence[str]) -> dict[str, Any]:
+    return {
+        "processor": processor(),
+        "system": platform.platform(),
+        "networks": [comparison.to_dict() for comparison in found],
+        "errors": [*errors],
+    }
+
+
+def _table(found: Sequence[Comparison]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("network", overflow="fold")
+    table.add_column("batch", justify="right")
+    table.add_column("by", no_wrap=True)
+    for title in ("images/s", "IQR", "first, s", "GiB", "of peak", "ratio (range)"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for comparison in found:
+        first = [comparison.workload.network, str(comparison.workload.batch)]
+        for name, measured in comparison.measured.items():
+            spreads = [(m.quartiles_s[1] - m.quartiles_s[0]) / m.step_s for m in measured]
+            table.add_row(
+                *(first if name == JAX else ["", ""]),
+                name,
+                f"{comparison.images_s(name):.1f}",
+                f"{statistics.median(spreads):.0%}",
+                f"{statistics.median(m.first_step_s for m in measured):.1f}",
+                f"{max(m.peak_bytes for m in measured) / 2**30:.2f}",
+                f"{comparison.of_peak(name):.0%}",
+                "" if name == JAX else _ratio(comparison.ratios(name)),
+            )
+    return table
+
+
+def _ratio(ratios: Sequence[float]) -> str:
+    if not ratios:
+        return "refused"
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"

@@ -1,0 +1,118 @@
+import dataclasses
+import json
+import math
+
+import pytest
+
+from dscint_jax.throughput.compare import JAX, TOLERANCE, Comparison, compare, workload_of
+from dscint_jax.throughput.report import measure_all
+from dscint_jax.throughput.workload import Measurement, timed
+from tfds_builder.commandline.errors import UserError
+
+FIELDS = {"size": (128, 32), "batch": 4, "dtype": "float32", "seconds": 0.1}
+
+
+def measurement(**fields):
+    values = {
+        **{"framework": "", "step_s": 1.0, "quartiles_s": (0.9, 1.1), "steps": 5},
+        **{"first_step_s": 9.0, "peak_bytes": 1e9, "loss": 1.5, "gradient_norm": 3.0},
+        **{"gemm_flops": 1e9, "device": "cpu"},
+    }
+    return Measurement(**(values | fields))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train", [True, False])
+def test_dscint_in_pytorch_has_the_loss_and_gradient_of_ours(train):
+    pytest.importorskip("torch")
+    found = compare(workload_of("dscint", train=train, **FIELDS), ["torch"], rounds=1)
+    (ours,), (other,) = found.measured[JAX], found.measured["torch"]
+    assert not found.refused
+    assert ours.loss == pytest.approx(other.loss, rel=1e-5)
+    assert ours.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-4)
+    assert (ours.gradient_norm > 0) == train
+    assert found.ratios("torch") == [other.step_s / ours.step_s]
+    assert 0 < found.of_peak(JAX) < 1.2
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"loss": 1.5 * (1 + 2 * TOLERANCE["float32"])},
+        {"gradient_norm": 3.0 * (1 - 2 * TOLERANCE["float32"])},
+        {"loss": math.nan},
+    ],
+)
+def test_no_ratio_where_the_two_do_not_compute_the_same(monkeypatch, other):
+    monkeypatch.setattr(
+        "dscint_jax.throughput.compare._measure",
+        lambda workload, framework, weights: measurement(**({} if framework == JAX else other)),
+    )
+    found = compare(workload_of("dscint", train=True, **FIELDS), ["torch"], rounds=2)
+    assert next(iter(other)) in found.refused["torch"]
+    assert found.ratios("torch") == []
+    assert found.to_dict()["ratios"] == {"torch": []}
+
+
+def test_ratio_is_of_neighbours_and_share_is_of_the_product_of_the_same_process():
+    workload = workload_of("dscint", train=True, **FIELDS)
+    ours = [measurement(step_s=1.0, gemm_flops=8e9), measurement(step_s=2.0, gemm_flops=4e9)]
+    other = [measurement(step_s=3.0), measurement(step_s=4.0)]
+    found = Comparison(workload, 4e9, {JAX: ours, "torch": other}, {})
+    assert found.ratios("torch") == [3.0, 2.0]
+    assert found.of_peak(JAX) == 0.5
+    assert found.images_s(JAX) == 4 / 1.5
+
+
+def test_what_fails_is_told_and_the_others_are_measured(monkeypatch, tmp_path, capsys):
+    def measure(workload, framework, weights):
+        if workload.network == "alexnet":
+            raise UserError("alexnet, jax: too large")
+        return measurement()
+
+    monkeypatch.setattr("dscint_jax.throughput.compare._measure", measure)
+    out = tmp_path / "throughput.json"
+    settings = {k: v for k, v in FIELDS.items() if k not in ("batch", "seconds")}
+    assert measure_all(
+        ["alexnet", "dscint"],
+        **settings,
+        batches=[4, 8],
+        seconds=1,
+        train=True,
+        peers=["torch"],
+        rounds=1,
+        out=out,
+    )
+    told = json.loads(out.read_text())
+    assert [network["batch"] for network in told["networks"]] == [4, 8]
+    assert told["errors"] == ["alexnet, jax: too large"] * 2
+    assert "dscint" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("network", "peers", "word"), [("dscnt", [], "resnet18"), ("dual_view", ["torch"], "dual_view")]
+)
+def test_network_that_is_not_there_is_named(network, peers, word):
+    settings = {k: v for k, v in FIELDS.items() if k not in ("batch", "seconds")}
+    with pytest.raises(UserError, match=word):
+        measure_all(
+            [network],
+            **settings,
+            batches=[8],
+            seconds=1,
+            train=True,
+            peers=peers,
+            rounds=1,
+            out=None,
+        )
+
+
+def test_steps_are_timed_until_the_time_is_over_and_five_at_least():
+    assert len(timed(lambda: None, 0.0)) == 5
+    assert len(timed(lambda: None, 0.05)) > 5
+
+
+def test_every_field_of_a_workload_goes_through_json():
+    workload = workload_of("vgg16", train=False, **FIELDS)
+    assert workload.options == {"dropout": 0.0}
+    assert json.loads(json.dumps(dataclasses.asdict(workload)))["size"] == [128, 32]
