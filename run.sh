@@ -114,6 +114,8 @@ setup() {
     echo "making .venv with $("$python" --version)"
     rm -rf .venv
     "$python" -m venv .venv
+  elif [[ -n "${PYTHON:-}" && "$("$PYTHON" --version)" != "$(.venv/bin/python --version)" ]]; then
+    echo "note: .venv keeps its $(.venv/bin/python --version); delete .venv to make it from $PYTHON"
   fi
   # What is installed: a checksum of what it was asked for, then the extras, one a line.
   stamp=.venv/installed
