@@ -66,6 +66,48 @@ def test_small_maps_have_the_values_and_gradients_of_xla(size, kernel, stride):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_all_forms_agree_on_random_shapes(seed):
+    random = np.random.default_rng(seed)
+    # Products over one image, some or all of the batch: maps of a few to 2000 positions.
+    batch, height, width = (int(random.integers(1, most)) for most in (9, 65, 33))
+    channels, features, rows, columns = (int(n) for n in random.integers(1, 8, 4))
+    stride = int(random.integers(1, 4))
+    padding = [tuple(random.integers(0, 4, 2).tolist()), "SAME"][seed % 2]
+    x = jnp.array(random.normal(size=(batch, height, width, channels)).astype(np.float32))
+    weights = jnp.array(random.normal(size=(rows, columns, channels, features)).astype(np.float32))
+    pads = convolution.pads_of((height, width), (rows, columns), stride, padding)
+    y = convolution._convolve(stride, pads, x, weights)
+    target = jnp.array(random.normal(size=y.shape).astype(np.float32))
+    expected, *found = (
+        jax.value_and_grad(lambda x, w, f=form: (f(stride, pads, x, w) * target).sum(), (0, 1))(
+            x, weights
+        )[1]
+        for form in (
+            convolution._convolve,
+            convolution._convolve_as_one_product,
+            convolution._convolve_by_products,
+        )
+    )
+    for gradients in found:
+        for ours, theirs in zip(gradients, expected, strict=True):
+            assert jnp.linalg.norm(ours - theirs) <= 1e-5 * jnp.linalg.norm(theirs)
+
+
+@pytest.mark.parametrize(
+    ("batch", "size"), [(6, (16, 20)), (5, (16, 20)), (4, (40, 30)), (12, (16, 8))]
+)
+def test_images_that_share_a_product_give_the_gradient_of_xla(batch, size):
+    random = np.random.default_rng(batch)
+    x = jnp.array(random.normal(size=(batch, *size, 3)).astype(np.float32))
+    weights = jnp.array(random.normal(size=(3, 3, 3, 4)).astype(np.float32))
+    pads = convolution.pads_of(size, (3, 3), 1, "SAME")
+    target = jnp.array(random.normal(size=(batch, *size, 4)).astype(np.float32))
+    _, vjp = jax.vjp(lambda w: convolution._convolve(1, pads, x, w), weights)
+    found = convolution.weight_gradient(x, target, (3, 3), 1, pads)
+    assert jnp.linalg.norm(found - vjp(target)[0]) <= 1e-5 * jnp.linalg.norm(found)
+
+
 def test_both_forward_passes_are_one():
     x, weights = _arrays(1, 16, 8, 3, 4, 3)
     pads = ((1, 1), (0, 1))
