@@ -1,8 +1,7 @@
-"""One measurement in a process of its own: a Workload comes in by standard input, as JSON.
+"""One measurement in a process of its own, which `compare` starts.
 
-    python -m dscint_jax.throughput.child FRAMEWORK WEIGHTS.safetensors < workload.json
-
-Out: a Measurement on the last line of standard output. Of the two frameworks only one is imported.
+In: the framework and the file of weights as arguments, a Workload as JSON by standard input. Out: a
+Measurement on the last line of standard output. Of the two frameworks only one is imported.
 """
 
 import dataclasses
@@ -14,8 +13,12 @@ from dscint_jax.command import run_command
 from dscint_jax.throughput.workload import Workload
 
 
-def main() -> None:
-    """The command line."""
+def run() -> None:
+    """Measures what the process was asked to; an error is one line and status 2."""
+    run_command(_measure)
+
+
+def _measure() -> None:
     framework, weights = sys.argv[1], Path(sys.argv[2])
     told = json.load(sys.stdin)
     workload = Workload(**{**told, "size": tuple(told["size"])})
@@ -28,7 +31,3 @@ def main() -> None:
 
         measurement = measure_torch(workload, weights, compiled=framework == "torch_compile")
     print(json.dumps(dataclasses.asdict(measurement)))
-
-
-if __name__ == "__main__":
-    run_command(main)

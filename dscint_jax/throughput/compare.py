@@ -134,7 +134,8 @@ def workload_of(network: str, **fields: Any) -> Workload:
 
 
 def _measure(workload: Workload, framework: str, weights: Path) -> Measurement:
-    words = [sys.executable, "-m", "dscint_jax.throughput.child", framework, str(weights)]
+    program = "from dscint_jax.throughput.child import run; run()"
+    words = [sys.executable, "-c", program, framework, str(weights)]
     child = subprocess.run(
         words,
         input=json.dumps(dataclasses.asdict(workload)),
