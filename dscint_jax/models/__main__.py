@@ -11,7 +11,6 @@ activation memory of each; or the layers of one. Nothing is computed but shapes,
 import argparse
 import dataclasses
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from rich.table import Table
 from dscint_jax import models
 from dscint_jax.command import run_command
 from dscint_jax.models import cost
-from tfds_builder.commandline.command import CommandParser
+from tfds_builder.commandline.command import CommandParser, height_and_width, positive_number
 
 NOTE = """\
 parameters      trained numbers
@@ -98,20 +97,20 @@ def _parser() -> CommandParser:
     which.add_argument("--layers", metavar="NAME", help="the layers of one network instead")
     add(
         "--size",
-        type=_size,
+        type=height_and_width,
         default=(1024, 256),
         metavar="HxW",
         help="height and width of an image (default: 1024x256)",
     )
     add(
         "--batch",
-        type=_positive,
+        type=positive_number,
         default=32,
         metavar="N",
         help="examples of a training step (default: 32)",
     )
-    add("--classes", type=_positive, default=4, metavar="N", help="outputs (default: 4)")
-    add("--channels", type=_positive, default=1, metavar="N", help="of an image (default: 1)")
+    add("--classes", type=positive_number, default=4, metavar="N", help="outputs (default: 4)")
+    add("--channels", type=positive_number, default=1, metavar="N", help="of an image (default: 1)")
     add(
         "--dtype",
         choices=models.DTYPES,
@@ -120,19 +119,6 @@ def _parser() -> CommandParser:
     )
     add("--json", action="store_true", help="print JSON instead of a table")
     return parser
-
-
-def _size(text: str) -> tuple[int, int]:
-    sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if sides is None:
-        raise argparse.ArgumentTypeError(f"'{text}' is no height and width, such as 1024x256")
-    return int(sides[1]), int(sides[2])
-
-
-def _positive(text: str) -> int:
-    if not re.fullmatch(r"[1-9]\d*", text):
-        raise argparse.ArgumentTypeError(f"'{text}' is no number from 1 on")
-    return int(text)
 
 
 def _count(names: Sequence[str], **settings: Any) -> dict[str, cost.Cost]:

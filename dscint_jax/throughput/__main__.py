@@ -6,12 +6,12 @@ In: names of networks, a size and a batch. Out: images a second, beside PyTorch'
 table and as JSON.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 from dscint_jax.command import run_command
-from tfds_builder.commandline.command import CommandParser
+from dscint_jax.throughput.workload import PEERS, TOLERANCE
+from tfds_builder.commandline.command import CommandParser, height_and_width, positive_number
 
 DEFAULT = ("dscint", "alexnet", "vgg16", "resnet18", "resnet50", "densenet121", "inception_v4")
 
@@ -27,13 +27,13 @@ def main() -> None:
     from dscint_jax.throughput.report import measure_all
 
     failed = measure_all(
-        arguments.network or DEFAULT,
+        [*dict.fromkeys(arguments.network or DEFAULT)],
         size=arguments.size,
         batches=arguments.batch,
         dtype=arguments.dtype,
         train=not arguments.forward,
         seconds=arguments.seconds,
-        peers=tuple(dict.fromkeys(arguments.peer or ())),
+        peers=[*dict.fromkeys(arguments.peer or ())],
         rounds=arguments.rounds,
         out=arguments.out,
     )
@@ -56,7 +56,7 @@ def _parser() -> CommandParser:
     )
     add(
         "--size",
-        type=_size,
+        type=height_and_width,
         default=(512, 128),
         metavar="HxW",
         help="height and width of an image (default: 512x128)",
@@ -70,7 +70,7 @@ def _parser() -> CommandParser:
     )
     add(
         "--dtype",
-        choices=("float32", "bfloat16"),
+        choices=tuple(TOLERANCE),
         default="float32",
         help="of the computation (default: float32)",
     )
@@ -78,20 +78,20 @@ def _parser() -> CommandParser:
     add(
         "--peer",
         action="append",
-        choices=("torch", "torch_compile"),
+        choices=PEERS,
         help="measure PyTorch too, as it is or by torch.compile; repeat it for both (needs the "
         "extra 'peers', and of other networks than dscint torchvision or timm)",
     )
     add(
         "--rounds",
-        type=_number,
+        type=positive_number,
         default=3,
         metavar="N",
         help="processes of each framework, in turn (default: 3)",
     )
     add(
         "--seconds",
-        type=_number,
+        type=positive_number,
         default=5,
         metavar="S",
         help="how long each process times steps, at least (default: 5)",
@@ -100,21 +100,8 @@ def _parser() -> CommandParser:
     return parser
 
 
-def _number(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number from 1 on")
-    return int(text)
-
-
 def _batches(text: str) -> list[int]:
-    return [_number(part) for part in text.split(",")]
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, separator, width = text.partition("x")
-    if not separator:
-        raise argparse.ArgumentTypeError(f"'{text}' is no height and width, such as 512x128")
-    return _number(height), _number(width)
+    return [positive_number(part) for part in text.split(",")]
 
 
 if __name__ == "__main__":

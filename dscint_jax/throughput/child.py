@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from dscint_jax.command import run_command
-from dscint_jax.throughput.workload import Workload
+from dscint_jax.throughput.workload import JAX, PEERS, Workload
 
 
 def run() -> None:
@@ -22,12 +22,12 @@ def _measure() -> None:
     framework, weights = sys.argv[1], Path(sys.argv[2])
     told = json.load(sys.stdin)
     workload = Workload(**{**told, "size": tuple(told["size"])})
-    if framework == "jax":
+    if framework == JAX:
         from dscint_jax.throughput.jax_step import measure
 
         measurement = measure(workload, weights)
     else:
         from dscint_jax.throughput.torch_step import measure as measure_torch
 
-        measurement = measure_torch(workload, weights, compiled=framework == "torch_compile")
+        measurement = measure_torch(workload, weights, compiled=framework == PEERS[1])
     print(json.dumps(dataclasses.asdict(measurement)))

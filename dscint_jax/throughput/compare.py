@@ -17,21 +17,16 @@ from typing import Any
 from dscint_jax import models
 from dscint_jax.models import cost
 from dscint_jax.models.dscint import READINGS
-from dscint_jax.throughput.workload import CLASSES, Measurement, Workload
+from dscint_jax.throughput.workload import CLASSES, JAX, TOLERANCE, Measurement, Workload
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.progress import say
 
-JAX = "jax"
-PEERS = ("torch", "torch_compile")
 PEER_NETWORKS = (
     *("dscint", "alexnet", "vgg11", "vgg16", "vgg19"),
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     *("densenet121", "densenet161", "densenet169", "densenet201", "inception_v4"),
 )
 """Those that PyTorch has too: torchvision's, timm's, and our Dscint written in PyTorch."""
-
-TOLERANCE = {"float32": 2e-3, "bfloat16": 5e-2}
-"""Largest relative difference of two losses, or gradient norms, that is rounding."""
 
 PASSES = {True: 3, False: 1}
 """Forward passes that a step is counted as: of training, two more for the gradients."""

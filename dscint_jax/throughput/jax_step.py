@@ -6,9 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType
 
 from dscint_jax.canary import check_backend
 from dscint_jax.config import Augmentation, Config, Data, Optimizer
+from dscint_jax.mesh import AXIS, replicate, shard_batch
 from dscint_jax.throughput.workload import (
     CLASSES,
     CLIP,
@@ -24,8 +27,8 @@ from dscint_jax.throughput.workload import (
     summarised,
     timed,
 )
+from dscint_jax.training import parallel
 from dscint_jax.training.experiment import make_experiment
-from dscint_jax.training.step import eval_step, train_step
 from dscint_jax.training.timing import memory_in_use
 from dscint_jax.weights.export_torch import torch_state_dict, write_safetensors
 
@@ -58,33 +61,28 @@ def measure(workload: Workload, weights: Path) -> Measurement:
             mirror=0, translated=0, rotated=0, scaled=0, intensified=0, thinned=0
         ),
     )
-    experiment = make_experiment(config, (1,) * CLASSES)
-    state = experiment.initial_state()
+    mesh = jax.make_mesh((1,), (AXIS,), (AxisType.Auto,), devices=jax.devices()[:1])
+    experiment = make_experiment(config, (1,) * CLASSES, AXIS)
+    state = replicate(experiment.initial_state(), mesh)
     write_safetensors(weights, torch_state_dict(state.params, state.batch_stats), {})
-    batch = {
-        "counts": jnp.asarray(workload.counts()),
-        "scale": jnp.full(workload.batch, SCALE, jnp.float32),
-        "label": jnp.asarray(workload.labels()),
-        "mask": jnp.ones(workload.batch, bool),
+    fields = {
+        "counts": workload.counts(),
+        "scale": np.full(workload.batch, SCALE, np.float32),
+        "label": workload.labels(),
+        "mask": np.ones(workload.batch, bool),
     }
-    if workload.train:
-        compiled = jax.jit(
-            lambda state, batch: train_step(state, batch, spec=experiment.spec), donate_argnums=0
-        )
-    else:
-        compiled = jax.jit(
-            lambda state, batch: (
-                state,
-                eval_step(state.params, state.batch_stats, batch, spec=experiment.spec),
-            ),
-            donate_argnums=0,
-        )
-
+    batch = shard_batch(fields, mesh)
+    train = parallel.compile_train_step(experiment.spec, mesh)
+    evaluate = parallel.compile_eval_step(experiment.spec, mesh)
     result: Any = None
 
     def step() -> None:
         nonlocal state, result
-        state, result = jax.block_until_ready(compiled(state, batch))
+        if workload.train:
+            state, result = train(state, batch)
+        else:
+            result = evaluate(state.params, state.batch_stats, batch)
+        jax.block_until_ready((state, result))
 
     start = time.perf_counter()
     step()

@@ -12,9 +12,10 @@ from rich.table import Table
 
 from dscint_jax import models
 from dscint_jax.run.provenance import processor
-from dscint_jax.throughput.compare import JAX, PEER_NETWORKS, Comparison, compare, workload_of
+from dscint_jax.throughput.compare import PEER_NETWORKS, Comparison, compare, workload_of
+from dscint_jax.throughput.workload import JAX
 from tfds_builder.commandline.errors import UserError
-from tfds_builder.commandline.files import write_json
+from tfds_builder.commandline.files import check_writable, write_json
 from tfds_builder.commandline.progress import say
 
 
@@ -45,6 +46,8 @@ def measure_all(
             raise UserError(f"no network '{name}'; there are {', '.join(models.NETWORKS)}")
         if peers and name not in PEER_NETWORKS:
             raise UserError(f"--peer: PyTorch has no {name}; it has {', '.join(PEER_NETWORKS)}")
+    if out is not None:
+        check_writable(out.parent)
     found: list[Comparison] = []
     errors: list[str] = []
     for name in networks:

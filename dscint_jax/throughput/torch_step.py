@@ -24,10 +24,10 @@ from dscint_jax.throughput.workload import (
     Measurement,
     Workload,
     gemm_flops,
-    peak_host_bytes,
     summarised,
     timed,
 )
+from tfds_builder.commandline.command import peak_memory
 from tfds_builder.commandline.errors import UserError
 
 
@@ -99,7 +99,7 @@ def measure(workload: Workload, weights: Path, *, compiled: bool) -> Measurement
     return Measurement(
         framework=f"torch {torch.__version__}{' torch.compile' if compiled else ''}",
         first_step_s=first,
-        peak_bytes=float(torch.cuda.max_memory_allocated()) if on_gpu else peak_host_bytes(),
+        peak_bytes=float(torch.cuda.max_memory_allocated()) if on_gpu else float(peak_memory()),
         loss=first_loss,
         gradient_norm=first_norm,
         gemm_flops=_gemm(workload.dtype, device, GEMM_SIDE["gpu" if on_gpu else "cpu"]),

@@ -1,14 +1,18 @@
 """What is measured, and what a measurement tells; both frameworks share them."""
 
 import dataclasses
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+JAX = "jax"
+PEERS = ("torch", "torch_compile")
+
+TOLERANCE = {"float32": 2e-3, "bfloat16": 5e-2}
+"""Largest relative difference of two losses, or gradient norms, that is rounding, by type."""
 
 CLASSES = 4
 CLIP = 3.0
@@ -109,9 +113,3 @@ def summarised(times: list[float]) -> dict[str, Any]:
     """The fields of a Measurement that follow from the seconds of its steps."""
     first, median, third = np.quantile(times, (0.25, 0.5, 0.75)).tolist()
     return {"step_s": median, "quartiles_s": (first, third), "steps": len(times)}
-
-
-def peak_host_bytes() -> float:
-    """The largest resident size of this process so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

@@ -7,12 +7,12 @@ what other phases took of it.
 """
 
 import contextlib
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
+
+from tfds_builder.commandline.command import peak_memory
 
 INPUT_WAIT, STEP, COMPILATION, OTHER = "input_wait", "step", "compilation", "other"
 
@@ -136,8 +136,7 @@ def memory_in_use() -> dict[str, float]:
         values = [float(one[key]) for one in statistics if key in one]
         if values:
             found[name] = max(values)
-    unit = 1 if sys.platform == "darwin" else 1024
-    found["host_peak_bytes"] = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    found["host_peak_bytes"] = float(peak_memory())
     return found
 
 

@@ -17,8 +17,8 @@ from rich.table import Table
 
 from tests.fuzz.mutations import make_mutant
 from tests.fuzz.seeds import Seed, make_seeds
-from tests.fuzz.trial import Chunk, Ledger, Outcome, most_resident, try_chunk
-from tfds_builder.commandline.command import CommandParser, available_cores
+from tests.fuzz.trial import Chunk, Ledger, Outcome, try_chunk
+from tfds_builder.commandline.command import CommandParser, available_cores, peak_memory
 from tfds_builder.commandline.errors import UserError, run_command
 from tfds_builder.commandline.progress import counted, say, show
 from tfds_builder.shards.shard import WORKER_MEMORY
@@ -162,7 +162,7 @@ def _report(ledger: Ledger, make: partial, started: float) -> None:
     if slowest.number >= 0:
         what = make(slowest.number)
         say(f"slowest: {1000 * slowest.seconds:.0f} ms, file {slowest.number} ({what})")
-    worker, parent = ledger.resident / 2**20, most_resident() / 2**20
+    worker, parent = ledger.resident / 2**20, peak_memory() / 2**20
     say(f"highest resident memory: worker {worker:.0f} MiB, parent {parent:.0f} MiB")
     seconds = time.monotonic() - started
     say(f"{ledger.files} files in {seconds:.1f} s")

@@ -6,14 +6,13 @@ must be (ingested, or rejected for a reason) from those that must not.
 
 import errno
 import re
-import resource
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.fuzz.seeds import CANARY
+from tfds_builder.commandline.command import peak_memory
 from tfds_builder.manifest import Row
 from tfds_builder.studies.study import UNFORESEEN, Announce, ReadStudy, Study, read_study
 from tfds_builder.workers import Lost
@@ -91,7 +90,7 @@ def _try_file(number: int, path: Path, frame: int | None, announce: Announce) ->
             raise
         outcome = Outcome(number, error=f"{type(error).__name__}: {error}")
     seconds = time.monotonic() - started
-    return replace(outcome, seconds=seconds, resident=most_resident())
+    return replace(outcome, seconds=seconds, resident=peak_memory())
 
 
 def outcome_of(number: int, read: ReadStudy) -> Outcome:
@@ -100,12 +99,6 @@ def outcome_of(number: int, read: ReadStudy) -> Outcome:
     records = [image.facts for image in read.images]
     leaks = CANARY in f"{reason} {records}".upper()
     return Outcome(number, len(records), reason, leaks=leaks)
-
-
-def most_resident() -> int:
-    """The most bytes that this process ever held in memory."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def fault_of(outcome: Outcome, file_seconds: float) -> str | None:

@@ -1,9 +1,11 @@
-"""What the command lines share: one-line errors, the number of workers, how workers end."""
+"""What the command lines share: types of options, cores and memory, how workers end."""
 
 import argparse
 import difflib
 import multiprocessing
 import os
+import re
+import resource
 import signal
 import sys
 import threading
@@ -46,6 +48,27 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises UserError."""
         raise UserError(f"{message}; see --help")
+
+
+def positive_number(text: str) -> int:
+    """The type of an option that takes a whole number from 1 on."""
+    if not re.fullmatch(r"[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is no number from 1 on")
+    return int(text)
+
+
+def height_and_width(text: str) -> tuple[int, int]:
+    """The type of an option that takes the size of an image, as 1024x256."""
+    sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if sides is None:
+        raise argparse.ArgumentTypeError(f"'{text}' is no height and width, such as 1024x256")
+    return int(sides[1]), int(sides[2])
+
+
+def peak_memory() -> int:
+    """The largest resident size of this process so far, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def available_cores() -> int:

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from dscint_jax.throughput.compare import JAX, TOLERANCE, Comparison, compare, workload_of
+from dscint_jax.throughput.compare import Comparison, compare, workload_of
 from dscint_jax.throughput.report import measure_all
-from dscint_jax.throughput.workload import Measurement, timed
+from dscint_jax.throughput.workload import JAX, TOLERANCE, Measurement, timed
 from tfds_builder.commandline.errors import UserError
 
 FIELDS = {"size": (128, 32), "batch": 4, "dtype": "float32", "seconds": 0.1}
