@@ -77,20 +77,15 @@ def _document(found: Sequence[Comparison], errors: Sequence[str]) -> dict[str, A
 
 def _table(found: Sequence[Comparison]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("network", overflow="fold")
-    table.add_column("batch", justify="right")
-    table.add_column("by", no_wrap=True)
-    for title in ("images/s", "IQR", "first, s", "GiB", "of peak", "ratio (range)"):
+    table.add_column("network, batch", no_wrap=True)
+    for title in ("images/s", "first, s", "GiB", "of peak", "ratio (range)"):
         table.add_column(title, justify="right", no_wrap=True)
     for comparison in found:
-        first = [comparison.workload.network, str(comparison.workload.batch)]
+        first = f"{comparison.workload.network}, {comparison.workload.batch}"
         for name, measured in comparison.measured.items():
-            spreads = [(m.quartiles_s[1] - m.quartiles_s[0]) / m.step_s for m in measured]
             table.add_row(
-                *(first if name == JAX else ["", ""]),
-                name,
+                first if name == JAX else f"  {name}",
                 f"{comparison.images_s(name):.1f}",
-                f"{statistics.median(spreads):.0%}",
                 f"{statistics.median(m.first_step_s for m in measured):.1f}",
                 f"{max(m.peak_bytes for m in measured) / 2**30:.2f}",
                 f"{comparison.of_peak(name):.0%}",

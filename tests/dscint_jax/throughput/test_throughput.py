@@ -89,7 +89,9 @@ def test_what_fails_is_told_and_the_others_are_measured(monkeypatch, tmp_path, c
     told = json.loads(out.read_text())
     assert [network["batch"] for network in told["networks"]] == [4, 8]
     assert told["errors"] == ["alexnet, jax: too large"] * 2
-    assert "dscint" in capsys.readouterr().out
+    # Whole in a terminal of 80 columns.
+    assert "dscint, 8" in (shown := capsys.readouterr().out)
+    assert "1.00 (1.00-1.00)" in shown
 
 
 @pytest.mark.parametrize(
