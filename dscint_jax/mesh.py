@@ -103,6 +103,15 @@ def replicated_shapes(tree: Any, mesh: Mesh) -> Any:
     )
 
 
+def batch_shapes(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of a whole host batch that is to lie divided over the devices."""
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    return {
+        name: jax.ShapeDtypeStruct(values.shape, values.dtype, sharding=sharding)
+        for name, values in batch.items()
+    }
+
+
 def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> DeviceBatch:
     """Splits a host batch over the devices along its first axis."""
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))

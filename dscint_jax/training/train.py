@@ -23,7 +23,6 @@ from dscint_jax.durations import resolve_durations
 from dscint_jax.input_pipeline import (
     NOUNS,
     Accelerators,
-    HostBatch,
     Scintigrams,
     accelerators_of,
     check_patients,
@@ -36,7 +35,14 @@ from dscint_jax.input_pipeline import (
     training_feed,
     training_order,
 )
-from dscint_jax.mesh import AXIS, check_batch_size, data_mesh, fitting_batch_size, replicate
+from dscint_jax.mesh import (
+    AXIS,
+    batch_shapes,
+    check_batch_size,
+    data_mesh,
+    fitting_batch_size,
+    replicate,
+)
 from dscint_jax.models import complete_options
 from dscint_jax.run import lock
 from dscint_jax.run.checkpoint import Checkpointer, completed_step, resumable
@@ -198,9 +204,12 @@ def _train(
 
     # A network that does not fit the images fails here, before anything is written.
     example = next(evaluation_batches(validation, batch_size=batch_size))
-    # Traced under jit: pmap takes arrays that are on the devices.
-    steps = parallel.compile_train_step(experiment.spec, mesh), evaluate
-    _check_network(config, len(training.classes), steps, state, device_fields(example))
+    # JAX keeps these traces for the steps to come. pmap takes arrays that are on the devices.
+    traced = (
+        take_step if config.spmd == "jit" else parallel.compile_train_step(experiment.spec, mesh)
+    )
+    shapes = batch_shapes(device_fields(example), mesh)
+    _check_network(config, len(training.classes), (traced, evaluate), state, shapes)
 
     # Checkpoints
     begin_to_write()
@@ -402,7 +411,7 @@ def _check_network(
     classes: int,
     steps: tuple[parallel.TrainStep, parallel.EvalStep],
     state: TrainState,
-    batch: HostBatch,
+    batch: dict[str, jax.ShapeDtypeStruct],
 ) -> None:
     """Raises UserError unless both steps can be traced and give logits of the right kind."""
     take_step, evaluate = steps
@@ -412,7 +421,7 @@ def _check_network(
     )
     try:
         found = jax.eval_shape(evaluate, *state.evaluated, batch).probabilities
-        wanted = (len(batch["label"]), classes)
+        wanted = (*batch["label"].shape, classes)
         if found.shape != wanted or found.dtype != np.float32:
             raise UserError(
                 f"config.model {config.model} gives logits of shape {found.shape} and type "

@@ -1,8 +1,9 @@
 """What every tracker is and shares."""
 
+import contextlib
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol, runtime_checkable
@@ -40,7 +41,8 @@ def import_tracker(name: str) -> ModuleType:
     """
     package, needed = PACKAGES[name]
     try:
-        module = importlib.import_module(package)
+        with _hidden("torch") if name == "tensorboard" else contextlib.nullcontext():
+            module = importlib.import_module(package)
     except ImportError:
         module = None
     # A folder called wandb in the working directory imports too, as an empty package.
@@ -50,6 +52,23 @@ def import_tracker(name: str) -> ModuleType:
             f"it: {sys.executable} -m pip install {package}"
         )
     return module
+
+
+@contextlib.contextmanager
+def _hidden(package: str) -> Iterator[None]:
+    """Nothing imports the package meanwhile, unless it is imported already.
+
+    tensorboardX imports PyTorch where that is installed, which takes two seconds and 200 MB, for
+    what is not used here.
+    """
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
 
 
 def kept_run_id(workdir: Path, name: str) -> str | None:
