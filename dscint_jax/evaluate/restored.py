@@ -36,6 +36,7 @@ from dscint_jax.training.experiment import load_images, make_experiment
 from dscint_jax.training.state import evaluated_items
 from dscint_jax.training.step import NetworkMaps
 from tfds_builder.commandline.errors import UserError
+from tfds_builder.commandline.files import read_json
 from tfds_builder.commandline.progress import ProgressBar
 
 
@@ -270,3 +271,14 @@ def is_trained_on(workdir: Path, data_dir: Path) -> bool:
     """Whether a data set, wherever it lies, is the one that a run was trained on."""
     fingerprint = fingerprint_of(data_dir, records_of(workdir))
     return any(a["dataset_fingerprint"] == fingerprint for a in attempts_of(workdir)[-1:])
+
+
+def temperature_of(workdir: Path, step: int) -> float | None:
+    """The temperature that evaluation chose for a checkpoint on validation images.
+
+    Returns:
+      None where this checkpoint was not evaluated.
+    """
+    path = workdir / "eval" / "test" / "metrics.json"
+    result = read_json(path) if path.exists() else {}
+    return result["calibration"]["temperature"] if result.get("step") == step else None

@@ -89,17 +89,18 @@ def _size_of_map(x: jax.Array, size: Sequence[int], stride: int, pads: Padding) 
 def _windows(x: jax.Array, size: Sequence[int], stride: int, pads: Padding) -> jax.Array:
     """What the kernel meets at each position of all images: its rows, columns and channels."""
     padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    (rows, columns), (height, width) = size, padded.shape[1:3]
+    (rows, columns), (batch, height, width, channels) = size, padded.shape
     parts = [
-        padded[
-            :,
-            row : height - rows + row + 1 : stride,
-            column : width - columns + column + 1 : stride,
-        ]
+        jax.lax.slice(
+            padded,
+            (0, row, column, 0),
+            (batch, height - rows + row + 1, width - columns + column + 1, channels),
+            (1, stride, stride, 1),
+        )
         for row in range(rows)
         for column in range(columns)
     ]
-    return jnp.stack(parts, 3).reshape(-1, rows * columns * x.shape[-1])
+    return jnp.stack(parts, 3).reshape(-1, rows * columns * channels)
 
 
 def _convolve_as_one_product(
@@ -108,7 +109,7 @@ def _convolve_as_one_product(
     height, width = _size_of_map(x, kernel.shape[:2], stride, pads)
     features = kernel.shape[-1]
     windows = _windows(x, kernel.shape[:2], stride, pads)
-    return (windows @ kernel.reshape(-1, features)).reshape(len(x), height, width, features)
+    return (windows @ kernel.reshape(-1, features)).reshape(x.shape[0], height, width, features)
 
 
 def _convolve(stride: int, pads: Padding, x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -184,7 +184,7 @@ class Dscint(nnx.Module):
 
     def classify(self, maps: Maps, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
         """Returns the logits of the last maps; `images` are not looked at."""
-        x = pool_regions(maps, self.regions, self.pooling).reshape(len(maps), -1)
+        x = pool_regions(maps, self.regions, self.pooling).reshape(maps.shape[0], -1)
         x = nnx.relu(built(self.hidden)(self.dropout(x, rngs=rngs)))
         return built(self.head)(self.dropout(x, rngs=rngs)).astype(jnp.float32)
 

@@ -119,7 +119,7 @@ class DualView(nnx.Module):
         if images.ndim != 5 or images.shape[1] != VIEWS:
             raise UserError("dual_view reads studies; set --config.data.records=studies")
         maps = self.encoder.feature_maps(images.reshape(-1, *images.shape[2:]))
-        return maps.reshape(len(images), VIEWS, *maps.shape[1:])
+        return maps.reshape(images.shape[0], VIEWS, *maps.shape[1:])
 
     def classify(self, maps: Views, images: Views, *, rngs: nnx.Rngs | None = None) -> Logits:
         """Returns the logits of the last maps; `images` tell which views a study has."""

@@ -272,4 +272,4 @@ def flatten(
     x: Float[Array, "batch height width channel"],
 ) -> Float[Array, "batch channel_height_width"]:
     """One row an image, channel by channel: the order in which reference weights expect it."""
-    return jnp.moveaxis(x, -1, 1).reshape(len(x), -1)
+    return jnp.moveaxis(x, -1, 1).reshape(x.shape[0], -1)

@@ -13,7 +13,12 @@ import numpy as np
 from jaxtyping import Float
 
 from dscint_jax.config import STUDIES
-from dscint_jax.evaluate.restored import TrainedNetwork, check_checkpoint, restore
+from dscint_jax.evaluate.restored import (
+    TrainedNetwork,
+    check_checkpoint,
+    restore,
+    temperature_of,
+)
 from dscint_jax.explain.maps import Explained, explain
 from dscint_jax.input_pipeline import HeldImages, Scintigrams
 from dscint_jax.input_pipeline.records import STUDY_VIEWS, batch_of, keys_of
@@ -24,7 +29,6 @@ from dscint_jax.run.provenance import attempts_of, classes_of
 from dscint_jax.run.workdir import config_of
 from tfds_builder.classes import Classes
 from tfds_builder.commandline.errors import UserError
-from tfds_builder.commandline.files import read_json
 from tfds_builder.shards.records import VIEW_NAMES, Image, Record, records_of
 from tfds_builder.studies.study import ReadStudy
 
@@ -85,7 +89,7 @@ class Networks:
                     f"{workdir} reads {config.data.records}, {workdirs[0]} {self.records}; such "
                     f"runs cannot be averaged"
                 )
-        found = [_temperature(w, step) for w, step in zip(workdirs, steps, strict=True)]
+        found = [temperature_of(w, step) for w, step in zip(workdirs, steps, strict=True)]
         self.temperatures = [temperature or 1.0 for temperature in found]
         self.uncalibrated = [w for w, t in zip(workdirs, found, strict=True) if t is None]
         self._restored: list[TrainedNetwork] = []
@@ -206,14 +210,3 @@ class Networks:
             images=HeldImages(batch_of(known, pool) | keys_of(known, views)),
             records=self.records,
         )
-
-
-def _temperature(workdir: Path, step: int) -> float | None:
-    """The temperature that evaluation chose for a checkpoint on validation images.
-
-    Returns:
-      None where this checkpoint was not evaluated.
-    """
-    path = workdir / "eval" / "test" / "metrics.json"
-    result = read_json(path) if path.exists() else {}
-    return result["calibration"]["temperature"] if result.get("step") == step else None

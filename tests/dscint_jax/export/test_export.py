@@ -12,7 +12,8 @@ from flax import nnx
 
 from dscint_jax import models
 from dscint_jax.evaluate.restored import load_weights
-from dscint_jax.export import export, main
+from dscint_jax.export.__main__ import main
+from dscint_jax.export.model_file import export
 from dscint_jax.training.step import split_network
 from dscint_jax.weights.export_torch import torch_state_dict, write_safetensors
 from dscint_jax.weights.import_torch import import_weights

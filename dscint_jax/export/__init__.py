@@ -1,0 +1,1 @@
+"""A trained checkpoint as one file for other programs."""

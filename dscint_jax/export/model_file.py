@@ -1,0 +1,198 @@
+"""A trained checkpoint as one file: weights for PyTorch, or the whole function for any program.
+
+In: a work directory that training filled; its data set is not needed. Out: a file of one of
+`FORMATS`. Its metadata name network, classes, step, and how an image becomes the network's input.
+"""
+
+import hashlib
+import importlib.metadata
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from dscint_jax.config import STUDIES
+from dscint_jax.evaluate.restored import TrainedWeights, load_weights, temperature_of
+from dscint_jax.export.from_counts import COLUMNS, ROWS, reading
+from dscint_jax.run.provenance import attempts_of, classes_of
+from dscint_jax.run.workdir import config_of
+from dscint_jax.training.experiment import make_experiment
+from dscint_jax.weights.export_torch import torch_state_dict, write_safetensors
+from tfds_builder.commandline.errors import UserError
+from tfds_builder.commandline.files import write_bytes
+
+FORMATS = ("safetensors", "stablehlo", "onnx")
+"""Ending of the file, too."""
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+"""What a StableHLO file runs on."""
+
+COUNTS = np.int32
+"""Type of the input of a function."""
+
+LARGEST_ONNX = 2**31 - 1
+"""Bytes of a protocol buffer."""
+
+USE = "research only: no finding for a patient's care"
+
+
+def export(
+    workdir: Path,
+    out: Path,
+    *,
+    checkpoint: str = "best",
+    format: str = "safetensors",
+    overwrite: bool = False,
+) -> str:
+    """Writes one checkpoint as a file; says what was written in one line.
+
+    Args:
+      workdir: of the training.
+      out: file to write, with the ending of its format.
+      checkpoint: 'best' (by validation F-1), 'latest', or a step.
+      format: one of FORMATS.
+      overwrite: whether a file that exists is replaced.
+
+    Raises:
+      UserError: no run, no such checkpoint, a network that the format does not hold, or a file that
+        cannot be written.
+    """
+    _check_out(out, format, overwrite)
+    config_of(workdir)
+    classes = classes_of(workdir)
+    fingerprint = attempts_of(workdir)[-1]["dataset_fingerprint"]
+    trained = load_weights(workdir, checkpoint=checkpoint, num_classes=len(classes))
+    tensors = torch_state_dict(trained.params, trained.batch_stats)
+    metadata = _metadata(trained, classes, fingerprint)
+    if format == "safetensors":
+        write_safetensors(out, tensors, metadata)
+    else:
+        temperature = temperature_of(workdir, trained.step)
+        metadata |= _metadata_of_function(trained, temperature, tensors)
+        write_bytes(out, _function(format, trained, len(classes), temperature or 1.0, metadata))
+        if temperature is None:
+            return (
+                f"{_written(out, trained, tensors)}; not calibrated: evaluate the checkpoint first"
+            )
+    return _written(out, trained, tensors)
+
+
+def _written(out: Path, trained: TrainedWeights, tensors: dict[str, np.ndarray]) -> str:
+    return (
+        f"{out}: {len(tensors)} tensors of {trained.config.model} at step {trained.step}, SHA-256 "
+        f"{hashlib.sha256(out.read_bytes()).hexdigest()[:16]}"
+    )
+
+
+def _function(
+    format: str,
+    trained: TrainedWeights,
+    classes: int,
+    temperature: float,
+    metadata: dict[str, str],
+) -> bytes:
+    config = trained.config
+    if "dtype" in config.model_options:
+        # What other programs compute in; as JAX does here but for rounding.
+        config = config.replaced({"model_options.dtype": "float32"})
+    experiment = make_experiment(config, (1,) * classes)
+    function = reading(
+        experiment,
+        trained.params,
+        trained.batch_stats,
+        pool=config.data.pool,
+        temperature=temperature,
+    )
+    shape = (2, ROWS, COLUMNS) if config.data.records == STUDIES else (ROWS, COLUMNS)
+    if format == "stablehlo":
+        batch = jax.export.symbolic_shape("batch")
+        example = jax.ShapeDtypeStruct((*batch, *shape), COUNTS)
+        exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(example)
+        return _zipped({"model": bytes(exported.serialize()), "metadata.json": metadata})
+    try:
+        from dscint_jax.export.onnx_graph import onnx_model
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "--format onnx needs the package onnx; install it: pip install 'dscint-jax[onnx]'"
+        ) from error
+    model = onnx_model(function, shape, COUNTS, metadata)
+    if model.ByteSize() > LARGEST_ONNX:
+        raise UserError(
+            f"{config.model} has more than the 2 GiB that an ONNX file can hold; write it as "
+            f"StableHLO (--format stablehlo)"
+        )
+    return model.SerializeToString(deterministic=True)
+
+
+def _zipped(files: dict[str, bytes | dict[str, str]]) -> bytes:
+    """A zip archive; the same files give the same bytes."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
+        for name, content in files.items():
+            if isinstance(content, dict):
+                content = json.dumps(content, indent=2, sort_keys=True).encode()
+            zipped.writestr(zipfile.ZipInfo(name), content)
+    return archive.getvalue()
+
+
+def _check_out(out: Path, format: str, overwrite: bool) -> None:
+    if format not in FORMATS:
+        raise UserError(f"--format {format} is none of {', '.join(FORMATS)}")
+    if out.suffix != f".{format}":
+        raise UserError(f"--out {out} must end in .{format}, or --format name another format")
+    try:
+        exists, is_folder = out.exists(), out.is_dir()
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror}") from error
+    if is_folder:
+        raise UserError(f"--out {out} is a folder; name a file")
+    if exists and not overwrite:
+        raise UserError(f"--out {out} exists; choose another name, or replace it by --overwrite")
+
+
+def _metadata(
+    trained: TrainedWeights, classes: tuple[str, ...], fingerprint: str
+) -> dict[str, str]:
+    config = trained.config
+    return {
+        # Loaders of other libraries ask for it.
+        "format": "pt",
+        "network": config.model,
+        "model_options": json.dumps(config.model_options, sort_keys=True),
+        "classes": json.dumps(classes),
+        "step": str(trained.step),
+        "records": config.data.records,
+        "pool": str(config.data.pool),
+        "clip": str(config.data.clip),
+        "input": (
+            f"min(sqrt(counts / scale), {config.data.clip}), counts summed over blocks of "
+            f"{config.data.pool}x{config.data.pool} pixels, scale in counts a block"
+        ),
+        "dataset_fingerprint": fingerprint,
+        "dscint_jax": importlib.metadata.version("dscint-jax"),
+    }
+
+
+def _metadata_of_function(
+    trained: TrainedWeights, temperature: float | None, tensors: dict[str, np.ndarray]
+) -> dict[str, str]:
+    weights = hashlib.sha256()
+    for name in sorted(tensors):
+        weights.update(name.encode() + np.ascontiguousarray(tensors[name]).tobytes())
+    studies = trained.config.data.records == STUDIES
+    axes = f"batch, {'view, ' if studies else ''}{ROWS}, {COLUMNS}"
+    views = "anterior, posterior, zeros where one is missing; " if studies else ""
+    return {
+        "format": "counts to probabilities",
+        "input": (
+            f"counts int32 ({axes}): counts a pixel, {views}head first, posterior views as seen "
+            "from behind"
+        ),
+        "output": "probabilities float32 (batch, classes)",
+        "temperature": "not fitted" if temperature is None else str(temperature),
+        "weights_sha256": weights.hexdigest(),
+        "use": USE,
+    }
