@@ -80,8 +80,11 @@ def test_graph_computes_what_the_network_does_for_any_number_of_images(name):
     if views:
         counts[1, 0] = 0
     found = session.run(None, {"counts": counts})[0]
-    np.testing.assert_allclose(found, jax.jit(function)(counts), atol=1e-5)
-    assert np.ptp(found, 0).max() > 1e-4
+    expected = np.asarray(jax.jit(function)(counts))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    # Random weights may be very sure.
+    np.testing.assert_allclose(np.log(found), np.log(expected), atol=0.01)
+    assert np.ptp(np.log(found), 0).max() > 1e-3
     np.testing.assert_allclose(session.run(None, {"counts": counts[1:2]})[0], found[1:2], atol=1e-5)
 
 
