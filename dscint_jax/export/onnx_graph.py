@@ -182,7 +182,7 @@ class _Graph:
             return [np.asarray(result) for result in results]
         if kind in SAME:
             return [self._elementwise(SAME[kind], inputs, shape)]
-        method = getattr(self, f"_{kind}", None)
+        method = getattr(self, f"_of_{kind}", None)
         if method is None:
             raise UserError(
                 f"the network has the operation '{kind}' of JAX, which cannot be written as ONNX "
@@ -221,35 +221,36 @@ class _Graph:
         lengths = zip(*(lengths for lengths in held if lengths), strict=True)
         return Value(name, shape, tuple(next((a for a in axis if a != 1), 1) for axis in lengths))
 
-    # Of each operation: its inputs, the shape of its first result, its parameters, the equation.
+    # `_of_NAME` writes JAX's operation NAME: from its inputs, the shape of its first result, its
+    # parameters, and the equation.
 
-    def _neg(self, inputs: list[Known], shape: Shape, *_: Any) -> Value:
+    def _of_neg(self, inputs: list[Known], shape: Shape, *_: Any) -> Value:
         return self._elementwise("Neg", inputs, shape)
 
-    def _ne(self, inputs: list[Known], shape: Shape, *_: Any) -> Value:
+    def _of_ne(self, inputs: list[Known], shape: Shape, *_: Any) -> Value:
         return self._elementwise("Not", [self._elementwise("Equal", inputs, shape)], shape)
 
-    def _square(self, inputs: list[Known], shape: Shape, *_: Any) -> Value:
+    def _of_square(self, inputs: list[Known], shape: Shape, *_: Any) -> Value:
         return self._elementwise("Mul", [inputs[0], inputs[0]], shape)
 
-    def _rsqrt(self, inputs: list[Known], shape: Shape, *_: Any) -> Value:
+    def _of_rsqrt(self, inputs: list[Known], shape: Shape, *_: Any) -> Value:
         return self._elementwise("Reciprocal", [self._elementwise("Sqrt", inputs, shape)], shape)
 
-    def _integer_pow(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> Value:
+    def _of_integer_pow(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> Value:
         return self._elementwise("Pow", [inputs[0], np.array(parameters["y"], np.float32)], shape)
 
-    def _select_n(self, inputs: list[Known], shape: Shape, *_: Any) -> Value:
+    def _of_select_n(self, inputs: list[Known], shape: Shape, *_: Any) -> Value:
         which, no, yes = inputs
         return self._elementwise("Where", [which, yes, no], shape)
 
-    def _convert_element_type(
+    def _of_convert_element_type(
         self, inputs: list[Known], shape: Shape, parameters: Any, _: Any
     ) -> Value:
         (value,) = inputs
         name = self.node("Cast", [self._name(value)], to=_type(parameters["new_dtype"]))
         return Value(name, shape, value.held if isinstance(value, Value) else value.shape)
 
-    def _broadcast_in_dim(
+    def _of_broadcast_in_dim(
         self, inputs: list[Known], shape: Shape, parameters: Any, _: Any
     ) -> Value:
         value = inputs[0]
@@ -261,21 +262,21 @@ class _Graph:
         return Value(name if before == tuple(held) else self._reshaped(name, tuple(held)),
                      shape, tuple(held))  # fmt: skip
 
-    def _reshape(self, inputs: list[Known], shape: Shape, *_: Any) -> str:
+    def _of_reshape(self, inputs: list[Known], shape: Shape, *_: Any) -> str:
         return self._reshaped(self.whole(inputs[0]), shape)
 
-    _squeeze = _expand_dims = _reshape
+    _of_squeeze = _of_expand_dims = _of_reshape
 
-    def _transpose(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> str:
+    def _of_transpose(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> str:
         return self.node("Transpose", [self.whole(inputs[0])], perm=parameters["permutation"])
 
-    def _slice(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> str:
+    def _of_slice(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> str:
         strides = parameters["strides"] or (1,) * len(shape)
         return self._cut(
             inputs[0], parameters["start_indices"], parameters["limit_indices"], strides
         )
 
-    def _gather(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> str:
+    def _of_gather(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> str:
         # What `x[:, 2:4]` is to JAX where the length of another axis is not known.
         value, index = inputs
         numbers, sizes = parameters["dimension_numbers"], parameters["slice_sizes"]
@@ -302,15 +303,15 @@ class _Graph:
         places = [self.constant(array) for array in (first, last, axes, steps)]
         return self.node("Slice", [self.whole(value), *places])
 
-    def _pad(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> str:
+    def _of_pad(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> str:
         low, high, _ = zip(*parameters["padding_config"], strict=True)
         pads = self.constant(np.array((*low, *high), np.int64))
         return self.node("Pad", [self.whole(inputs[0]), pads, self.whole(inputs[1])])
 
-    def _concatenate(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> str:
+    def _of_concatenate(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> str:
         return self.node("Concat", list(map(self.whole, inputs)), axis=parameters["dimension"])
 
-    def _stack(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> str:
+    def _of_stack(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> str:
         axis = self.constant(np.array([parameters["axis"]], np.int64))
         parts = [self.node("Unsqueeze", [self.whole(value), axis]) for value in inputs]
         return self.node("Concat", parts, axis=parameters["axis"])
@@ -320,21 +321,21 @@ class _Graph:
         kind = REDUCTIONS[equation.primitive.name]
         return self.node(kind, [self.whole(inputs[0]), axes], keepdims=0)
 
-    _reduce_sum = _reduce_max = _reduced
+    _of_reduce_sum = _of_reduce_max = _reduced
 
-    def _reduce_or(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> str:
+    def _of_reduce_or(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> str:
         axes = self.constant(np.array(parameters["axes"], np.int64))
         number = self.node("Cast", [self.whole(inputs[0])], to=_type(np.int32))
         largest = self.node("ReduceMax", [number, axes], keepdims=0)
         return self.node("Cast", [largest], to=_type(np.bool_))
 
-    def _top_k(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> list[Known]:
+    def _of_top_k(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> list[Known]:
         outputs = [self._new_name(), self._new_name()]
         count = self.constant(np.array([parameters["k"]], np.int64))
         self.node("TopK", [self.whole(inputs[0]), count], outputs, axis=-1)
         return [Value(name, shape, shape) for name in outputs]
 
-    def _dot_general(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> str:
+    def _of_dot_general(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> str:
         (left, right), (left_batch, right_batch) = parameters["dimension_numbers"]
         ranks = [len(value.shape) for value in inputs]
         letters = [[chr(97 + 16 * n + axis) for axis in range(r)] for n, r in enumerate(ranks)]
@@ -346,7 +347,7 @@ class _Graph:
         equation = f"{','.join(map(''.join, letters))}->{''.join(result)}"
         return self.node("Einsum", list(map(self.whole, inputs)), equation=equation)
 
-    def _conv_general_dilated(
+    def _of_conv_general_dilated(
         self, inputs: list[Known], shape: Shape, parameters: Any, _: Any
     ) -> str:
         images, kernel = inputs
@@ -385,4 +386,4 @@ class _Graph:
             result = self.node("Mul", [result, size])
         return self.node("Transpose", [result], perm=(0, 2, 3, 1))
 
-    _reduce_window_max = _reduce_window_sum = _pooled
+    _of_reduce_window_max = _of_reduce_window_sum = _pooled
