@@ -161,8 +161,10 @@ class _Graph:
         values |= zip(jaxpr.constvars, map(np.asarray, constants), strict=True)
 
         def read(atom: Any) -> Known:
-            is_literal = isinstance(atom, core.Literal)
-            return np.asarray(atom.val, atom.aval.dtype) if is_literal else values[atom]
+            if isinstance(atom, core.Literal):
+                aval: Any = atom.aval
+                return np.asarray(atom.val, aval.dtype)
+            return values[atom]
 
         for equation in jaxpr.eqns:
             results = self._apply(equation, [read(atom) for atom in equation.invars])
