@@ -33,9 +33,6 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 COUNTS = np.int32
 """Type of the input of a function."""
 
-LARGEST_ONNX = 2**31 - 1
-"""Bytes of a protocol buffer."""
-
 USE = "research only: no finding for a patient's care"
 
 
@@ -119,11 +116,6 @@ def _function(
             "--format onnx needs the package onnx; install it: pip install 'dscint-jax[onnx]'"
         ) from error
     model = onnx_model(function, shape, COUNTS, metadata)
-    if model.ByteSize() > LARGEST_ONNX:
-        raise UserError(
-            f"{config.model} has more than the 2 GiB that an ONNX file can hold; write it as "
-            f"StableHLO (--format stablehlo)"
-        )
     return model.SerializeToString(deterministic=True)
 
 

@@ -28,6 +28,9 @@ IR_VERSION = 10
 
 BATCH = "batch"
 
+LARGEST = 2**31 - 2**24
+"""Bytes of weights that a protocol buffer has room for, beside the graph."""
+
 INLINED = {
     "jit": "jaxpr",
     "closed_call": "call_jaxpr",
@@ -92,6 +95,8 @@ def onnx_model(
     graph = _Graph(example.shape)
     (result,) = graph.run(traced.jaxpr, traced.consts, [graph.counts])
     graph.node("Identity", [graph.whole(result)], outputs=["probabilities"])
+    size = sum(array.nbytes for array in graph.constants.values())
+    _refuse(size > LARGEST, "more than the 2 GiB of weights that fit into a file")
     proto = helper.make_graph(
         graph.nodes,
         "dscint_jax",
@@ -114,6 +119,14 @@ def onnx_model(
 def _described(name: str, array: Any) -> onnx.ValueInfoProto:
     dims = [size if isinstance(size, int) else BATCH for size in array.shape]
     return helper.make_tensor_value_info(name, _type(array.dtype), dims)
+
+
+def _refuse(applies: bool, what: str) -> None:
+    if applies:
+        raise UserError(
+            f"the network has {what}, which cannot be written as ONNX here; write it as StableHLO "
+            f"(--format stablehlo)"
+        )
 
 
 def _type(dtype: Any) -> int:
@@ -184,12 +197,8 @@ class _Graph:
             return [np.asarray(result) for result in results]
         if kind in SAME:
             return [self._elementwise(SAME[kind], inputs, shape)]
-        method = getattr(self, f"_of_{kind}", None)
-        if method is None:
-            raise UserError(
-                f"the network has the operation '{kind}' of JAX, which cannot be written as ONNX "
-                f"here; write it as StableHLO (--format stablehlo)"
-            )
+        method: Any = getattr(self, f"_of_{kind}", None)
+        _refuse(method is None, f"the operation '{kind}' of JAX")
         result = method(inputs, shape, parameters, equation)
         if isinstance(result, list):
             return result
@@ -282,8 +291,9 @@ class _Graph:
         # What `x[:, 2:4]` is to JAX where the length of another axis is not known.
         value, index = inputs
         numbers, sizes = parameters["dimension_numbers"], parameters["slice_sizes"]
-        if not isinstance(index, np.ndarray) or index.ndim != 1 or numbers.collapsed_slice_dims:
-            raise UserError("the network picks places by number, which cannot be written as ONNX")
+        is_slice = isinstance(index, np.ndarray) and index.ndim == 1
+        _refuse(not is_slice or bool(numbers.collapsed_slice_dims), "a choice of places by number")
+        index = np.asarray(index)
         starts = [0] * len(sizes)
         for axis, start in zip(numbers.start_index_map, index.tolist(), strict=True):
             starts[axis] = start
@@ -306,7 +316,8 @@ class _Graph:
         return self.node("Slice", [self.whole(value), *places])
 
     def _of_pad(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> str:
-        low, high, _ = zip(*parameters["padding_config"], strict=True)
+        low, high, between = zip(*parameters["padding_config"], strict=True)
+        _refuse(any(between), "padding between values")
         pads = self.constant(np.array((*low, *high), np.int64))
         return self.node("Pad", [self.whole(inputs[0]), pads, self.whole(inputs[1])])
 
@@ -332,6 +343,7 @@ class _Graph:
         return self.node("Cast", [largest], to=_type(np.bool_))
 
     def _of_top_k(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> list[Known]:
+        _refuse(parameters.get("axis", -1) not in (-1, len(shape) - 1), "a choice by an inner axis")
         outputs = [self._new_name(), self._new_name()]
         count = self.constant(np.array([parameters["k"]], np.int64))
         self.node("TopK", [self.whole(inputs[0]), count], outputs, axis=-1)
@@ -355,6 +367,8 @@ class _Graph:
         images, kernel = inputs
         axes = parameters["dimension_numbers"]
         low, high = zip(*parameters["padding"], strict=True)
+        spread = {*parameters["lhs_dilation"], parameters["batch_group_count"]}
+        _refuse(spread != {1}, "a transposed convolution")
         result = self.node(
             "Conv",
             [
@@ -373,6 +387,11 @@ class _Graph:
     def _pooled(self, inputs: list[Known], shape: Shape, parameters: Any, equation: Any) -> str:
         window, strides = parameters["window_dimensions"], parameters["window_strides"]
         low, high = zip(*parameters["padding"][1:-1], strict=True)
+        spread = {*parameters["base_dilation"], *parameters["window_dilation"]}
+        _refuse(
+            spread != {1} or len(window) != 4 or {window[0], window[3]} != {1},
+            "pooling over other axes than rows and columns",
+        )
         largest = equation.primitive.name == "reduce_window_max"
         attributes: dict[str, Any] = {} if largest else {"count_include_pad": 1}
         result = self.node(

@@ -19,7 +19,7 @@ import pytest
 from dscint_jax import models
 from dscint_jax.config import STUDIES, Config
 from dscint_jax.evaluate.evaluate import evaluate
-from dscint_jax.export import model_file
+from dscint_jax.export import onnx_graph
 from dscint_jax.export.from_counts import COLUMNS, ROWS, bright_level, reading
 from dscint_jax.export.model_file import export
 from dscint_jax.export.onnx_graph import onnx_model
@@ -91,6 +91,8 @@ def test_graph_computes_what_the_network_does_for_any_number_of_images(name):
 def test_operation_that_is_not_known_is_named():
     with pytest.raises(UserError, match="operation 'sin' of JAX"):
         onnx_model(jnp.sin, (4,), np.float32, {})
+    with pytest.raises(UserError, match="padding between values"):
+        onnx_model(lambda x: jax.lax.pad(x, 0.0, ((0, 0, 0), (0, 0, 1))), (4,), np.float32, {})
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +180,7 @@ def test_format_and_ending_fit_and_too_large_a_graph_is_refused(trained, tmp_pat
         export(trained, tmp_path / "d.safetensors", format="onnx")
     with pytest.raises(UserError, match="--format pt is none of safetensors"):
         export(trained, tmp_path / "d.pt", format="pt")
-    monkeypatch.setattr(model_file, "LARGEST_ONNX", 100)
+    monkeypatch.setattr(onnx_graph, "LARGEST", 100)
     with pytest.raises(UserError, match="2 GiB"):
         export(trained, tmp_path / "d.onnx", format="onnx")
     assert not (tmp_path / "d.onnx").exists()
