@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from dscint_jax.baselines import NECK_STEPS
 from dscint_jax.config import Augmentation, Config, Optimizer
 from dscint_jax.input_pipeline import HostBatch, Scintigrams, device_fields, training_batches
 from dscint_jax.metrics.passes import Evaluation, predict_split
@@ -14,8 +15,6 @@ from dscint_jax.training.experiment import make_experiment
 from dscint_jax.training.step import eval_step, train_step
 from tfds_builder.commandline.errors import UserError
 
-STEPS = 800
-"""Steps of the neck's network: some 15 epochs of 3300 images."""
 BATCH_SIZE = 64
 VALIDATE_EVERY = 50
 
@@ -46,7 +45,7 @@ def neck_predictions(
     necks: dict[str, Scintigrams],
     split: str,
     *,
-    steps: int = STEPS,
+    steps: int = NECK_STEPS,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Predictions:

@@ -1,7 +1,5 @@
 """How far shortcuts go on a data set: is the class told by something trivial?
 
-    python -m dscint_jax.baselines --data_dir data
-
 In: a data set. Out: a table of what three things alone tell of the class of patients that nothing
 was fitted on: thumbnails under logistic regression, the neck under a small network, the facts of
 the acquisition. What a shortcut reaches, no network can claim for reading the skeleton.
@@ -9,7 +7,6 @@ the acquisition. What a shortcut reaches, no network can claim for reading the s
 
 import dataclasses
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,16 +16,15 @@ from jaxtyping import Int
 from rich.console import Console
 from rich.table import Table
 
+from dscint_jax.baselines import NECK_STEPS
 from dscint_jax.baselines.body import NECK_SHAPE
 from dscint_jax.baselines.facts import fact_predictions
 from dscint_jax.baselines.inputs import Inputs, read_inputs
 from dscint_jax.baselines.linear_baseline import baseline_of, score_by_patient
-from dscint_jax.baselines.neck import BATCH_SIZE, STEPS, neck_predictions
+from dscint_jax.baselines.neck import BATCH_SIZE, neck_predictions
 from dscint_jax.input_pipeline import NO_FOLD, folds_of, open_dataset
 from dscint_jax.metrics.scores import interval_in_words
-from tfds_builder.commandline.command import CommandParser
 from tfds_builder.commandline.errors import UserError
-from tfds_builder.commandline.files import write_json
 from tfds_builder.commandline.progress import ProgressBar
 
 LIMITED = ("thumbnail", "neck")
@@ -49,7 +45,7 @@ def measure(
     inputs: dict[str, Inputs],
     split: str,
     *,
-    steps: int = STEPS,
+    steps: int = NECK_STEPS,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Shortcut]:
@@ -103,7 +99,7 @@ def measure(
 
 
 def report_of(
-    data_dir: Path, split: str, *, fold: int = NO_FOLD, steps: int = STEPS, seed: int = 0
+    data_dir: Path, split: str, *, fold: int = NO_FOLD, steps: int = NECK_STEPS, seed: int = 0
 ) -> dict[str, Any]:
     """Reads the data set, fits every shortcut and scores it; shows progress meanwhile.
 
@@ -176,48 +172,3 @@ def _check_fold(data_dir: Path, fold: int) -> None:
         )
     if not folds and fold != NO_FOLD:
         raise UserError(f"{data_dir} is not divided into folds; leave --fold out")
-
-
-def _parser() -> CommandParser:
-    parser = CommandParser(
-        prog="python -m dscint_jax.baselines",
-        description="Measure how far trivial classifiers go on a data set: on thumbnails, on the "
-        "neck alone, on the facts of the acquisition alone.",
-    )
-    parser.add_argument("--data_dir", type=Path, required=True, help="where the data set lies")
-    parser.add_argument("--split", default="test", help="the split to score (default: test)")
-    parser.add_argument(
-        "--fold", type=int, default=NO_FOLD, help="of a data set in folds, the one to test on"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the neck's network (default: 0)")
-    parser.add_argument(
-        "--steps", type=int, default=STEPS, help=f"of the neck's network (default: {STEPS})"
-    )
-    parser.add_argument("--out", type=Path, help="JSON file to write the scores to")
-    parser.add_argument(
-        "--limit",
-        type=float,
-        help="exit with status 1 if thumbnail or neck has this accuracy or more",
-    )
-    return parser
-
-
-def main() -> None:
-    """The command line."""
-    arguments = _parser().parse_args()
-    if arguments.limit is not None and not 0 < arguments.limit <= 1:
-        raise UserError(f"--limit {arguments.limit} is not an accuracy; give one up to 1")
-    if arguments.steps < 2:
-        raise UserError(f"--steps {arguments.steps} is too few; give 2 or more")
-    if arguments.seed < 0:
-        raise UserError(f"--seed {arguments.seed} is negative; give 0 or more")
-    if arguments.out and arguments.out.is_dir():
-        raise UserError(f"--out {arguments.out} is a folder; name a file in it")
-    fitted = {name: getattr(arguments, name) for name in ("fold", "steps", "seed")}
-    report = report_of(arguments.data_dir, arguments.split, **fitted)
-    print_table(report)
-    if arguments.out:
-        write_json(arguments.out, report)
-    if arguments.limit is not None and (names := reaching(report, arguments.limit)):
-        print(f"limit {arguments.limit} reached by: {', '.join(names)}")
-        sys.exit(1)

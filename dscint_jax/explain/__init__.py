@@ -6,3 +6,6 @@ scores        how well a map points at lesions, and the maps that any network ha
 summary       means over images, with intervals that resample patients
 explanations  all of it for a split: explanations.json, a table
 """
+
+TOLERANCE_MM = 15.0
+"""How far from a lesion the maximum of a map may lie: about what a camera blurs a point to."""

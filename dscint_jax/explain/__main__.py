@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from dscint_jax.command import run_command
-from dscint_jax.explain.explanations import print_tables, write_explanations
-from dscint_jax.explain.scores import TOLERANCE_MM
+from dscint_jax.explain import TOLERANCE_MM
 from tfds_builder.commandline.command import CommandParser
 
 
@@ -34,7 +33,11 @@ def main() -> None:
         "--name", help="of another data set than the one trained on (default: its folder's)"
     )
     parser.add_argument("--out", type=Path, help="folder of the results, if not the work directory")
-    write_explanations(**vars(parser.parse_args()), told=print_tables)
+    arguments = vars(parser.parse_args())
+    # After the arguments are known to be right: what follows takes seconds to import.
+    from dscint_jax.explain.explanations import print_tables, write_explanations
+
+    write_explanations(**arguments, told=print_tables)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from dscint_jax.evaluate.evaluate import or_elsewhere, result_folder
 from dscint_jax.evaluate.restored import TrainedNetwork, load_trained
+from dscint_jax.explain import TOLERANCE_MM
 from dscint_jax.explain.lesions import GROUPS, LesionRecord, group_masks, lesion_records, lesions_of
 from dscint_jax.explain.maps import METHODS, TRUE, Explained, by_method, explain, full_batch
 from dscint_jax.explain.scores import (
@@ -29,7 +30,6 @@ from dscint_jax.explain.scores import (
     POINTING,
     RANDOM,
     SCORES,
-    TOLERANCE_MM,
     baseline_maps,
     energy,
     pointing,

@@ -13,9 +13,6 @@ from scipy import ndimage
 
 from dscint_jax.baselines.body import body_mask
 
-TOLERANCE_MM = 15.0
-"""How far from a lesion the maximum of a map may lie: about what a camera blurs a point to."""
-
 POINTING, ENERGY = "pointing", "energy"
 SCORES = (POINTING, ENERGY)
 

@@ -9,6 +9,7 @@ import pytest
 from scipy import ndimage
 
 from dscint_jax.baselines import neck, shortcuts
+from dscint_jax.baselines.__main__ import main
 from dscint_jax.baselines.body import NECK_SHAPE, Body, find_body, neck_crop
 from dscint_jax.baselines.facts import fact_predictions, fact_table
 from dscint_jax.baselines.inputs import read_inputs
@@ -300,7 +301,7 @@ def test_bad_input_is_refused_before_the_work(data_dir, monkeypatch, arguments, 
     command = ["shortcuts", *(str(data_dir) if a == "DATA" else a for a in arguments)]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(UserError) as error:
-        shortcuts.main()
+        main()
     assert expected in str(error.value)
 
 
