@@ -27,8 +27,10 @@ LEARNING_RATES = {"dscint": 4e-3, "alexnet": 1e-4, "vgg16": 1e-4, "vgg19": 1e-4}
 def get_config(network: str = "dscint") -> Config:
     """What differs from the defaults of `dscint_jax.config.Config`, which explains every field."""
     network = network or "dscint"
+    dscint = network == "dscint"
     return Config(
-        steps=1200,
+        # Muon reaches in 700 steps what AdamW does in 1200.
+        steps=700 if dscint else 1200,
         batch_size=24,
         data=Data(
             dir="runs/quickstart/data",
@@ -37,8 +39,12 @@ def get_config(network: str = "dscint") -> Config:
             cache_gib=4.0,
         ),
         model=network,
-        model_options=NARROW if network == "dscint" else {},
-        optimizer=Optimizer(learning_rate=LEARNING_RATES.get(network, 1e-3), warmup_steps=40),
+        model_options=NARROW if dscint else {},
+        optimizer=Optimizer(
+            name="muon" if dscint else "adamw",
+            learning_rate=LEARNING_RATES.get(network, 1e-3),
+            warmup_steps=40,
+        ),
         log_every=20,
         evaluate_every=100,
         keep_last=1,

@@ -156,9 +156,10 @@ class Optimizer(Group):
 
     name: str = field(
         "adamw",
-        "'adamw' (Loshchilov and Hutter 2019), or 'sgd' with Nesterov's momentum, whose decay is "
-        "added to the gradient.",
-        choices=("adamw", "sgd"),
+        "'adamw' (Loshchilov and Hutter 2019); 'muon' (Jordan et al. 2024), which makes the steps "
+        "of all kernels but the last layer's orthogonal and leaves the rest to AdamW without "
+        "decay; or 'sgd' with Nesterov's momentum, whose decay is added to the gradient.",
+        choices=("adamw", "muon", "sgd"),
     )
     momentum: float = field(0.9, "Of 'sgd'.", least=0, below=1)
     learning_rate: float = field(

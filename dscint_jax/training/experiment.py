@@ -73,12 +73,14 @@ def make_experiment(
             options=config.model_options,
         )
 
-    training, inference, params, batch_stats = split_network(nnx.eval_shape(build), axis)
+    network = nnx.eval_shape(build)
+    head = getattr(network, "HEAD", "")
+    training, inference, params, batch_stats = split_network(network, axis)
     schedule = make_schedule(config.optimizer, steps=int(config.steps))
     spec = StepSpec(
         training=training,
         inference=inference,
-        optimizer=make_optimizer(config.optimizer, schedule),
+        optimizer=make_optimizer(config.optimizer, schedule, head=head),
         augmentation=config.augmentation,
         loss=make_loss(
             class_weights=class_weights(config.class_weights, class_counts),

@@ -1,21 +1,33 @@
 """Optimisers and learning rates: from the names in a config to optax transformations."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from dscint_jax.config import Optimizer
 
+MUON_RMS = 0.2
+"""Root mean square of Muon's update at a learning rate of 1, about AdamW's (Liu et al. 2025), so
+that both take the same learning rates."""
 
-def make_optimizer(config: Optimizer, schedule: optax.Schedule) -> optax.GradientTransformation:
+
+def make_optimizer(
+    config: Optimizer, schedule: optax.Schedule, *, head: str = ""
+) -> optax.GradientTransformation:
     """An optimiser after clipping by the global norm; what has one axis does not decay.
 
     So biases and scales of normalisation stay as they are; kernels and embeddings decay.
-    `schedule` is the learning rate by step.
+
+    Args:
+      config: its name and numbers.
+      schedule: the learning rate by step.
+      head: path of the layer that makes the logits, with dots, which Muon leaves to AdamW.
     """
 
     def decays(params: Any) -> Any:
@@ -23,12 +35,32 @@ def make_optimizer(config: Optimizer, schedule: optax.Schedule) -> optax.Gradien
 
     if config.name == "adamw":
         rule = optax.adamw(schedule, weight_decay=config.weight_decay, mask=decays)
+    elif config.name == "muon":
+        rule = optax.contrib.muon(
+            schedule,
+            weight_decay=config.weight_decay,
+            consistent_rms=MUON_RMS,
+            muon_weight_dimension_numbers=functools.partial(_matrices, head=head),
+        )
     else:
         rule = optax.chain(
             optax.add_decayed_weights(config.weight_decay, decays),
             optax.sgd(schedule, momentum=config.momentum, nesterov=True),
         )
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+
+
+def _matrices(params: Any, *, head: str) -> Any:
+    """How kernels are matrices: all axes that are summed over, by outputs; None is no kernel."""
+    layer = head.replace(".", "/") + "/"
+
+    def one(path: tuple, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if leaf.ndim < 2 or f"{name}/".startswith(layer):
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def make_schedule(config: Optimizer, *, steps: int) -> optax.Schedule:
