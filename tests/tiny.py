@@ -24,6 +24,7 @@ def get_config() -> Config:
             "model_options.pool_after": (2,),
             "model_options.attention_after": 2,
             "model_options.hidden": 8,
+            "optimizer.name": "adamw",
             "optimizer.warmup_steps": 2,
             "log_every": 1,
             "evaluate_every": 4,

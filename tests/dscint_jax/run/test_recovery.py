@@ -34,11 +34,14 @@ from tests.dscint_jax.runs import (
 )
 from tfds_builder.commandline.errors import UserError
 
+MUON = "--config.optimizer.name=muon"
+"""The optimiser whose state has parts of its own for kernels and for the rest."""
+
 
 @pytest.fixture(scope="module")
 def undisturbed(data_dir, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("undisturbed")
-    finish(command(data_dir, workdir))
+    finish(command(data_dir, workdir, MUON))
     return workdir
 
 
@@ -47,7 +50,7 @@ def test_killed_at_two_random_moments_it_ends_in_the_same_bits(data_dir, undistu
     seed = random.SystemRandom().randrange(2**32)
     print(f"moments drawn from seed {seed}")
     draw = random.Random(seed)
-    words, killed = command(data_dir, tmp_path), 0
+    words, killed = command(data_dir, tmp_path, MUON), 0
     for step in sorted(draw.sample(range(3, STEPS - 5), 2)):
         code, _ = interrupt(words, tmp_path, step, signal.SIGKILL, draw.uniform(0, 0.05))
         killed += code == -signal.SIGKILL
@@ -63,7 +66,7 @@ def test_killed_at_two_random_moments_it_ends_in_the_same_bits(data_dir, undistu
 def test_sigterm_saves_the_step_it_stopped_at_and_exits_with_success(
     data_dir, undisturbed, tmp_path
 ):
-    words = command(data_dir, tmp_path)
+    words = command(data_dir, tmp_path, MUON)
     code, output = interrupt(words, tmp_path, 7, signal.SIGTERM)
     assert code == 0, output
     assert "stopped by SIGTERM after step" in output
@@ -100,7 +103,7 @@ def test_sigusr1_under_slurm_saves_and_puts_the_job_into_the_queue_again(
 def test_sigterm_before_the_first_step_ends_at_once_and_the_command_starts_again(
     data_dir, undisturbed, tmp_path
 ):
-    words = command(data_dir, tmp_path)
+    words = command(data_dir, tmp_path, MUON)
     process = start(words)
     for line in process.stdout:
         if line.startswith("1 x cpu"):
@@ -159,7 +162,7 @@ def test_full_disk_is_one_line_and_with_room_again_the_run_ends_in_the_same_bits
     data_dir, undisturbed, small_disk
 ):
     workdir = small_disk / "run"
-    words = command(data_dir, workdir)
+    words = command(data_dir, workdir, MUON)
     process = start(words)
     wait_for_step(process, workdir, 12)
     ballast = small_disk / "ballast"

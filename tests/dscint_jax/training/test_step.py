@@ -45,10 +45,11 @@ def _run(config, devices, steps=5, spmd="jit"):
 
 @pytest.fixture
 def everything(config):
-    """All that is random, and BatchNorm."""
+    """All that is random, BatchNorm, and an optimiser with others within it."""
     names = ("rotated", "scaled", "intensified", "thinned")
     halves = {f"augmentation.{name}": 0.5 for name in names}
-    return config.replaced({"steps": 20, "model_options.dropout": 0.3, **halves})
+    options = {"model_options.dropout": 0.3, "optimizer.name": "muon"}
+    return config.replaced({"steps": 20, **options, **halves})
 
 
 @pytest.fixture(scope="module")
