@@ -91,7 +91,7 @@ def read_dump(workdir: Path, step: int | None = None) -> Dump:
     config = config_of(workdir)
     try:
         experiment = make_experiment(config, tuple(facts["class_counts"]))
-        like = jax.eval_shape(experiment.initial_state)
+        like = experiment.state_shapes
         leaves = [arrays[name].astype(leaf.dtype) for name, leaf in named_leaves(like).items()]
         state = jax.tree.unflatten(jax.tree.structure(like), leaves)
         told = facts["step"], state, batch, facts["image_id"], facts["devices"]

@@ -42,6 +42,7 @@ from dscint_jax.mesh import (
     data_mesh,
     fitting_batch_size,
     replicate,
+    replicated_shapes,
 )
 from dscint_jax.models import complete_options
 from dscint_jax.run import lock
@@ -191,10 +192,12 @@ def _train(
     # Network
     experiment = make_experiment(config, training.class_counts, AXIS)
     new = completed_step(workdir) is None
-    state, imported = (
-        _first_state(config, experiment) if new else (experiment.initial_state(), None)
-    )
-    state = replicate(state, mesh)
+    imported = None
+    if new:
+        state, imported = _first_state(config, experiment)
+        state = replicate(state, mesh)
+    else:
+        state = replicated_shapes(experiment.state_shapes, mesh)
     take_step = parallel.compile_train_step(experiment.spec, mesh, config.spmd)
     evaluate = parallel.compile_eval_step(experiment.spec, mesh)
     _say(cluster, experiment.overview)
