@@ -130,6 +130,10 @@ def test_onnx_file_gives_the_calibrated_probabilities_of_the_evaluation(evaluate
     assert json.loads(metadata["classes"])[0] == "normal"
     assert metadata["temperature"] == str(result["calibration"]["temperature"])
     assert "research only" in metadata["use"]
+    points = {str(p["accuracy_target"]): p["least_confidence"] for p in result["answers"]}
+    assert json.loads(metadata["least_confidence"]) == points
+    assert f"accuracy {result['accuracy']:.3f} (" in metadata["card"]
+    assert metadata["card"].count("counts int32 (batch, 1024, 256)") == 1
     first = out.read_bytes()
     export(workdir, out, format="onnx", overwrite=True)
     assert out.read_bytes() == first
