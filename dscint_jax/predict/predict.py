@@ -16,6 +16,7 @@ from dscint_jax.predict.dicom_results import (
     picture_of,
     report,
     sources_of,
+    without_identity,
 )
 from dscint_jax.predict.networks import Networks, Said
 from dscint_jax.predict.page import Verdict, index_page, study_page
@@ -103,11 +104,6 @@ def predict(
         raise UserError(f"--least_confidence {least_confidence} is no probability; give 0 to 1")
     if dicom:
         check_writer()
-        if deidentified:
-            raise UserError(
-                "--dicom files results with the patient, and --deidentified leaves the patient "
-                "out; choose one"
-            )
     if workers < 1:
         raise UserError(f"--workers {workers}: at least 1 is needed")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -150,7 +146,7 @@ def predict(
                             page = _page(answer, said_of, explained, networks, deidentified)
                             write_text(place.with_suffix(".html"), page)
                         if dicom:
-                            _write_dicom(place, answer, said_of, explained, networks)
+                            _write_dicom(place, answer, said_of, explained, networks, deidentified)
                 answers += new
                 _write_tables(out, networks, found, answers, deidentified)
                 bar.update(len(answers))
@@ -212,7 +208,12 @@ def _explained(
 
 
 def _write_dicom(
-    place: Path, answer: Answer, said: Said, explained: Sequence[Explained], networks: Networks
+    place: Path,
+    answer: Answer,
+    said: Said,
+    explained: Sequence[Explained],
+    networks: Networks,
+    deidentified: bool,
 ) -> None:
     """Writes the report and the picture of a study, unless it is no DICOM study."""
     assert answer.verdict is not None
@@ -226,10 +227,19 @@ def _write_dicom(
         for images in said.images
         for image in images
     ]
+    if deidentified:
+        sources, frames = [without_identity(sources)], []
     network = networks.identity
     probabilities = said.probabilities
-    made = report(sources, frames, probabilities, answer.verdict, networks.classes, network)
-    picture = capture(sources, picture_of(said, explained, answer.verdict), network)
+    pixels = picture_of(said, explained, answer.verdict)
+    try:
+        made = report(sources, frames, probabilities, answer.verdict, networks.classes, network)
+        picture = capture(sources, pixels, network)
+    # Headers of real archives hold values that no object made anew may have.
+    except (AttributeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        say(f"note: {place.name} has no DICOM results, as its header does not allow them: {reason}")
+        return
     for kind, dataset in (("report", made), ("picture", picture)):
         content = io.BytesIO()
         dataset.save_as(content, enforce_file_format=True)
