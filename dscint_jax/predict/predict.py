@@ -9,6 +9,8 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+import pydicom
+
 from dscint_jax.explain.maps import Explained
 from dscint_jax.predict.dicom_results import (
     capture,
@@ -234,16 +236,22 @@ def _write_dicom(
     pixels = picture_of(said, explained, answer.verdict)
     try:
         made = report(sources, frames, probabilities, answer.verdict, networks.classes, network)
-        picture = capture(sources, pixels, network)
+        contents = {"report": _part_10(made)}
+        contents["picture"] = _part_10(capture(sources, pixels, network))
     # Headers of real archives hold values that no object made anew may have.
     except (AttributeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         say(f"note: {place.name} has no DICOM results, as its header does not allow them: {reason}")
         return
-    for kind, dataset in (("report", made), ("picture", picture)):
-        content = io.BytesIO()
-        dataset.save_as(content, enforce_file_format=True)
-        write_bytes(place.with_name(f"{place.name}_{kind}.dcm"), content.getvalue())
+    for kind, content in contents.items():
+        write_bytes(place.with_name(f"{place.name}_{kind}.dcm"), content)
+
+
+def _part_10(dataset: pydicom.Dataset) -> bytes:
+    """A DICOM object as a file."""
+    content = io.BytesIO()
+    dataset.save_as(content, enforce_file_format=True)
+    return content.getvalue()
 
 
 def _page(

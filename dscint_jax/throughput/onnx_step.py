@@ -60,7 +60,7 @@ def measure(workload: Workload, weights: Path) -> Measurement:
     counts, labels = workload.counts(), workload.labels()
 
     def step() -> np.ndarray:
-        return session.run(None, {"counts": counts})[0]
+        return np.asarray(session.run(None, {"counts": counts})[0])
 
     start = time.perf_counter()
     found = step()
