@@ -1,7 +1,9 @@
 """A trained network, restored: what evaluation, explanations, report and export start from."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +34,7 @@ from dscint_jax.run.provenance import attempts_of, check_data, classes_of
 from dscint_jax.run.workdir import config_of
 from dscint_jax.training import parallel
 from dscint_jax.training.augment import apply_copies
-from dscint_jax.training.experiment import load_images, make_experiment
+from dscint_jax.training.experiment import Experiment, load_images, make_experiment
 from dscint_jax.training.state import evaluated_items
 from dscint_jax.training.step import NetworkMaps
 from tfds_builder.commandline.errors import UserError
@@ -199,15 +201,38 @@ def restore(
     step, weights = checkpointer.restore_first(checkpoint, evaluated_items(*shapes))
     last_step = max([step, *checkpointer.steps()])
     checkpointer.close()
+    state = (weights["params"], weights["batch_stats"])
+    network = network_of(config, experiment, state, images, step=step)
+    return dataclasses.replace(network, last_step=last_step, trained_on=trained_on)
+
+
+def network_of(
+    config: Config,
+    experiment: Experiment,
+    state: tuple[nnx.State, nnx.State],
+    images: Scintigrams,
+    *,
+    step: int,
+) -> TrainedNetwork:
+    """A network of weights and images that are at hand, which it was not trained on.
+
+    Args:
+      config: of its training.
+      experiment: made of the config.
+      state: parameters and statistics, on all devices.
+      images: what it is to see.
+      step: of the weights.
+    """
+    mesh = data_mesh()
     return TrainedNetwork(
         config=config,
         step=step,
-        last_step=last_step,
+        last_step=step,
         images=images,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(experiment.params)),
-        trained_on=trained_on,
+        trained_on=False,
         _mesh=mesh,
-        _state=(weights["params"], weights["batch_stats"]),
+        _state=state,
         _eval_step=parallel.compile_eval_step(experiment.spec, mesh),
         _maps_step=parallel.compile_maps_step(experiment.spec, mesh),
     )
@@ -273,12 +298,40 @@ def is_trained_on(workdir: Path, data_dir: Path) -> bool:
     return any(a["dataset_fingerprint"] == fingerprint for a in attempts_of(workdir)[-1:])
 
 
-def temperature_of(workdir: Path, step: int) -> float | None:
-    """The temperature that evaluation chose for a checkpoint on validation images.
+def result_of_test(workdir: Path, step: int) -> dict[str, Any]:
+    """The metrics.json of a checkpoint on the test split of its data set.
 
     Returns:
-      None where this checkpoint was not evaluated.
+      Nothing where this checkpoint was not evaluated, or was with mirror images, which is another
+      reader.
     """
     path = workdir / "eval" / "test" / "metrics.json"
     result = read_json(path) if path.exists() else {}
-    return result["calibration"]["temperature"] if result.get("step") == step else None
+    is_its_own = result.get("step") == step and not result.get("test_time_augmentation")
+    return result if is_its_own else {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """What evaluation chose for a checkpoint on validation images.
+
+    Attributes:
+      temperature: logits are divided by it.
+      least_confidence: by the accuracy of answers that it is for; None where none was found.
+    """
+
+    temperature: float
+    least_confidence: dict[float, float | None]
+
+
+def chosen_by(result: Mapping[str, Any]) -> Chosen | None:
+    """What a metrics.json of the test split says was chosen; None of an empty one."""
+    if not result or result["calibration"]["temperature"] is None:
+        return None
+    return Chosen(
+        temperature=result["calibration"]["temperature"],
+        least_confidence={
+            point["accuracy_target"]: point["least_confidence"]
+            for point in result.get("answers") or ()
+        },
+    )

@@ -31,6 +31,11 @@ def main() -> None:
     parser.add_argument(
         "--checkpoint", default="best", help="best (by validation F-1), latest, or a step"
     )
+    parser.add_argument(
+        "--licence",
+        metavar="SPDX",
+        help="of the weights, such as CC-BY-NC-4.0 (default: the file says that none is stated)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
     arguments = parser.parse_args()
     # After the arguments are known to be right: what follows takes seconds to import.

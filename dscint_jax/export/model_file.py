@@ -1,11 +1,10 @@
 """A trained checkpoint as one file: weights for PyTorch, or the whole function for any program.
 
 In: a work directory that training filled; its data set is not needed. Out: a file of one of
-`FORMATS`. Its metadata name network, classes, step, and how an image becomes the network's input.
+`FORMATS`, with metadata (`dscint_jax.export.metadata`).
 """
 
 import hashlib
-import importlib.metadata
 import io
 import json
 import zipfile
@@ -15,8 +14,15 @@ import jax
 import numpy as np
 
 from dscint_jax.config import STUDIES
-from dscint_jax.evaluate.restored import TrainedWeights, load_weights, temperature_of
+from dscint_jax.evaluate.restored import TrainedWeights, chosen_by, load_weights, result_of_test
 from dscint_jax.export.from_counts import COLUMNS, ROWS, reading
+from dscint_jax.export.metadata import (
+    card,
+    metadata_of,
+    metadata_of_function,
+    metadata_of_licence,
+    weights_digest,
+)
 from dscint_jax.run.provenance import attempts_of, classes_of
 from dscint_jax.run.workdir import config_of
 from dscint_jax.training.experiment import make_experiment
@@ -33,8 +39,6 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 COUNTS = np.int32
 """Type of the input of a function."""
 
-USE = "research only: no finding for a patient's care"
-
 
 def export(
     workdir: Path,
@@ -42,6 +46,7 @@ def export(
     *,
     checkpoint: str = "best",
     format: str = "safetensors",
+    licence: str | None = None,
     overwrite: bool = False,
 ) -> str:
     """Writes one checkpoint as a file; says what was written in one line.
@@ -51,30 +56,37 @@ def export(
       out: file to write, with the ending of its format.
       checkpoint: 'best' (by validation F-1), 'latest', or a step.
       format: one of FORMATS.
+      licence: of the weights, as an SPDX expression; None: not stated.
       overwrite: whether a file that exists is replaced.
 
     Raises:
-      UserError: no run, no such checkpoint, a network that the format does not hold, or a file that
-        cannot be written.
+      UserError: no run, no such checkpoint, a network that the format does not hold, no licence by
+        SPDX, or a file that cannot be written.
     """
     _check_out(out, format, overwrite)
+    licences = metadata_of_licence(licence)
     config_of(workdir)
     classes = classes_of(workdir)
     fingerprint = attempts_of(workdir)[-1]["dataset_fingerprint"]
     trained = load_weights(workdir, checkpoint=checkpoint, num_classes=len(classes))
     tensors = torch_state_dict(trained.params, trained.batch_stats)
-    metadata = _metadata(trained, classes, fingerprint)
+    result = result_of_test(workdir, trained.step)
+    chosen = chosen_by(result)
+    metadata = {
+        **metadata_of(trained, classes, fingerprint, chosen),
+        **licences,
+        "weights_sha256": weights_digest(tensors),
+    }
+    if format != "safetensors":
+        metadata |= metadata_of_function(trained.config)
+    metadata["card"] = card(metadata, result)
     if format == "safetensors":
         write_safetensors(out, tensors, metadata)
     else:
-        temperature = temperature_of(workdir, trained.step)
-        metadata |= _metadata_of_function(trained, temperature, tensors)
-        write_bytes(out, _function(format, trained, len(classes), temperature or 1.0, metadata))
-        if temperature is None:
-            return (
-                f"{_written(out, trained, tensors)}; not calibrated: evaluate the checkpoint first"
-            )
-    return _written(out, trained, tensors)
+        temperature = chosen.temperature if chosen else 1.0
+        write_bytes(out, _function(format, trained, len(classes), temperature, metadata))
+    said = _written(out, trained, tensors)
+    return said if chosen else f"{said}; not calibrated: evaluate the checkpoint first"
 
 
 def _written(out: Path, trained: TrainedWeights, tensors: dict[str, np.ndarray]) -> str:
@@ -143,48 +155,3 @@ def _check_out(out: Path, format: str, overwrite: bool) -> None:
         raise UserError(f"--out {out} is a folder; name a file")
     if exists and not overwrite:
         raise UserError(f"--out {out} exists; choose another name, or replace it by --overwrite")
-
-
-def _metadata(
-    trained: TrainedWeights, classes: tuple[str, ...], fingerprint: str
-) -> dict[str, str]:
-    config = trained.config
-    return {
-        # Loaders of other libraries ask for it.
-        "format": "pt",
-        "network": config.model,
-        "model_options": json.dumps(config.model_options, sort_keys=True),
-        "classes": json.dumps(classes),
-        "step": str(trained.step),
-        "records": config.data.records,
-        "pool": str(config.data.pool),
-        "clip": str(config.data.clip),
-        "input": (
-            f"min(sqrt(counts / scale), {config.data.clip}), counts summed over blocks of "
-            f"{config.data.pool}x{config.data.pool} pixels, scale in counts a block"
-        ),
-        "dataset_fingerprint": fingerprint,
-        "dscint_jax": importlib.metadata.version("dscint-jax"),
-    }
-
-
-def _metadata_of_function(
-    trained: TrainedWeights, temperature: float | None, tensors: dict[str, np.ndarray]
-) -> dict[str, str]:
-    weights = hashlib.sha256()
-    for name in sorted(tensors):
-        weights.update(name.encode() + np.ascontiguousarray(tensors[name]).tobytes())
-    studies = trained.config.data.records == STUDIES
-    axes = f"batch, {'view, ' if studies else ''}{ROWS}, {COLUMNS}"
-    views = "anterior, posterior, zeros where one is missing; " if studies else ""
-    return {
-        "format": "counts to probabilities",
-        "input": (
-            f"counts int32 ({axes}): counts a pixel, {views}head first, posterior views as seen "
-            "from behind"
-        ),
-        "output": "probabilities float32 (batch, classes)",
-        "temperature": "not fitted" if temperature is None else str(temperature),
-        "weights_sha256": weights.hexdigest(),
-        "use": USE,
-    }

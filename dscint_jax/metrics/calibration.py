@@ -1,10 +1,12 @@
 """Whether probabilities mean what they say, and what becomes of a reader that may abstain.
 
 In: probabilities and true classes. Out: expected calibration error, Brier score, the reliability
-curve, the temperature that repairs overconfidence, and accuracy against coverage.
+curve, the temperature that repairs overconfidence, accuracy against coverage, and the least
+confidence at which answers are right often enough.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -16,6 +18,12 @@ BINS = 15
 
 TEMPERATURES = (0.05, 20.0)
 """What a temperature is looked for between."""
+
+CONFIDENCE = 0.95
+"""With which a threshold is shown to keep its target."""
+
+LEAST_COVERAGE = 0.25
+"""Where thresholds begin to be tried: among fewer images, one sure error would end the search."""
 
 
 def brier_score(
@@ -135,6 +143,45 @@ def abstention_curve(
         coverage=read[last] / max(len(order), 1),
         accuracy=np.cumsum(right[order])[last] / read[last],
     )
+
+
+def fewest_read(accuracy: float) -> int:
+    """How many images, all of them right, show an accuracy with CONFIDENCE."""
+    return math.ceil(math.log(1 - CONFIDENCE) / math.log(accuracy))
+
+
+def threshold_of_accuracy(
+    probabilities: Float[np.ndarray, "image classes"],
+    labels: Int[np.ndarray, " image"],
+    accuracy: float,
+) -> float | None:
+    """The least confidence that may be read, for what is read to be right often enough.
+
+    An exact binomial test has to show the accuracy with CONFIDENCE. Thresholds are tried one after
+    the other, falling, until one fails, so that the choice among many costs nothing of it (Learn
+    then test, Angelopoulos et al., 2021); the first reads LEAST_COVERAGE, or as many images as it
+    takes to show it.
+
+    Args:
+      probabilities: of images that neither trained nor test the network.
+      labels: their true classes.
+      accuracy: the target, between 0 and 1.
+
+    Returns:
+      0 where all images may be read; None where no threshold is shown to keep the target.
+    """
+    from scipy.stats import binom
+
+    curve = abstention_curve(probabilities, labels)
+    read = np.rint(curve.coverage * len(labels))
+    right = np.rint(curve.accuracy * read)
+    shown = binom.sf(right - 1, read, accuracy) <= 1 - CONFIDENCE
+    tried = shown[read >= max(fewest_read(accuracy), LEAST_COVERAGE * len(labels))]
+    kept = int(np.logical_and.accumulate(tried).sum())
+    if not kept:
+        return None
+    last = len(shown) - len(tried) + kept - 1
+    return 0.0 if last == len(shown) - 1 else float(curve.threshold[last])
 
 
 def _bin_of(confidence: Float[np.ndarray, " image"]) -> Int[np.ndarray, " image"]:

@@ -4,6 +4,7 @@ In: predictions, and those on the validation images, on which thresholds and tem
 Out: plain values; None is what is not defined.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,11 +29,14 @@ from dscint_jax.metrics.intervals import (
     patient_weights,
 )
 from dscint_jax.metrics.predictions import KEYS, MIXED, Predictions
-from dscint_jax.metrics.scores import CLASS_METRICS, defined, one_vs_rest
+from dscint_jax.metrics.scores import CLASS_METRICS, defined, one_vs_rest, ratio
 from dscint_jax.metrics.scores import summary as scores_of
 
 LEAST = 0.95
 """What specificity is asked for where sensitivity is told, and the other way round."""
+
+TARGETS = (0.9, 0.95)
+"""Accuracies of answers that a least confidence is chosen for."""
 
 COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 """Shares of the images that are read where the network may abstain from the others."""
@@ -46,12 +50,14 @@ def summarise(predictions: Predictions, validation: Predictions | None = None) -
       validation: the same network's on images that neither trained nor test it; None: no
         threshold and no temperature is chosen.
     """
+    measured = _calibration(predictions, validation)
     return {
         **with_intervals(predictions),
         "areas": _areas(predictions),
         "operating_points": validation and _operating_points(predictions, validation),
-        "calibration": _calibration(predictions, validation),
+        "calibration": measured,
         "abstention": _abstention(predictions),
+        "answers": validation and _answers(predictions, validation, measured["temperature"]),
         "groups": {
             fact: _groups(predictions, values)
             for fact, values in predictions.facts.items()
@@ -134,11 +140,11 @@ def _operating_points(predictions: Predictions, validation: Predictions) -> dict
                 },
                 "sensitivity": defined(here.sensitivity),
                 "sensitivity_interval": interval(
-                    lambda w, c=called, p=positive: _share(w, c & p, p)
+                    lambda w, c=called, p=positive: ratio(w @ (c & p), w @ p)
                 ),
                 "specificity": defined(here.specificity),
                 "specificity_interval": interval(
-                    lambda w, c=called, p=positive: _share(w, ~c & ~p, ~p)
+                    lambda w, c=called, p=positive: ratio(w @ (~c & ~p), w @ ~p)
                 ),
             }
     return found
@@ -189,6 +195,53 @@ def _abstention(predictions: Predictions) -> list[dict[str, float]]:
     return found
 
 
+def _answers(
+    predictions: Predictions, validation: Predictions, temperature: float
+) -> list[dict[str, Any]]:
+    """Of each target, the least confidence chosen on validation, and what it does there and here.
+
+    What is answered are studies, at the temperature, as `dscint_jax.predict` answers them.
+    """
+    here, there = _studies(predictions, temperature), _studies(validation, temperature)
+    interval = _intervals_of(here)
+    found = []
+    for target in TARGETS:
+        threshold = calibration.threshold_of_accuracy(there.probabilities, there.labels, target)
+        least = np.inf if threshold is None else threshold
+        point: dict[str, Any] = {
+            "accuracy_target": target,
+            "least_confidence": threshold,
+            "validation": {"studies": len(there)},
+            "studies": len(here),
+        }
+        for name, share in _answered(there, least).items():
+            point["validation"][name] = defined(share(np.ones(len(there))))
+        for name, share in _answered(here, least).items():
+            point[name] = defined(share(np.ones(len(here))))
+            point[f"{name}_interval"] = interval(share)
+        point["coverage_by_class"] = {
+            label: defined(_answered(here, least)["coverage"]((here.labels == i).astype(float)))
+            for i, label in enumerate(here.classes)
+        }
+        found.append(point)
+    return found
+
+
+def _answered(studies: Predictions, least: float) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """The share of weighed studies that are answered, and of these that are right."""
+    answered = studies.probabilities.max(1) >= least
+    right = answered & (studies.predicted == studies.labels)
+    return {
+        "coverage": lambda w: ratio(w @ answered, w.sum(-1)),
+        "accuracy": lambda w: ratio(w @ right, w @ answered),
+    }
+
+
+def _studies(predictions: Predictions, temperature: float) -> Predictions:
+    warmed = calibration.with_temperature(predictions.probabilities, temperature)
+    return dataclasses.replace(predictions, probabilities=warmed).combined("study_key")[0]
+
+
 def _groups(predictions: Predictions, values: np.ndarray) -> dict[str, Any]:
     return {
         str(value) or "unknown": with_intervals(predictions.only(values == value))
@@ -207,11 +260,6 @@ def _intervals_of(predictions: Predictions) -> Callable[..., list[float] | None]
     weights = patient_weights(predictions.confusions())
     _, patient = np.unique(predictions.patients, return_inverse=True)
     return lambda statistic: _listed(interval_of(statistic, weights, patient))
-
-
-def _share(weights: np.ndarray, part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return weights @ part / (weights @ whole)
 
 
 def _listed(interval: Interval | None) -> list[float] | None:

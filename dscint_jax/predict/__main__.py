@@ -28,25 +28,43 @@ def main() -> None:
         metavar="IMAGES",
         help="files (DICOM, PNG, TIFF, JPEG), or folders that are searched",
     )
-    parser.add_argument(
+    network = parser.add_mutually_exclusive_group(required=True)
+    network.add_argument(
         "--workdir",
         type=Path,
         nargs="+",
-        required=True,
+        default=[],
         dest="workdirs",
         metavar="DIR",
         help="directory of a training; of several, the probabilities are averaged",
+    )
+    network.add_argument(
+        "--model",
+        type=Path,
+        nargs="+",
+        default=[],
+        dest="models",
+        metavar="FILE",
+        help="a .safetensors file of dscint_jax.export, in place of a directory",
     )
     parser.add_argument("--out", type=Path, required=True, help="new folder for the results")
     parser.add_argument(
         "--checkpoint", default="best", help="best (by validation F-1), latest, or a step"
     )
-    parser.add_argument(
+    least = parser.add_mutually_exclusive_group()
+    least.add_argument(
         "--least_confidence",
         type=float,
         default=0.0,
         metavar="P",
         help="give no answer where the largest probability is below this (default: 0)",
+    )
+    least.add_argument(
+        "--least_accuracy",
+        type=float,
+        metavar="A",
+        help="the same at the probability that evaluation chose on validation studies, for answers "
+        "to be right this often (0.9 or 0.95)",
     )
     parser.add_argument(
         "--accept", action="store_true", help="take files that only a rule of thumb is against"

@@ -17,7 +17,7 @@ import pydicom
 from jaxtyping import Float, UInt8
 from PIL import Image as Picture
 from PIL import ImageDraw
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, NuclearMedicineImageStorage, generate_uid
 
 from dscint_jax.explain.maps import Explained, resize
 from dscint_jax.predict.networks import Said
@@ -37,6 +37,21 @@ STANDARD_CODES = {
 }
 """SNOMED CT, as pydicom's dictionary of DICOM's context groups has it."""
 
+UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+
+EMPTY_WHERE_UNKNOWN = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+)
+"""What every object has of patient and study (type 2 of PS3.3)."""
+
 REPORT_SERIES, PICTURE_SERIES = 9001, 9002
 WHITE = 1.2
 """The normalised pixel that is drawn black; dark is many counts."""
@@ -46,14 +61,42 @@ BANNER = 48
 
 
 def sources_of(files: Sequence[Path]) -> list[pydicom.Dataset]:
-    """The headers of a study's DICOM files; none where one of them is no DICOM file."""
+    """The headers of a study's DICOM files, with what every object has of patient and study.
+
+    None where one of them is no DICOM file, or has no UIDs to be referenced by.
+    """
     headers = []
     for path in dict.fromkeys(files):
         content = read_bytes(path)
         if not is_dicom(content):
             return []
-        headers.append(pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True, force=True))
+        header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True, force=True)
+        if not all(header.get(name) for name in UIDS):
+            return []
+        blank = dict.fromkeys(EMPTY_WHERE_UNKNOWN, "")
+        for name, value in {**blank, "SOPClassUID": NuclearMedicineImageStorage}.items():
+            if name not in header:
+                setattr(header, name, value)
+        headers.append(header)
     return headers
+
+
+def without_identity(sources: Sequence[pydicom.Dataset]) -> pydicom.Dataset:
+    """A header that stands for a study, for results that name neither it nor its patient.
+
+    Its UIDs are random: one that were derived from those of the study would be found by whoever has
+    them. Of the study it has whether text is burned into its pixels, and nothing else.
+    """
+    header = pydicom.Dataset()
+    header.SOPClassUID = NuclearMedicineImageStorage
+    for name in UIDS:
+        setattr(header, name, generate_uid(prefix=None))
+    for name in EMPTY_WHERE_UNKNOWN:
+        setattr(header, name, "")
+    header.PatientIdentityRemoved = "YES"
+    header.DeidentificationMethod = "Made anew: nothing of patient, study or source was taken over"
+    header.BurnedInAnnotation = _burned_in(sources)
+    return header
 
 
 def report(
@@ -68,7 +111,8 @@ def report(
 
     Args:
       sources: headers of its files.
-      frames: (which of the sources, frame from 1) of every image that was read.
+      frames: (which of the sources, frame from 1) of every image that was read; none where the
+        sources must not be named.
       probabilities: of the classes.
       verdict: what is said of it.
       classes: names.
@@ -125,8 +169,8 @@ def report(
         procedure_reported=sr.CodedConcept("42175-0", "LN", "Radionuclide scan of whole body"),
         imaging_measurements=[group],
     )
-    return sr.EnhancedSR(
-        evidence=[sources[n] for n in sorted(read)],
+    made = sr.EnhancedSR(
+        evidence=[sources[n] for n in sorted(read)] or sources,
         content=content,
         series_instance_uid=_uid(sources, network, "report series"),
         series_number=REPORT_SERIES,
@@ -135,6 +179,9 @@ def report(
         manufacturer=NAME,
         series_description=f"{NAME}: {RESEARCH}",
     )
+    if not read:
+        del made.CurrentRequestedProcedureEvidenceSequence
+    return made
 
 
 def capture(
@@ -163,7 +210,10 @@ def capture(
     made.add_new("PatientOrientation", "CS", "")
     made.add_new("Laterality", "CS", "")
     made.SeriesDescription = f"{NAME}: {RESEARCH}"
-    made.BurnedInAnnotation = "NO"
+    made.BurnedInAnnotation = _burned_in(sources)
+    for name in ("PatientIdentityRemoved", "DeidentificationMethod"):
+        if name in sources[0]:
+            setattr(made, name, sources[0][name].value)
     return made
 
 
@@ -200,6 +250,10 @@ def version() -> str:
         return importlib.metadata.version("dscint-jax")
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
+
+
+def _burned_in(sources: Sequence[pydicom.Dataset]) -> str:
+    return "YES" if any(s.get("BurnedInAnnotation") == "YES" for s in sources) else "NO"
 
 
 def _code(label: str) -> tuple[str, str, str]:

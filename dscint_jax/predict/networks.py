@@ -1,32 +1,24 @@
 """Trained runs, applied to studies that are in no data set, one or several together.
 
-In: work directories that training filled, and studies as they were read. Out: what the runs say of
+In: runs, and studies as they were read. Out: what the runs say of
 every image and of every study. An image is computed exactly as `dscint_jax.evaluate` does it.
 """
 
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
 from dscint_jax.config import STUDIES
-from dscint_jax.evaluate.restored import (
-    TrainedNetwork,
-    check_checkpoint,
-    restore,
-    temperature_of,
-)
+from dscint_jax.evaluate.restored import TrainedNetwork
 from dscint_jax.explain.maps import Explained, explain
 from dscint_jax.input_pipeline import HeldImages, Scintigrams
 from dscint_jax.input_pipeline.records import STUDY_VIEWS, batch_of, keys_of
 from dscint_jax.metrics.calibration import with_temperature
 from dscint_jax.metrics.passes import predict_split
-from dscint_jax.predict.familiarity import familiarity_of
-from dscint_jax.run.provenance import attempts_of, classes_of
-from dscint_jax.run.workdir import config_of
+from dscint_jax.predict.runs import Run
 from tfds_builder.classes import Classes
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.shards.records import VIEW_NAMES, Image, Record, records_of
@@ -59,8 +51,7 @@ class Networks:
     """Runs that were trained on the same classes, restored when the first studies come.
 
     Args:
-      workdirs: of the runs, at least one.
-      checkpoint: 'best' (by validation F-1), 'latest', or a step, of each.
+      runs: at least one.
 
     Attributes:
       classes: names, in the order of the probabilities.
@@ -69,31 +60,56 @@ class Networks:
       uncalibrated: runs that were not.
 
     Raises:
-      UserError: no run, no such checkpoint, or runs that do not fit together.
+      UserError: runs that do not fit together.
     """
 
-    def __init__(self, workdirs: Sequence[Path], checkpoint: str) -> None:
-        self._workdirs, self._checkpoint = workdirs, checkpoint
-        self._configs = [config_of(workdir) for workdir in workdirs]
-        steps = [check_checkpoint(workdir, checkpoint) for workdir in workdirs]
-        self.classes = classes_of(workdirs[0])
-        self.records = self._configs[0].data.records
-        for workdir, config in zip(workdirs, self._configs, strict=True):
-            if classes_of(workdir) != self.classes:
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._runs, first = runs, runs[0]
+        self.classes, self.records = first.classes, first.config.data.records
+        for run in runs:
+            if run.classes != self.classes:
                 raise UserError(
-                    f"{workdir} was trained on {', '.join(classes_of(workdir))}, {workdirs[0]} on "
+                    f"{run.place} was trained on {', '.join(run.classes)}, {first.place} on "
                     f"{', '.join(self.classes)}; runs of other classes cannot be averaged"
                 )
-            if config.data.records != self.records:
+            if run.config.data.records != self.records:
                 raise UserError(
-                    f"{workdir} reads {config.data.records}, {workdirs[0]} {self.records}; such "
-                    f"runs cannot be averaged"
+                    f"{run.place} reads {run.config.data.records}, {first.place} {self.records}; "
+                    f"such runs cannot be averaged"
                 )
-        found = [temperature_of(w, step) for w, step in zip(workdirs, steps, strict=True)]
-        self.temperatures = [temperature or 1.0 for temperature in found]
-        self.uncalibrated = [w for w, t in zip(workdirs, found, strict=True) if t is None]
+        self.temperatures = [run.chosen.temperature if run.chosen else 1.0 for run in runs]
+        self.uncalibrated = [run for run in runs if run.chosen is None]
         self._restored: list[TrainedNetwork] = []
-        self._familiarity = familiarity_of(workdirs[0])
+        self._familiarity = first.familiarity()
+
+    def least_confidence(self, accuracy: float) -> float:
+        """The least confidence that evaluation chose for answers of this accuracy.
+
+        Raises:
+          UserError: none was chosen, or several runs are averaged, for which none is.
+        """
+        if len(self._runs) > 1:
+            raise UserError(
+                "--least_accuracy: a least confidence is chosen for one run, and of several none "
+                "is known; give one by --least_confidence"
+            )
+        (run,) = self._runs
+        if run.chosen is None or not run.chosen.least_confidence:
+            raise UserError(
+                f"--least_accuracy: no least confidence was chosen for this checkpoint of "
+                f"{run.place}; first: {run.remedy}"
+            )
+        points = run.chosen.least_confidence
+        if accuracy not in points:
+            known = " or ".join(f"{target:g}" for target in points)
+            raise UserError(f"--least_accuracy {accuracy:g}: it is chosen for {known}")
+        least = points[accuracy]
+        if least is None:
+            raise UserError(
+                f"--least_accuracy {accuracy:g}: the validation studies of {run.place} show no "
+                f"threshold that keeps it; give one by --least_confidence"
+            )
+        return least
 
     @property
     def knows_training(self) -> bool:
@@ -103,32 +119,30 @@ class Networks:
     @property
     def batch_size(self) -> int:
         """Records that are computed at once, of the run that takes most."""
-        return max(config.batch_size for config in self._configs)
+        return max(run.config.batch_size for run in self._runs)
 
     @property
     def clip(self) -> float:
         """Upper limit of a normalised pixel that the first run sees."""
-        return self._configs[0].data.clip
+        return self._runs[0].config.data.clip
 
     @property
     def description(self) -> str:
         """The runs, and the steps of those that are restored."""
         steps = [f", step {network.step}" for network in self._restored]
-        steps += [""] * (len(self._workdirs) - len(steps))
+        steps += [""] * (len(self._runs) - len(steps))
         return "; ".join(
-            f"{config.model} of {workdir}{step}"
-            for workdir, config, step in zip(self._workdirs, self._configs, steps, strict=True)
+            f"{run.config.model} of {run.place}{step}"
+            for run, step in zip(self._runs, steps, strict=True)
         )
 
     @property
     def identity(self) -> str:
         """The runs by what they were made from, without their places; once they are restored."""
         return "; ".join(
-            f"{config.model}, seed {config.seed}, step {network.step}, data set "
-            f"{attempts_of(workdir)[-1]['dataset_fingerprint'][:12]}"
-            for workdir, config, network in zip(
-                self._workdirs, self._configs, self._restored, strict=True
-            )
+            f"{run.config.model}, seed {run.config.seed}, step {network.step}, data set "
+            f"{run.fingerprint[:12]}"
+            for run, network in zip(self._runs, self._restored, strict=True)
         )
 
     def read(self, studies: Sequence[ReadStudy]) -> list[Said | None]:
@@ -138,10 +152,10 @@ class Networks:
         if not records:
             return [None] * len(studies)
         raw = []
-        for n, config in enumerate(self._configs):
-            images = self._scintigrams(records, config.data.pool)
+        for n, run in enumerate(self._runs):
+            images = self._scintigrams(records, run.config.data.pool)
             if n == len(self._restored):
-                self._restored.append(self._restore(n, images))
+                self._restored.append(run.restore(images))
             network = dataclasses.replace(self._restored[n], images=images)
             self._restored[n] = network
             predictions, _ = predict_split(network.evaluate, images, batch_size=network.batch_size)
@@ -172,7 +186,7 @@ class Networks:
         `read` has to come first.
         """
         records = [record for said in studies for record in said.records]
-        images = self._scintigrams(records, self._configs[0].data.pool)
+        images = self._scintigrams(records, self._runs[0].config.data.pool)
         network = dataclasses.replace(self._restored[0], images=images)
         explained = iter(explain(network, np.arange(len(images))))
         for said in studies:
@@ -185,15 +199,6 @@ class Networks:
         spacing = [np.atleast_1d(record["pixel_spacing_mm"]) for record in records]
         known = [next(iter(values[np.isfinite(values)]), np.nan) for values in spacing]
         return self._familiarity.remarks(self._restored[0].images, np.array(known, np.float64))
-
-    def _restore(self, number: int, images: Scintigrams) -> TrainedNetwork:
-        return restore(
-            self._workdirs[number],
-            self._configs[number],
-            images,
-            checkpoint=self._checkpoint,
-            trained_on=False,
-        )
 
     def _scintigrams(self, records: Sequence[Record], pool: int) -> Scintigrams:
         """Records as the split of a data set; their classes are not known and stand as 0."""

@@ -1,6 +1,6 @@
 """Reads studies, asks the networks, and writes tables and pages as answers come.
 
-In: work directories of trained runs, and files or folders of images. Out: studies.csv, a row a
+In: trained runs or model files, and files or folders of images. Out: studies.csv, a row a
 study or a file that could not be read; predictions.csv, a row an image; pages.
 """
 
@@ -9,6 +9,8 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+import pydicom
+
 from dscint_jax.explain.maps import Explained
 from dscint_jax.predict.dicom_results import (
     capture,
@@ -16,9 +18,11 @@ from dscint_jax.predict.dicom_results import (
     picture_of,
     report,
     sources_of,
+    without_identity,
 )
 from dscint_jax.predict.networks import Networks, Said
 from dscint_jax.predict.page import Verdict, index_page, study_page
+from dscint_jax.predict.runs import run_of_file, run_of_workdir
 from dscint_jax.predict.studies import (
     Found,
     FoundStudy,
@@ -65,8 +69,10 @@ def predict(
     inputs: Sequence[Path],
     out: Path,
     *,
+    models: Sequence[Path] = (),
     checkpoint: str = "best",
     least_confidence: float = 0.0,
+    least_accuracy: float | None = None,
     accept: bool = False,
     deidentified: bool = False,
     pages: bool = True,
@@ -76,11 +82,14 @@ def predict(
     """Predicts the class of every study in files and folders.
 
     Args:
-      workdirs: of trained runs; of several, probabilities are averaged.
+      workdirs: of trained runs; of several, and of models, probabilities are averaged.
       inputs: image files, or folders of them.
       out: folder to write, new or empty.
-      checkpoint: 'best' (by validation F-1), 'latest', or a step.
+      models: .safetensors files that `dscint_jax.export` wrote.
+      checkpoint: 'best' (by validation F-1), 'latest', or a step, of each work directory.
       least_confidence: the probability of the predicted class below which nothing is said.
+      least_accuracy: of answers; in place of `least_confidence`, that which evaluation chose for it
+        on validation studies is taken.
       accept: whether files are taken that only a rule of thumb is against.
       deidentified: whether patients, studies and files are left out of what is written.
       pages: whether a page a study is written.
@@ -97,28 +106,28 @@ def predict(
         raise UserError(f"--least_confidence {least_confidence} is no probability; give 0 to 1")
     if dicom:
         check_writer()
-        if deidentified:
-            raise UserError(
-                "--dicom files results with the patient, and --deidentified leaves the patient "
-                "out; choose one"
-            )
     if workers < 1:
         raise UserError(f"--workers {workers}: at least 1 is needed")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is not empty; give a new folder")
     check_places(inputs)
-    networks = Networks(workdirs, checkpoint)
-    for workdir in networks.uncalibrated:
+    runs = [run_of_workdir(workdir, checkpoint) for workdir in workdirs]
+    networks = Networks([*runs, *map(run_of_file, models)])
+    if least_accuracy is not None:
+        least_confidence = networks.least_confidence(least_accuracy)
+        say(f"no answer is given below a probability of {least_confidence:.3f}")
+    for run in networks.uncalibrated:
         say(
-            f"note: this checkpoint of {workdir} was not evaluated: its probabilities are not "
-            f"calibrated; first: python -m dscint_jax.evaluate --workdir {workdir} "
-            f"--checkpoint {checkpoint}"
+            f"note: this checkpoint of {run.place} was not evaluated: its probabilities are not "
+            f"calibrated; first: {run.remedy}"
         )
     if not networks.knows_training:
-        say(
-            f"note: images are not compared with those of training, as the data set is not where "
-            f"{workdirs[0] / 'config.json'} says"
+        why = (
+            f"the data set is not where {workdirs[0] / 'config.json'} says"
+            if workdirs
+            else "a model file does not hold them"
         )
+        say(f"note: images are not compared with those of training, as {why}")
     answers: list[Answer] = []
     with worker_pool(workers) as pool:
         with ProgressBar("looking at files", noun="files"):
@@ -139,7 +148,7 @@ def predict(
                             page = _page(answer, said_of, explained, networks, deidentified)
                             write_text(place.with_suffix(".html"), page)
                         if dicom:
-                            _write_dicom(place, answer, said_of, explained, networks)
+                            _write_dicom(place, answer, said_of, explained, networks, deidentified)
                 answers += new
                 _write_tables(out, networks, found, answers, deidentified)
                 bar.update(len(answers))
@@ -201,7 +210,12 @@ def _explained(
 
 
 def _write_dicom(
-    place: Path, answer: Answer, said: Said, explained: Sequence[Explained], networks: Networks
+    place: Path,
+    answer: Answer,
+    said: Said,
+    explained: Sequence[Explained],
+    networks: Networks,
+    deidentified: bool,
 ) -> None:
     """Writes the report and the picture of a study, unless it is no DICOM study."""
     assert answer.verdict is not None
@@ -215,14 +229,29 @@ def _write_dicom(
         for images in said.images
         for image in images
     ]
+    if deidentified:
+        sources, frames = [without_identity(sources)], []
     network = networks.identity
     probabilities = said.probabilities
-    made = report(sources, frames, probabilities, answer.verdict, networks.classes, network)
-    picture = capture(sources, picture_of(said, explained, answer.verdict), network)
-    for kind, dataset in (("report", made), ("picture", picture)):
-        content = io.BytesIO()
-        dataset.save_as(content, enforce_file_format=True)
-        write_bytes(place.with_name(f"{place.name}_{kind}.dcm"), content.getvalue())
+    pixels = picture_of(said, explained, answer.verdict)
+    try:
+        made = report(sources, frames, probabilities, answer.verdict, networks.classes, network)
+        contents = {"report": _part_10(made)}
+        contents["picture"] = _part_10(capture(sources, pixels, network))
+    # Headers of real archives hold values that no object made anew may have.
+    except (AttributeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        say(f"note: {place.name} has no DICOM results, as its header does not allow them: {reason}")
+        return
+    for kind, content in contents.items():
+        write_bytes(place.with_name(f"{place.name}_{kind}.dcm"), content)
+
+
+def _part_10(dataset: pydicom.Dataset) -> bytes:
+    """A DICOM object as a file."""
+    content = io.BytesIO()
+    dataset.save_as(content, enforce_file_format=True)
+    return content.getvalue()
 
 
 def _page(

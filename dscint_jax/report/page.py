@@ -53,7 +53,7 @@ from dscint_jax.run.trackers.json_lines import read_metrics
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import read_json, write_text
 
-MEASURED = ("areas", "calibration", "abstention", "groups", "studies", "patients")
+MEASURED = ("areas", "calibration", "abstention", "answers", "groups", "studies", "patients")
 """What the page needs of a metrics.json, and those of earlier versions lack."""
 
 
@@ -255,6 +255,7 @@ def _made(reported: Reported) -> tuple[str, list[Table], dict[str, str]]:
         "calibration": [
             tables.calibration_table(result, noun),
             tables.abstention_table(result, noun),
+            *(table for table in [tables.answers_table(result)] if table),
         ],
         "explanations": []
         if explained is None or explained["not_scored"]

@@ -14,6 +14,7 @@ from dscint_jax.explain.lesions import GROUPS
 from dscint_jax.explain.maps import METHODS
 from dscint_jax.explain.scores import BASELINES, BRIGHTEST, ENERGY, POINTING
 from dscint_jax.explain.summary import verdicts
+from dscint_jax.metrics.calibration import CONFIDENCE, fewest_read
 from dscint_jax.metrics.scores import (
     CLASS_METRICS,
     METRIC_NAMES,
@@ -343,6 +344,54 @@ def abstention_table(result: Mapping[str, Any], noun: str) -> Table:
         f"Accuracy on the {noun} that the network is surest of",
         (f"share of the {noun} that is read", "least confidence", "accuracy"),
         rows,
+    )
+
+
+def answers_table(result: Mapping[str, Any]) -> Table | None:
+    """Studies answered at the thresholds chosen on validation; None where there are none."""
+    points = result["answers"]
+    if not points:
+        return None
+    rows = tuple(
+        (
+            f"{point['accuracy_target']:g}",
+            "none" if point["least_confidence"] is None else in_words(point["least_confidence"], 3),
+            *(
+                cell
+                for name in ("coverage", "accuracy")
+                for cell in (
+                    in_words(point["validation"][name], 3),
+                    with_interval(point[name], point[f"{name}_interval"]),
+                )
+            ),
+            *(in_words(point["coverage_by_class"][c], 3) for c in result["classes"]),
+        )
+        for point in points
+    )
+    fewest = ", ".join(
+        f"{fewest_read(point['accuracy_target'])} for {point['accuracy_target']:g}"
+        for point in points
+    )
+    return Table(
+        "answers",
+        "Studies answered where a least confidence is chosen on the validation studies",
+        (
+            "accuracy of answers, at least",
+            "least confidence",
+            "answered on validation",
+            "answered here",
+            "right of these on validation",
+            "right of these here",
+            *(f"answered of {plain(label)}" for label in result["classes"]),
+        ),
+        rows,
+        note=(
+            "Probabilities of whole studies, at the temperature. The least confidence is the "
+            "smallest that "
+            f"{points[0]['validation']['studies']} validation studies show to keep the accuracy "
+            f"with {CONFIDENCE:.0%} confidence; where it is none, they do not: it takes as many "
+            f"answers without an error as {fewest}. Here: {points[0]['studies']} studies."
+        ),
     )
 
 

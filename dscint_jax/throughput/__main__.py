@@ -44,7 +44,7 @@ def _parser() -> CommandParser:
     parser = CommandParser(
         prog="python -m dscint_jax.throughput",
         description="How many images a second networks train on here, on one device, each in a "
-        "process of its own; with --peer beside the same network, weights and images in PyTorch.",
+        "process of its own; with --peer beside the same network, weights and images elsewhere.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -79,8 +79,9 @@ def _parser() -> CommandParser:
         "--peer",
         action="append",
         choices=PEERS,
-        help="measure PyTorch too, as it is or by torch.compile; repeat it for both (needs the "
-        "extra 'peers', and of other networks than dscint torchvision or timm)",
+        help="measure PyTorch too, as it is or by torch.compile, or, of predictions, onnxruntime; "
+        "repeat it for more (needs the extra 'peers', and of other networks than dscint PyTorch "
+        "needs torchvision or timm)",
     )
     add(
         "--rounds",

@@ -1,7 +1,8 @@
 """One measurement in a process of its own, which `compare` starts.
 
 In: the framework and the file of weights as arguments, a Workload as JSON by standard input. Out: a
-Measurement on the last line of standard output. Of the two frameworks only one is imported.
+Measurement on the last line of standard output. Only the framework that is measured is imported,
+but that JAX writes the graph for onnxruntime.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ import sys
 from pathlib import Path
 
 from dscint_jax.command import run_command
-from dscint_jax.throughput.workload import JAX, PEERS, Workload
+from dscint_jax.throughput.workload import JAX, ONNXRUNTIME, TORCH_COMPILE, Workload
 
 
 def run() -> None:
@@ -26,8 +27,12 @@ def _measure() -> None:
         from dscint_jax.throughput.jax_step import measure
 
         measurement = measure(workload, weights)
+    elif framework == ONNXRUNTIME:
+        from dscint_jax.throughput.onnx_step import measure as measure_onnx
+
+        measurement = measure_onnx(workload, weights)
     else:
         from dscint_jax.throughput.torch_step import measure as measure_torch
 
-        measurement = measure_torch(workload, weights, compiled=framework == PEERS[1])
+        measurement = measure_torch(workload, weights, compiled=framework == TORCH_COMPILE)
     print(json.dumps(dataclasses.asdict(measurement)))

@@ -13,7 +13,7 @@ from rich.table import Table
 from dscint_jax import models
 from dscint_jax.run.provenance import processor
 from dscint_jax.throughput.compare import PEER_NETWORKS, Comparison, compare, workload_of
-from dscint_jax.throughput.workload import JAX
+from dscint_jax.throughput.workload import JAX, ONNXRUNTIME
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import check_writable, write_json
 from tfds_builder.commandline.progress import say
@@ -39,13 +39,15 @@ def measure_all(
       Whether anything failed, or a ratio was refused.
 
     Raises:
-      UserError: no such network, or PyTorch does not have it; `out` cannot be written.
+      UserError: no such network, or the peer does not have it; `out` cannot be written.
     """
     for name in networks:
         if name not in models.NETWORKS:
             raise UserError(f"no network '{name}'; there are {', '.join(models.NETWORKS)}")
-        if peers and name not in PEER_NETWORKS:
+        if {*peers} - {ONNXRUNTIME} and name not in PEER_NETWORKS:
             raise UserError(f"--peer: PyTorch has no {name}; it has {', '.join(PEER_NETWORKS)}")
+    if ONNXRUNTIME in peers and (train or dtype != "float32"):
+        raise UserError("--peer onnxruntime predicts in float32 alone; add --forward")
     if out is not None:
         check_writable(out.parent)
     found: list[Comparison] = []

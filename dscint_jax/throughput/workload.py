@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 JAX = "jax"
-PEERS = ("torch", "torch_compile")
+TORCH, TORCH_COMPILE, ONNXRUNTIME = "torch", "torch_compile", "onnxruntime"
+PEERS = (TORCH, TORCH_COMPILE, ONNXRUNTIME)
 
 TOLERANCE = {"float32": 2e-3, "bfloat16": 5e-2}
 """Largest relative difference of two losses, or gradient norms, that is rounding, by type."""

@@ -40,24 +40,24 @@ class Weight:
     @property
     def shape(self) -> tuple[int, ...]:
         """Its shape in PyTorch's order."""
-        shape = self.variable[...].shape
+        shape = self.variable.get_value().shape
         return tuple(shape[axis] for axis in self._torch_axes)
 
     def to_torch(self) -> Float[np.ndarray, "..."]:
         """Its values in PyTorch's order, float32."""
-        values = np.asarray(self.variable[...], np.float32)
+        values = np.asarray(self.variable.get_value(), np.float32)
         # Not np.ascontiguousarray, which makes a row of a single number.
         return np.array(values.transpose(self._torch_axes), order="C")
 
     def from_torch(self, values: Float[np.ndarray, "..."]) -> nnx.Variable:
         """A variable like its own that holds `values`, given in PyTorch's order."""
         values = values.transpose(np.argsort(self._torch_axes))
-        return self.variable.replace(jnp.asarray(values, self.variable[...].dtype))
+        return self.variable.replace(jnp.asarray(values, self.variable.get_value().dtype))
 
     @property
     def _torch_axes(self) -> tuple[int, ...]:
         """Which of our axes is PyTorch's first, second and so on."""
-        axes = tuple(range(self.variable[...].ndim))
+        axes = tuple(range(self.variable.get_value().ndim))
         if self.path[-1] != "kernel" or len(axes) < 2:
             return axes
         *window, inputs, outputs = axes
@@ -75,7 +75,7 @@ def named_weights(*states: nnx.State) -> dict[str, Weight]:
     weights: dict[str, Weight] = {}
     for state in states:
         for path, variable in nnx.to_flat_state(state):
-            if not jnp.issubdtype(variable[...].dtype, jnp.floating):
+            if not jnp.issubdtype(variable.get_value().dtype, jnp.floating):
                 continue
             weight = Weight(path, variable)
             if weight.name in weights:

@@ -104,7 +104,39 @@ def test_checkpoint_is_exported_without_its_data_set(alone, tmp_path, capsys, mo
     assert metadata["step"] == str(weights.step)
     assert metadata["dataset_fingerprint"] == attempt["dataset_fingerprint"]
     assert metadata["input"].startswith("min(sqrt(counts / scale), 3.0), counts summed over")
-    assert json.loads(metadata["model_options"])["widths"] == [8, 8, 16]
+    assert json.loads(metadata["recipe"])["model_options"]["widths"] == [8, 8, 16]
+    assert not any("nowhere" in text for text in metadata.values())
+    assert metadata["licence"].startswith("not stated; that of the software does not")
+    assert metadata["temperature"] == "not fitted"
+    assert "Tested: not yet" in metadata["card"]
+
+
+@pytest.mark.parametrize(
+    "given, licence, text",
+    [
+        ("cc-by-nc-4.0", "CC-BY-NC-4.0", "https://spdx.org/licenses/CC-BY-NC-4.0.html"),
+        (
+            "MIT OR LicenseRef-Hospital-B",
+            "MIT OR LicenseRef-Hospital-B",
+            "https://spdx.org/licenses/MIT.html",
+        ),
+        ("LicenseRef-Hospital-B", "LicenseRef-Hospital-B", None),
+    ],
+)
+def test_licence_of_the_weights_stands_in_the_file_as_spdx_has_it(
+    given, licence, text, alone, tmp_path
+):
+    export(alone, tmp_path / "dscint.safetensors", licence=given)
+    metadata, _ = _metadata(tmp_path / "dscint.safetensors")
+    assert metadata["licence"] == licence
+    assert metadata.get("licence_text") == text
+    assert f"Licence of the weights: {licence}." in metadata["card"]
+
+
+def test_licence_that_spdx_does_not_know_is_one_line(alone, tmp_path):
+    with pytest.raises(UserError, match="--licence free for all is no SPDX licence expression"):
+        export(alone, tmp_path / "dscint.safetensors", licence="free for all")
+    assert not (tmp_path / "dscint.safetensors").exists()
 
 
 def test_checkpoints_of_other_steps_are_other_weights(alone, tmp_path):

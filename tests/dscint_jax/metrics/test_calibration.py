@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
 
@@ -8,8 +9,10 @@ from dscint_jax.metrics.calibration import (
     abstention_curve,
     brier_score,
     calibration_error,
+    fewest_read,
     fit_temperature,
     reliability_curve,
+    threshold_of_accuracy,
     with_temperature,
 )
 
@@ -87,3 +90,49 @@ def test_abstention_leaves_the_sure_images_and_ends_with_all():
     np.testing.assert_allclose(curve.threshold, [0.9, 0.8, 0.6])
     np.testing.assert_allclose(curve.coverage, [0.25, 0.75, 1.0])
     np.testing.assert_allclose(curve.accuracy, [1, 2 / 3, 0.5])
+
+
+def _read(confidence, right):
+    """Images of two classes: their confidence, and whether it is in the true class."""
+    confidence = np.array(confidence, float)
+    return np.stack([confidence, 1 - confidence], 1), np.where(right, 0, 1)
+
+
+def test_threshold_is_the_smallest_that_an_exact_test_shows_to_keep_the_accuracy():
+    random = np.random.default_rng(0)
+    confidence = np.linspace(0.99, 0.51, 300)
+    right = random.random(300) < np.where(confidence > 0.7, 0.98, 0.4)
+    found = threshold_of_accuracy(*_read(confidence, right), 0.9)
+    kept = []
+    for n in range(75, 301):
+        test = binomtest(int(right[:n].sum()), n, 0.9, alternative="greater")
+        if test.pvalue > 0.05:
+            break
+        kept.append(confidence[n - 1])
+    assert found == pytest.approx(kept[-1])
+    assert 0.55 < found < 0.7
+
+
+def test_threshold_needs_enough_answers_and_is_nought_where_all_may_be_read():
+    assert [fewest_read(target) for target in (0.9, 0.95)] == [29, 59]
+    for number, threshold in ((58, None), (59, 0.0)):
+        sure = _read(np.linspace(0.9, 0.6, number), np.ones(number, bool))
+        assert threshold_of_accuracy(*sure, 0.95) == threshold
+    one_wrong = np.arange(60) != 59
+    assert threshold_of_accuracy(*_read(np.full(60, 0.8), one_wrong), 0.95) is None
+    ordered = _read(np.linspace(0.9, 0.6, 60), one_wrong)
+    assert threshold_of_accuracy(*ordered, 0.95) == pytest.approx(np.linspace(0.9, 0.6, 60)[58])
+    assert threshold_of_accuracy(np.zeros((0, 2)), np.zeros(0, int), 0.95) is None
+
+
+def test_accuracy_of_what_is_read_is_below_the_target_in_one_choice_of_twenty_at_most():
+    many, true = _images(9, 40_000)
+    confidence, right = many.max(1), many.argmax(1) == true
+    below = 0
+    for seed in range(200):
+        chosen = np.random.default_rng(seed).integers(0, len(true), 300)
+        threshold = threshold_of_accuracy(many[chosen], true[chosen], 0.9)
+        read = confidence >= (np.inf if threshold is None else threshold)
+        below += read.any() and right[read].mean() < 0.9
+    # Of 200 with a chance of 1 in 20, more than 18 come once in about 100.
+    assert below <= 18

@@ -1,9 +1,11 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from dscint_jax.metrics.calibration import with_temperature
 from dscint_jax.metrics.scores import five_metrics
 from dscint_jax.metrics.summary import summarise
 from tests.dscint_jax.metrics.test_predictions import some_predictions
@@ -90,3 +92,48 @@ def test_one_class_or_one_patient_is_measured_where_it_can_be():
         point = result["operating_points"]["metastasis"]["specificity_95"]
         assert point["sensitivity"] is not None
         assert point["specificity"] is None
+
+
+def test_least_confidence_is_chosen_on_validation_studies_and_carried_over():
+    predictions, validation = some_predictions(0, patients=200), some_predictions(1, patients=200)
+    result = summarise(predictions, validation)
+    temperature = result["calibration"]["temperature"]
+    for point in result["answers"]:
+        for source, told in ((validation, point["validation"]), (predictions, point)):
+            warmed = with_temperature(source.probabilities, temperature)
+            studies = warmed.reshape(-1, 2, 3).mean(1)
+            answered = studies.max(1) >= point["least_confidence"]
+            right = studies.argmax(1) == source.labels[::2]
+            assert told["studies"] == 400
+            assert told["coverage"] == pytest.approx(answered.mean())
+            assert told["accuracy"] == pytest.approx(right[answered].mean())
+        assert point["validation"]["accuracy"] > point["accuracy_target"]
+        of_normal = answered[predictions.labels[::2] == 0]
+        assert point["coverage_by_class"]["normal"] == pytest.approx(of_normal.mean())
+    assert summarise(predictions)["answers"] is None
+
+
+def test_labels_of_the_test_images_do_not_touch_the_least_confidence():
+    predictions, validation = some_predictions(0, patients=200), some_predictions(1, patients=200)
+    shuffled = dataclasses.replace(
+        predictions,
+        labels=(predictions.labels + 1) % 3,
+        probabilities=predictions.probabilities[::-1],
+        predicted=predictions.predicted[::-1],
+    )
+    chosen = [
+        [point["least_confidence"] for point in summarise(source, validation)["answers"]]
+        for source in (predictions, shuffled)
+    ]
+    assert None not in chosen[0]
+    assert chosen[0] == chosen[1]
+    other = summarise(predictions, some_predictions(2, patients=200))["answers"]
+    assert [point["least_confidence"] for point in other] != chosen[0]
+
+
+def test_too_few_validation_studies_choose_no_least_confidence():
+    result = summarise(some_predictions(0), some_predictions(1, patients=5))
+    json.dumps(result, allow_nan=False)
+    for point in result["answers"]:
+        assert point["least_confidence"] is point["accuracy"] is None
+        assert point["coverage"] == point["validation"]["coverage"] == 0

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from dscint_jax.predict.predict import predict
-from tfds_builder.commandline.errors import UserError
 
 highdicom = pytest.importorskip("highdicom", exc_type=ImportError)
 
@@ -32,9 +31,37 @@ def sources(cohort):
 
 
 @pytest.fixture(scope="module")
-def written(run, sources, tmp_path_factory):
+def single_frames(sources, tmp_path_factory):
+    """The studies of `sources` as two files of one frame each, as some archives keep them."""
+    folder = tmp_path_factory.mktemp("single")
+    made = []
+    for number, path in enumerate(sources):
+        for frame in (0, 1):
+            scan = pydicom.dcmread(path)
+            pixels = scan.pixel_array[frame]
+            scan.PixelData = pixels.tobytes()
+            scan.CountsAccumulated = int(pixels.sum())
+            scan.NumberOfFrames = scan.NumberOfDetectors = 1
+            scan.EnergyWindowVector = scan.DetectorVector = [1]
+            scan.DetectorInformationSequence = [scan.DetectorInformationSequence[frame]]
+            for group, element in ((0x0011, 0x1012), (0x0011, 0x1030)):
+                if (group, element) in scan:
+                    scan[group, element].value = scan[group, element].value[frame]
+            scan.SOPInstanceUID = pydicom.uid.generate_uid()
+            scan.file_meta.MediaStorageSOPInstanceUID = scan.SOPInstanceUID
+            scan.StudyInstanceUID = f"1.2.3.{number}"
+            scan.InstanceNumber = frame + 1
+            made.append(folder / f"{number}_{frame}.dcm")
+            scan.save_as(made[-1])
+    return made
+
+
+@pytest.fixture(scope="module")
+def written(run, sources, single_frames, tmp_path_factory):
     out = tmp_path_factory.mktemp("dicom") / "out"
-    return out, predict([run], sources, out, pages=False, dicom=True)
+    found = predict([run], [*sources, *single_frames], out, pages=False, dicom=True)
+    assert len(found) == 2 * len(sources)
+    return out, found
 
 
 def _objects(written):
@@ -67,10 +94,17 @@ def test_report_says_what_the_table_says_and_names_the_frames_that_were_read(wri
         assert np.allclose(sum(values), 1, atol=1e-6)
         label = answer.verdict.label
         assert group.finding_type.meaning.lower() in (label.replace("_", " "), f"bony {label}")
-        (image,) = group.source_images
-        assert image.referenced_sop_instance_uid == source.SOPInstanceUID
+        files = [pydicom.dcmread(path) for path in answer.study.files]
+        uids = [image.referenced_sop_instance_uid for image in group.source_images]
+        assert uids == list(dict.fromkeys(file.SOPInstanceUID for file in files))
         frames = [own.facts.frame for images in answer.said.images for own in images]
-        assert list(image.referenced_frame_numbers) == frames
+        assert len(frames) == 2
+        for image in group.source_images:
+            # A frame of the only one is not numbered (PS3.3 table 10-3).
+            numbers = image.referenced_frame_numbers
+            assert numbers is None if len(uids) == 2 else list(numbers) == frames
+        evidence = pydicom.dcmread(path).CurrentRequestedProcedureEvidenceSequence
+        assert [study.StudyInstanceUID for study in evidence] == [source.StudyInstanceUID]
 
 
 def test_picture_shows_both_views_below_a_banner(written):
@@ -98,6 +132,60 @@ def test_dcmtk_reads_the_report(written):
         assert "Probability of" in done.stdout
 
 
+@pytest.fixture
+def strict():
+    """pydicom refuses every value that is not of its type."""
+    before = pydicom.config.settings.reading_validation_mode
+    pydicom.config.settings.reading_validation_mode = pydicom.config.RAISE
+    yield
+    pydicom.config.settings.reading_validation_mode = before
+
+
+@pytest.mark.parametrize("kind", ["report", "picture"])
+def test_strict_reader_takes_every_element(written, strict, kind):
+    paths = sorted(written[0].glob(f"*_{kind}.dcm"))
+    assert len(paths) == len(written[1])
+    for path in paths:
+        dataset = pydicom.dcmread(path)
+        assert sum(1 for _ in dataset.iterall()) > 40
+        assert dataset.file_meta.MediaStorageSOPInstanceUID == dataset.SOPInstanceUID
+
+
+def test_header_that_lacks_what_objects_need_has_it_empty(run, sources, tmp_path):
+    scan = pydicom.dcmread(sources[0])
+    for name in ("AccessionNumber", "StudyID", "StudyTime", "ReferringPhysicianName"):
+        del scan[name]
+    scan.save_as(tmp_path / "lacks.dcm")
+    predict([run], [tmp_path / "lacks.dcm"], tmp_path / "out", pages=False, dicom=True)
+    for kind in ("report", "picture"):
+        made = pydicom.dcmread(tmp_path / "out" / f"study_0001_{kind}.dcm")
+        assert made.AccessionNumber == made.StudyID == ""
+
+
+@pytest.mark.parametrize(
+    "name, held, value", [("PatientSex", "O", "W"), ("StudyDate", "20990101", "no date.")]
+)
+def test_header_that_no_object_may_have_is_said_in_one_line(
+    name, held, value, run, sources, tmp_path, capsys
+):
+    scan = pydicom.dcmread(sources[0])
+    setattr(scan, name, held)
+    scan.save_as(tmp_path / "odd.dcm")
+    content = (tmp_path / "odd.dcm").read_bytes()
+    element = scan[name].tag
+    place = content.index(
+        element.group.to_bytes(2, "little") + element.element.to_bytes(2, "little")
+    )
+    start = content.index(held.encode(), place)
+    changed = content[:start] + value.encode() + content[start + len(held) :]
+    (tmp_path / "odd.dcm").write_bytes(changed)
+    predict([run], [tmp_path / "odd.dcm"], tmp_path / "out", pages=False, dicom=True)
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if "DICOM results" in line]
+    assert note.startswith("note: study_0001 has no DICOM results, as its header does not allow")
+    assert (tmp_path / "out" / "studies.csv").exists()
+    assert not list((tmp_path / "out").glob("*.dcm"))
+
+
 def test_same_study_read_again_has_the_same_uids(written, run, sources, tmp_path):
     predict([run], sources[:1], tmp_path / "again", pages=False, dicom=True)
     for kind in ("report", "picture"):
@@ -117,8 +205,3 @@ def test_study_that_is_no_dicom_file_has_no_dicom_results(run, tmp_path):
     predict([run], [tmp_path / "p17.png"], out, pages=False, dicom=True, accept=True)
     assert (out / "studies.csv").exists()
     assert not list(out.glob("*.dcm"))
-
-
-def test_results_for_a_pacs_cannot_be_without_the_patient(run, sources, tmp_path):
-    with pytest.raises(UserError, match="choose one"):
-        predict([run], sources, tmp_path / "out", dicom=True, deidentified=True)

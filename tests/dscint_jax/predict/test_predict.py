@@ -4,12 +4,16 @@ import shutil
 
 import numpy as np
 import pytest
+import safetensors
 from PIL import Image
 
 from dscint_jax.evaluate.evaluate import evaluate
+from dscint_jax.export.metadata import weights_digest
+from dscint_jax.export.model_file import export
 from dscint_jax.metrics.calibration import with_temperature
 from dscint_jax.predict.predict import predict
 from dscint_jax.training.train import train
+from dscint_jax.weights.export_torch import write_safetensors
 from tests.dscint_jax.conftest import load_tiny_config
 from tfds_builder.commandline.errors import UserError
 
@@ -220,3 +224,138 @@ def test_temperature_of_another_checkpoint_is_not_taken(evaluated, incoming, tmp
     metrics.write_text(json.dumps(evaluated[1] | {"step": evaluated[1]["step"] - 1}))
     predict([tmp_path / "run"], [min(incoming.iterdir())], tmp_path / "out", pages=False)
     assert "not calibrated; first: python -m" in capsys.readouterr().out
+
+
+def _with_answers(workdir, *, step=0, least=0.4):
+    """The run's evaluation as it would be with another least confidence for 0.9, none for 0.95."""
+    path = workdir / "eval" / "test" / "metrics.json"
+    result = json.loads(path.read_text())
+    for point, value in zip(result["answers"], (least, None), strict=True):
+        point["least_confidence"] = value
+    path.write_text(json.dumps(result | {"step": result["step"] + step}))
+
+
+def test_accuracy_of_answers_takes_the_least_confidence_that_evaluation_chose(
+    evaluated, incoming, predicted, tmp_path, capsys
+):
+    shutil.copytree(evaluated[0], tmp_path / "run")
+    confidence = [answer.verdict.confidence for answer in predicted[1]]
+    least = float(np.median(confidence)) + 1e-6
+    _with_answers(tmp_path / "run", least=least)
+    options = {"least_accuracy": 0.9, "pages": False}
+    answers = predict([tmp_path / "run"], [incoming], tmp_path / "out", **options)
+    assert f"no answer is given below a probability of {least:.3f}" in capsys.readouterr().out
+    assert [answer.verdict.abstains for answer in answers] == [p < least for p in confidence]
+    assert not any(answer.verdict.abstains for answer in predicted[1])
+
+
+@pytest.mark.parametrize(
+    "accuracy, change, message",
+    [
+        (0.8, {}, "--least_accuracy 0.8: it is chosen for 0.9 or 0.95"),
+        (0.95, {}, "show no threshold that keeps it; give one by --least_confidence"),
+        (0.9, {"step": 1}, "was chosen for this checkpoint of .*; first: python -m"),
+    ],
+)
+def test_least_confidence_that_was_not_chosen_is_not_made_up(
+    accuracy, change, message, evaluated, incoming, tmp_path
+):
+    shutil.copytree(evaluated[0], tmp_path / "run")
+    _with_answers(tmp_path / "run", **change)
+    some = [min(incoming.iterdir())]
+    with pytest.raises(UserError, match=message):
+        predict([tmp_path / "run"], some, tmp_path / "out", least_accuracy=accuracy)
+    assert not (tmp_path / "out").exists()
+
+
+def test_of_several_runs_no_least_confidence_is_known(evaluated, incoming, tmp_path):
+    runs = [evaluated[0], evaluated[0]]
+    with pytest.raises(UserError, match="chosen for one run"):
+        predict(runs, [min(incoming.iterdir())], tmp_path / "out", least_accuracy=0.9)
+
+
+def test_evaluation_of_mirror_images_calibrates_nothing(evaluated, incoming, tmp_path, capsys):
+    shutil.copytree(evaluated[0], tmp_path / "run")
+    metrics = tmp_path / "run" / "eval" / "test" / "metrics.json"
+    metrics.write_text(json.dumps(evaluated[1] | {"test_time_augmentation": "mirror"}))
+    predict([tmp_path / "run"], [min(incoming.iterdir())], tmp_path / "out", pages=False)
+    assert "not calibrated; first: python -m" in capsys.readouterr().out
+
+
+def test_model_file_says_what_its_work_directory_says_to_the_last_bit(
+    evaluated, incoming, predicted, tmp_path, capsys
+):
+    export(evaluated[0], tmp_path / "dscint.safetensors")
+    answers = predict([], [incoming], tmp_path / "out", models=[tmp_path / "dscint.safetensors"])
+    assert "as a model file does not hold them" in capsys.readouterr().out
+    for answer, expected in zip(answers, predicted[1], strict=True):
+        np.testing.assert_array_equal(answer.said.raw, expected.said.raw)
+        np.testing.assert_array_equal(answer.said.probabilities, expected.said.probabilities)
+    for table in ("studies.csv", "predictions.csv"):
+        both = [_rows(folder / table) for folder in (tmp_path / "out", predicted[0])]
+        assert [row | {"remarks": ""} for row in both[0]] == [
+            row | {"remarks": ""} for row in both[1]
+        ]
+    page, theirs = (folder / "study_0001.html" for folder in (tmp_path / "out", predicted[0]))
+    data = [text.read_text().partition('id="study-data">')[2] for text in (page, theirs)]
+    assert data[0]
+    assert data[0] == data[1]
+
+
+def test_model_file_of_a_network_for_studies_is_read_too(
+    trained_on_studies, incoming, tmp_path, capsys
+):
+    shutil.copytree(trained_on_studies, tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "dual.safetensors")
+    some = sorted(incoming.iterdir())[:2]
+    answers = predict([], some, tmp_path / "a", models=[tmp_path / "dual.safetensors"], pages=False)
+    assert "not calibrated; first: evaluate the checkpoint, and" in capsys.readouterr().out
+    expected = predict([tmp_path / "run"], some, tmp_path / "b", pages=False)
+    for answer, other in zip(answers, expected, strict=True):
+        np.testing.assert_array_equal(answer.said.raw, other.said.raw)
+
+
+def _changed(path, change):
+    with safetensors.safe_open(path, "np") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(metadata, tensors)
+    write_safetensors(path, tensors, metadata)
+
+
+def _without_a_weight(metadata, tensors):
+    del tensors[min(tensors)]
+    metadata["weights_sha256"] = weights_digest(tensors)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda metadata, _: metadata.pop("recipe"), "was not written by this version"),
+        (lambda metadata, _: metadata.update(recipe="{}"), "was not written by this version"),
+        (
+            lambda metadata, _: metadata.update(recipe='{"model": "os:system"}'),
+            "holds the network os:system, which is not of this package",
+        ),
+        (lambda _, tensors: tensors[min(tensors)].fill(1), "is damaged: its weights are not"),
+        (_without_a_weight, "has not the weights of dscint: .* differs"),
+    ],
+)
+def test_model_file_that_does_not_fit_is_one_line(change, message, evaluated, incoming, tmp_path):
+    path = tmp_path / "dscint.safetensors"
+    export(evaluated[0], path)
+    _changed(path, change)
+    with pytest.raises(UserError, match=message) as error:
+        predict([], [min(incoming.iterdir())], tmp_path / "out", models=[path])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no model at all, and longer than eight bytes"])
+def test_file_that_is_no_model_is_one_line(content, incoming, tmp_path):
+    path = tmp_path / "dscint.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    message = r"dscint.onnx (is damaged, or no safetensors file|cannot be read)"
+    with pytest.raises(UserError, match=message) as error:
+        predict([], [min(incoming.iterdir())], tmp_path / "out", models=[path])
+    assert "\n" not in str(error.value)

@@ -33,6 +33,18 @@ def expected_rows(result):
             [cell(point[name]) for name in ("coverage", "confidence", "accuracy")]
             for point in result["abstention"]
         ],
+        "answers": [
+            [
+                f"{point['accuracy_target']:g}",
+                "none" if point["least_confidence"] is None else cell(point["least_confidence"]),
+                cell(point["validation"]["coverage"]),
+                cell(point["coverage"], point["coverage_interval"]),
+                cell(point["validation"]["accuracy"]),
+                cell(point["accuracy"], point["accuracy_interval"]),
+                *(cell(point["coverage_by_class"][label]) for label in classes),
+            ]
+            for point in result["answers"] or ()
+        ],
         "operating_points": [
             _point(label, held, result["operating_points"][label][f"{held}_95"])
             for label in classes

@@ -86,6 +86,7 @@ def test_tables_say_what_metrics_json_holds_with_intervals():
         tables.point_table(result, "images"),
         tables.calibration_table(result, "images"),
         tables.abstention_table(result, "images"),
+        tables.answers_table(result),
     ]
     found = {table.name: [list(row) for row in table.rows] for table in made}
     assert found == expected_rows(result)

@@ -38,6 +38,33 @@ def test_dscint_in_pytorch_has_the_loss_and_gradient_of_ours(train):
     assert 0 < found.of_peak(JAX) < 1.2
 
 
+@pytest.mark.slow
+def test_onnxruntime_has_the_loss_of_ours():
+    pytest.importorskip("onnxruntime")
+    workload = workload_of("dscint", train=False, **FIELDS)
+    narrow = {**workload.options, "widths": (4, 6, 8, 6, 8, 8, 8, 6), "hidden": 16}
+    found = compare(dataclasses.replace(workload, options=narrow), ["onnxruntime"], rounds=1)
+    (ours,), (other,) = found.measured[JAX], found.measured["onnxruntime"]
+    assert not found.refused
+    assert ours.loss == pytest.approx(other.loss, rel=1e-5)
+    assert found.ratios("onnxruntime") == [other.step_s / ours.step_s]
+
+
+@pytest.mark.parametrize("changed", [{"train": True}, {"train": False, "dtype": "bfloat16"}])
+def test_onnxruntime_is_measured_on_predictions_in_float32(changed):
+    settings = {k: v for k, v in FIELDS.items() if k not in ("batch", "seconds")} | changed
+    with pytest.raises(UserError, match="onnxruntime predicts in float32 alone; add --forward"):
+        measure_all(
+            ["dual_view"],
+            **settings,
+            batches=[8],
+            seconds=1,
+            peers=["onnxruntime"],
+            rounds=1,
+            out=None,
+        )
+
+
 @pytest.mark.parametrize(
     "other",
     [
