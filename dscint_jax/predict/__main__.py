@@ -2,14 +2,29 @@
 
     python -m dscint_jax.predict --workdir runs/dscint --out predictions IMAGES...
 
-In: trained runs, and files or folders of images. Out: two tables, and a page a study.
+In: trained runs, and files or folders of images, or studies of a PACS. Out: two tables, a page a
+study, and answers in a PACS.
 """
 
+import contextlib
+import tempfile
 from pathlib import Path
+from typing import Any
 
 from dscint_jax.command import run_command
+from dscint_jax.pacs.address import (
+    Tls,
+    add_own_options,
+    check_pacs,
+    read_address,
+    read_dates,
+    read_study_uid,
+)
 from tfds_builder.commandline.command import CommandParser
+from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.progress import say
+
+PACS_OPTIONS = ("from_pacs", "to_pacs", "studies", "study_date", "ae_title")
 
 
 def main() -> None:
@@ -24,7 +39,7 @@ def main() -> None:
     parser.add_argument(
         "inputs",
         type=Path,
-        nargs="+",
+        nargs="*",
         metavar="IMAGES",
         help="files (DICOM, PNG, TIFF, JPEG), or folders that are searched",
     )
@@ -65,13 +80,71 @@ def main() -> None:
     parser.add_argument(
         "--workers", type=int, default=1, metavar="N", help="processes that open files (default: 1)"
     )
-    arguments = parser.parse_args()
+    _add_pacs_options(parser)
+    given = vars(parser.parse_args())
+    pacs = {name: given.pop(name) for name in PACS_OPTIONS}
+    tls = Tls(*(given.pop(f"tls_{name}") for name in ("certificate", "key", "ca")))
+    source, target, title = pacs["from_pacs"], pacs["to_pacs"], pacs["ae_title"]
+    if bool(source) == bool(given["inputs"]):
+        raise UserError("give images, or --from_pacs, and not both; see --help")
+    if source and not pacs["studies"] and not pacs["study_date"]:
+        raise UserError("--from_pacs takes no whole archive; give --study or --study_date")
+    if source or target:
+        check_pacs()
+    given["dicom"] |= bool(target)
     # After the arguments are known to be right: what follows takes seconds to import.
     from dscint_jax.predict.predict import INDEX_FILE, predict
 
-    answers = predict(**vars(arguments))
+    with contextlib.ExitStack() as stack:
+        if source:
+            from dscint_jax.pacs.retrieve import retrieve
+
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dscint-")))
+            count = retrieve(source, pacs["studies"], pacs["study_date"], folder, title, tls)
+            say(f"{count} files retrieved from {source}")
+            given["inputs"] = [folder]
+        answers = predict(**given)
+    if target:
+        from dscint_jax.pacs.send import send
+
+        results = sorted(given["out"].glob("study_*.dcm"))
+        if results:
+            send(results, target, title, tls)
+        say(f"{len(results)} results sent to {target}")
     read = sum(answer.said is not None for answer in answers)
-    say(f"{read} of {len(answers)} studies read: {arguments.out / INDEX_FILE}")
+    say(f"{read} of {len(answers)} studies read: {given['out'] / INDEX_FILE}")
+
+
+def _add_pacs_options(parser: Any) -> None:
+    """Adds what concerns a PACS (extra `pacs`)."""
+    parser.add_argument(
+        "--from_pacs",
+        type=read_address,
+        metavar="ADDRESS",
+        help="retrieve studies instead: AET@host:port, AET@host:port/tls, or a DICOMweb URL",
+    )
+    parser.add_argument(
+        "--study",
+        type=read_study_uid,
+        nargs="+",
+        default=(),
+        dest="studies",
+        metavar="UID",
+        help="StudyInstanceUIDs to retrieve",
+    )
+    parser.add_argument(
+        "--study_date",
+        type=read_dates,
+        metavar="DAYS",
+        help="days to retrieve: 20260101, or 20260101-20260131",
+    )
+    parser.add_argument(
+        "--to_pacs",
+        type=read_address,
+        metavar="ADDRESS",
+        help="send the results of --dicom there",
+    )
+    add_own_options(parser)
 
 
 if __name__ == "__main__":

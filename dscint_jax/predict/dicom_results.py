@@ -28,6 +28,9 @@ from tfds_builder.readers.image_file import is_dicom, read_bytes
 
 RESEARCH = "For research use only. Not for diagnosis."
 NAME = "dscint-jax"
+SERIES = f"{NAME}: {RESEARCH}"
+"""SeriesDescription of all that is made here, by which it is known when it comes back."""
+
 SCHEME = "99DSCINT"
 """The coding scheme of what no standard code is given for here."""
 
@@ -133,7 +136,7 @@ def report(
         sop_instance_uid=_uid(sources, network, "report"),
         instance_number=1,
         manufacturer=NAME,
-        series_description=f"{NAME}: {RESEARCH}",
+        series_description=SERIES,
     )
 
 
@@ -162,7 +165,7 @@ def capture(
     # The views beside each other have not one orientation.
     made.add_new("PatientOrientation", "CS", "")
     made.add_new("Laterality", "CS", "")
-    made.SeriesDescription = f"{NAME}: {RESEARCH}"
+    made.SeriesDescription = SERIES
     made.BurnedInAnnotation = "NO"
     return made
 

@@ -93,8 +93,7 @@ def predict(
     Raises:
       UserError: no run, runs that do not fit together, no image, or an `out` that holds files.
     """
-    if not 0 <= least_confidence <= 1:
-        raise UserError(f"--least_confidence {least_confidence} is no probability; give 0 to 1")
+    check_confidence(least_confidence)
     if dicom:
         check_writer()
         if deidentified:
@@ -107,6 +106,45 @@ def predict(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is not empty; give a new folder")
     check_places(inputs)
+    networks = open_networks(workdirs, checkpoint)
+    answers: list[Answer] = []
+    with worker_pool(workers) as pool:
+        with ProgressBar("looking at files", noun="files"):
+            found = find_studies(inputs, pool, accept=accept)
+        _write_tables(out, networks, found, answers, deidentified)
+        say(f"{len(found.studies)} studies found; the first one waits for a compilation")
+        with ProgressBar("studies", total=len(found.studies), noun="studies") as bar:
+            for group in _groups(read_studies(found.studies, pool), networks.batch_size):
+                said = networks.read([read for _, read in group])
+                new = [
+                    answer_of(study, read, one, networks.classes, least_confidence)
+                    for (study, read), one in zip(group, said, strict=True)
+                ]
+                if pages or dicom:
+                    for answer, said_of, explained in explained_of(new, networks):
+                        place = out / name_of(answer.study)
+                        if pages:
+                            page = _page(answer, said_of, explained, networks, deidentified)
+                            write_text(place.with_suffix(".html"), page)
+                        if dicom:
+                            results = dicom_results(answer, said_of, explained, networks)
+                            for kind, content in results.items():
+                                write_bytes(place.with_name(f"{place.name}_{kind}.dcm"), content)
+                answers += new
+                _write_tables(out, networks, found, answers, deidentified)
+                bar.update(len(answers))
+    write_text(out / INDEX_FILE, _index(networks, found, answers, deidentified, pages))
+    return answers
+
+
+def check_confidence(least: float) -> None:
+    """Raises UserError where it is no probability."""
+    if not 0 <= least <= 1:
+        raise UserError(f"--least_confidence {least} is no probability; give 0 to 1")
+
+
+def open_networks(workdirs: Sequence[Path], checkpoint: str) -> Networks:
+    """Opens runs, and says what they lack; raises as `Networks`."""
     networks = Networks(workdirs, checkpoint)
     for workdir in networks.uncalibrated:
         say(
@@ -119,32 +157,7 @@ def predict(
             f"note: images are not compared with those of training, as the data set is not where "
             f"{workdirs[0] / 'config.json'} says"
         )
-    answers: list[Answer] = []
-    with worker_pool(workers) as pool:
-        with ProgressBar("looking at files", noun="files"):
-            found = find_studies(inputs, pool, accept=accept)
-        _write_tables(out, networks, found, answers, deidentified)
-        say(f"{len(found.studies)} studies found; the first one waits for a compilation")
-        with ProgressBar("studies", total=len(found.studies), noun="studies") as bar:
-            for group in _groups(read_studies(found.studies, pool), networks.batch_size):
-                said = networks.read([read for _, read in group])
-                new = [
-                    _answer(study, read, one, networks.classes, least_confidence)
-                    for (study, read), one in zip(group, said, strict=True)
-                ]
-                if pages or dicom:
-                    for answer, said_of, explained in _explained(new, networks):
-                        place = out / name_of(answer.study)
-                        if pages:
-                            page = _page(answer, said_of, explained, networks, deidentified)
-                            write_text(place.with_suffix(".html"), page)
-                        if dicom:
-                            _write_dicom(place, answer, said_of, explained, networks)
-                answers += new
-                _write_tables(out, networks, found, answers, deidentified)
-                bar.update(len(answers))
-    write_text(out / INDEX_FILE, _index(networks, found, answers, deidentified, pages))
-    return answers
+    return networks
 
 
 def _groups(
@@ -162,13 +175,14 @@ def _groups(
         yield group
 
 
-def _answer(
+def answer_of(
     study: FoundStudy,
     read: ReadStudy,
     said: Said | None,
     classes: Sequence[str],
     least_confidence: float,
 ) -> Answer:
+    """What becomes of a study, from how it was read and what the networks say of it."""
     findings = [
         text
         for image in read.images
@@ -189,7 +203,7 @@ def _answer(
     )
 
 
-def _explained(
+def explained_of(
     answers: Sequence[Answer], networks: Networks
 ) -> Iterator[tuple[Answer, Said, list[Explained]]]:
     """Every study that was read, with its maps."""
@@ -200,14 +214,14 @@ def _explained(
             yield answer, said, explained
 
 
-def _write_dicom(
-    place: Path, answer: Answer, said: Said, explained: Sequence[Explained], networks: Networks
-) -> None:
-    """Writes the report and the picture of a study, unless it is no DICOM study."""
+def dicom_results(
+    answer: Answer, said: Said, explained: Sequence[Explained], networks: Networks
+) -> dict[str, bytes]:
+    """The report and the picture of a study, as DICOM files; none of one that is no DICOM study."""
     assert answer.verdict is not None
     sources = sources_of(answer.study.files)
     if not sources:
-        return
+        return {}
     files = list(dict.fromkeys(answer.study.files))
     rows = answer.study.rows
     frames = [
@@ -219,10 +233,12 @@ def _write_dicom(
     probabilities = said.probabilities
     made = report(sources, frames, probabilities, answer.verdict, networks.classes, network)
     picture = capture(sources, picture_of(said, explained, answer.verdict), network)
+    results = {}
     for kind, dataset in (("report", made), ("picture", picture)):
         content = io.BytesIO()
         dataset.save_as(content, enforce_file_format=True)
-        write_bytes(place.with_name(f"{place.name}_{kind}.dcm"), content.getvalue())
+        results[kind] = content.getvalue()
+    return results
 
 
 def _page(
