@@ -16,6 +16,12 @@ from tfds_builder.commandline.errors import UserError, reason
 
 PACKAGES = ("pynetdicom", "dicomweb-client", "highdicom")
 
+TLS_OPTIONS = {
+    "tls_certificate": "own certificate, PEM",
+    "tls_key": "its key, PEM",
+    "tls_ca": "certificates that are trusted, PEM",
+}
+
 _TITLE = r"(?P<title>[ -?A-\[\]-~]{1,16})"
 _HOST = r"@(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)"
 _NODE = re.compile(rf"{_TITLE}{_HOST}:(?P<port>\d{{1,5}})(?P<tls>/tls)?")
@@ -155,12 +161,13 @@ def add_own_options(parser: CommandParser) -> None:
     parser.add_argument(
         "--ae_title", type=read_title, default="DSCINT", help="own AE title (default: DSCINT)"
     )
-    for name, meaning in (
-        ("certificate", "own certificate, PEM"),
-        ("key", "its key, PEM"),
-        ("ca", "certificates that are trusted, PEM"),
-    ):
-        parser.add_argument(f"--tls_{name}", type=Path, metavar="FILE", help=meaning)
+    for name, meaning in TLS_OPTIONS.items():
+        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=meaning)
+
+
+def own_tls(arguments: argparse.Namespace) -> Tls:
+    """The certificates of `add_own_options`."""
+    return Tls(arguments.tls_certificate, arguments.tls_key, arguments.tls_ca)
 
 
 def check_pacs() -> None:

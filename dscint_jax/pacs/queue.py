@@ -184,9 +184,10 @@ class Queue:
             write_text(target.with_suffix(".txt"), f"{reason}\n")
         self._move(place, target)
 
-    def counts(self) -> dict[str, int]:
-        """How many instances or studies each folder holds."""
-        return {name: sum(1 for _ in (self.root / name).glob("[!.]*")) for name in FOLDERS}
+    def summary(self) -> str:
+        """How many instances or studies each folder holds, in words."""
+        held = {name: sum(1 for _ in (self.root / name).glob("[!.]*")) for name in FOLDERS}
+        return ", ".join(f"{count} {name}" for name, count in held.items())
 
     def _known(self, study: str) -> set[str]:
         """Names of instances of a study that were answered."""

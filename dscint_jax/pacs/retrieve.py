@@ -5,7 +5,7 @@ which predictions then read as any files.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,40 +111,37 @@ def _from_node(
         place().write_bytes(event.encoded_dataset())
         return 0
 
-    series = []
+    found: list[dict[str, str]] = []
     with associated(asking, source, tls) as association:
         for filters in wanted:
-            query = {"StudyInstanceUID": "", **filters}
-            for study in _found(association, source, QueryRetrieveLevel="STUDY", **query):
-                query = {"StudyInstanceUID": study.StudyInstanceUID, "Modality": MODALITY}
-                level = {"QueryRetrieveLevel": "SERIES", "SeriesInstanceUID": ""}
-                series += _found(association, source, **level, **query)
+            any_study = {"QueryRetrieveLevel": "STUDY", "StudyInstanceUID": "", **filters}
+            for study in _found(association, source, any_study, "StudyInstanceUID"):
+                of_study = {"QueryRetrieveLevel": "SERIES", "StudyInstanceUID": study}
+                any_series = {**of_study, "SeriesInstanceUID": "", "Modality": MODALITY}
+                series = _found(association, source, any_series, "SeriesInstanceUID")
+                found += [{**of_study, "SeriesInstanceUID": one} for one in series]
     handlers = [(evt.EVT_C_STORE, keep)]
     with associated(getting, source, tls, ext_neg=roles, evt_handlers=handlers) as association:
-        for one in series:
-            _get(association, source, one)
+        for one in found:
+            # The files come over this association, to `keep`.
+            for status, _ in association.send_c_get(_query(one), GET):
+                _pending(source, status)
+                if failed := status.get("NumberOfFailedSuboperations"):
+                    raise Refused(f"{source} did not send {failed} images of a series")
 
 
-def _found(association: Association, source: Node, **attributes: str) -> Iterator[Dataset]:
-    """What C-FIND finds by these attributes."""
+def _found(association: Association, source: Node, query: dict[str, str], name: str) -> list[str]:
+    """What C-FIND finds, the values of an attribute. All of it: one search at a time."""
+    answers = association.send_c_find(_query(query), FIND)
+    found = [one for status, one in answers if _pending(source, status)]
+    return [str(one[name].value) for one in found if one and name in one]
+
+
+def _query(attributes: dict[str, str]) -> Dataset:
     query = Dataset()
     for name, value in attributes.items():
         setattr(query, name, value)
-    for status, found in association.send_c_find(query, FIND):
-        if _pending(source, status) and found is not None:
-            yield found
-
-
-def _get(association: Association, source: Node, series: Dataset) -> None:
-    """Has the files of a series sent to this side, by C-GET."""
-    query = Dataset()
-    query.QueryRetrieveLevel = "SERIES"
-    query.StudyInstanceUID = series.StudyInstanceUID
-    query.SeriesInstanceUID = series.SeriesInstanceUID
-    for status, _ in association.send_c_get(query, GET):
-        _pending(source, status)
-        if failed := status.get("NumberOfFailedSuboperations"):
-            raise Refused(f"{source} did not send {failed} images of a series")
+    return query
 
 
 def _pending(source: Node, status: Dataset) -> bool:

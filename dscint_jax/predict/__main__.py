@@ -9,13 +9,13 @@ study, and answers in a PACS.
 import contextlib
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from dscint_jax.command import run_command
 from dscint_jax.pacs.address import (
-    Tls,
+    TLS_OPTIONS,
     add_own_options,
     check_pacs,
+    own_tls,
     read_address,
     read_dates,
     read_study_uid,
@@ -23,8 +23,6 @@ from dscint_jax.pacs.address import (
 from tfds_builder.commandline.command import CommandParser
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.progress import say
-
-PACS_OPTIONS = ("from_pacs", "to_pacs", "studies", "study_date", "ae_title")
 
 
 def main() -> None:
@@ -81,41 +79,47 @@ def main() -> None:
         "--workers", type=int, default=1, metavar="N", help="processes that open files (default: 1)"
     )
     _add_pacs_options(parser)
-    given = vars(parser.parse_args())
-    pacs = {name: given.pop(name) for name in PACS_OPTIONS}
-    tls = Tls(*(given.pop(f"tls_{name}") for name in ("certificate", "key", "ca")))
-    source, target, title = pacs["from_pacs"], pacs["to_pacs"], pacs["ae_title"]
-    if bool(source) == bool(given["inputs"]):
+    arguments = parser.parse_args()
+    source, target, out = arguments.from_pacs, arguments.to_pacs, arguments.out
+    if bool(source) == bool(arguments.inputs):
         raise UserError("give images, or --from_pacs, and not both; see --help")
-    if source and not pacs["studies"] and not pacs["study_date"]:
+    if source and not arguments.study and not arguments.study_date:
         raise UserError("--from_pacs takes no whole archive; give --study or --study_date")
     if source or target:
         check_pacs()
-    given["dicom"] |= bool(target)
+    title, tls = arguments.ae_title, own_tls(arguments)
+    wanted = arguments.study, arguments.study_date
     # After the arguments are known to be right: what follows takes seconds to import.
     from dscint_jax.predict.predict import INDEX_FILE, predict
 
+    options = vars(arguments)
+    for name in ("from_pacs", "to_pacs", "study", "study_date", "ae_title", *TLS_OPTIONS):
+        del options[name]
+    options["dicom"] |= bool(target)
     with contextlib.ExitStack() as stack:
         if source:
             from dscint_jax.pacs.retrieve import retrieve
 
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dscint-")))
-            count = retrieve(source, pacs["studies"], pacs["study_date"], folder, title, tls)
+            count = retrieve(source, *wanted, folder, title, tls)
             say(f"{count} files retrieved from {source}")
-            given["inputs"] = [folder]
-        answers = predict(**given)
+            options["inputs"] = [folder]
+        answers = predict(**options)
     if target:
         from dscint_jax.pacs.send import send
 
-        results = sorted(given["out"].glob("study_*.dcm"))
-        if results:
-            send(results, target, title, tls)
+        results = sorted(out.glob("study_*.dcm"))
+        try:
+            if results:
+                send(results, target, title, tls)
+        except UserError as error:
+            raise UserError(f"{error}; the results lie in {out}, but not all in the PACS") from None
         say(f"{len(results)} results sent to {target}")
     read = sum(answer.said is not None for answer in answers)
-    say(f"{read} of {len(answers)} studies read: {given['out'] / INDEX_FILE}")
+    say(f"{read} of {len(answers)} studies read: {out / INDEX_FILE}")
 
 
-def _add_pacs_options(parser: Any) -> None:
+def _add_pacs_options(parser: CommandParser) -> None:
     """Adds what concerns a PACS (extra `pacs`)."""
     parser.add_argument(
         "--from_pacs",
@@ -128,7 +132,6 @@ def _add_pacs_options(parser: Any) -> None:
         type=read_study_uid,
         nargs="+",
         default=(),
-        dest="studies",
         metavar="UID",
         help="StudyInstanceUIDs to retrieve",
     )

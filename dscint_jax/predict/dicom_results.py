@@ -210,8 +210,8 @@ def _code(label: str) -> tuple[str, str, str]:
 
 
 def _uid(sources: Sequence[pydicom.Dataset], *words: str) -> str:
-    """The same UID for the same files and words, so that a result that is sent twice is one."""
-    names = [str(source.SOPInstanceUID) for source in sources]
+    """The same UID for the same files, in any order, and words: a result sent twice is one."""
+    names = sorted(str(source.SOPInstanceUID) for source in sources)
     digest = hashlib.sha256("\n".join([*names, *words]).encode()).digest()
     # UUIDs of version 8 are for what the maker derives them from (RFC 9562); as UIDs, PS3.5 B.2.
     number = int.from_bytes(digest[:16])

@@ -1,4 +1,4 @@
-"""A real PACS for tests: Orthanc with its DICOMweb plugin, on the loopback, in a folder of its own."""
+"""A real PACS for tests: Orthanc with its DICOMweb plugin, on the loopback, in its own folder."""
 
 import collections
 import json
@@ -40,7 +40,10 @@ class Orthanc:
 
     def __init__(self, folder, service_port, **options):
         self.http, self.dicom = free_port(), free_port()
-        self.url, self.web = f"http://127.0.0.1:{self.http}", f"http://127.0.0.1:{self.http}/dicom-web"
+        self.url, self.web = (
+            f"http://127.0.0.1:{self.http}",
+            f"http://127.0.0.1:{self.http}/dicom-web",
+        )
         self.node = f"ORTHANC@127.0.0.1:{self.dicom}"
         (folder / "files").mkdir(parents=True, exist_ok=True)
         self._log, self._path = folder / "orthanc.log", folder / "orthanc.json"

@@ -8,7 +8,9 @@ import time
 
 import pydicom
 from pydicom.uid import generate_uid
-from pynetdicom import AE
+from pynetdicom import AE, DEFAULT_TRANSFER_SYNTAXES
+
+NUCLEAR = ("1.2.840.10008.5.1.4.1.1.20",)
 
 
 class Service:
@@ -27,7 +29,7 @@ class Service:
         self._words = [
             *(sys.executable, "-m", "dscint_jax.predict.serve", "--workdir", str(workdir)),
             *("--state", str(self.state), "--port", str(port), "--bind", "127.0.0.1"),
-            *("--peers", peers, "--answer_to", answer_to, "--free_mib", "1", *map(str, extra)),
+            *("--peers", peers, "--answer_to", answer_to, *map(str, extra)),
         ]
 
     def start(self, wait=True):
@@ -59,6 +61,11 @@ class Service:
     def count(self, folder, pattern="*"):
         return len([path for path in (self.state / folder).glob(pattern) if path.name[0] != "."])
 
+    def left(self):
+        """What lies in the folders of the queue, but for what was answered."""
+        names = ("received", "waiting", "reading", "sending", "aside")
+        return {name: count for name in names if (count := self.count(name))}
+
     def __enter__(self):
         return self.start()
 
@@ -77,13 +84,13 @@ def wait_for(condition, seconds):
     return False
 
 
-def associate(port, title="ORTHANC", called="DSCINT", classes=("1.2.840.10008.5.1.4.1.1.20",), **k):
+def associate(port, title="ORTHANC", called="DSCINT", classes=NUCLEAR, syntax=None, **k):
     """An association with what listens there, for uncompressed images and C-ECHO."""
     entity = AE(title)
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 20
     entity.add_requested_context("1.2.840.10008.1.1")
     for uid in classes:
-        entity.add_requested_context(uid)
+        entity.add_requested_context(uid, syntax or DEFAULT_TRANSFER_SYNTAXES)
     return entity.associate("127.0.0.1", port, ae_title=called, **k)
 
 
