@@ -4,6 +4,7 @@ Each test prints what it measured: `pytest -s --run-slow --run-exhaustive` shows
 """
 
 import collections
+import contextlib
 import io
 import random
 import sys
@@ -35,7 +36,8 @@ needs_orthanc = pytest.mark.skipif(
 )
 
 QUIET_SECONDS = 1.0
-SECONDS_A_STUDY, SECONDS_A_KILL = 3.0, 60.0
+SECONDS_A_STUDY, SECONDS_A_START = 3.0, 300.0
+"""More than either takes on a machine that does other work, too."""
 
 
 @pytest.fixture
@@ -74,19 +76,19 @@ def test_every_study_is_answered_once_however_often_the_service_is_killed(
 ):
     seed = random.SystemRandom().randrange(2**16)
     draw, port, found, phases = random.Random(seed), free_port(), phantoms(studies), Counter()
-    with Orthanc(tmp_path / "orthanc", port) as orthanc:
+    with Orthanc(tmp_path / "orthanc", port) as orthanc, contextlib.ExitStack() as stack:
         names = [orthanc.upload(path.read_bytes()) for path in found.values()]
         target = orthanc.node if way == "C-STORE" else orthanc.web
-        peers = "ORTHANC@127.0.0.1"
-        service = Service(run, tmp_path, port, peers, target, "--quiet_seconds", QUIET_SECONDS)
+        words = ("ORTHANC@127.0.0.1", target, "--quiet_seconds", QUIET_SECONDS)
+        service = stack.enter_context(Service(run, tmp_path, port, *words))
         stop, started = threading.Event(), time.monotonic()
         sender = threading.Thread(target=_send_until_taken, args=(orthanc, names, stop))
-        service.start()
+        stack.callback(stop.set)
         sender.start()
         for n in range(kills):
             # So that kills fall on studies from the first to the last.
             due = studies * n // (kills + 1)
-            wait_for(lambda due=due: _answered(service) >= due, SECONDS_A_KILL)
+            assert wait_for(lambda due=due: _answered(service) >= due, SECONDS_A_START)
             time.sleep(draw.uniform(0, 2))
             phases[_phase(service)] += 1
             service.kill()
@@ -94,10 +96,9 @@ def test_every_study_is_answered_once_however_often_the_service_is_killed(
             # One kill in four falls on the start, when a queue is taken up again.
             if draw.random() < 0.25:
                 time.sleep(draw.uniform(0, 12))
-        most = studies * SECONDS_A_STUDY + SECONDS_A_KILL
+        most = studies * SECONDS_A_STUDY + SECONDS_A_START
         assert wait_for(lambda: _answered(service) == studies, most), (seed, service.log())
         seconds = time.monotonic() - started
-        stop.set()
         sender.join()
         assert service.stop() == 0
         answers = orthanc.answers()
@@ -147,7 +148,7 @@ def test_damaged_files_are_set_aside_and_the_service_goes_on(files, run, sink, s
         seconds = time.monotonic() - started
         assert service.process.poll() is None
         assert service.stop() == 0
-    aside = [path for path in (service.state / "aside").rglob("*.dcm")]
+    aside = list((service.state / "aside").rglob("*.dcm"))
     print(
         f"\nseed {seed}: {files} damaged files, {taken} taken, {len(aside)} set aside, "
         f"{len(sink.received)} answers (of the one sound study), {seconds:.0f} s"
@@ -203,7 +204,11 @@ def _store_bytes(port, one):
     request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = NUCLEAR[0], one.uid
     request.DataSet = io.BytesIO(one.content)
     (context,) = [cx for cx in association.accepted_contexts if cx.abstract_syntax == NUCLEAR[0]]
+    # As `send_c_store` has it: else the association's own thread may take the answer.
+    association._reactor_checkpoint.clear()
+    assert wait_for(lambda: association._is_paused, 5)
     association.dimse.send_msg(request, context.context_id)
     _, answer = association.dimse.get_msg(block=True)
+    association._reactor_checkpoint.set()
     association.release()
     return answer.Status
