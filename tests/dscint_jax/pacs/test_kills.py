@@ -174,6 +174,8 @@ def _damaged(count, seed, folder):
     with worker_pool(1) as pool:
         while len(found) < count:
             content = make_mutant(seed, number, seeds).content
+            # Each is of a study of its own, unless it is compressed: the UIDs hold CANARY.
+            content = content.replace(b"1.2.CANARY.", b"1.2.%06d." % number)
             number += 1
             start = 132 if content[128:132] == b"DICM" else 0
             syntax, start = _transfer_syntax(content, start)
