@@ -87,7 +87,10 @@ class Tls:
 
     def client(self) -> ssl.SSLContext:
         """For what is asked; without a CA, those that the system trusts. Raises as `server`."""
-        return self._loaded(ssl.create_default_context())
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if self.ca is None:
+            context.load_default_certs()
+        return self._loaded(context)
 
     def _loaded(self, context: ssl.SSLContext) -> ssl.SSLContext:
         context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -182,6 +182,30 @@ def test_instances_of_an_answered_study_are_answered_by_themselves_and_copies_no
     queue.close()
 
 
+def test_copy_that_comes_while_the_answer_is_under_way_is_not_answered_again(tmp_path):
+    sent, pacs_is_there = [], []
+
+    def send(paths):
+        if not pacs_is_there:
+            raise Refused("PACS refused it: status 0xA700")
+        sent.append(paths[0].read_text())
+
+    queue, steps = _service(tmp_path, [], send=send)
+    for _ in range(2):
+        queue.put(b"1 a")
+        for _ in range(6):
+            steps.step(lambda: False)
+    assert ", 1 waiting, 0 reading, 1 sending, " in queue.summary()
+    pacs_is_there.append(True)
+    queue.close()
+    queue, steps = _service(tmp_path, [], send=send)
+    for _ in range(6):
+        steps.step(lambda: False)
+    assert sent == ["report 1 a"]
+    assert queue.summary().startswith("0 received, 0 waiting, 0 reading, 0 sending, 1 answered")
+    queue.close()
+
+
 def test_study_waits_while_more_of_it_comes(tmp_path):
     sent = []
     queue, steps = _service(tmp_path, sent)
