@@ -27,7 +27,7 @@ FLOORS = {
         ("metrics",),
         ("training",),
         ("evaluate", "baselines"),
-        ("compare", "ensemble", "explain", "export", "replay"),
+        ("compare", "ensemble", "explain", "export", "pacs", "replay"),
         ("report",),
         ("benchmark", "predict", "throughput"),
         ("main",),

@@ -2,13 +2,26 @@
 
     python -m dscint_jax.predict --workdir runs/dscint --out predictions IMAGES...
 
-In: trained runs, and files or folders of images. Out: two tables, and a page a study.
+In: trained runs, and files or folders of images, or studies of a PACS. Out: two tables, a page a
+study, and answers in a PACS.
 """
 
+import contextlib
+import tempfile
 from pathlib import Path
 
 from dscint_jax.command import run_command
+from dscint_jax.pacs.address import (
+    TLS_OPTIONS,
+    add_own_options,
+    check_pacs,
+    own_tls,
+    read_address,
+    read_dates,
+    read_study_uid,
+)
 from tfds_builder.commandline.command import CommandParser
+from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.progress import say
 
 
@@ -24,7 +37,7 @@ def main() -> None:
     parser.add_argument(
         "inputs",
         type=Path,
-        nargs="+",
+        nargs="*",
         metavar="IMAGES",
         help="files (DICOM, PNG, TIFF, JPEG), or folders that are searched",
     )
@@ -83,13 +96,81 @@ def main() -> None:
     parser.add_argument(
         "--workers", type=int, default=1, metavar="N", help="processes that open files (default: 1)"
     )
+    _add_pacs_options(parser)
     arguments = parser.parse_args()
+    source, target, out = arguments.from_pacs, arguments.to_pacs, arguments.out
+    if bool(source) == bool(arguments.inputs):
+        raise UserError("give images, or --from_pacs, and not both; see --help")
+    if source and not arguments.study and not arguments.study_date:
+        raise UserError("--from_pacs takes no whole archive; give --study or --study_date")
+    if target and arguments.deidentified:
+        raise UserError(
+            "--to_pacs files results with the patient, and --deidentified leaves the patient out; "
+            "choose one"
+        )
+    if source or target:
+        check_pacs()
+    title, tls = arguments.ae_title, own_tls(arguments)
+    wanted = arguments.study, arguments.study_date
     # After the arguments are known to be right: what follows takes seconds to import.
     from dscint_jax.predict.predict import INDEX_FILE, predict
 
-    answers = predict(**vars(arguments))
+    options = vars(arguments)
+    for name in ("from_pacs", "to_pacs", "study", "study_date", "ae_title", *TLS_OPTIONS):
+        del options[name]
+    options["dicom"] |= bool(target)
+    with contextlib.ExitStack() as stack:
+        if source:
+            from dscint_jax.pacs.retrieve import retrieve
+
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dscint-")))
+            count = retrieve(source, *wanted, folder, title, tls)
+            say(f"{count} files retrieved from {source}")
+            options["inputs"] = [folder]
+        answers = predict(**options)
+    if target:
+        from dscint_jax.pacs.send import send
+
+        results = sorted(out.glob("study_*.dcm"))
+        try:
+            if results:
+                send(results, target, title, tls)
+        except UserError as error:
+            raise UserError(f"{error}; the results lie in {out}, but not all in the PACS") from None
+        say(f"{len(results)} results sent to {target}")
     read = sum(answer.said is not None for answer in answers)
-    say(f"{read} of {len(answers)} studies read: {arguments.out / INDEX_FILE}")
+    say(f"{read} of {len(answers)} studies read: {out / INDEX_FILE}")
+
+
+def _add_pacs_options(parser: CommandParser) -> None:
+    """Adds what concerns a PACS (extra `pacs`)."""
+    parser.add_argument(
+        "--from_pacs",
+        type=read_address,
+        metavar="ADDRESS",
+        help="retrieve studies instead: AET@host:port, AET@host:port/tls, or a DICOMweb URL",
+    )
+    parser.add_argument(
+        "--study",
+        type=read_study_uid,
+        nargs="+",
+        default=(),
+        metavar="UID",
+        help="StudyInstanceUIDs to retrieve",
+    )
+    parser.add_argument(
+        "--study_date",
+        type=read_dates,
+        metavar="DAYS",
+        help="days to retrieve: 20260101, or 20260101-20260131",
+    )
+    parser.add_argument(
+        "--to_pacs",
+        type=read_address,
+        metavar="ADDRESS",
+        help="send the results of --dicom there",
+    )
+    add_own_options(parser)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,9 @@ from tfds_builder.readers.image_file import is_dicom, read_bytes
 
 RESEARCH = "For research use only. Not for diagnosis."
 NAME = "dscint-jax"
+SERIES = f"{NAME}: {RESEARCH}"
+"""SeriesDescription of all that is made here, by which it is known when it comes back."""
+
 SCHEME = "99DSCINT"
 """The coding scheme of what no standard code is given for here."""
 
@@ -177,7 +180,7 @@ def report(
         sop_instance_uid=_uid(sources, network, "report"),
         instance_number=1,
         manufacturer=NAME,
-        series_description=f"{NAME}: {RESEARCH}",
+        series_description=SERIES,
     )
     if not read:
         del made.CurrentRequestedProcedureEvidenceSequence
@@ -209,7 +212,7 @@ def capture(
     # The views beside each other have not one orientation.
     made.add_new("PatientOrientation", "CS", "")
     made.add_new("Laterality", "CS", "")
-    made.SeriesDescription = f"{NAME}: {RESEARCH}"
+    made.SeriesDescription = SERIES
     made.BurnedInAnnotation = _burned_in(sources)
     for name in ("PatientIdentityRemoved", "DeidentificationMethod"):
         if name in sources[0]:
@@ -261,8 +264,8 @@ def _code(label: str) -> tuple[str, str, str]:
 
 
 def _uid(sources: Sequence[pydicom.Dataset], *words: str) -> str:
-    """The same UID for the same files and words, so that a result that is sent twice is one."""
-    names = [str(source.SOPInstanceUID) for source in sources]
+    """The same UID for the same files, in any order, and words: a result sent twice is one."""
+    names = sorted(str(source.SOPInstanceUID) for source in sources)
     digest = hashlib.sha256("\n".join([*names, *words]).encode()).digest()
     # UUIDs of version 8 are for what the maker derives them from (RFC 9562); as UIDs, PS3.5 B.2.
     number = int.from_bytes(digest[:16])

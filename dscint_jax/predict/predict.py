@@ -102,8 +102,7 @@ def predict(
     Raises:
       UserError: no run, runs that do not fit together, no image, or an `out` that holds files.
     """
-    if not 0 <= least_confidence <= 1:
-        raise UserError(f"--least_confidence {least_confidence} is no probability; give 0 to 1")
+    check_confidence(least_confidence)
     if dicom:
         check_writer()
     if workers < 1:
@@ -111,11 +110,54 @@ def predict(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is not empty; give a new folder")
     check_places(inputs)
-    runs = [run_of_workdir(workdir, checkpoint) for workdir in workdirs]
-    networks = Networks([*runs, *map(run_of_file, models)])
+    networks = open_networks(workdirs, checkpoint, models)
     if least_accuracy is not None:
         least_confidence = networks.least_confidence(least_accuracy)
         say(f"no answer is given below a probability of {least_confidence:.3f}")
+    answers: list[Answer] = []
+    with worker_pool(workers) as pool:
+        with ProgressBar("looking at files", noun="files"):
+            found = find_studies(inputs, pool, accept=accept)
+        _write_tables(out, networks, found, answers, deidentified)
+        say(f"{len(found.studies)} studies found; the first one waits for a compilation")
+        with ProgressBar("studies", total=len(found.studies), noun="studies") as bar:
+            for group in _groups(read_studies(found.studies, pool), networks.batch_size):
+                said = networks.read([read for _, read in group])
+                new = [
+                    answer_of(study, read, one, networks.classes, least_confidence)
+                    for (study, read), one in zip(group, said, strict=True)
+                ]
+                if pages or dicom:
+                    for answer, said_of, explained in explained_of(new, networks):
+                        place = out / name_of(answer.study)
+                        if pages:
+                            page = _page(answer, said_of, explained, networks, deidentified)
+                            write_text(place.with_suffix(".html"), page)
+                        if dicom:
+                            results = _results(
+                                place.name, answer, said_of, explained, networks, deidentified
+                            )
+                            for kind, content in results.items():
+                                write_bytes(place.with_name(f"{place.name}_{kind}.dcm"), content)
+                answers += new
+                _write_tables(out, networks, found, answers, deidentified)
+                bar.update(len(answers))
+    write_text(out / INDEX_FILE, _index(networks, found, answers, deidentified, pages))
+    return answers
+
+
+def check_confidence(least: float) -> None:
+    """Raises UserError where it is no probability."""
+    if not 0 <= least <= 1:
+        raise UserError(f"--least_confidence {least} is no probability; give 0 to 1")
+
+
+def open_networks(
+    workdirs: Sequence[Path], checkpoint: str, models: Sequence[Path] = ()
+) -> Networks:
+    """Opens runs and model files, and says what they lack; raises as `Networks`."""
+    runs = [run_of_workdir(workdir, checkpoint) for workdir in workdirs]
+    networks = Networks([*runs, *map(run_of_file, models)])
     for run in networks.uncalibrated:
         say(
             f"note: this checkpoint of {run.place} was not evaluated: its probabilities are not "
@@ -128,32 +170,7 @@ def predict(
             else "a model file does not hold them"
         )
         say(f"note: images are not compared with those of training, as {why}")
-    answers: list[Answer] = []
-    with worker_pool(workers) as pool:
-        with ProgressBar("looking at files", noun="files"):
-            found = find_studies(inputs, pool, accept=accept)
-        _write_tables(out, networks, found, answers, deidentified)
-        say(f"{len(found.studies)} studies found; the first one waits for a compilation")
-        with ProgressBar("studies", total=len(found.studies), noun="studies") as bar:
-            for group in _groups(read_studies(found.studies, pool), networks.batch_size):
-                said = networks.read([read for _, read in group])
-                new = [
-                    _answer(study, read, one, networks.classes, least_confidence)
-                    for (study, read), one in zip(group, said, strict=True)
-                ]
-                if pages or dicom:
-                    for answer, said_of, explained in _explained(new, networks):
-                        place = out / name_of(answer.study)
-                        if pages:
-                            page = _page(answer, said_of, explained, networks, deidentified)
-                            write_text(place.with_suffix(".html"), page)
-                        if dicom:
-                            _write_dicom(place, answer, said_of, explained, networks, deidentified)
-                answers += new
-                _write_tables(out, networks, found, answers, deidentified)
-                bar.update(len(answers))
-    write_text(out / INDEX_FILE, _index(networks, found, answers, deidentified, pages))
-    return answers
+    return networks
 
 
 def _groups(
@@ -171,13 +188,14 @@ def _groups(
         yield group
 
 
-def _answer(
+def answer_of(
     study: FoundStudy,
     read: ReadStudy,
     said: Said | None,
     classes: Sequence[str],
     least_confidence: float,
 ) -> Answer:
+    """What becomes of a study, from how it was read and what the networks say of it."""
     findings = [
         text
         for image in read.images
@@ -198,7 +216,7 @@ def _answer(
     )
 
 
-def _explained(
+def explained_of(
     answers: Sequence[Answer], networks: Networks
 ) -> Iterator[tuple[Answer, Said, list[Explained]]]:
     """Every study that was read, with its maps."""
@@ -209,19 +227,39 @@ def _explained(
             yield answer, said, explained
 
 
-def _write_dicom(
-    place: Path,
+def _results(
+    name: str,
     answer: Answer,
     said: Said,
     explained: Sequence[Explained],
     networks: Networks,
     deidentified: bool,
-) -> None:
-    """Writes the report and the picture of a study, unless it is no DICOM study."""
+) -> dict[str, bytes]:
+    """As `dicom_results`; of a study whose header does not allow them none, which is said."""
+    try:
+        return dicom_results(answer, said, explained, networks, deidentified=deidentified)
+    except UserError as error:
+        say(f"note: {name} has no DICOM results: it {error}")
+        return {}
+
+
+def dicom_results(
+    answer: Answer,
+    said: Said,
+    explained: Sequence[Explained],
+    networks: Networks,
+    *,
+    deidentified: bool = False,
+) -> dict[str, bytes]:
+    """The report and the picture of a study, as DICOM files; none of one that is no DICOM study.
+
+    Raises:
+      UserError: its header holds what no object made anew may have.
+    """
     assert answer.verdict is not None
     sources = sources_of(answer.study.files)
     if not sources:
-        return
+        return {}
     files = list(dict.fromkeys(answer.study.files))
     rows = answer.study.rows
     frames = [
@@ -236,15 +274,11 @@ def _write_dicom(
     pixels = picture_of(said, explained, answer.verdict)
     try:
         made = report(sources, frames, probabilities, answer.verdict, networks.classes, network)
-        contents = {"report": _part_10(made)}
-        contents["picture"] = _part_10(capture(sources, pixels, network))
-    # Headers of real archives hold values that no object made anew may have.
+        picture = capture(sources, pixels, network)
+        return {"report": _part_10(made), "picture": _part_10(picture)}
     except (AttributeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        say(f"note: {place.name} has no DICOM results, as its header does not allow them: {reason}")
-        return
-    for kind, content in contents.items():
-        write_bytes(place.with_name(f"{place.name}_{kind}.dcm"), content)
+        raise UserError(f"has a header that does not allow them: {reason}") from error
 
 
 def _part_10(dataset: pydicom.Dataset) -> bytes:

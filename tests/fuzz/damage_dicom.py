@@ -257,6 +257,9 @@ def rle_lies(random: Random, draft: Draft) -> None:
     if len(fragments) < 2 or not syntax or syntax.value.rstrip(b"\0") != RLELossless.encode():
         return
     nth = random.randrange(1, len(fragments))
+    # An earlier damage may have cut it short.
+    if len(fragments[nth]) < 64:
+        return
     table = list(struct.unpack("<16I", fragments[nth][:64]))
     data = fragments[nth][64:]
     match random.randrange(5):

@@ -106,7 +106,7 @@ class Header:
       rows, columns: its matrix.
       findings: what is odd about the file as a whole, in fixed words.
       patient_id: PatientID; it must not reach the records.
-      study: StudyInstanceUID; it must not reach the records.
+      study, instance: StudyInstanceUID and SOPInstanceUID; they must not reach the records.
       manufacturer: as written, or None.
       sex: 'F', 'M', 'O' or None.
       age: whole years or None.
@@ -119,6 +119,7 @@ class Header:
     findings: tuple[str, ...]
     patient_id: str
     study: str
+    instance: str
     manufacturer: str | None
     sex: str | None
     age: int | None
@@ -304,6 +305,7 @@ def _checked_header(dataset: Dataset, frame: int | None, view: str | None, accep
         findings=findings,
         patient_id=str(dataset.get("PatientID") or ""),
         study=str(dataset.get("StudyInstanceUID") or ""),
+        instance=str(dataset.get("SOPInstanceUID") or ""),
         manufacturer=str(dataset.get("Manufacturer") or "") or None,
         sex=_sex(dataset),
         age=_age(dataset),

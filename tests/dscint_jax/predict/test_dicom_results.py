@@ -181,7 +181,7 @@ def test_header_that_no_object_may_have_is_said_in_one_line(
     (tmp_path / "odd.dcm").write_bytes(changed)
     predict([run], [tmp_path / "odd.dcm"], tmp_path / "out", pages=False, dicom=True)
     (note,) = [line for line in capsys.readouterr().out.splitlines() if "DICOM results" in line]
-    assert note.startswith("note: study_0001 has no DICOM results, as its header does not allow")
+    assert note.startswith("note: study_0001 has no DICOM results: it has a header that does not")
     assert (tmp_path / "out" / "studies.csv").exists()
     assert not list((tmp_path / "out").glob("*.dcm"))
 

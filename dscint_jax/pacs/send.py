@@ -1,0 +1,64 @@
+"""Sends DICOM files to a PACS, by C-STORE or by STOW-RS.
+
+In: files of this package, and where to. Out: nothing where the PACS took them all, an error else.
+What is sent again has the same UIDs, so that a PACS keeps it once.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pydicom
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom.ae import ApplicationEntity
+
+from dscint_jax.pacs.address import Address, Node, Tls, Web
+from dscint_jax.pacs.client import Refused, Unreachable, associated, web_client
+from dscint_jax.pacs.listener import be_silent
+
+DUPLICATE = 0x0111
+"""What some say of an instance that they have: it is there."""
+
+WARNING = 0xB
+"""First digit of a status: taken, but for an attribute."""
+
+
+def send(paths: Sequence[Path], target: Address, title: str, tls: Tls) -> None:
+    """Sends files.
+
+    Args:
+      paths: DICOM files.
+      target: where to.
+      title: own AE title.
+      tls: certificates, where the target wants TLS.
+
+    Raises:
+      Unreachable, Refused: not all of them were taken, as far as is known.
+    """
+    be_silent()
+    datasets = [pydicom.dcmread(path) for path in paths]
+    if isinstance(target, Web):
+        _post(datasets, target)
+    else:
+        _store(datasets, target, title, tls)
+
+
+def _store(datasets: Sequence[pydicom.Dataset], target: Node, title: str, tls: Tls) -> None:
+    entity = ApplicationEntity(title)
+    for uid in dict.fromkeys(str(one.SOPClassUID) for one in datasets):
+        entity.add_requested_context(uid, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+    with associated(entity, target, tls) as association:
+        for dataset in datasets:
+            status = association.send_c_store(dataset).get("Status")
+            if status is None:
+                raise Unreachable(f"{target} did not answer")
+            if status not in (0, DUPLICATE) and status >> 12 != WARNING:
+                raise Refused(f"{target} refused {dataset.SOPClassUID.name}: status 0x{status:04X}")
+
+
+def _post(datasets: Sequence[pydicom.Dataset], target: Web) -> None:
+    with web_client(target) as client:
+        response = client.store_instances(datasets)
+        reasons = [one.get("FailureReason", 0) for one in response.get("FailedSOPSequence", [])]
+    failed = [reason for reason in reasons if reason != DUPLICATE]
+    if failed:
+        raise Refused(f"{target} refused {len(failed)} of {len(datasets)}: 0x{failed[0]:04X}")
