@@ -67,7 +67,7 @@ def _send_until_taken(orthanc, names, stop):
 
 @needs_orthanc
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("way", ["C-STORE", "STOW-RS"])
+@pytest.mark.parametrize("way", ["C-STORE", pytest.param("STOW-RS", marks=exhaustive)])
 @pytest.mark.parametrize(
     "studies, kills", [pytest.param(8, 2, marks=slow), pytest.param(300, 20, marks=exhaustive)]
 )
