@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 
@@ -212,3 +213,11 @@ def _run(main, *arguments) -> None:
         main()
     finally:
         sys.argv = before
+
+
+@pytest.fixture(scope="module")
+def run(trained, tmp_path_factory):
+    """A finished run of one's own: what is measured of its data is kept in it."""
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    shutil.copytree(trained, workdir)
+    return workdir

@@ -1,7 +1,5 @@
 """What takes answers in place of a PACS, and skips where the extra `pacs` is not installed."""
 
-import shutil
-
 import pytest
 
 pytest.importorskip("pynetdicom")
@@ -47,14 +45,6 @@ def sink():
     sink = Sink()
     yield sink
     sink.stop()
-
-
-@pytest.fixture(scope="module")
-def run(trained, tmp_path_factory):
-    """A finished run of one's own: what is measured of its data is kept in it."""
-    workdir = tmp_path_factory.mktemp("runs") / "run"
-    shutil.copytree(trained, workdir)
-    return workdir
 
 
 @pytest.fixture(scope="module")

@@ -92,13 +92,6 @@ def _planted(path, out, uids):
 
 
 @pytest.fixture(scope="module")
-def run(trained, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "run"
-    shutil.copytree(trained, workdir)
-    return workdir
-
-
-@pytest.fixture(scope="module")
 def planted(cohort, tmp_path_factory):
     """A folder of planted files, and the UIDs that are in them."""
     folder = tmp_path_factory.mktemp("in") / "FolderName Quintilia"

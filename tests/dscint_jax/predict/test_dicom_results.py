@@ -13,13 +13,6 @@ highdicom = pytest.importorskip("highdicom", exc_type=ImportError)
 
 
 @pytest.fixture(scope="module")
-def run(trained, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "run"
-    shutil.copytree(trained, workdir)
-    return workdir
-
-
-@pytest.fixture(scope="module")
 def sources(cohort):
     """A file of each maker, the first of the cohort."""
     found = {}
