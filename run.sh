@@ -18,7 +18,7 @@ usage: ./run.sh [COMMAND]
   (none)   set up, then the quickstart: $PATIENTS synthetic patients -> data set -> Dscint trained on
            them -> evaluation on patients it never saw -> $QUICKSTART/dscint/report/index.html.
            Run again, it keeps what is complete and resumes what is not.
-  setup    only make .venv and install
+  setup    only make .venv and install; further arguments are extras of pyproject.toml, such as pacs
   benchmark  set up, make the quickstart's data set, then compare networks on it for some hours;
            further arguments go to python -m dscint_jax.benchmark
   test     set up, then run the tests; further arguments go to pytest
@@ -106,7 +106,11 @@ is_installed() {
 
 # setup EXTRA...: makes .venv, or brings it up to date with pyproject.toml and constraints.txt.
 setup() {
-  local extras=("$@") accelerator python stamp wanted
+  local extras=("$@") extra accelerator python stamp wanted
+  for extra in "$@"; do
+    sed -n '/^\[project.optional-dependencies\]/,/^\[tool/p' pyproject.toml | grep -q "^$extra = " ||
+      fail "'$extra' is no extra of pyproject.toml; its [project.optional-dependencies] lists them"
+  done
   accelerator=$(accelerator_extra)
   [[ -z "$accelerator" ]] || extras+=("$accelerator")
   if ! .venv/bin/python -c 'import pip' 2>/dev/null; then
@@ -224,7 +228,8 @@ case "${1:-quickstart}" in
       --workdir runs/benchmark/cpu --data_dir "$QUICKSTART/data" "$@"
     ;;
   setup)
-    setup
+    shift
+    setup "$@"
     echo "ready: .venv/bin/python -m dscint_jax.main --help"
     ;;
   test)

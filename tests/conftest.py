@@ -18,6 +18,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-for-tests-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
+import beartype.claw
 import jax
 import jaxtyping
 import pytest
@@ -26,9 +27,12 @@ import pytest
 # wherever a test calls it in this process. As PEP 484 has it, an int is a float. Beam pickles
 # functions, which checked ones are not made for.
 if os.environ.get("TESTS_WITHOUT_HINTS") != "1":
+    # Hints of tfds_builder name no shapes; beartype's own hook holds them at less cost.
+    beartype.claw.beartype_package(
+        "tfds_builder", conf=beartype.BeartypeConf(is_pep484_tower=True, claw_is_pep526=False)
+    )
     jaxtyping.install_import_hook(
-        ["dscint_jax", "tfds_builder"],
-        "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+        "dscint_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
     )
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 jax.config.update("jax_numpy_rank_promotion", "raise")

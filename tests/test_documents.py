@@ -53,6 +53,13 @@ SMALLER = (
     # A cohort that is made in seconds.
     (r"--patients \d+", "--patients 24"),
     (r"PATIENTS=\d+", "PATIENTS=24"),
+    # Three of Dscint's layers.
+    (
+        r"(--config configs/quickstart\.py)(?!:)",
+        r"\1 '--config.model_options.widths=(8, 8, 16)' '--config.model_options.strides=(2, 1, 1)'"
+        r" '--config.model_options.pool_after=(2,)' --config.model_options.attention_after=2"
+        r" --config.model_options.hidden=8",
+    ),
     # Two steps on eight images of 128x32 pixels, whatever the config.
     (
         r"(--config configs/\w+\.py(?::\w+)?)",

@@ -127,6 +127,14 @@ def test_mistakes_in_the_options_are_one_line(arguments, word):
     assert word in done.stderr
 
 
+def test_setup_refuses_what_is_no_extra():
+    done = subprocess.run(
+        ["./run.sh", "setup", "dev", "gpu"], cwd=PROJECT, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: 'gpu' is no extra of pyproject.toml")
+
+
 @pytest.mark.parametrize("status, requeued", [(75, True), (143, True), (1, False), (0, False)])
 def test_batch_script_requeues_a_run_that_has_saved_while_the_signal_was_passed_on(
     status, requeued, tmp_path

@@ -47,7 +47,7 @@ def interrupt(words, number, is_time):
 @pytest.mark.parametrize(
     "chosen",
     [
-        ("dscint", "broken", "alexnet", "vgg16"),
+        ("dscint", "broken", "vgg16"),
         pytest.param((), marks=pytest.mark.exhaustive, id="all"),
     ],
 )
