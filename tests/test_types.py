@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import TypeCheckError
 
 from dscint_jax.input_pipeline.normalise import normalise
 from dscint_jax.metrics.confusion import ConfusionMatrix
 from dscint_jax.metrics.scores import five_metrics
 from dscint_jax.models import AttentionMaps
+from dscint_jax.report.tables import plain
 from tfds_builder.studies.matrix import fit_of
 
 
@@ -42,8 +44,10 @@ def test_an_array_of_another_kind_is_refused():
 
 def test_types_are_held_in_both_packages():
     assert fit_of(1024, 256).pool == 1
-    with pytest.raises(TypeCheckError):
+    with pytest.raises(BeartypeCallHintViolation):
         fit_of("1024", 256)
+    with pytest.raises(TypeCheckError):
+        plain(3)
 
 
 def test_a_tree_is_checked_where_it_is_made_and_not_where_jax_puts_it_together():
