@@ -14,5 +14,7 @@ def stream_key(seed: int, stream: str, step: Int[Array, ""] | int = 0) -> Key[Ar
       stream: what it is for, such as 'augment'; two names never share a key.
       step: of the training.
     """
-    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))
+    # What does not depend on the step is computed once, not in every step.
+    with jax.ensure_compile_time_eval():
+        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))
     return jax.random.fold_in(key, step)

@@ -14,8 +14,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests compile much and compute little, so code is generated without LLVM's optimisations, which
 # halves their time; what XLA does to a program before that is as ever. `.ci/night` sets it to 0.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# Tests leave the user's cache folder alone, and share one of their own while they run.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-for-tests-")
+# Tests leave the user's cache folder alone; all processes of a run share one while they run.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-for-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import beartype.claw
@@ -34,7 +36,6 @@ if os.environ.get("TESTS_WITHOUT_HINTS") != "1":
     jaxtyping.install_import_hook(
         "dscint_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
     )
-atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Eight devices on few cores: with steps queued up, their collectives can wait for each other

@@ -29,7 +29,7 @@ from dscint_jax.training.experiment import make_experiment
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.studies.study import intensity_scale
 
-DAILY = ("dscint", "alexnet", "dual_view")
+DAILY = ("dscint", "dual_view")
 
 NETWORKS = [
     name if name in DAILY else pytest.param(name, marks=pytest.mark.exhaustive)
