@@ -1,5 +1,6 @@
-"""CITATION.cff and .pre-commit-config.yaml: that they parse and agree with the project."""
+"""CITATION.cff, .pre-commit-config.yaml and Dockerfile: that they agree with the project."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -27,3 +28,25 @@ def test_hooks_run_from_the_environment_and_download_nothing():
         for hook in repository["hooks"]:
             assert hook["language"] == "system"
             assert hook["entry"].startswith("python -m ")
+
+
+def test_image_has_what_the_project_has_and_runs_without_root():
+    text = (PROJECT / "Dockerfile").read_text()
+    (base,) = re.findall(r"^ARG BASE=python:(\d\.\d+)-slim$", text, re.MULTILINE)
+    assert f"Programming Language :: Python :: {base}" in METADATA["classifiers"]
+    (extras,) = re.findall(r"extras=([\w,-]+);", text)
+    assert {*extras.split(",")} <= METADATA["optional-dependencies"].keys()
+    let_in = {
+        line[1:]
+        for line in (PROJECT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+    copied = {
+        name
+        for sources in re.findall(r"^COPY (?!--)(.+) \S+$", text, re.MULTILINE)
+        for name in sources.split()
+    }
+    assert copied == let_in
+    assert all((PROJECT / name).exists() for name in copied)
+    # The last user that a stage names holds for those that begin with it.
+    assert re.findall(r"^USER (.+)$", text, re.MULTILINE) == ["10001:10001"]

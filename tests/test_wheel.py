@@ -56,7 +56,7 @@ def test_wheel_holds_the_packages_and_nothing_beside_them(site):
     report = PROJECT / "dscint_jax" / "report"
     data = [*(report / "template").iterdir(), *(report / "checklists").iterdir()]
     data += (PROJECT / "dscint_jax" / "predict" / "template").iterdir()
-    assert len(data) == 12
+    assert len(data) == 14
     for file in data:
         assert (site / file.relative_to(PROJECT)).read_bytes() == file.read_bytes()
 
