@@ -125,7 +125,7 @@ def main() -> None:
 
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dscint-")))
             count = retrieve(source, *wanted, folder, title, tls)
-            say(f"{count} files retrieved from {source}")
+            say(f"{count} file{'s' * (count != 1)} retrieved from {source}")
             options["inputs"] = [folder]
         answers = predict(**options)
     if target:

@@ -1,5 +1,8 @@
 """What takes answers in place of a PACS, and skips where the extra `pacs` is not installed."""
 
+import shutil
+import subprocess
+
 import pytest
 
 pytest.importorskip("pynetdicom")
@@ -51,3 +54,25 @@ def sink():
 def scans(cohort):
     """The cohort's files."""
     return sorted((cohort / "images").iterdir())
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    """An authority, a service and a peer with certificates of it, and a stranger's own."""
+    if not shutil.which("openssl"):
+        pytest.skip("needs openssl")
+    folder = tmp_path_factory.mktemp("certificates")
+
+    def openssl(command):
+        subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
+
+    new = "-newkey rsa:2048 -nodes"
+    for name in ("ca", "stranger"):
+        own = f"-subj /CN={name} -keyout {name}.key -out {name}.pem"
+        openssl(f"req -x509 {new} -days 2 {own}")
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.1")
+    for name in ("service", "peer"):
+        openssl(f"req {new} -subj /CN={name} -keyout {name}.key -out {name}.csr")
+        authority = "-CA ca.pem -CAkey ca.key -CAcreateserial -extfile names"
+        openssl(f"x509 -req -in {name}.csr {authority} -days 2 -out {name}.pem")
+    return folder

@@ -105,3 +105,40 @@ def test_who_is_refused_stops_nobody_and_answers_that_come_back_are_not_answered
         assert service.stop() == 0
         assert orthanc.answers() == {study: ONE_OF_EACH}
     assert service.left() == {}
+
+
+def test_pacs_and_service_speak_tls_and_who_does_not_is_refused(run, scans, certificates, tmp_path):
+    port = free_port()
+    theirs = {
+        "DicomTlsEnabled": True,
+        "DicomTlsRemoteCertificateRequired": True,
+        "DicomTlsCertificate": str(certificates / "peer.pem"),
+        "DicomTlsPrivateKey": str(certificates / "peer.key"),
+        "DicomTlsTrustedCertificates": str(certificates / "ca.pem"),
+        "DicomModalities": {
+            "service": {"AET": "DSCINT", "Host": "127.0.0.1", "Port": port, "UseDicomTls": True}
+        },
+    }
+    ours = (
+        *("--tls_certificate", certificates / "service.pem"),
+        *("--tls_key", certificates / "service.key", "--tls_ca", certificates / "ca.pem"),
+    )
+    with Orthanc(tmp_path / "orthanc", port, **theirs) as orthanc:
+        node = f"{orthanc.node}/tls"
+        words = ("ORTHANC@127.0.0.1", node, "--quiet_seconds", 1, *ours)
+        with Service(run, tmp_path, port, *words) as service:
+            assert not associate(port).is_established
+            name = orthanc.upload(scans[0].read_bytes())
+            assert wait_for(lambda: orthanc.send([name]), 60)
+            assert wait_for(lambda: list((service.state / "answered").glob("*/*.json")), 400)
+            study = str(pydicom.dcmread(scans[0], stop_before_pixels=True).StudyInstanceUID)
+            assert orthanc.answers() == {study: ONE_OF_EACH}
+            assert service.stop() == 0
+        words = ("--workdir", run, "--no_pages", "--study", study, "--out", tmp_path / "out")
+        done = _predict(*words, "--from_pacs", node, *ours)
+        assert done.returncode == 0, done.stderr
+        assert "1 file retrieved" in done.stdout
+        done = _predict(*words[:-1], tmp_path / "none", "--from_pacs", orthanc.node)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
