@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import subprocess
@@ -113,9 +114,14 @@ def test_half_the_precision_halves_what_is_kept_but_for_signs():
     assert 0.5 < kept[1] / kept[0] < 0.7
 
 
+@functools.cache
+def _published(name):
+    return cost.abstract_network(name, num_classes=1000, channels=3)
+
+
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_are_the_published_ones(name):
-    model = cost.abstract_network(name, num_classes=1000, channels=3)
+    model = _published(name)
     assert cost.parameter_count(model) == PARAMETERS[name]
     leaves = jax.tree.leaves(nnx.state(model))
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
@@ -123,15 +129,14 @@ def test_parameters_are_the_published_ones(name):
 
 @pytest.mark.parametrize("name", MULTIPLY_ADDS)
 def test_operations_are_twice_the_published_multiply_adds_but_for_padding(name):
-    model = cost.abstract_network(name, num_classes=1000, channels=3)
+    model = _published(name)
     found = cost.forward_flops(model, (224, 224, 3)) / (2 * MULTIPLY_ADDS[name])
     assert 0.92 < found < 1.02
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels_are_those_of_the_architecture(name):
-    model = cost.abstract_network(name, num_classes=4)
-    assert cost.kernel_counts(model) == KERNELS[name]
+    assert cost.kernel_counts(_published(name)) == KERNELS[name]
 
 
 class Studies(nnx.Module):
