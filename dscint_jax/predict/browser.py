@@ -18,8 +18,6 @@ from pathlib import Path
 from markupsafe import Markup
 
 from dscint_jax.command import run_command
-from dscint_jax.report.html import render
-from dscint_jax.report.tables import plain
 from tfds_builder.commandline.command import CommandParser
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import write_text
@@ -53,8 +51,13 @@ def browser_page(model: bytes, metadata: Mapping[str, str], packages: Path) -> s
       packages: npm's folder node_modules.
 
     Raises:
-      UserError: a package is missing, or holds something else.
+      UserError: a package is missing.
     """
+    # After the arguments are known to be right: they take seconds to import.
+    from dscint_jax.export.metadata import NOT_FITTED
+    from dscint_jax.report.html import render
+    from dscint_jax.report.tables import plain
+
     scripts = [
         _text_of(packages, name, file).replace("</script", "<\\/script")
         for name, file in SCRIPTS.items()
@@ -65,7 +68,7 @@ def browser_page(model: bytes, metadata: Mapping[str, str], packages: Path) -> s
     about = {
         "classes": [plain(label) for label in json.loads(metadata["classes"])],
         "records": metadata["records"],
-        "calibrated": metadata["temperature"] != "not fitted",
+        "calibrated": metadata["temperature"] != NOT_FITTED,
         "least": {
             accuracy: least
             for accuracy, least in json.loads(metadata["least_confidence"]).items()

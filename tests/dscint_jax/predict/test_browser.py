@@ -42,6 +42,36 @@ def _write_page(workdir, folder):
     return folder / "page.html"
 
 
+@pytest.mark.parametrize(
+    ("content", "out", "message"),
+    [
+        (None, "page.html", "cannot be read"),
+        (b"no graph at all", "page.html", "is no ONNX file"),
+        (b"", "page.html", "does not say its records"),
+        (b"", "page.htm", "must end in .html"),
+        (b"", "there.html", "--overwrite"),
+        ("exported", "page.html", "npm install onnxruntime-web upng-js dicom-parser"),
+    ],
+)
+def test_what_makes_no_page_is_one_line_and_leaves_none(trained, tmp_path, content, out, message):
+    model = tmp_path / "model.onnx"
+    (tmp_path / "there.html").write_text("an earlier page")
+    if content == "exported":
+        export(trained, model, format="onnx")
+    elif content is not None:
+        model.write_bytes(content)
+    before = sorted(tmp_path.iterdir())
+    command = [sys.executable, "-m", "dscint_jax.predict.browser", "--model", model]
+    command += ["--out", tmp_path / out, "--packages", tmp_path / "none"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "there.html").read_text() == "an earlier page"
+
+
 def _drop(page, files):
     command = [NODE, Path(__file__).with_name("drop.cjs"), page, CHROMIUM, *files]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
