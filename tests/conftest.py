@@ -14,6 +14,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests compile much and compute little, so code is generated without LLVM's optimisations, which
 # halves their time; what XLA does to a program before that is as ever. `.ci/night` sets it to 0.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Tests run side by side, and a second thread for small products would take a core to wait on.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Tests leave the user's cache folder alone; all processes of a run share one while they run.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-for-tests-")

@@ -30,6 +30,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from threadpoolctl import threadpool_limits
+
 from tfds_builder.commandline.command import follow_parent, parent_of_worker
 from tfds_builder.commandline.errors import UserError
 
@@ -299,6 +301,8 @@ def _work(connection: Connection, memory_bytes: int) -> None:
     follow_parent()
     _end_with_parent()
     _be_silent()
+    # What the modules that were imported beforehand compute takes one core.
+    threadpool_limits(1, "blas")
     _limit_memory(memory_bytes)
     connection.send(("ready", None))
     while True:

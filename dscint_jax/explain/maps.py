@@ -4,6 +4,7 @@ In: a trained network and indices of images. Out: the maps of each image, at the
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -57,19 +58,17 @@ class Explained:
 
 def explain(
     network: TrainedNetwork, indices: Int[np.ndarray, " image"], *, of: str = PREDICTED
-) -> list[Explained]:
-    """Explains some images of the network's split.
+) -> Iterator[Explained]:
+    """Explains some images of the network's split, a batch when its first is asked for.
 
     Args:
       network: with the split.
       indices: of the images in the split, in any order.
       of: the class that the maps are of, PREDICTED or TRUE.
     """
-    explained = []
     for start in range(0, len(indices), network.batch_size):
         chosen = np.asarray(indices[start : start + network.batch_size])
-        explained += _explain_batch(network, full_batch(network, chosen), of)[: len(chosen)]
-    return explained
+        yield from _explain_batch(network, full_batch(network, chosen), of)[: len(chosen)]
 
 
 def full_batch(network: TrainedNetwork, chosen: Int[np.ndarray, " image"]) -> HostBatch:

@@ -188,7 +188,7 @@ class Networks:
         records = [record for said in studies for record in said.records]
         images = self._scintigrams(records, self._runs[0].config.data.pool)
         network = dataclasses.replace(self._restored[0], images=images)
-        explained = iter(explain(network, np.arange(len(images))))
+        explained = explain(network, np.arange(len(images)))
         for said in studies:
             yield list(itertools.islice(explained, len(said.records)))
 

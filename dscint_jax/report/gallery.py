@@ -7,8 +7,9 @@ values that the page's script paints from.
 import base64
 import dataclasses
 import io
+import itertools
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -35,9 +36,6 @@ MOST_BYTES = 3_600_000
 
 MOST_CASES = 1000
 """Studies that are listed; more would be no help."""
-
-TOGETHER = 32
-"""Studies that are explained at once."""
 
 _VIEWS = ("anterior", "posterior")
 
@@ -117,7 +115,7 @@ def by_instruction(cases: Sequence[Case]) -> list[int]:
 
 def gallery(
     predictions: Predictions,
-    explain: Callable[[np.ndarray], list[Explained]],
+    explain: Callable[[np.ndarray], Iterator[Explained]],
     lesions: Callable[[np.ndarray], Sequence[LesionRecord | None]],
     *,
     clip: float,
@@ -127,7 +125,7 @@ def gallery(
 
     Args:
       predictions: of the split.
-      explain: explains images by their indices.
+      explain: explains images by their indices, one after the other as they are asked for.
       lesions: reads the records of images by their indices.
       clip: upper limit of a normalised pixel, which becomes 255.
       most_bytes: what all pictures may take; the least instructive studies are left out.
@@ -137,31 +135,18 @@ def gallery(
     """
     cases = cases_of(predictions)
     order = by_instruction(cases)[:MOST_CASES]
+    explained = explain(np.array([i for number in order for i in cases[number].images], int))
     shown: dict[int, dict[str, Any]] = {}
     size, shape = 0, (1, 1)
-    for start in range(0, len(order), TOGETHER):
-        chosen = order[start : start + TOGETHER]
-        images = [i for number in chosen for i in cases[number].images]
-        explained = dict(zip(images, explain(np.array(images)), strict=True))
-        records = dict(zip(images, lesions(np.array(images)), strict=True))
-        for number in chosen:
-            own = [explained[i] for i in cases[number].images]
-            painted = pictures(own, [records[i] for i in cases[number].images], clip)
-            size += sum(len(text) for text in (painted["picture"], *painted["maps"].values()))
-            if size > most_bytes:
-                return _gallery(predictions, cases, shown, clip, shape)
-            shape = shape_of(own[0].views.shape[-2:])
-            shown[number] = _described(predictions, cases[number], own) | painted
-    return _gallery(predictions, cases, shown, clip, shape)
-
-
-def _gallery(
-    predictions: Predictions,
-    cases: Sequence[Case],
-    shown: dict[int, dict[str, Any]],
-    clip: float,
-    shape: tuple[int, int],
-) -> dict[str, Any]:
+    for number in order:
+        images = cases[number].images
+        own = list(itertools.islice(explained, len(images)))
+        painted = pictures(own, lesions(np.array(images)), clip)
+        size += sum(len(text) for text in (painted["picture"], *painted["maps"].values()))
+        if size > most_bytes:
+            break
+        shape = shape_of(own[0].views.shape[-2:])
+        shown[number] = _described(predictions, cases[number], own) | painted
     return {
         **viewer(clip, shape, {name for case in shown.values() for name in case["maps"]}),
         "classes": [plain(name) for name in predictions.classes],

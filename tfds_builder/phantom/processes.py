@@ -6,7 +6,9 @@ In: a function and its arguments. Out: the results, in the order of the argument
 import concurrent.futures
 import multiprocessing
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from threadpoolctl import threadpool_limits
 
 from tfds_builder.commandline.command import follow_parent
 from tfds_builder.commandline.errors import UserError
@@ -22,6 +24,9 @@ def run_all(
 ) -> list[Result]:
     """Returns `function(*own)` for each of the arguments, in their order.
 
+    Linear algebra in it has one thread: a second would wait, at full load, for small products, on
+    a core that another process needs.
+
     Args:
       function: of a module, so that processes can import it.
       arguments: at least one where there are several workers.
@@ -34,14 +39,14 @@ def run_all(
     results: list[Result] = []
     if workers == 1:
         for own in arguments:
-            results.append(function(*own))
+            results.append(_in_one_thread(function, *own))
             report(len(results))
         return results
     pool = concurrent.futures.ProcessPoolExecutor(
         min(workers, len(arguments)), multiprocessing.get_context("spawn"), follow_parent
     )
     try:
-        for task in [pool.submit(function, *own) for own in arguments]:
+        for task in [pool.submit(_in_one_thread, function, *own) for own in arguments]:
             results.append(task.result())
             report(len(results))
     except concurrent.futures.process.BrokenProcessPool as error:
@@ -52,3 +57,8 @@ def run_all(
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     return results
+
+
+def _in_one_thread(function: Callable[..., Result], *own: Any) -> Result:
+    with threadpool_limits(1, "blas"):
+        return function(*own)

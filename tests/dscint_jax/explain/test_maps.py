@@ -40,7 +40,7 @@ def test_heat_is_between_0_and_1_over_both_views_together():
 def test_every_image_has_all_maps_at_its_size_in_any_order(network):
     count = network.batch_size + 3
     indices = np.random.default_rng(1).permutation(count)
-    explained = explain(network, indices)
+    explained = list(explain(network, indices))
     batch = full_batch(network, indices[:2])
     maps = np.asarray(network.maps(batch).attention.spatial)[..., 0]
     for n, item in enumerate(explained):
@@ -54,7 +54,7 @@ def test_every_image_has_all_maps_at_its_size_in_any_order(network):
             np.testing.assert_allclose(
                 item.maps[ATTENTION][0], resize(maps[n], (64, 16)), rtol=1e-5
             )
-    alone = explain(network, indices[-1:])[0]
+    alone = next(explain(network, indices[-1:]))
     np.testing.assert_allclose(
         alone.maps[GRAD_CAM], explained[-1].maps[GRAD_CAM], rtol=1e-4, atol=1e-7
     )
@@ -62,7 +62,7 @@ def test_every_image_has_all_maps_at_its_size_in_any_order(network):
 
 def test_maps_are_of_the_class_that_is_asked_for(network):
     indices = np.arange(len(network.images))
-    of_true, of_read = (explain(network, indices, of=of) for of in (TRUE, PREDICTED))
+    of_true, of_read = (list(explain(network, indices, of=of)) for of in (TRUE, PREDICTED))
     assert [item.target for item in of_true] == [item.label for item in of_true]
     for true, read in zip(of_true, of_read, strict=True):
         same = np.allclose(true.maps[GRAD_CAM], read.maps[GRAD_CAM])

@@ -46,7 +46,7 @@ TWO_STUDIES = [
 def _explain(indices, maps=("attention", "grad_cam")):
     """Pictures whose brightness is the image's index."""
     random = np.random.default_rng(3)
-    return [
+    return (
         Explained(
             views=np.full((1, 512, 128), i / 2.0, np.float32),
             probabilities=np.array([0.5, 0.5]),
@@ -56,7 +56,7 @@ def _explain(indices, maps=("attention", "grad_cam")):
             maps={name: random.random((1, 512, 128), np.float32) for name in maps},
         )
         for i in indices
-    ]
+    )
 
 
 def _records(indices):
