@@ -29,7 +29,7 @@ FLOORS = {
         ("evaluate", "baselines"),
         ("compare", "ensemble", "explain", "export", "pacs", "replay"),
         ("report",),
-        ("benchmark", "predict", "throughput"),
+        ("benchmark", "device_check", "predict", "throughput"),
         ("main",),
     ],
 }

@@ -1,9 +1,12 @@
-"""CITATION.cff, .pre-commit-config.yaml and Dockerfile: that they agree with the project."""
+"""CITATION.cff, .pre-commit-config.yaml, Dockerfile; what a Python without our packages says."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 PROJECT = Path(__file__).parent.parent
@@ -50,3 +53,13 @@ def test_image_has_what_the_project_has_and_runs_without_root():
     assert all((PROJECT / name).exists() for name in copied)
     # The last user that a stage names holds for those that begin with it.
     assert re.findall(r"^USER (.+)$", text, re.MULTILINE) == ["10001:10001"]
+
+
+@pytest.mark.parametrize("command", ["dscint_jax.main", "dscint_jax.compare", "tfds_builder.build"])
+def test_command_without_its_environment_says_what_to_do_in_one_line(command):
+    # -S: without the packages that are installed.
+    words = [sys.executable, "-S", "-m", command, "--help"]
+    done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "run ./run.sh setup once, then source .venv/bin/activate" in done.stderr

@@ -4,6 +4,7 @@ In: a TFDS builder and names of its splits. Out: images by their indices, as dic
 the keys of all. Counts stay integers: a smaller image is a sum over blocks of pixels.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -164,8 +165,9 @@ def sum_pool(
 ) -> Int[np.ndarray, "*view small_height small_width 1"]:
     """Sums blocks of side x side pixels: no count is lost, and Poisson stays Poisson."""
     *views, height, width, _ = counts.shape
-    blocks = counts.reshape(*views, height // side, side, width // side, side, 1)
-    return blocks.sum((-4, -2), dtype=np.int32)
+    # Row by row, then column by column: NumPy takes up to ten times as long over both at once.
+    rows = counts.reshape(*views, height // side, side, width, 1).sum(-3, dtype=np.int32)
+    return functools.reduce(np.add, (rows[..., first::side, :] for first in range(side)))
 
 
 def _put(held: np.ndarray | None, counts: np.ndarray, start: int, total: int) -> np.ndarray:

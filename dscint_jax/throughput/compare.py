@@ -6,11 +6,12 @@ so that a machine that slows down slows all; a ratio is that of two neighbours.
 
 import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def compare(workload: Workload, peers: Sequence[str], rounds: int) -> Comparison
         weights = Path(folder) / "weights.safetensors"
         for number in range(1, rounds + 1):
             for name, measurements in measured.items():
-                found = _measure(workload, name, weights)
+                found = measure_apart(workload, name, weights)
                 measurements.append(found)
                 say(
                     f"{workload.network}, batch {workload.batch}, round {number} of {rounds}, "
@@ -106,7 +107,7 @@ def compare(workload: Workload, peers: Sequence[str], rounds: int) -> Comparison
                 )
     refused = {}
     for peer in peers:
-        reason = _difference(measured[JAX][0], measured[peer][0], TOLERANCE[workload.dtype])
+        reason = difference(measured[JAX][0], measured[peer][0], TOLERANCE[workload.dtype])
         if reason:
             refused[peer] = reason
             say(f"{workload.network}: no ratio to {peer}: {reason}")
@@ -128,7 +129,20 @@ def workload_of(network: str, **fields: Any) -> Workload:
     return Workload(network=network, options=options, **fields)
 
 
-def _measure(workload: Workload, framework: str, weights: Path) -> Measurement:
+def measure_apart(
+    workload: Workload, framework: str, weights: Path, environment: Mapping[str, str] | None = None
+) -> Measurement:
+    """Measures one framework in a process of its own.
+
+    Args:
+      workload: what to time.
+      framework: JAX or one of PEERS.
+      weights: the file that JAX writes its first weights into, and a peer reads them from.
+      environment: variables that the process has besides this one's.
+
+    Raises:
+      UserError: the process failed; it said why.
+    """
     program = "from dscint_jax.throughput.child import run; run()"
     words = [sys.executable, "-c", program, framework, str(weights)]
     child = subprocess.run(
@@ -137,6 +151,7 @@ def _measure(workload: Workload, framework: str, weights: Path) -> Measurement:
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, **(environment or {})},
     )
     if child.returncode:
         said = child.stderr.strip().splitlines() or [f"it ended with status {child.returncode}"]
@@ -145,8 +160,8 @@ def _measure(workload: Workload, framework: str, weights: Path) -> Measurement:
     return Measurement(**{**told, "quartiles_s": tuple(told["quartiles_s"])})
 
 
-def _difference(ours: Measurement, other: Measurement, tolerance: float) -> str | None:
-    """Why the two do not compute the same; None if they do."""
+def difference(ours: Measurement, other: Measurement, tolerance: float) -> str | None:
+    """Why the first steps of the two do not compute the same; None if they do."""
     for name in ("loss", "gradient_norm"):
         a, b = getattr(ours, name), getattr(other, name)
         # Written so that what is not a number fails.

@@ -75,7 +75,7 @@ def test_onnxruntime_is_measured_on_predictions_in_float32(changed):
 )
 def test_no_ratio_where_the_two_do_not_compute_the_same(monkeypatch, other):
     monkeypatch.setattr(
-        "dscint_jax.throughput.compare._measure",
+        "dscint_jax.throughput.compare.measure_apart",
         lambda workload, framework, weights: measurement(**({} if framework == JAX else other)),
     )
     found = compare(workload_of("dscint", train=True, **FIELDS), ["torch"], rounds=2)
@@ -100,7 +100,7 @@ def test_what_fails_is_told_and_the_others_are_measured(monkeypatch, tmp_path, c
             raise UserError("alexnet, jax: too large")
         return measurement()
 
-    monkeypatch.setattr("dscint_jax.throughput.compare._measure", measure)
+    monkeypatch.setattr("dscint_jax.throughput.compare.measure_apart", measure)
     out = tmp_path / "throughput.json"
     settings = {k: v for k, v in FIELDS.items() if k not in ("batch", "seconds")}
     assert measure_all(

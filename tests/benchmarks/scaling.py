@@ -1,0 +1,110 @@
+"""What training on many devices costs, as far as one machine without them can tell.
+
+    python -m tests.benchmarks.scaling
+
+In: nothing. Out: what the devices send each other in a step of every network at 1024x256 pixels,
+read from the program before it is compiled; how long a step of the quickstart takes when one batch
+is divided over 1, 2, 4 and 8 devices that share this machine's cores; how many images a second the
+host reads from the disk with one thread, where a data set is named.
+"""
+
+import os
+
+# Before JAX is imported: devices are counted once.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import math
+import re
+import runpy
+import statistics
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import AxisType
+
+from dscint_jax import models
+from dscint_jax.config import Config
+from dscint_jax.input_pipeline import load_split
+from dscint_jax.mesh import AXIS, replicate, shard_batch
+from dscint_jax.training import parallel
+from dscint_jax.training.experiment import make_experiment
+from tests.benchmarks.step_parts import CLASSES, batch_of, median_ms
+from tfds_builder.commandline.command import CommandParser
+
+DEVICES = (1, 2, 4, 8)
+
+
+def _mesh(count):
+    return jax.make_mesh((count,), (AXIS,), (AxisType.Auto,), devices=jax.devices()[:count])
+
+
+def sent(network):
+    """(parameters, messages, numbers) of a step over all devices; each number has four bytes."""
+    config = Config(model=network, batch_size=DEVICES[-1], steps=1)
+    experiment = make_experiment(config, (1,) * CLASSES, AXIS)
+    step = parallel.compile_train_step(experiment.spec, _mesh(DEVICES[-1]))
+    batch = jax.eval_shape(lambda: batch_of(config))
+    program = step.lower(experiment.state_shapes, batch).as_text()
+    # The type of what is sent stands behind the function that adds it up.
+    shapes = re.findall(
+        r"stablehlo.all_reduce.*?\}\) : \(tensor<([\dx]*)x?f32>\)", program, re.DOTALL
+    )
+    numbers = [math.prod(map(int, filter(None, shape.split("x")))) for shape in shapes]
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(experiment.params))
+    return parameters, len(numbers), sum(numbers)
+
+
+def step_ms(config, count):
+    """A step of the config's batch, divided over so many devices."""
+    mesh = _mesh(count)
+    experiment = make_experiment(config, (1,) * CLASSES, AXIS)
+    state = replicate(experiment.initial_state(), mesh)
+    batch = shard_batch(batch_of(config), mesh)
+    take = parallel.compile_train_step(experiment.spec, mesh)
+
+    def call():
+        nonlocal state
+        state, metrics = take(state, batch)
+        return metrics
+
+    return median_ms(call)
+
+
+def images_a_second(data_dir, pool, batch=24, rounds=5):
+    """Read from the disk, decoded and summed over blocks, by one thread."""
+    images = load_split(data_dir, "train", pool=pool, cache_gib=0.0, cache="none")
+    times = []
+    for number in range(rounds):
+        start = time.perf_counter()
+        images.read(np.arange(number * batch, (number + 1) * batch))
+        times.append(time.perf_counter() - start)
+    return batch / statistics.median(times)
+
+
+def main() -> None:
+    """Prints the lines."""
+    parser = CommandParser(prog="python -m tests.benchmarks.scaling")
+    parser.add_argument("--data_dir", type=Path, help="data set whose images are read")
+    data_dir = parser.parse_args().data_dir
+    for network in models.NETWORKS:
+        parameters, messages, numbers = sent(network)
+        print(
+            f"{network}: {parameters / 1e6:.2f} million parameters; a step sends "
+            f"{4 * numbers / 1e6:.2f} MB in {messages} messages",
+            flush=True,
+        )
+    config = runpy.run_path("configs/quickstart.py")["get_config"]()
+    alone = None
+    for count in DEVICES:
+        taken = step_ms(config, count)
+        alone = alone or taken
+        print(f"{count} devices: {taken:.0f} ms a step, {taken / alone:.2f} times one", flush=True)
+    for pool in (1, 4) if data_dir else ():
+        print(f"pool {pool}: {images_a_second(data_dir, pool):.0f} images/s a thread", flush=True)
+
+
+if __name__ == "__main__":
+    main()
