@@ -10,6 +10,7 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -194,8 +195,19 @@ def check_files(results: Mapping[str, Any], folder: Path) -> None:
     for cell in results["cells"]:
         if "metrics" in cell and cell["metrics"] != metrics_of(folder / place_of(cell)):
             raise UserError(f"{folder / RESULTS_FILE}: metrics of {named(cell)} are not its own")
-    if json.loads(json.dumps(tables_of(results, folder))) != results["tables"]:
+    if not _agree(json.loads(json.dumps(tables_of(results, folder))), results["tables"]):
         raise UserError(f"{folder / RESULTS_FILE}: its tables do not follow from the predictions")
+
+
+def _agree(found: Any, told: Any) -> bool:
+    """Whether two tables are the same but for what another processor rounds."""
+    if isinstance(found, dict) and isinstance(told, dict):
+        return found.keys() == told.keys() and all(_agree(found[key], told[key]) for key in found)
+    if isinstance(found, list) and isinstance(told, list):
+        return len(found) == len(told) and all(map(_agree, found, told))
+    if isinstance(found, float) and isinstance(told, float):
+        return math.isclose(found, told, rel_tol=1e-9, abs_tol=1e-12)
+    return found == told
 
 
 def named(cell: Mapping[str, Any]) -> str:

@@ -2,10 +2,12 @@
 
     python -m tests.benchmarks.scaling
 
-In: nothing. Out: what the devices send each other in a step of every network at 1024x256 pixels,
-read from the program before it is compiled; how long a step of the quickstart takes when one batch
-is divided over 1, 2, 4 and 8 devices that share this machine's cores; how many images a second the
-host reads from the disk with one thread, where a data set is named.
+In: the speed of a device and of the links between them, as their makers tell or as measured. Out:
+what the devices send each other in a step of every network at 1024x256 pixels, read from the
+program before it is compiled, and what follows from it and from the counted operations: how many
+images a device must have in a step, so that messages take no more than a tenth of the time. How
+long a step of the quickstart takes when one batch is divided over 1, 2, 4 and 8 devices that share
+this machine's cores. How many images a second one thread reads from the disk.
 """
 
 import os
@@ -29,12 +31,15 @@ from dscint_jax import models
 from dscint_jax.config import Config
 from dscint_jax.input_pipeline import load_split
 from dscint_jax.mesh import AXIS, replicate, shard_batch
+from dscint_jax.models import cost
 from dscint_jax.training import parallel
 from dscint_jax.training.experiment import make_experiment
 from tests.benchmarks.step_parts import CLASSES, batch_of, median_ms
 from tfds_builder.commandline.command import CommandParser
 
 DEVICES = (1, 2, 4, 8)
+LATENCY_S = 50e-6
+"""Of a message among many devices, besides the time of its bytes."""
 
 
 def _mesh(count):
@@ -87,13 +92,20 @@ def images_a_second(data_dir, pool, batch=24, rounds=5):
 def main() -> None:
     """Prints the lines."""
     parser = CommandParser(prog="python -m tests.benchmarks.scaling")
-    parser.add_argument("--data_dir", type=Path, help="data set whose images are read")
-    data_dir = parser.parse_args().data_dir
+    add = parser.add_argument
+    add("--data_dir", type=Path, help="data set whose images are read")
+    add("--tflops", type=float, default=300, help="10^12 operations a second that a device does")
+    add("--link", type=float, default=50, help="10^9 bytes a second that a device sends")
+    arguments = parser.parse_args()
+    data_dir = arguments.data_dir
     for network in models.NETWORKS:
         parameters, messages, numbers = sent(network)
+        # A ring sends everything twice; a training step is three forward passes.
+        message_s = 2 * 4 * numbers / (1e9 * arguments.link) + messages * LATENCY_S
+        image_s = 3 * cost.network_cost(network).flops / (1e12 * arguments.tflops)
         print(
-            f"{network}: {parameters / 1e6:.2f} million parameters; a step sends "
-            f"{4 * numbers / 1e6:.2f} MB in {messages} messages",
+            f"| {network} | {parameters / 1e6:.2f} | {4 * numbers / 1e6:.2f} | {messages} | "
+            f"{1 / image_s:.0f} | {1e3 * message_s:.2f} | {math.ceil(9 * message_s / image_s)} |",
             flush=True,
         )
     config = runpy.run_path("configs/quickstart.py")["get_config"]()

@@ -100,6 +100,14 @@ def test_a_doctored_number_is_found_though_its_checksum_fits(out, doctor):
         check_files(results, out)
 
 
+def test_what_another_processor_rounds_is_not_doctored(out):
+    results = read(out)
+    mean = results["tables"]["comparison"]["patient"]["networks"][0]["metrics"]["accuracy"]
+    mean["mean"] *= 1 + 1e-14
+    results["sha256"] = checksum(results)
+    check_files(results, out)
+
+
 def test_failed_and_open_cells_leave_the_others_whole(plan, filled):
     failed, missing = plan.cells("alexnet", 1e-3)[:2]
     (folder_of(filled, failed) / FAILURE).write_text("the loss is not finite\n")
