@@ -156,31 +156,34 @@ def weight_gradient(
     batch, height, width, features = gradient.shape
     channels = x.shape[-1]
 
-    def add_images(total: jax.Array, images_and_gradients: tuple) -> tuple[jax.Array, None]:
+    def add_images(
+        sums: tuple[jax.Array, ...], images_and_gradients: tuple[jax.Array, jax.Array]
+    ) -> tuple[tuple[jax.Array, ...], None]:
         images, gradients = images_and_gradients
-        padded = jnp.pad(images, ((0, 0), *pads, (0, 0)))
+        padded = jnp.pad(images, (*[(0, 0)] * (images.ndim - 3), *pads, (0, 0)))
         flat = gradients.reshape(-1, features)
-        products = [
-            jnp.matmul(
-                padded[
-                    :,
-                    row : row + height * stride : stride,
-                    column : column + width * stride : stride,
-                ]
-                .reshape(-1, channels)
-                .T,
-                flat,
-                preferred_element_type=total.dtype,
-            )
+        seen = [
+            padded[
+                ...,
+                row : row + height * stride : stride,
+                column : column + width * stride : stride,
+                :,
+            ]
             for row in range(rows)
             for column in range(columns)
         ]
-        return total + jnp.stack(products), None
+        return tuple(
+            part + jnp.matmul(maps.reshape(-1, channels).T, flat, preferred_element_type=part.dtype)
+            for part, maps in zip(sums, seen, strict=True)
+        ), None
 
     # Sums over many positions and images, so in float32 also where the network computes in less.
-    zero = jnp.zeros((rows * columns, channels, features), jnp.float32)
+    zeros = (jnp.zeros((channels, features), jnp.float32),) * (rows * columns)
     most = max(TOGETHER // (height * width), 1)
     images = max(n for n in range(1, min(most, batch) + 1) if batch % n == 0)
-    groups = tuple(array.reshape(-1, images, *array.shape[1:]) for array in (x, gradient))
-    total, _ = jax.lax.scan(add_images, zero, groups)
-    return total.reshape(rows, columns, channels, features).astype(gradient.dtype)
+    # Of one image without an axis of length 1, with which a step takes a sixth longer.
+    if images > 1:
+        x = x.reshape(-1, images, *x.shape[1:])
+        gradient = gradient.reshape(-1, images, *gradient.shape[1:])
+    sums, _ = jax.lax.scan(add_images, zeros, (x, gradient))
+    return jnp.stack(sums).reshape(rows, columns, channels, features).astype(gradient.dtype)
