@@ -248,7 +248,7 @@ def _blobs(random, size, shape=(48, 32)):
     return batch, places
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("optimised")
 def test_trained_network_looks_at_the_feature_that_was_planted():
     options = {"regions": (1, 1), "hidden": 16, "dropout": 0.0}

@@ -38,7 +38,7 @@ def test_dscint_in_pytorch_has_the_loss_and_gradient_of_ours(train):
     assert 0 < found.of_peak(JAX) < 1.2
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_onnxruntime_has_the_loss_of_ours():
     pytest.importorskip("onnxruntime")
     workload = workload_of("dscint", train=False, **FIELDS)
