@@ -305,7 +305,7 @@ def main() -> None:
         "--workdir", type=Path, required=True, help="folder of the results and of all that is made"
     )
     parser.add_argument(
-        "--small", action="store_true", help="a minute on a CPU: shows that all of it runs"
+        "--small", action="store_true", help="three minutes on a CPU: shows that all of it runs"
     )
     arguments = parser.parse_args()
 
