@@ -127,6 +127,7 @@ def agreement(plan: Plan, workdir: Path) -> dict[str, Any]:
 def throughput(plan: Plan, workdir: Path) -> dict[str, Any]:
     """What `dscint_jax.throughput` tells of the networks, beside PyTorch where it is installed."""
     path = workdir / "throughput.json"
+    path.unlink(missing_ok=True)
     words = [part for name in plan.measured for part in ("--network", name)]
     if plan is FULL and importlib.util.find_spec("torch"):
         words += ["--peer", "torch", "--peer", "torch_compile"]

@@ -147,11 +147,21 @@ def weight_gradient(
     stride: int,
     pads: Padding,
 ) -> Float[Array, "rows columns in out"]:
-    """The convolution's gradient by its kernel: a matrix product for each of its positions.
+    """The convolution's gradient by its kernel, as matrix products.
 
-    One image after the other, or of small maps some at a time. `gradient` is the loss's by the
-    convolution's output, `size` the kernel's rows and columns.
+    `gradient` is the loss's by the convolution's output, `size` the kernel's rows and columns.
     """
+    # Of one channel, products of a kernel's position have one row, which is slow; but with stride 2
+    # windows are slower to cut out (`python -m tests.benchmarks.first_layers`).
+    if x.shape[-1] == 1 and stride != 2:
+        return _by_windows(x, gradient, size, stride, pads)
+    return _by_positions(x, gradient, size, stride, pads)
+
+
+def _by_positions(
+    x: jax.Array, gradient: jax.Array, size: tuple[int, int], stride: int, pads: Padding
+) -> jax.Array:
+    """A product for each position of the kernel, one image after the other, or some small maps."""
     rows, columns = size
     batch, height, width, features = gradient.shape
     channels = x.shape[-1]
@@ -187,3 +197,22 @@ def weight_gradient(
         gradient = gradient.reshape(-1, images, *gradient.shape[1:])
     sums, _ = jax.lax.scan(add_images, zeros, (x, gradient))
     return jnp.stack(sums).reshape(rows, columns, channels, features).astype(gradient.dtype)
+
+
+def _by_windows(
+    x: jax.Array, gradient: jax.Array, size: tuple[int, int], stride: int, pads: Padding
+) -> jax.Array:
+    """One product an image, of all that the kernel meets in it."""
+    features = gradient.shape[-1]
+
+    def add_image(
+        total: jax.Array, image_and_gradient: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, None]:
+        image, of_image = image_and_gradient
+        windows = _windows(image[None], size, stride, pads).T
+        flat = of_image.reshape(-1, features)
+        return total + jnp.matmul(windows, flat, preferred_element_type=total.dtype), None
+
+    zero = jnp.zeros((math.prod(size) * x.shape[-1], features), jnp.float32)
+    total, _ = jax.lax.scan(add_image, zero, (x, gradient))
+    return total.reshape(*size, x.shape[-1], features).astype(gradient.dtype)

@@ -110,6 +110,18 @@ def test_images_that_share_a_product_give_the_gradient_of_xla(batch, size):
     assert jnp.linalg.norm(found - vjp(target)[0]) <= 1e-5 * jnp.linalg.norm(found)
 
 
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(11, 4, 2), (3, 1, 1), (5, 3, "SAME")])
+def test_kernels_on_one_channel_have_the_gradient_of_xla(kernel, stride, padding):
+    random = np.random.default_rng(kernel)
+    x = jnp.array(random.normal(size=(5, 45, 23, 1)).astype(np.float32))
+    weights = jnp.array(random.normal(size=(kernel, kernel, 1, 6)).astype(np.float32))
+    pads = convolution.pads_of((45, 23), (kernel, kernel), stride, padding)
+    y, vjp = jax.vjp(lambda w: convolution._convolve(stride, pads, x, w), weights)
+    target = jnp.array(random.normal(size=y.shape).astype(np.float32))
+    found = convolution.weight_gradient(x, target, (kernel, kernel), stride, pads)
+    assert jnp.linalg.norm(found - vjp(target)[0]) <= 1e-5 * jnp.linalg.norm(found)
+
+
 def test_both_forward_passes_are_one():
     x, weights = _arrays(1, 16, 8, 3, 4, 3)
     pads = ((1, 1), (0, 1))
