@@ -31,16 +31,13 @@ FILE = "device_check.json"
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 NARROW = {
-    "model_options.widths": "(8, 8, 16)",
-    "model_options.strides": "(2, 1, 1)",
-    "model_options.pool_after": "(2,)",
-    "model_options.attention_after": 2,
-    "model_options.hidden": 8,
-    "batch_size": 8,
-    "data.pool": 8,
-    "optimizer.warmup_steps": 1,
+    "widths": (8, 8, 16),
+    "strides": (2, 1, 1),
+    "pool_after": (2,),
+    "attention_after": 2,
+    "hidden": 8,
 }
-"""A Dscint that any CPU trains in seconds."""
+"""Options of a Dscint that any CPU trains in seconds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +51,8 @@ class Plan:
       rounds, seconds: of the throughput.
       patients: synthetic ones, who are trained on.
       steps: of each training.
+      feeds: where the images of the whole trainings stay, by `config.data.cache`.
+      options: of the network that is compared and trained.
       overrides: of the trainings' configs.
     """
 
@@ -66,6 +65,8 @@ class Plan:
     seconds: int
     patients: int
     steps: int
+    feeds: tuple[str, ...]
+    options: Mapping[str, Any]
     overrides: Mapping[str, Any]
 
 
@@ -81,6 +82,8 @@ FULL = Plan(
     seconds=5,
     patients=200,
     steps=300,
+    feeds=("device", "host"),
+    options={},
     overrides={},
 )
 SMALL = Plan(
@@ -93,7 +96,9 @@ SMALL = Plan(
     seconds=1,
     patients=12,
     steps=4,
-    overrides=NARROW,
+    feeds=("host",),
+    options=NARROW,
+    overrides={"batch_size": 8, "data.pool": 8, "optimizer.warmup_steps": 1},
 )
 
 
@@ -110,6 +115,7 @@ def agreement(plan: Plan, workdir: Path) -> dict[str, Any]:
     for network in plan.compared:
         fields = {"size": (256, 64), "batch": 4, "dtype": "float32", "train": True, "seconds": 0.0}
         workload, weights = workload_of(network, **fields), workdir / "weights.safetensors"
+        workload = dataclasses.replace(workload, options={**workload.options, **plan.options})
         here = measure_apart(workload, JAX, weights)
         there = measure_apart(workload, JAX, weights, {"JAX_PLATFORMS": "cpu"})
         weights.unlink()
@@ -149,14 +155,14 @@ def throughput(plan: Plan, workdir: Path) -> dict[str, Any]:
 
 
 def training(plan: Plan, workdir: Path) -> dict[str, Any]:
-    """Dscint at full size on phantoms, fed from the device's memory and from the host's.
+    """Dscint at full size on phantoms, fed from each of the places.
 
     The scores are of few steps on few patients.
     """
     _data_set(plan, workdir)
     found: dict[str, Any] = {"errors": []}
     run = workdir
-    for feed in ("device", "host"):
+    for feed in plan.feeds:
         run = _train("dscint.py", plan, workdir / f"fed_from_{feed}", data=workdir, cache=feed)
         *_, speed = map(json.loads, (run / "train_speed.jsonl").read_text().splitlines())
         found[feed] = speed
@@ -267,6 +273,7 @@ def _train(
         "data.dir": data / "data",
         "data.cache": cache,
         "model_options.dtype": plan.dtype,
+        **{f"model_options.{name}": value for name, value in plan.options.items()},
         **plan.overrides,
     }
     words = [f"--config.{name}={value}" for name, value in options.items()]

@@ -10,7 +10,7 @@ from dscint_jax.device_check import FILE, PARTS, SMALL, check_device
 from tfds_builder.commandline.errors import UserError
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_small_check_runs_every_part_and_none_again(tmp_path, capfd, monkeypatch):
     assert check_device(tmp_path, SMALL)
     told = json.loads((tmp_path / FILE).read_text())
@@ -18,7 +18,7 @@ def test_small_check_runs_every_part_and_none_again(tmp_path, capfd, monkeypatch
     here, there = told["agreement"]["networks"]["dscint"]["loss"]
     assert here == pytest.approx(there, rel=1e-5)
     assert told["throughput"]["networks"][0]["frameworks"]["jax"]["images_s"] > 0
-    assert told["training"]["device"]["images_per_second"] > 0
+    assert told["training"]["host"]["images_per_second"] > 0
     assert told["training"]["metrics"]["support"] > 0
     assert told["repeated"]["trainings"]["as it is"]["same_bits"]
     monkeypatch.setattr("dscint_jax.device_check._command", None)
@@ -49,9 +49,12 @@ def test_part_that_fails_is_told_done_again_and_leaves_the_others_alone(
 
 
 def test_trainings_with_other_bits_are_an_error(tmp_path, monkeypatch):
-    (tmp_path / "provenance.json").write_text('[{"backend": "cpu"}]')
+    def train(config, plan, run, **options):
+        run.mkdir()
+        (run / "provenance.json").write_text('[{"backend": "cpu"}]')
+
     monkeypatch.setattr(device_check, "_data_set", lambda *_: None)
-    monkeypatch.setattr(device_check, "_train", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(device_check, "_train", train)
     checksums = iter("ab")
     monkeypatch.setattr(device_check, "_checksum", lambda run: next(checksums))
     found = device_check.repeated(SMALL, tmp_path)
