@@ -15,7 +15,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,9 +44,8 @@ class Plan:
     """How much is done.
 
     Attributes:
-      compared: networks whose training step is set beside the CPU's, on images of 256x64 pixels.
-      measured: networks whose throughput is measured.
-      size, batch, dtype: of that, and dtype of the whole training.
+      networks: whose training step is set beside the CPU's, and whose throughput is measured.
+      size, batch, dtype: of the throughput, and dtype of the trainings.
       rounds, seconds: of the throughput.
       patients: synthetic ones, who are trained on.
       steps: of each training.
@@ -56,8 +54,7 @@ class Plan:
       overrides: of the trainings' configs.
     """
 
-    compared: tuple[str, ...]
-    measured: tuple[str, ...]
+    networks: tuple[str, ...]
     size: str
     batch: int
     dtype: str
@@ -70,11 +67,8 @@ class Plan:
     overrides: Mapping[str, Any]
 
 
-_NETWORKS = ("dscint", "alexnet", "vgg16", "resnet50", "densenet121", "inception_v4")
-
 FULL = Plan(
-    compared=_NETWORKS,
-    measured=("dscint", "alexnet", "vgg16", "resnet18", "resnet50", "densenet121", "inception_v4"),
+    networks=("dscint", "alexnet", "vgg16", "resnet18", "resnet50", "densenet121", "inception_v4"),
     size="1024x256",
     batch=64,
     dtype="bfloat16",
@@ -87,8 +81,7 @@ FULL = Plan(
     overrides={},
 )
 SMALL = Plan(
-    compared=("dscint",),
-    measured=("dscint",),
+    networks=("dscint",),
     size="128x32",
     batch=4,
     dtype="float32",
@@ -105,14 +98,14 @@ SMALL = Plan(
 def agreement(plan: Plan, workdir: Path) -> dict[str, Any]:
     """Loss and gradient norm of each network's first step in float32, here and on the CPU.
 
-    More than rounding between them is an error.
+    The images have 256x64 pixels. More than rounding between them is an error.
     """
     from dscint_jax.throughput.compare import difference, measure_apart, workload_of
     from dscint_jax.throughput.workload import JAX, TOLERANCE
 
     found: dict[str, Any] = {}
     errors = []
-    for network in plan.compared:
+    for network in plan.networks:
         fields = {"size": (256, 64), "batch": 4, "dtype": "float32", "train": True, "seconds": 0.0}
         workload, weights = workload_of(network, **fields), workdir / "weights.safetensors"
         workload = dataclasses.replace(workload, options={**workload.options, **plan.options})
@@ -134,7 +127,7 @@ def throughput(plan: Plan, workdir: Path) -> dict[str, Any]:
     """What `dscint_jax.throughput` tells of the networks, beside PyTorch where it is installed."""
     path = workdir / "throughput.json"
     path.unlink(missing_ok=True)
-    words = [part for name in plan.measured for part in ("--network", name)]
+    words = [part for name in plan.networks for part in ("--network", name)]
     if plan is FULL and importlib.util.find_spec("torch"):
         words += ["--peer", "torch", "--peer", "torch_compile"]
     words += ["--size", plan.size, "--batch", plan.batch, "--dtype", plan.dtype]
@@ -164,8 +157,7 @@ def training(plan: Plan, workdir: Path) -> dict[str, Any]:
     run = workdir
     for feed in plan.feeds:
         run = _train("dscint.py", plan, workdir / f"fed_from_{feed}", data=workdir, cache=feed)
-        *_, speed = map(json.loads, (run / "train_speed.jsonl").read_text().splitlines())
-        found[feed] = speed
+        found[feed] = _speed(run)
     _command("dscint_jax.evaluate", "--workdir", run, "--split", "test")
     found["metrics"] = read_json(run / "eval" / "test" / "metrics.json")
     found["attempt"] = read_json(run / "provenance.json")[-1]
@@ -181,15 +173,14 @@ def repeated(plan: Plan, workdir: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     run, same = workdir, True
     for flags in ("", DETERMINISTIC):
-        seconds, weights = [], []
+        speeds, weights = [], []
         for number in (1, 2):
             run = workdir / f"repeated_{'deterministic' if flags else 'as_it_is'}_{number}"
-            start = time.perf_counter()
             _train("quickstart.py", plan, run, data=workdir, flags=flags)
-            seconds.append(time.perf_counter() - start)
+            speeds.append(_speed(run))
             weights.append(_checksum(run))
         same = weights[0] == weights[1]
-        found[flags or "as it is"] = {"same_bits": same, "seconds": seconds}
+        found[flags or "as it is"] = {"same_bits": same, "speeds": speeds}
         if read_json(run / "provenance.json")[-1]["backend"] != "gpu":
             break
     return {"trainings": found, "errors": [] if same else ["two trainings end in other bits"]}
@@ -284,6 +275,12 @@ def _train(
         environment={"XLA_FLAGS": flags},
     )
     return run
+
+
+def _speed(run: Path) -> dict[str, Any]:
+    """What a run told last of its speed, also if it was complete before."""
+    *_, last = (run / "train_speed.jsonl").read_text().splitlines()
+    return json.loads(last)
 
 
 def _checksum(run: Path) -> str:

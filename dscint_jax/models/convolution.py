@@ -191,7 +191,7 @@ def _by_positions(
     zeros = (jnp.zeros((channels, features), jnp.float32),) * (rows * columns)
     most = max(TOGETHER // (height * width), 1)
     images = max(n for n in range(1, min(most, batch) + 1) if batch % n == 0)
-    # Of one image without an axis of length 1, with which a step takes a sixth longer.
+    # Of one image without an axis of length 1, for which XLA chooses a slower layout.
     if images > 1:
         x = x.reshape(-1, images, *x.shape[1:])
         gradient = gradient.reshape(-1, images, *gradient.shape[1:])

@@ -52,6 +52,7 @@ def test_trainings_with_other_bits_are_an_error(tmp_path, monkeypatch):
     def train(config, plan, run, **options):
         run.mkdir()
         (run / "provenance.json").write_text('[{"backend": "cpu"}]')
+        (run / "train_speed.jsonl").write_text('{"step": 4}\n')
 
     monkeypatch.setattr(device_check, "_data_set", lambda *_: None)
     monkeypatch.setattr(device_check, "_train", train)
