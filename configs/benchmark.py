@@ -111,7 +111,7 @@ def cpu() -> Benchmark:
         },
         ablations=ablations({"widths": (24, 32, 48, 64, 64, 64), "strides": (2, 1, 1, 1, 1, 1)}),
         conditions=CONDITIONS,
-        learning_rates=(3e-4, 1e-3, 3e-3),
+        learning_rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
         seeds=(0, 1, 2),
     )
 

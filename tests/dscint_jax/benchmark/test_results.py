@@ -192,13 +192,14 @@ def test_the_same_bits_are_reproduced(rerun, capsys):
 
 
 def test_other_bits_on_the_same_stack_are_an_error(rerun):
-    with pytest.raises(UserError, match="other predictions on the same stack"):
+    with pytest.raises(UserError, match="other predictions with the same code"):
         rerun(skill_change=1.0)
 
 
-def test_another_score_on_another_machine_is_an_error(rerun):
+@pytest.mark.parametrize("other", [{"processor": "Another CPU"}, {"git": "another commit"}])
+def test_another_score_on_another_machine_or_of_other_code_is_an_error(rerun, other):
     with pytest.raises(UserError, match=r"accuracy is .* in the results"):
-        rerun(skill_change=1.0, processor="Another CPU")
+        rerun(skill_change=1.0, **other)
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"cells": [{}]}'])
