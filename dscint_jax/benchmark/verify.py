@@ -100,8 +100,9 @@ def _compare(cell: Mapping[str, Any], results: Mapping[str, Any], workdir: Path)
         return
     if not other:
         raise NotReproducedError(
-            f"{named(cell)}: other predictions with the same code, stack, device and data; accuracy "
-            f"{in_words(found['accuracy'])} here, {cell['metrics']['accuracy']:.4f} in the results"
+            f"{named(cell)}: other predictions with the same code, stack, device and data; "
+            f"accuracy {in_words(found['accuracy'])} here, {cell['metrics']['accuracy']:.4f} in "
+            "the results"
         )
     for name in METRIC_NAMES:
         seeds = [
