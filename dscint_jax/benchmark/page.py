@@ -45,7 +45,8 @@ def tables(results: Mapping[str, Any]) -> Iterator[Table]:
         if found["pairs"]:
             first = titled(results["first"])
             title = f"{first} minus the others, {plain(condition)}"
-            yield _pairs_table(f"pairs_{condition}", title, found["pairs"])
+            note = f"{first} is number {_rank(found, results['first'])} by mean accuracy. "
+            yield _pairs_table(f"pairs_{condition}", title, found["pairs"], note)
     if leakage := results["tables"]["leakage"]:
         yield Table(
             "leakage",
@@ -100,7 +101,15 @@ def scores_table(condition: str, found: Mapping[str, Any]) -> Table:
     )
 
 
-def _pairs_table(name: str, title: str, pairs: Sequence[Mapping[str, Any]]) -> Table:
+def _rank(found: Mapping[str, Any], name: str) -> str:
+    """A network's place among all of a table, such as '2 of 6'."""
+    means = {one["name"]: one["metrics"]["accuracy"]["mean"] for one in found["networks"]}
+    return f"{1 + sum(mean > means[name] for mean in means.values())} of {len(means)}"
+
+
+def _pairs_table(
+    name: str, title: str, pairs: Sequence[Mapping[str, Any]], lead: str = ""
+) -> Table:
     rows = tuple(
         (
             titled(pair["second"]),
@@ -113,8 +122,8 @@ def _pairs_table(name: str, title: str, pairs: Sequence[Mapping[str, Any]]) -> T
     )
     head = ("minus", *(f"{TITLES[name]}, 95 % interval, p (Holm)" for name in ("accuracy", "f1")))
     note = (
-        "Paired by patient: bootstrap intervals, permutation tests, corrected over all metrics and "
-        "pairs of the table (Holm). p needs as many seeds of both."
+        f"{lead}Paired by patient: bootstrap intervals, permutation tests, corrected over all "
+        "metrics and pairs of the table (Holm). p needs as many seeds of both."
     )
     return Table(name, title, head, rows, note=note)
 

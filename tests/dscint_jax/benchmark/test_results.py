@@ -152,6 +152,7 @@ def test_the_page_shows_every_table(plan, out):
         "published Dscint, other data | 0.9801",
         "Leakage: protocol augmented minus patient",
         "Dscint minus the others, augmented",
+        "Dscint is number 1 of 2 by mean accuracy.",
         "| no attention |",
         "nonfixed places (mean)",
         "Measured on: Some CPU avx2, 2 cores, jaxlib 1.2.3.",
