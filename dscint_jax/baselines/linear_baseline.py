@@ -85,7 +85,7 @@ def linear_baseline(
     elif split not in parts:
         parts[split] = load(split, beside=training)
     batches = {name: images.read(np.arange(len(images))) for name, images in parts.items()}
-    move = functools.partial(apply_copies, ranges=ranges, seed=copies.seed) if copies else None
+    move = functools.partial(apply_copies, ranges=ranges) if copies else None
     return baseline_of(batches, split, len(training.classes), move_copies=move)
 
 

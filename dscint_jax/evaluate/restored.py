@@ -91,9 +91,8 @@ class TrainedNetwork:
         ratio = batch["counts"] / batch["scale"][..., None, None, None]
         if COPY not in batch:
             return np.sqrt(ratio)
-        ranges, seed = self.config.augmentation, self.config.seed
         images = jnp.asarray(np.sqrt(ratio).astype(np.float32))
-        return np.asarray(apply_copies(images, jnp.asarray(batch[COPY]), ranges, seed=seed))
+        return np.asarray(apply_copies(images, jnp.asarray(batch[COPY]), self.config.augmentation))
 
     def at(self, workdir: Path, checkpoint: str) -> "TrainedNetwork":
         """The same with the weights of another checkpoint of its run; see `load_trained`."""

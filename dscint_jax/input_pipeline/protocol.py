@@ -20,6 +20,8 @@ from tfds_builder.commandline.errors import UserError
 
 HELD_OUT = 0.15
 """Share of the copies that validates, and that tests; the rest trains. None is published."""
+COPIES_SEED = 0
+"""Of the split of the copies and of their poses: runs of all seeds are compared on the same."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +33,9 @@ class Copies:
 
     Attributes:
       number: copies of every image, itself among them.
-      seed: of the split and of the poses.
     """
 
     number: int
-    seed: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def copies_of(config: Config) -> Copies | None:
     """The copies that a config asks for; None where images are split by patient."""
     if config.protocol != AUGMENTED:
         return None
-    return Copies(config.data.copies, config.seed)
+    return Copies(config.data.copies)
 
 
 def sample_of(config: Config, split: str) -> Sample | None:
@@ -121,7 +121,7 @@ def split_copies(
     for label in np.unique(labels):
         images = np.flatnonzero(labels == label)
         numbers = (images[:, None] * copies.number + np.arange(copies.number)).ravel()
-        order = random_order(len(numbers), copies.seed, zlib.crc32(b"copies"), int(label))
+        order = random_order(len(numbers), COPIES_SEED, zlib.crc32(b"copies"), int(label))
         shuffled = numbers[order]
         start = 0
         for split, size in share_out(len(numbers)).items():

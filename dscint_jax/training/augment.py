@@ -16,6 +16,7 @@ from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Int, Key, Real
 
 from dscint_jax.config import Augmentation
+from dscint_jax.input_pipeline.protocol import COPIES_SEED
 from dscint_jax.pytree import pytree
 from dscint_jax.random_streams import stream_key
 
@@ -88,22 +89,20 @@ def apply_copies(
     images: Float[Array, "batch *view height width channel"],
     copy: Int[Array, " batch"],
     ranges: Augmentation,
-    *,
-    seed: int,
 ) -> Float[Array, "batch *view height width channel"]:
     """Moves every copy of an image, or study, into the one pose that it always has.
 
-    The pose follows from the seed and the copy's running number, by mirror, translation, rotation
+    The pose follows from the copy's running number, by mirror, translation, rotation
     and scaling, each within its range and with its probability. Brightness and counts stay.
 
     Args:
       images: normalised.
       copy: running numbers; -1 for what is not to be moved.
-      ranges, seed: of the run.
+      ranges: of the run.
     """
     if not ranges.moves:
         return images
-    keys = jax.vmap(lambda number: stream_key(seed, "copies", number))(copy)
+    keys = jax.vmap(lambda number: stream_key(COPIES_SEED, "copies", number))(copy)
     moved = move(images, draw_poses(keys, images.shape[-3:-1], ranges))
     return jnp.where(copy.reshape(-1, *(1,) * (images.ndim - 1)) < 0, images, moved)
 

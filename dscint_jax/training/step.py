@@ -299,4 +299,4 @@ def _prepared(batch: Batch, spec: StepSpec) -> Float[Array, "batch *view height 
     images = normalise(batch["counts"], batch["scale"], clip=spec.clip)
     if "copy" not in batch:
         return images
-    return apply_copies(images, batch["copy"], spec.augmentation, seed=spec.seed)
+    return apply_copies(images, batch["copy"], spec.augmentation)

@@ -246,7 +246,7 @@ def test_run_on_copies_is_evaluated_on_copies_of_which_training_has_others(
     workdir = _changed(evaluated[0], tmp_path / "run", **fields)
     result = evaluate(workdir, split="test", checkpoint="best")
     rows = _rows(workdir)
-    copies = Copies(4, seed=0)
+    copies = Copies(4)
     images = load_split(folder, "test", pool=1, cache_gib=1.0, copies=copies)
     expected = images.read(np.arange(len(images)))["image_id"].tolist()
     assert [row["image_id"] for row in rows] == expected

@@ -37,7 +37,7 @@ class Recorded(HeldImages):
 
 
 mesh = data_mesh()
-for copies in (None, Copies(3, seed=1)):
+for copies in (None, Copies(3)):
     images = load_split(Path(folder), "train", pool=1, cache_gib=1.0, copies=copies)
     order = index_batches(len(images), batch_size=8, seed=5)
     batches, seen = {}, {}

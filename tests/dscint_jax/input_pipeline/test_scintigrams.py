@@ -130,7 +130,7 @@ def test_unknown_split_and_pool_are_named(data_dir):
 
 
 SPLITS = ("train", "validation", "test")
-COPIES = Copies(5, seed=4)
+COPIES = Copies(5)
 
 
 def _load_copies(data_dir, split, copies=COPIES, cache_gib=1.0, **options):

@@ -296,7 +296,7 @@ def test_page_on_copies_says_first_that_training_has_copies_of_the_same_images(
         f"and {leakage['images_of_a_patient_in_training']} are of a patient who is in training. "
         f"The score is not one for new patients."
     ) in top
-    copies = Copies(2, seed=config["seed"])
+    copies = Copies(2)
     ranges = config_of(workdir).augmentation
     assert baseline == linear_baseline(data_dir, copies=copies, ranges=ranges)
     assert baseline != linear_baseline(data_dir, copies=copies)
