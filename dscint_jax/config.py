@@ -5,6 +5,7 @@ and states what differs from the defaults. Values that do not fit are found here
 is loaded. A run keeps its config as `config.json`.
 """
 
+import copy
 import dataclasses
 import difflib
 import json
@@ -298,7 +299,8 @@ class Config(Group):
             place = values
             for group in groups:
                 place = place.setdefault(group, {})
-            place[last] = value
+            # A later field may lie within this value, which is the caller's.
+            place[last] = copy.deepcopy(value)
         return self.from_dict(values)
 
 

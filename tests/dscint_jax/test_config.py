@@ -118,6 +118,13 @@ def test_copy_has_other_values_and_the_config_stays():
     assert other.replaced({"model_options": {}}).model_options == {}
 
 
+def test_a_copy_leaves_the_values_that_it_was_given_as_they_are():
+    options = {"widths": (8, 8)}
+    changed = Config().replaced({"model_options": options, "model_options.widths": (4,)})
+    assert changed.model_options == {"widths": (4,)}
+    assert options == {"widths": (8, 8)}
+
+
 def test_reference_of_the_documents_is_what_the_fields_say():
     spec = importlib.util.spec_from_file_location("make", DOCS / "make_configuration.py")
     make = importlib.util.module_from_spec(spec)

@@ -40,6 +40,22 @@ def test_an_ablation_is_the_first_network_with_something_left_out(plan):
     assert ours.replaced({"model_options": whole.model_options}) == whole
 
 
+@pytest.mark.parametrize("size", ["cpu", "paper"])
+def test_shipped_ablations_leave_out_one_thing_each_and_the_network_itself_none(size):
+    plan = read_benchmark(f"{SHIPPED}:{size}")
+    # Whatever order they are asked for in.
+    ablated = {name: plan.config(plan.cells(name, 1e-3)[0]) for name in plan.ablations}
+    whole = plan.config(plan.cells("dscint", 1e-3)[0])
+    assert whole.model_options.get("attention", "hybrid") == "hybrid"
+    for name, config in ablated.items():
+        expected = whole.replaced(plan.ablations[name])
+        assert config == expected, name
+        assert config != whole, name
+    if size == "cpu":
+        assert len(whole.model_options["widths"]) == 8
+        assert "norm_layers" not in whole.model_options
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
