@@ -46,7 +46,7 @@ MAX_AGE = 130
 
 Value = TypeVar("Value")
 
-_SEXES = {"f": "F", "female": "F", "m": "M", "male": "M", "o": "O", "other": "O", "u": "unknown"}
+_SEXES = {"f": "F", "female": "F", "m": "M", "male": "M", "o": "O", "other": "O", "u": ""}
 # A column with gaps becomes one of decimals in many programs: 57.0.
 _AGE = re.compile(r"(\d{1,3})(?:Y|\.0)?", re.ASCII)
 _SHORTENED = re.compile(r"\d([.,]\d+)?E\+\d+", re.ASCII | re.I)
@@ -205,7 +205,7 @@ def _row(
         frame=optional("frame", _frame),
         split=optional("split", _split),
         site=cells.get("site") or None,
-        sex=optional("sex", _sex),
+        sex=optional("sex", _sex) or None,
         age=optional("age", _age),
         lesion_mask=optional("lesion_mask", lambda mask: files.inside("lesion_mask", mask)),
         accept=optional("accept", _accept) or False,

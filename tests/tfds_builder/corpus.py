@@ -481,6 +481,17 @@ def _objects() -> Iterator[Recipe]:
     yield Recipe("NumberOfFrames absent", (ANTERIOR,), change=_setting(NumberOfFrames=None))
     yield from _uncounted_frames()
     yield Recipe("Secondary Capture of nuclear medicine", change=_of_class(SECONDARY))
+    yield Recipe(
+        "Secondary Capture that does not say how many counts it holds",
+        change=_of_class(SECONDARY, CountsAccumulated=None),
+        notes=("grey values of a picture, not counts",),
+    )
+    yield Recipe(
+        "numbers with decimal commas",
+        change=lambda dataset: dataset.add_new("PixelSpacing", "LO", ["2,4", "2,4"]),
+        notes=("pixel spacing unknown",),
+    )
+    yield Recipe("negative CountsAccumulated", change=_setting(CountsAccumulated=-1))
     yield Recipe("multi-frame word Secondary Capture", change=_of_class(f"{SECONDARY}.3"))
     yield Recipe("retired nuclear medicine class", change=_of_class("1.2.840.10008.5.1.4.1.1.5"))
     yield Recipe(
@@ -533,7 +544,7 @@ def _spellings() -> Iterator[Recipe]:
     yield Recipe(
         "a UID of 77 characters",
         change=_setting(StudyInstanceUID=long_uid),
-        notes=("a UID of more than 64 characters",),
+        notes=("a UID that is ill-formed or has more than 64 characters",),
     )
     for text in ("Bone scan with Co-57 marker", "WB QC ok", "COR checked", "4-quadrant bar"):
         yield Recipe(
@@ -840,7 +851,8 @@ def _vectors() -> Iterator[Recipe]:
         BOTH,
         frames=1,
         change=_all(_setting(DetectorVector=[1, 2]), _genie(0x12, "ANT", "POST")),
-        reason="DetectorVector has 2 entries for 1 frames",
+        expect=((1, UNKNOWN, "none"),),
+        notes=("DetectorVector has 2 entries for 1 frames",),
     )
 
 
@@ -876,6 +888,29 @@ def _pixel_types() -> Iterator[Recipe]:
         ),
     )
     yield Recipe("BitsStored of 8 in 16", change=_setting(BitsStored=8, HighBit=7))
+    yield Recipe(
+        "BitsStored of 8, and more counts than that, as CountsAccumulated says",
+        brightest=700,
+        change=_setting(BitsStored=8, HighBit=7),
+    )
+    yield Recipe(
+        "12 of 16 bits, in the higher ones",
+        brightest=4095,
+        store=lambda counts: counts << 4,
+        change=_setting(BitsStored=12, HighBit=15, CountsAccumulated=None),
+    )
+    for keyword in (
+        "SamplesPerPixel",
+        "BitsAllocated",
+        "BitsStored",
+        "HighBit",
+        "PixelRepresentation",
+    ):
+        yield Recipe(
+            f"no {keyword}",
+            change=_setting(**{keyword: None}),
+            notes=(f"{keyword} missing: usual values assumed",),
+        )
     yield from _masked()
     for dtype in (np.uint8, np.uint16):
         yield Recipe(
@@ -1462,7 +1497,7 @@ def _hostile() -> Iterator[Recipe]:
         yield Recipe(
             f"{keyword} that climbs out of a folder",
             change=_setting(**{keyword: f"../../{CANARY}"}),
-            reason=f"ill-formed {keyword}",
+            notes=("a UID that is ill-formed",),
         )
     yield Recipe(
         "a size of gigabytes",

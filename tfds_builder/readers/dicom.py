@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import pydicom
 from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
@@ -35,7 +34,8 @@ from tfds_builder.readers.dicom_pixels import (
     held_frames,
     require_decoder,
 )
-from tfds_builder.readers.scintigram import MAX_PIXELS, Scintigram, View, accepted
+from tfds_builder.readers.elements import numbers
+from tfds_builder.readers.scintigram import GREY_VALUES, MAX_PIXELS, Scintigram, View, accepted
 from tfds_builder.readers.views import FrameView, resolve_views
 
 _NM_CLASSES = ("1.2.840.10008.5.1.4.1.1.20", "1.2.840.10008.5.1.4.1.1.5")
@@ -69,14 +69,14 @@ _DESCRIPTIONS = (
     "ImageID",
 )
 SOURCE_WORDS = "described in words that tests of the camera have (flood, bars, QC, Co-57)"
-LONG_UID = "a UID of more than 64 characters"
+ODD_UID = "a UID that is ill-formed or has more than 64 characters"
 FRAMES_COUNTED = "NumberOfFrames is missing: frames counted in the pixels"
 FRAMES_DISAGREE = "NumberOfFrames disagrees with the pixels: frames counted in the pixels"
 
 _UIDS = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+# Anonymisers put letters into UIDs.
+_USUAL_UID = re.compile(r"(?:[\w-]+(?:\.[\w-]+)*)?", re.ASCII)
 _LONGEST_UID = 64
-# Anonymisers put letters into UIDs; what can climb out of a folder is another matter.
-_HARMLESS_UID = re.compile(r"(?!.*\.\.)[\w.-]*", re.ASCII)
 # A scan of a body lying along the rows; floods and spot views are about square.
 _LEAST_ELONGATION = 1.5
 # Two views in each of six energy windows.
@@ -90,6 +90,8 @@ _MOST_DECODED_BYTES = 2**18
 _CHARACTER_SET_TAGS = (b"\x08\0\x05\0", b"\0\x08\0\x05")
 _MOST_CHARACTER_SET_BYTES = 1024
 _FIRST_GROUP_OF_PIXELS = 0x5000
+# The colours of a palette; stored values are what is read.
+_PALETTE = (0x00281201, 0x00281202, 0x00281203)
 # Group and element in the block of the private texts that `views` reads.
 _GE_VIEW_TEXTS = ((0x0011, 0x12), (0x0011, 0x30))
 _LARGE_HEADER = "has a header far larger than a bone scan's"
@@ -151,10 +153,15 @@ def read_dicom(
         header = _checked_header(dataset, frame, view, accept)
         dataset.NumberOfFrames = header.frames
         dataset.PhotometricInterpretation = _photometric(dataset)
-        stored, notes, findings = decode_counts(
+        findings = _complete_pixel_kind(dataset)
+        stored, notes, pixel_findings = decode_counts(
             dataset, (header.frames, header.rows, header.columns)
         )
-        findings += header.findings
+        findings += pixel_findings + header.findings
+        ratio = counts_ratio(dataset, stored)
+        # What a workstation shows of a scan may be counts still, if they add up to what it says.
+        if dataset.get("SOPClassUID") not in _NM_CLASSES and ratio != 1:
+            notes += (GREY_VALUES,)
         spacing, spacing_notes = _pixel_spacing(dataset)
         notes += spacing_notes + _radionuclide_notes(dataset)
         return Scintigram(
@@ -171,7 +178,7 @@ def read_dicom(
             ),
             frames=header.frames,
             pixel_spacing_mm=spacing,
-            counts_ratio=counts_ratio(dataset, stored),
+            counts_ratio=ratio,
             patient_id=header.patient_id,
             manufacturer=header.manufacturer,
             sex=header.sex,
@@ -255,7 +262,7 @@ def _check_header_size(dataset: Dataset) -> None:
         if tag.is_private:
             decoded = tag.is_private_creator or (tag.group, tag.element & 0xFF) in _GE_VIEW_TEXTS
         else:
-            decoded = tag.group < _FIRST_GROUP_OF_PIXELS
+            decoded = tag.group < _FIRST_GROUP_OF_PIXELS and tag not in _PALETTE
         if decoded and isinstance(element.value, bytes):
             size += len(element.value)
     if size > _MOST_DECODED_BYTES:
@@ -314,10 +321,8 @@ def _checked_header(dataset: Dataset, frame: int | None, view: str | None, accep
 
 def _uid_findings(dataset: Dataset) -> tuple[str, ...]:
     uids = [str(dataset.get(keyword) or "") for keyword in _UIDS]
-    for keyword, uid in zip(_UIDS, uids, strict=True):
-        if not _HARMLESS_UID.fullmatch(uid):
-            raise UserError(f"has an ill-formed {keyword}: digits and points are expected")
-    return (LONG_UID,) if max(map(len, uids)) > _LONGEST_UID else ()
+    usual = all(_USUAL_UID.fullmatch(uid) and len(uid) <= _LONGEST_UID for uid in uids)
+    return () if usual else (ODD_UID,)
 
 
 def _spelt(value: object) -> str:
@@ -441,6 +446,23 @@ def _check_pixel_kind(dataset: Dataset) -> None:
         raise UserError(f"has {bits} bits a pixel; 8 or 16 are read")
 
 
+def _complete_pixel_kind(dataset: Dataset) -> tuple[str, ...]:
+    """Fills in what decoders ask for and a file may lack; a finding where it was guessed."""
+    allocated = dataset.get("BitsAllocated") or 16
+    stored = dataset.get("BitsStored") or allocated
+    usual = {
+        "SamplesPerPixel": 1,
+        "BitsAllocated": allocated,
+        "BitsStored": stored,
+        "HighBit": stored - 1,
+        "PixelRepresentation": 0,
+    }
+    missing = [keyword for keyword in usual if dataset.get(keyword) in (None, "")]
+    for keyword in missing:
+        setattr(dataset, keyword, usual[keyword])
+    return (f"{', '.join(missing)} missing: usual values assumed",) if missing else ()
+
+
 def _radionuclide_notes(dataset: Dataset) -> tuple[str, ...]:
     for item in dataset.get("RadiopharmaceuticalInformationSequence") or []:
         for code in item.get("RadionuclideCodeSequence") or []:
@@ -451,9 +473,8 @@ def _radionuclide_notes(dataset: Dataset) -> tuple[str, ...]:
 
 
 def _pixel_spacing(dataset: Dataset) -> tuple[float, tuple[str, ...]]:
-    value = dataset.get("PixelSpacing")
-    spacing = [float(one) for one in value] if value else []
-    if len(spacing) != 2 or not all(np.isfinite(one) and one > 0 for one in spacing):
+    spacing = numbers(dataset, "PixelSpacing")
+    if len(spacing) != 2 or min(spacing) <= 0:
         return float("nan"), ("pixel spacing unknown",)
     if abs(spacing[0] - spacing[1]) > 0.01 * spacing[0]:
         return spacing[0], ("pixels are not square: row spacing recorded",)
@@ -470,7 +491,8 @@ def _age(dataset: Dataset) -> int | None:
     """Years from PatientAge ('065Y', '011M'), else from birth to study."""
     match = re.fullmatch(r"(\d{1,3})([YMWD])", str(dataset.get("PatientAge") or "").strip())
     if match:
-        return int(match[1]) // {"Y": 1, "M": 12, "W": 52, "D": 365}[match[2]]
+        years = int(match[1]) // {"Y": 1, "M": 12, "W": 52, "D": 365}[match[2]]
+        return years if years <= MAX_AGE else None
     born, studied = (str(dataset.get(k) or "") for k in ("PatientBirthDate", "StudyDate"))
     if not all(re.fullmatch(r"\d{8}", date, re.ASCII) for date in (born, studied)):
         return None

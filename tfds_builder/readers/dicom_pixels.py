@@ -21,6 +21,7 @@ from pydicom.uid import (
 
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.readers.codestream import claimed_size, is_cut_off, lacks_tables
+from tfds_builder.readers.elements import numbers
 
 _LOSSY_SYNTAXES = (
     "1.2.840.10008.1.2.4.50",
@@ -194,20 +195,25 @@ def _check_data(dataset: Dataset, expected: tuple[int, int, int]) -> None:
 def _masked(dataset: Dataset, stored: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     """The pixels without the bits above BitsStored, where old cameras drew, even names.
 
-    A signed pixel keeps its sign.
+    A signed pixel keeps its sign. Pixels that add up to CountsAccumulated are counts as they are;
+    those that lie under a higher HighBit (PS3.5 8.1.1) are moved down.
     """
     allocated = 8 * stored.dtype.itemsize
     bits = int(dataset.get("BitsStored") or allocated)
-    if not 0 < bits < allocated:
+    if not 0 < bits < allocated or int(stored.sum(dtype=np.int64)) == _counts_accumulated(dataset):
         return stored, ()
+    highest = dataset.get("HighBit")
+    shift = 0 if highest in (None, "") else int(highest) + 1 - bits
+    if 0 < shift <= allocated - bits and not (stored & ((1 << shift) - 1)).any():
+        stored = stored >> shift
+        shift = 0
     masked = (stored << (allocated - bits)) >> (allocated - bits)
     if np.array_equal(masked, stored):
         return stored, ()
-    highest = dataset.get("HighBit")
-    if highest not in (None, "", bits - 1):
+    if shift:
         raise UserError(
-            f"has {bits} BitsStored but HighBit {int(highest)}, so its counts may lie in other "
-            "bits; export it again"
+            f"has {bits} BitsStored but HighBit {highest}, so its counts may lie in other bits; "
+            "export it again"
         )
     return masked, (MASKED,)
 
@@ -259,8 +265,8 @@ def _rescaled(dataset: Dataset, stored: np.ndarray) -> tuple[np.ndarray, tuple[s
 
 
 def _counts_accumulated(dataset: Dataset) -> int | None:
-    value = dataset.get("CountsAccumulated")
-    return int(value) if value else None
+    said = numbers(dataset, "CountsAccumulated")
+    return int(said[0]) if len(said) == 1 and said[0] > 0 else None
 
 
 def _is_lossy(dataset: Dataset) -> bool:

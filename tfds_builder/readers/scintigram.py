@@ -10,6 +10,7 @@ import numpy as np
 from tfds_builder.commandline.errors import UserError
 
 MAX_PIXELS = 2**24
+GREY_VALUES = "grey values of a picture, not counts"
 
 
 @dataclass(frozen=True)

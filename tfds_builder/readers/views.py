@@ -5,6 +5,7 @@ it, what was assumed, and what contradicts it. Evidence has ranks, `RANKS`: the 
 decides, and what contradicts it from below is a finding.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 from pydicom.dataset import Dataset
 
 from tfds_builder.commandline.errors import UserError
+from tfds_builder.readers.elements import numbers
 
 ANTERIOR, POSTERIOR, UNKNOWN = "anterior", "posterior", "unknown"
 TC99M_PHOTOPEAK_KEV = 140.5
@@ -58,17 +60,26 @@ _PRONE_CODES = ("F-10310", "1240000")
 _START, _END = r"(?<![^\W_])", r"(?![^\W_])"
 _ANTERIOR_WORD = re.compile(rf"{_START}ant(?:erior|[eé]rieure?)?{_END}", re.I)
 _POSTERIOR_WORD = re.compile(rf"{_START}post(?:erior|[eé]rieure?){_END}", re.I)
-# These may also say when: "3 h post", "post injection". So they name a view only where no time
-# stands beside them and nothing follows that a scan can come after.
-_SHORT_POSTERIOR = re.compile(rf"{_START}post?{_END}[^\w|]*(?P<next>\w*)", re.I)
-_TIME = r"\d+(?:[.,]\d+)?[\s_-]*(?:h|hr|hrs|hour|hours|std|m|min|mins|minute|minutes|d|day|days)"
-_TIME_BEFORE = re.compile(rf"{_TIME}(?:[^\w|]|_)*$", re.I)
-_AFTER_A_VIEW = re.compile(
+# Neither is a straight view (PS3.16 CID 26 has codes of its own for them).
+_OTHER_WORD = re.compile(
+    rf"{_START}(?:obl(?:ique|icua|icuo)?|lat(?:eral)?|lao|rao|lpo|rpo){_END}", re.I
+)
+# These may also say when: "3 h post", "2 weeks post", "post therapy". So they name a view only
+# where no number or treatment stands before them and nothing but a view's own words, or the number
+# of a picture ("POST1", "post-1"), behind them.
+_SHORT_POSTERIOR = re.compile(rf"{_START}post?(?:[_-]?\d)?{_END}", re.I)
+_VIEW_WORD = (
     r"(?:view|proj(?:ection)?|wb|wbs|whole|wholebody|body|bone|bones|skeleton|static|planar|"
-    r"image|img|scan|spot|raw|ant|anterior|e|f)?\d*",
+    r"image|img|spot|raw|ant|anterior|e|f)"
+)
+_GAP = r"(?:[^\w|]|_)*"
+_WHEN_BEFORE = re.compile(
+    rf"{_START}(?:(?!99m)\d[\d.,:'h]*{_GAP}(?!{_VIEW_WORD}\d*{_END})[^\W\d_]*|"
+    rf"therapy|treatment|ablation|dose|delayed|late|rx|p\.?i){_GAP}$",
     re.I,
 )
-_GE_GROUP, _GE_ELEMENTS = 0x0011, (0x12, 0x30)
+_VIEW_BEHIND = re.compile(rf"{_GAP}(?:$|\||{_VIEW_WORD}\d*{_END})", re.I)
+_GE_GROUP, _GE_CREATOR, _GE_ELEMENTS = 0x0011, "GEMS_GENIE_1", (0x12, 0x30)
 _TEXT_FIELDS = ("ViewPosition", "SeriesDescription", "AcquisitionProtocolDescription", "ImageID")
 # StartAngle counts from the patient's back (PS3.3 C.8.4.11).
 _ANGLES = {POSTERIOR: 0.0, ANTERIOR: 180.0}
@@ -201,10 +212,10 @@ def resolve_views(
     count = count or int(header.get("NumberOfFrames") or 1)
     if frame is not None and frame > count:
         raise UserError(f"frame {frame} is asked for, but the file has {count}; mend the manifest")
-    windows = _vector(header, "EnergyWindowVector")
+    said_windows = _vector(header, "EnergyWindowVector")
     known_windows = len(header.get("EnergyWindowInformationSequence") or [])
-    window_doubt = _doubt("EnergyWindowVector", windows, count, known_windows)
-    windows = [] if window_doubt else windows
+    window_doubt = _doubt("EnergyWindowVector", said_windows, count, known_windows)
+    windows = [] if window_doubt else said_windows
     frames, detector_doubt = _frames(header, count)
     doubts = [doubt for doubt in (window_doubt, detector_doubt) if doubt]
     chosen = _chosen(header, frames, windows, frame, window_doubt)
@@ -223,7 +234,11 @@ def resolve_views(
             for one in evidence
         ]
     order_note = ASSUMED_PRONE_ORDER if is_prone else ASSUMED_ORDER
-    views = decide(evidence, frame, " and ".join(doubts), order_note)
+    # Nothing is confused where there is one frame, nor by windows of which there is but one.
+    if known_windows < 2 and len(set(said_windows)) < 2 and len(said_windows) <= count:
+        window_doubt = ""
+    matter = " and ".join(doubt for doubt in (window_doubt, detector_doubt) if doubt)
+    views = decide(evidence, frame, matter if count > 1 else "", order_note)
     oddities = (*doubts, *_oddities(header, chosen, is_prone))
     return tuple(replace(one, findings=one.findings + oddities) for one in views)
 
@@ -305,11 +320,10 @@ def _photopeak_window(header: Dataset, windows: list[int]) -> int:
     for window in windows:
         item = items[window - 1] if window <= len(items) else Dataset()
         for limits in item.get("EnergyWindowRangeSequence") or []:
-            low, high = limits.get("EnergyWindowLowerLimit"), limits.get("EnergyWindowUpperLimit")
-            if low is None or high is None:
-                continue
-            if float(low) <= TC99M_PHOTOPEAK_KEV <= float(high):
-                distance = abs((float(low) + float(high)) / 2 - TC99M_PHOTOPEAK_KEV)
+            edges = ("EnergyWindowLowerLimit", "EnergyWindowUpperLimit")
+            low, high = (numbers(limits, keyword) or [math.nan] for keyword in edges)
+            if low[0] <= TC99M_PHOTOPEAK_KEV <= high[0]:
+                distance = abs((low[0] + high[0]) / 2 - TC99M_PHOTOPEAK_KEV)
                 distances[window] = min(distance, distances.get(window, distance))
     if not distances:
         raise UserError(
@@ -328,6 +342,8 @@ def _evidence(header: Dataset, frames: list[_Frame], count: int, is_prone: bool)
         texts = [frame.item.get("ViewPosition"), meaning]
         if count == 1:
             texts += [header.get(field) for field in _TEXT_FIELDS]
+        if _OTHER_WORD.search(meaning):
+            order = None
         says = {
             CODED: coded,
             VENDOR: _vendor_views(header, frame.number, count),
@@ -349,7 +365,7 @@ def _only(names: frozenset[str]) -> frozenset[str]:
 
 
 def _coded_views(detector_item: Dataset) -> tuple[frozenset[str], str]:
-    """The views that its codes name, and the meanings of these that say something else.
+    """The views that its codes name, and the meanings of codes that say something else.
 
     The value of a code counts. Only where it is unknown, its meaning is taken for it.
     """
@@ -362,7 +378,9 @@ def _coded_views(detector_item: Dataset) -> tuple[frozenset[str], str]:
             if views_in(meaning) != {_CODES[value]}:
                 meanings.append(meaning)
         else:
-            names |= _only(views_in(meaning))
+            named = _only(views_in(meaning))
+            names |= named
+            meanings += [] if named else [meaning]
     return frozenset(names), " | ".join(meanings)
 
 
@@ -372,11 +390,12 @@ def _vendor_views(header: Dataset, number: int, count: int) -> frozenset[str]:
     A list that has not one name a frame says nothing: a frame may have been taken out of the file.
     """
     names = set()
-    for tag in [element.tag for element in header.values()]:
-        is_name = tag.element >= 0x1000 and tag.element & 0xFF in _GE_ELEMENTS
-        if tag.group != _GE_GROUP or not is_name:
-            continue
-        value = header[tag].value
+    try:
+        block = header.private_block(_GE_GROUP, _GE_CREATOR)
+    except KeyError:
+        return frozenset()
+    for element in filter(block.__contains__, _GE_ELEMENTS):
+        value = block[element].value
         if isinstance(value, bytes):
             value = value.decode("ascii", "replace")
         texts = value.split("\\") if isinstance(value, str) else value
@@ -401,8 +420,8 @@ def _views_by_angle(frames: list[_Frame]) -> list[str | None]:
 
 
 def _angle(frame: _Frame) -> float | None:
-    said = frame.item.get("StartAngle")
-    return None if said in (None, "") else float(said)
+    said = numbers(frame.item, "StartAngle")
+    return said[0] if len(said) == 1 else None
 
 
 def _facing(angle: float) -> str | None:
@@ -423,25 +442,20 @@ def _views_by_order(frames: list[_Frame], is_prone: bool) -> list[str | None]:
 def views_in(text: str) -> frozenset[str]:
     """The views that the words of a text name.
 
-    'Post' names none where it says when: "3 h post", "post injection", "post therapy".
+    'Post' names none where it says when: "3 h post", "post injection", "post therapy". Words for an
+    oblique or a lateral view name none either.
     """
+    if _OTHER_WORD.search(text):
+        return frozenset()
     names = set()
     if _ANTERIOR_WORD.search(text):
         names.add(ANTERIOR)
     if _POSTERIOR_WORD.search(text) or any(
-        _names_posterior(text, found) for found in _SHORT_POSTERIOR.finditer(text)
+        not _WHEN_BEFORE.search(text[: found.start()]) and _VIEW_BEHIND.match(text, found.end())
+        for found in _SHORT_POSTERIOR.finditer(text)
     ):
         names.add(POSTERIOR)
     return frozenset(names)
-
-
-def _names_posterior(text: str, found: re.Match[str]) -> bool:
-    if _TIME_BEFORE.search(text[: found.start()]):
-        return False
-    if re.match(_TIME + _END, text[found.start("next") :], re.I):
-        return False
-    following = found["next"].strip("_").partition("_")[0]
-    return _AFTER_A_VIEW.fullmatch(following) is not None
 
 
 def _is_prone(header: Dataset) -> bool:
@@ -462,8 +476,8 @@ def _oddities(header: Dataset, frames: list[_Frame], is_prone: bool) -> list[str
     found = [PRONE] if is_prone else []
     said = header.get("PatientOrientation") or ""
     downwards = "" if isinstance(said, str) or len(said) != 2 else str(said[1]).strip().upper()
-    cosines = [frame.item.get("ImageOrientationPatient") or [] for frame in frames]
-    if downwards.startswith("H") or any(len(six) == 6 and float(six[5]) > 0.5 for six in cosines):
+    cosines = [numbers(frame.item, "ImageOrientationPatient") for frame in frames]
+    if downwards.startswith("H") or any(len(six) == 6 and six[5] > 0.5 for six in cosines):
         found.append(HEAD_DOWN)
     if any(
         frame.item.get("ViewCodeSequence") and not _coded_views(frame.item)[0] for frame in frames

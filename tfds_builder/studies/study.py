@@ -5,6 +5,7 @@ cannot be used, each with the reason.
 """
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -133,7 +134,7 @@ def read_study(
     images: list[Image] = []
     rejected: list[tuple[int, str]] = []
     digests: dict[int, tuple[bytes, bytes]] = {}
-    used: Counter[str] = Counter()
+    used: set[tuple[str, int]] = set()
     for row in study.rows:
         announce(row.number)
         content, mask = _contents(row)
@@ -292,11 +293,11 @@ def _patient_digest(salt: bytes, patient_id: str) -> bytes:
     return hashlib.sha256(salt + number).digest()[:8] if number else b""
 
 
-def _numbered(images: list[Image], used: Counter[str]) -> list[Image]:
-    """The nth scan of a study: <study_key>-2-anterior."""
-    names = [image.facts.image_id for image in images]
-    used.update(names)
-    nth = max(used[name] for name in names)
+def _numbered(images: list[Image], used: set[tuple[str, int]]) -> list[Image]:
+    """The nth scan of a study: <study_key>-2-anterior. `used`: the views that each scan has."""
+    views = [image.facts.view for image in images]
+    nth = next(n for n in itertools.count(1) if used.isdisjoint((view, n) for view in views))
+    used.update((view, nth) for view in views)
     if nth == 1:
         return images
     numbered = []

@@ -2,8 +2,12 @@
 
 import itertools
 
+import numpy as np
 import pytest
+from pydicom.config import disable_value_validation
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.readers.views import (
@@ -200,6 +204,20 @@ def test_in_the_manner_of_ge_discovery_siemens_symbia_and_by_angles_alone_all_vi
         "POST 3H",
         "POST_3h",
         "POST I-131",
+        "WB 2 weeks post",
+        "POST 2 WEEKS",
+        "6 MONTHS POST",
+        "3h30 post",
+        "3H00 POST",
+        "3:00 post",
+        "3 Stunden post",
+        "180' post",
+        "WB POST 150 mCi I-131",
+        "Post 7400 MBq",
+        "POST 24",
+        "THERAPY POST",
+        "DELAYED POST",
+        "POST SCAN",
         "Tc99m MDP post dose",
         "2.5 h post",
         "posture",
@@ -221,6 +239,8 @@ def test_words_that_say_when_name_no_view(text):
         "POST_WB",
         "post whole body",
         "WB-POST-1",
+        "POST1",
+        "Tc-99m POST",
         "FACE POST",
         "3H WB POST",
         "posterior 3h post injection",
@@ -234,6 +254,41 @@ def test_words_that_say_from_where_name_the_posterior_view(text):
 @pytest.mark.parametrize("text", ["ANT", "FACE ANT", "WB ANT 3h post injection", "vue antérieure"])
 def test_words_that_say_from_where_name_the_anterior_view(text):
     assert views_in(text) == {ANTERIOR}
+
+
+@pytest.mark.parametrize(
+    "text", ["Left anterior oblique", "LT ANT OBL", "right lateral, post", "LPO"]
+)
+def test_words_for_another_view_than_the_two_name_none(text):
+    assert views_in(text) == frozenset()
+
+
+def test_detectors_in_order_are_no_views_where_their_codes_say_lateral():
+    file = header(codes=(ANTERIOR, POSTERIOR), scheme=dict.fromkeys(OPPOSITE, ("G-5221", "SRT")))
+    for item in file.DetectorInformationSequence:
+        item.ViewCodeSequence[0].CodeMeaning = "left lateral"
+    with pytest.raises(UserError, match="two frames that nothing tells apart"):
+        resolve_views(file)
+
+
+def test_private_text_of_another_creator_names_no_view():
+    file = Dataset()
+    file.private_block(0x0011, "SPI RELEASE 1", create=True).add_new(0x12, "LO", "POST")
+    (view,) = resolve_views(file)
+    assert view.name == UNKNOWN
+
+
+@pytest.mark.parametrize("said", ["abc", "180,0", ["180", "0"]])
+def test_an_angle_that_is_no_number_is_no_evidence(said):
+    file = header(codes=[ANTERIOR])
+    with disable_value_validation():
+        file.DetectorInformationSequence[0].add(
+            RawDataElement(
+                Tag("StartAngle"), "DS", 0, "\\".join(np.atleast_1d(said)).encode(), 0, False, True
+            )
+        )
+    (view,) = resolve_views(file)
+    assert (view.name, view.findings) == (ANTERIOR, ())
 
 
 def test_a_lone_angle_counts_unless_it_is_what_nobody_filled_in():
@@ -293,13 +348,27 @@ def test_a_frame_taken_out_of_its_file_is_never_given_the_other_frames_view():
         file.NumberOfFrames = 1
         if keyword == "EnergyWindowVector":
             del file.DetectorVector
-        with pytest.raises(UserError, match=f"{keyword} has 2 entries for 1 frames"):
-            resolve_views(file)
+        (view,) = resolve_views(file)
+        assert view.name == UNKNOWN
+        assert f"{keyword} has 2 entries for 1 frames" in view.findings
         (view,) = resolve_views(file, view=POSTERIOR)
         assert (view.name, view.rule) == (POSTERIOR, MANIFEST)
     del file.EnergyWindowVector
     (view,) = resolve_views(file)
     assert view.name == UNKNOWN
+
+
+def test_a_vector_that_cannot_be_meant_stops_no_file_in_which_nothing_can_be_confused():
+    file = header(SeriesDescription="WB POST")
+    file.EnergyWindowVector = [1, 1]
+    (view,) = resolve_views(file)
+    assert (view.name, view.findings) == (
+        POSTERIOR,
+        ("EnergyWindowVector has 2 entries for 1 frames",),
+    )
+    file = header(angles=(180, 0))
+    file.EnergyWindowVector = [0, 0]
+    assert [view.name for view in resolve_views(file)] == [ANTERIOR, POSTERIOR]
 
 
 def test_one_detector_for_both_frames_is_refused_by_name_unless_something_names_the_frames():

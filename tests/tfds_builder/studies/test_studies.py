@@ -1,5 +1,6 @@
 """The configuration `studies`: both views of a study in one record."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,26 @@ def test_two_scans_of_one_study_are_two_records(write_dicom, write_manifest, tmp
     names = [record["image_id"] for record in records(tmp_path / "data")]
     assert names == sorted(names)
     assert names[1] == names[0] + b"-2"
+
+
+def test_views_of_one_file_and_of_two_files_are_two_scans_in_whatever_order(
+    write_dicom, write_manifest, draw_body, tmp_path
+):
+    counts = draw_body(4)
+    files = {
+        "alone": (counts[:1], ("anterior",)),
+        "both": (counts[1:3], ("anterior", "posterior")),
+        "other": (counts[3:], ("posterior",)),
+    }
+    for n, order in enumerate(itertools.permutations(files)):
+        names = [f"{n}{k}.dcm" for k in range(3)]
+        for name, kind in zip(names, order, strict=True):
+            write_dicom(name, counts=files[kind][0], views=files[kind][1])
+        run(write_manifest(*map(row, names)), tmp_path / f"data{n}")
+        found = records(tmp_path / f"data{n}")
+        assert len({record["image_id"] for record in found}) == 2
+        images = sorted(record["image"][..., 0].tobytes() for record in found)
+        assert images == sorted([counts[[0, 3]].tobytes(), counts[1:3].tobytes()])
 
 
 def test_views_of_several_files_are_paired_only_where_nothing_is_to_be_guessed(

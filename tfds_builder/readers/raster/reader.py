@@ -20,7 +20,7 @@ from tfds_builder.readers.raster.directory import TIFF_STARTS
 from tfds_builder.readers.raster.jpeg import JPEG_START, cut_jpeg
 from tfds_builder.readers.raster.png import PNG_START, cut_png
 from tfds_builder.readers.raster.tiff import cut_tiff
-from tfds_builder.readers.scintigram import Scintigram, View
+from tfds_builder.readers.scintigram import GREY_VALUES, Scintigram, View
 from tfds_builder.readers.views import MANIFEST, NO_VIEW, UNKNOWN
 
 _HIGHEST = np.iinfo(np.uint16).max
@@ -63,7 +63,7 @@ def read_raster(content: bytes, frame: int | None = None, view: str | None = Non
         container = _cut(kind, content, frame)
         native, notes = _upright_grey(kind, container)
     name, rule, view_notes = (view, MANIFEST, ()) if view else (UNKNOWN, "none", (NO_VIEW,))
-    notes = (*view_notes, "grey values of a picture, not counts", *notes, "pixel spacing unknown")
+    notes = (*view_notes, GREY_VALUES, *notes, "pixel spacing unknown")
     return Scintigram(views=(View(native, frame or 1, name, rule, notes),), frames=container.pages)
 
 
