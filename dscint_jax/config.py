@@ -149,6 +149,15 @@ class Augmentation(Group):
         return bool(self.thinning and self.thinned)
 
 
+SOMETIMES = (
+    ("rotation", "rotated"),
+    ("scaling", "scaled"),
+    ("intensity", "intensified"),
+    ("thinning", "thinned"),
+)
+"""Sizes of an augmentation, each with its probability."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Optimizer(Group):
     """How the parameters follow the gradients."""
@@ -273,6 +282,15 @@ class Config(Group):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_json("config.model_options", self.model_options)
+        own, usual = self.augmentation, Config.augmentation
+        for size, how_often in SOMETIMES:
+            value, chance = getattr(own, size), getattr(own, how_often)
+            # The usual sizes of what is off are there to be switched on.
+            if value not in (0.0, getattr(usual, size)) and not chance:
+                raise UserError(
+                    f"config.augmentation.{size} is {value}, but config.augmentation.{how_often}, "
+                    "its probability, is 0; set both"
+                )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Config":

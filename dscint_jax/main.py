@@ -6,6 +6,7 @@ Any field of the config: --config.batch_size=16, --config.data.dir=data.
 """
 
 import argparse
+import dataclasses
 import difflib
 import functools
 import re
@@ -90,10 +91,12 @@ class _ConfigParser(flags.ArgumentParser):
         if argument.endswith(".json"):
             return _overridable(read_config(home_expanded(argument)))
         config = self._loader.parse(located(argument))
-        if config is None or isinstance(config, (str, int, list, dict, ConfigDict)):
+        other = dataclasses.is_dataclass(config) and not isinstance(config, Config)
+        if other or config is None or isinstance(config, (str, int, list, dict, ConfigDict)):
+            hint = "; python -m dscint_jax.benchmark takes a benchmark" * other
             raise UserError(
                 f"--config {argument}: get_config returns a {type(config).__name__}; it must "
-                "return a dscint_jax.config.Config"
+                f"return a dscint_jax.config.Config{hint}"
             )
         # A file that cannot be read says so when it is first used.
         return _overridable(config) if isinstance(config, Config) else config
@@ -149,9 +152,9 @@ def _reason(error: Exception) -> str:
     """The libraries' multi-line messages as one line that a user can act on."""
     text = " ".join(str(error.args[0] if len(error.args) == 1 else error).split())
     if isinstance(error, (AttributeError, KeyError)) and (field := _overridden_field(text)):
-        names = {name.rpartition(".")[2] for name, _, _ in fields_of(Config())}
+        names = {name.rpartition(".")[2]: name for name, _, _ in fields_of(Config())}
         close = difflib.get_close_matches(field, sorted(names), n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
+        hint = f"; did you mean 'config.{names[close[0]]}'?" if close else ""
         return f"config has no field '{field}'{hint}"
     if isinstance(error, OSError):
         return f"--config: {text.rpartition('[Errno')[2].partition('] ')[2] or text}"

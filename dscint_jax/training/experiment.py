@@ -23,6 +23,7 @@ from dscint_jax.training.optimizers import make_optimizer, make_schedule
 from dscint_jax.training.state import TrainState
 from dscint_jax.training.step import StepSpec, split_network
 from dscint_jax.weights.import_torch import ImportReport, import_weights
+from tfds_builder.commandline.errors import UserError
 
 QUICKLY = {"xla_backend_optimization_level": 1}
 """Compiler options, on CPUs, of what runs once: the drawing of the quickstart's weights compiles in
@@ -81,6 +82,11 @@ def make_experiment(
 
     network = nnx.eval_shape(build)
     head = getattr(network, "HEAD", "")
+    if config.optimizer.name == "muon" and not head:
+        raise UserError(
+            f"config.optimizer.name 'muon' leaves the last layer to AdamW: give {config.model} a "
+            "HEAD, the name of that layer"
+        )
     training, inference, params, batch_stats = split_network(network, axis)
     schedule = make_schedule(config.optimizer, steps=int(config.steps))
     spec = StepSpec(

@@ -19,7 +19,7 @@ from dscint_jax.pytree import named_leaves
 from dscint_jax.training.finite import bad_step, rewound
 from dscint_jax.training.state import TrainState
 from tfds_builder.commandline.errors import UserError
-from tfds_builder.commandline.files import write_bytes, write_json
+from tfds_builder.commandline.files import remove_parts, write_bytes, write_json
 
 WRITING_TIMEOUT_S = 3600.0
 """How long the other processes wait for the one that writes."""
@@ -68,6 +68,7 @@ def check_finite(
 
 def _keep(folder: Path, facts: Mapping[str, Any], state: TrainState, batch: HostBatch) -> None:
     """Keeps a step that was not finite; one kept before at the same step is replaced."""
+    remove_parts(folder)
     # Written last, it says that the others are whole.
     (folder / STEP_FILE).unlink(missing_ok=True)
     for file, fields in ((STATE_FILE, named_leaves(state)), (BATCH_FILE, device_fields(batch))):

@@ -69,10 +69,9 @@ def make_schedule(config: Optimizer, *, steps: int) -> optax.Schedule:
     The warm-up, in steps, is at most all of the training's but one.
     """
     peak, warmup_steps = config.learning_rate, min(int(config.warmup_steps), steps - 1)
-    if config.schedule == "cosine":
-        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, steps)
     rest = steps - warmup_steps
     after = {
+        "cosine": optax.cosine_decay_schedule(peak, rest),
         "linear": optax.linear_schedule(peak, 0.0, rest),
         "constant": optax.constant_schedule(peak),
     }[config.schedule]
@@ -95,4 +94,10 @@ def update_ema(ema: nnx.State, current: nnx.State, step: Int[Array, ""], decay: 
     """
     step = step.astype(jnp.float32)
     kept: Float[Array, ""] = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda old, new: kept * old + (1.0 - kept) * new, ema, current)
+
+    def mean(old: jax.Array, new: jax.Array) -> jax.Array:
+        # A count, say of batches seen, has no mean.
+        counted = not jnp.issubdtype(new.dtype, jnp.floating)
+        return new if counted else kept * old + (1.0 - kept) * new
+
+    return jax.tree.map(mean, ema, current)

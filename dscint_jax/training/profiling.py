@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from tfds_builder.commandline.errors import UserError
+from tfds_builder.commandline.progress import say
 
 FOLDER = "profile"
 MOST_STEPS = 100
@@ -68,7 +69,7 @@ class Profiler:
 
     def __init__(self, workdir: Path, window: Window | None, *, shown: bool = True):
         self._folder, self._window, self._shown = workdir / FOLDER, window, shown
-        self._active = False
+        self._active = self._begun = False
         self._step = contextlib.ExitStack()
 
     def __enter__(self) -> "Profiler":
@@ -76,11 +77,14 @@ class Profiler:
 
     def __exit__(self, *_: object) -> None:
         self._stop()
+        if self._window and not self._begun and self._shown:
+            say(f"no profile: no step from {self._window.first} to {self._window.last} was taken")
 
     def before(self, step: int) -> None:
         """Called before a step takes its batch."""
         if self._window is None or not self._window.first <= step <= self._window.last:
             return
+        self._begun = True
         if not self._active:
             self._start()
         if self._active:

@@ -62,6 +62,7 @@ from dscint_jax.training.stopping import Interruption, Stop
 from dscint_jax.training.timing import StepTimer, memory_in_use
 from dscint_jax.training.validation import validate
 from dscint_jax.weights.import_torch import ImportReport
+from tfds_builder.commandline.command import available_cores
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import WriteError, check_writable, remove_parts
 from tfds_builder.commandline.places import read_path
@@ -83,8 +84,9 @@ def train(
 
     `config.steps` may be more than before, of a finished run too: the steps that were taken stay
     as they are, and those to come have the learning rate that the schedule of the new total gives
-    them. With a constant one the result is that of a run of the new total; with the others the
-    rate goes up again where it had come down. `provenance.json` has the total of every attempt.
+    them. With a constant one, and a warm-up that was over, the result is that of a run of the new
+    total; with the others the rate goes up again where it had come down. `provenance.json` has the
+    total of every attempt.
 
     On SIGTERM, SIGHUP, SIGUSR1 or Ctrl-C a checkpoint is saved before the process ends; after
     SIGUSR1 a SLURM job goes into the queue again. On one of the first three before the first step
@@ -105,10 +107,10 @@ def train(
     check_trackers(config.trackers)
     for name in config.trackers if cluster.is_first else ():
         import_tracker(name)
-    init_from = str(_place(config.init_from, "init_from")) if config.init_from else ""
+    init_from = str(_place(config.init_from, "init_from").absolute()) if config.init_from else ""
     config = config.replaced(
         {
-            # Absolute, so that the run can be evaluated from any folder.
+            # Absolute, so that the run can be evaluated, and its config taken, from any folder.
             "data.dir": str(_place(config.data.dir, "data.dir").absolute()),
             "init_from": init_from,
             "model_options": complete_options(config.model, config.model_options),
@@ -129,6 +131,12 @@ def train(
     except UserError as error:
         _say(cluster, f"note: {error}")
     config = resolve_durations(config, examples=examples, batch_size=batch_size)
+    if int(config.optimizer.warmup_steps) >= int(config.steps):
+        _say(
+            cluster,
+            f"note: config.optimizer.warmup_steps is {config.optimizer.warmup_steps}, but there "
+            f"are {config.steps} steps: all but the last warm up",
+        )
     # Each machine may have places of its own.
     preflight(cluster, config_facts(config.replaced({"data.dir": "", "init_from": ""})))
     if cluster.is_first:
@@ -238,6 +246,13 @@ def _train(
     start = int(state.step)
     if start:
         _say(cluster, f"resuming after step {start}")
+        before, now = attempts_of(workdir)[-1].get("cores"), available_cores()
+        if jax.default_backend() == "cpu" and before not in (None, now):
+            _say(
+                cluster,
+                f"note: {before} cores took the steps so far, and {now} go on: sums are rounded "
+                "otherwise, so the bits are not those of a run without a stop",
+            )
     if cluster.is_first:
         record_attempt(
             workdir,

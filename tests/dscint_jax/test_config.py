@@ -118,6 +118,13 @@ def test_copy_has_other_values_and_the_config_stays():
     assert other.replaced({"model_options": {}}).model_options == {}
 
 
+def test_a_size_of_an_augmentation_that_never_happens_is_refused():
+    with pytest.raises(UserError, match=r"thinning is 0\.9, but .*thinned, its probability, is 0"):
+        Config().replaced({"augmentation.thinning": 0.9})
+    both = {"augmentation.thinning": 0.9, "augmentation.thinned": 0.5}
+    assert Config().replaced(both).augmentation.thins
+
+
 def test_a_copy_leaves_the_values_that_it_was_given_as_they_are():
     options = {"widths": (8, 8)}
     changed = Config().replaced({"model_options": options, "model_options.widths": (4,)})

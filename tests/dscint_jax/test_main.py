@@ -64,8 +64,9 @@ def test_config_that_is_not_there_is_named_with_those_that_are(tmp_path, monkeyp
 
 MISTAKES = {
     "--config.model=vgg16": "--config.model=vgg16: name the network after the config file",
-    "--config.stpes=3": "config has no field 'stpes'; did you mean 'steps'?",
-    "--config.data.dri=x": "config has no field 'dri'; did you mean 'dir'?",
+    "--config.stpes=3": "config has no field 'stpes'; did you mean 'config.steps'?",
+    "--config.data.dri=x": "config has no field 'dri'; did you mean 'config.data.dir'?",
+    "--config.warmup_steps=3": "did you mean 'config.optimizer.warmup_steps'?",
     "--config.foo.bar=3": "config has no field 'foo'",
     "--config.batch_size=x": "flag --config.batch_size=x",
     "--config.data.clip=0": "config.data.clip is 0.0; it must be more than 0",
@@ -97,6 +98,11 @@ def test_config_file_that_returns_something_else_is_named(tmp_path):
     own.write_text("def get_config():\n    return {'steps': 3}\n")
     with pytest.raises(UserError, match=r"own\.py: get_config returns a dict; it must return"):
         main.flags.FLAGS["config"].parser.parse(str(own))
+
+
+def test_a_benchmark_is_told_from_a_config():
+    with pytest.raises(UserError, match=r"returns a Benchmark; .* python -m dscint_jax\.benchmark"):
+        main.flags.FLAGS["config"].parser.parse(str(CONFIGS / "benchmark.py"))
 
 
 @pytest.mark.parametrize("file", ["dscint", "quickstart"])

@@ -5,8 +5,10 @@ import optax
 import pytest
 from flax import nnx
 
-from dscint_jax.config import Optimizer
+from dscint_jax.config import Config, Optimizer
+from dscint_jax.training.experiment import make_experiment
 from dscint_jax.training.optimizers import make_optimizer, make_schedule, update_ema
+from tfds_builder.commandline.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -88,8 +90,29 @@ def test_muon_moves_all_directions_of_a_kernel_alike_and_leaves_the_head_to_adam
     assert signed[0, 0] < 0
 
 
+def test_muon_asks_a_network_of_ones_own_for_its_last_layer(tmp_path, monkeypatch):
+    (tmp_path / "own_network.py").write_text(
+        "from flax import nnx\n"
+        "class Small(nnx.Module):\n"
+        "    def __init__(self, num_classes, *, rngs):\n"
+        "        self.top = nnx.Linear(1, num_classes, rngs=rngs)\n"
+        "    def __call__(self, images, *, rngs=None):\n"
+        "        return self.top(images.mean((1, 2)))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = Config(model="own_network:Small", steps=4, optimizer=Optimizer(name="muon"))
+    with pytest.raises(UserError, match="give own_network:Small a HEAD"):
+        make_experiment(config, (3, 3))
+
+
 def test_average_follows_early_and_then_holds_on():
     start, now = (nnx.State({"w": jnp.array(value)}) for value in (0.0, 1.0))
     first = update_ema(start, now, jnp.int32(0), 0.999)["w"]
     late = update_ema(start, now, jnp.int32(10**6), 0.999)["w"]
     np.testing.assert_allclose([first, late], [0.9, 0.001], rtol=1e-4)
+
+
+def test_a_count_among_the_statistics_is_taken_as_it_is():
+    start, now = (nnx.State({"seen": jnp.array(value)}) for value in (0, 7))
+    average = update_ema(start, now, jnp.int32(0), 0.999)["seen"]
+    assert (average.dtype, int(average)) == (jnp.int32, 7)
