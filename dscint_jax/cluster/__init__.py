@@ -33,18 +33,6 @@ from dscint_jax.cluster.cluster import (
 from dscint_jax.cluster.joining import find_cluster, join
 from dscint_jax.command import run_command
 
-__all__ = [
-    "ALONE",
-    "AgreedStop",
-    "Cluster",
-    "barrier",
-    "config_facts",
-    "gather",
-    "leave",
-    "preflight",
-    "run_together",
-]
-
 END_TIMEOUT_S = 600
 """How long a process that has finished waits for the others to finish."""
 

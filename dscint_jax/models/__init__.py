@@ -63,8 +63,6 @@ DTYPES = ("float32", "bfloat16")
 GIVEN = ("num_classes", "rngs")
 """Arguments that every network is given."""
 
-__all__ = ["NETWORKS", "AttentionMaps", "Dscint", "build"]
-
 
 def build(
     name: str,

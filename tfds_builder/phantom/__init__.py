@@ -5,5 +5,3 @@
 
 from tfds_builder.phantom.camera.scan import Case, Scan, sample_case, simulate
 from tfds_builder.phantom.disease.disease import LABELS, PROPORTIONS
-
-__all__ = ["LABELS", "PROPORTIONS", "Case", "Scan", "sample_case", "simulate"]

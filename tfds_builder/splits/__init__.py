@@ -9,18 +9,3 @@ from tfds_builder.splits.names import (
     split_names,
 )
 from tfds_builder.splits.proof import Membership, Proof, prove_disjoint
-
-__all__ = [
-    "FILE_NAME",
-    "FRACTIONS",
-    "Membership",
-    "Proof",
-    "TornGroup",
-    "assign_splits",
-    "check_division",
-    "prove_disjoint",
-    "read_splits",
-    "shares_of",
-    "split_names",
-    "splits_text",
-]
