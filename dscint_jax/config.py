@@ -332,6 +332,15 @@ def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.
             yield f"{prefix}{entry.name}", entry, value
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, by dotted names: {"data": {"pool": 4}} as {"data.pool": 4}."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+    return found
+
+
 FIELDS = tuple(name for name, _, _ in fields_of(Config()))
 """The dotted names of all fields."""
 DURATIONS = tuple(name for name, entry, _ in fields_of(Config()) if entry.type == Duration)

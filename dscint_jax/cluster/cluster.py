@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 
-from dscint_jax.config import Config
+from dscint_jax.config import Config, flat
 from tfds_builder.commandline.errors import UserError
 
 PREFIX = "dscint"
@@ -166,13 +166,7 @@ def preflight(
 
 def config_facts(config: Config) -> dict[str, str]:
     """A resolved config as facts, one a field: {'config.batch_size': '32', ...}."""
-
-    def flatten(value: Any, field: str) -> dict[str, str]:
-        if not isinstance(value, Mapping):
-            return {field: json.dumps(value)}
-        return {k: v for n in value for k, v in flatten(value[n], f"{field}.{n}").items()}
-
-    return flatten(config.to_dict(), "config")
+    return {name: json.dumps(value) for name, value in flat(config.to_dict(), "config.").items()}
 
 
 def check_software(cluster: Cluster) -> None:

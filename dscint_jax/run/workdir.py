@@ -2,11 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import jax
 
-from dscint_jax.config import MAY_CHANGE, Config, read_config
+from dscint_jax.config import MAY_CHANGE, Config, flat, read_config
 from dscint_jax.run.provenance import X64, attempts_of
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import write_json
@@ -27,7 +26,7 @@ def check_claim(workdir: Path, config: Config) -> int | None:
     _check_settings(workdir)
     path = workdir / "config.json"
     old = read_config(path) if path.exists() else config
-    differences = [d for d in _differences(_plain(old), _plain(config)) if d[0] not in MAY_CHANGE]
+    differences = [d for d in _differences(old, config) if d[0] not in MAY_CHANGE]
     # The same file may lie elsewhere; a resumed run does not read it.
     if Path(old.init_from).name != Path(config.init_from).name:
         differences.append(("init_from", old.init_from, config.init_from))
@@ -83,18 +82,13 @@ def _check_settings(workdir: Path) -> None:
             )
 
 
-def _plain(config: Config) -> Any:
-    """What config.json holds, lists in place of tuples."""
-    return json.loads(json.dumps(config.to_dict()))
-
-
-def _differences(old: Any, new: Any, field: str = "") -> list[tuple[str, str, str]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            difference
-            for name in sorted({*old, *new})
-            for difference in _differences(
-                old.get(name, "absent"), new.get(name, "absent"), f"{field}.{name}".lstrip(".")
-            )
-        ]
-    return [] if old == new else [(field, json.dumps(old), json.dumps(new))]
+def _differences(*configs: Config) -> list[tuple[str, str, str]]:
+    """The fields in which two configs differ, with the values of both as JSON."""
+    first, second = (
+        {name: json.dumps(value) for name, value in flat(config.to_dict()).items()}
+        for config in configs
+    )
+    both = (
+        (name, *(one.get(name, '"absent"') for one in (first, second))) for name in first | second
+    )
+    return sorted(one for one in both if one[1] != one[2])

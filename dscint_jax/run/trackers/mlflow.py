@@ -4,10 +4,11 @@ import importlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dscint_jax.config import flat
 from dscint_jax.run.trackers.tracker import (
     Values,
     import_tracker,
@@ -67,17 +68,10 @@ class Mlflow:
 
     def _log_config(self, config: Mapping[str, Any]) -> None:
         parameters = [
-            self._entities.Param(field, value[:MLFLOW_PARAMETER_LENGTH])
-            for field, value in _flat(config)
+            self._entities.Param(name, text[:MLFLOW_PARAMETER_LENGTH])
+            for name, value in flat(config).items()
+            for text in [value if isinstance(value, str) else json.dumps(value)]
         ]
         for first in range(0, len(parameters), MLFLOW_PARAMETERS_A_CALL):
             some = parameters[first : first + MLFLOW_PARAMETERS_A_CALL]
             self._client.log_batch(self._id, params=some)
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value if isinstance(value, str) else json.dumps(value)
