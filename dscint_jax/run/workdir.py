@@ -88,7 +88,6 @@ def _differences(*configs: Config) -> list[tuple[str, str, str]]:
         {name: json.dumps(value) for name, value in flat(config.to_dict()).items()}
         for config in configs
     )
-    both = (
-        (name, *(one.get(name, '"absent"') for one in (first, second))) for name in first | second
-    )
-    return sorted(one for one in both if one[1] != one[2])
+    gone = '"absent"'
+    told = [(n, first.get(n, gone), second.get(n, gone)) for n in sorted(first | second)]
+    return [one for one in told if one[1] != one[2]]
