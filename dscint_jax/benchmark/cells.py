@@ -119,7 +119,7 @@ def run_cells(plan: Benchmark, workdir: Path) -> None:
     """
     cells, steps = all_cells(plan, workdir), int(plan.base.steps)
     for cell in cells:
-        _check_plan(plan, workdir, cell)
+        check_plan(plan, workdir, cell)
     with (
         ProgressBar("benchmark", total=len(cells) * steps, done=None, noun="steps") as bar,
         _Stopping() as stopping,
@@ -140,7 +140,8 @@ def run_cells(plan: Benchmark, workdir: Path) -> None:
             stopping.check()
 
 
-def _check_plan(plan: Benchmark, workdir: Path, cell: Cell) -> None:
+def check_plan(plan: Benchmark, workdir: Path, cell: Cell) -> None:
+    """Raises UserError where a cell's folder holds the run of another plan."""
     path = folder_of(workdir, cell) / CONFIG
     if not path.exists():
         return

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from dscint_jax.benchmark.cells import (
+    all_cells,
+    check_plan,
     chosen_rate,
     failure_of,
     folder_of,
@@ -56,9 +58,12 @@ def collect(plan: Benchmark, workdir: Path, out: Path) -> dict[str, Any]:
     """Writes the folder of results, of as many cells as are complete; returns results.json.
 
     Raises:
-      UserError: a file of a cell is damaged, or cells were run on different data.
+      UserError: a file of a cell is damaged, or cells were run on different data or by another
+        plan.
     """
     cells = []
+    for cell in all_cells(plan, workdir):
+        check_plan(plan, workdir, cell)
     for name in (*plan.networks, *plan.ablations):
         rate = chosen_rate(plan, workdir, name)
         # Before a rate is chosen, the cells stand in the table without one.

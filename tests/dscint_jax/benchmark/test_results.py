@@ -108,6 +108,18 @@ def test_what_another_processor_rounds_is_not_doctored(out):
     check_files(results, out)
 
 
+def test_a_cell_of_another_plan_is_not_collected(plan, tmp_path):
+    fill(plan, tmp_path)
+    other = dataclasses.replace(
+        plan, networks={**plan.networks, "dscint": {"label_smoothing": 0.1}}
+    )
+    with pytest.raises(
+        UserError, match=r"config\.label_smoothing of dscint.* is 0\.0 there and 0\.1"
+    ):
+        collect(other, tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_failed_and_open_cells_leave_the_others_whole(plan, filled):
     failed, missing = plan.cells("alexnet", 1e-3)[:2]
     (folder_of(filled, failed) / FAILURE).write_text("the loss is not finite\n")
