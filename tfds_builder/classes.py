@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from tfds_builder.commandline.errors import UserError
+from tfds_builder.tables import composed
 
 PUBLISHED = ("normal", "metastasis", "arthritis", "thyroid_carcinoma")
 """The four classes of Lin et al. 2021, in their published order."""
@@ -90,8 +91,7 @@ def read_classes(text: str | None) -> tuple[str, ...] | None:
 
 def normalise(label: str) -> str:
     """Trimmed, in lower case, composed, with underscores for spaces and hyphens."""
-    composed = unicodedata.normalize("NFC", label.strip().casefold())
-    return re.sub(r"[\s\-_]+", "_", composed)
+    return re.sub(r"[\s\-_]+", "_", composed(label.strip().casefold()))
 
 
 def means_unknown(text: str) -> bool:

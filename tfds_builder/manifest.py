@@ -8,7 +8,6 @@ never a path or a patient: they end up in logs.
 import difflib
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,10 +23,11 @@ from tfds_builder.classes import (
     normalise,
 )
 from tfds_builder.commandline.errors import UserError
-from tfds_builder.tables import read_rows
+from tfds_builder.tables import composed, read_rows
 
 VIEWS = ("anterior", "posterior")
 SPLITS = ("train", "validation", "test")
+FOLD = re.compile(r"fold_(0|[1-9]\d{0,3})", re.ASCII)
 REQUIRED_COLUMNS = ("path", "patient_id", "label")
 OPTIONAL_COLUMNS = (
     "study_id",
@@ -52,7 +52,6 @@ _AGE = re.compile(r"(\d{1,3})(?:Y|\.0)?", re.ASCII)
 _SHORTENED = re.compile(r"\d([.,]\d+)?E\+\d+", re.ASCII | re.I)
 # TRUE and FALSE are what spreadsheets make of a tick.
 _ANSWERS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
-_FOLD = re.compile(r"fold_\d{1,3}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +188,7 @@ def _row(
             raise _Fault(f"{name} is empty; fill it in")
     path = files.inside("path", cells["path"])
     # One name in two spellings of Unicode would be two patients.
-    cells = {name: unicodedata.normalize("NFC", cell) for name, cell in cells.items()}
+    cells = {name: composed(cell) for name, cell in cells.items()}
 
     def optional(name: str, read: Callable[[str], Value]) -> Value | None:
         return read(cells[name]) if cells.get(name) else None
@@ -197,7 +196,7 @@ def _row(
     return Row(
         number=number,
         path=path,
-        relative_path=unicodedata.normalize("NFC", path.relative_to(files.folder).as_posix()),
+        relative_path=composed(path.relative_to(files.folder).as_posix()),
         patient_id=_patient_id(cells["patient_id"]),
         label=_label(cells["label"], classes),
         study_id=cells.get("study_id") or None,
@@ -248,7 +247,7 @@ def _label(value: str, classes: tuple[str, ...] | None) -> str:
 
 
 def _split(value: str) -> str:
-    return value if _FOLD.fullmatch(value) else _one_of("split", value, SPLITS)
+    return value if FOLD.fullmatch(value) else _one_of("split", value, SPLITS)
 
 
 def _frame(value: str) -> int:
@@ -312,16 +311,15 @@ class _Files:
             return named
         found = self.folder
         for part in named.relative_to(self.folder).parts:
-            composed = unicodedata.normalize("NFC", part)
             there = (found / part).exists()
-            found /= part if there else self._names(found).get(composed, part)
+            found /= part if there else self._names(found).get(composed(part), part)
         return found
 
     def _names(self, folder: Path) -> dict[str, str]:
         """Composed name -> name, of what is in a folder."""
         if folder not in self._listed:
             names = sorted(os.listdir(folder)) if folder.is_dir() else []
-            self._listed[folder] = {unicodedata.normalize("NFC", name): name for name in names}
+            self._listed[folder] = {composed(name): name for name in names}
         return self._listed[folder]
 
 

@@ -8,6 +8,7 @@ import contextlib
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -43,6 +44,11 @@ def read_rows(path: Path) -> Rows:
         raise UserError(f"{path}: is an old or an encrypted workbook; {_AS_CSV}")
     text = _text(path, content)
     return list(_not_blank(_of_text(path, text)))
+
+
+def composed(text: str) -> str:
+    """Text in one spelling: file systems and people write accents in two ways (NFC and NFD)."""
+    return unicodedata.normalize("NFC", text)
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

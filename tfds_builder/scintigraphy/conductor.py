@@ -6,7 +6,6 @@ DATA_DIR/splits.csv, which keeps patients in their split at later builds.
 
 import json
 import logging
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -31,6 +30,7 @@ from tfds_builder.shards.shard import FILE_SECONDS, Shard, ShardTask, shard_pool
 from tfds_builder.staging import move_into_place, staging_folder
 from tfds_builder.studies import deidentify
 from tfds_builder.studies.study import Study, digests_of_studies
+from tfds_builder.tables import composed
 from tfds_builder.workers import Lost, WorkerPool
 
 _MOST_ROWS = 10
@@ -126,10 +126,7 @@ def _file_numbers(rows: Sequence[Row], pool: WorkerPool) -> dict[int, str]:
     paths = [PurePosixPath(row.path.relative_to(root)) for row in rows]
     chunks = [Chunk(root, tuple(paths[n : n + 32])) for n in range(0, len(paths), 32)]
     found = (file for files in pool.map(inspect_files, chunks, Chunk.without) for file in files)
-    return {
-        row.number: unicodedata.normalize("NFC", file.patient_id)
-        for row, file in zip(rows, found, strict=True)
-    }
+    return {row.number: composed(file.patient_id) for row, file in zip(rows, found, strict=True)}
 
 
 def _report_recognised(plan: Plan) -> None:

@@ -1,16 +1,14 @@
 """Names and shares of the splits: train, validation and test, or folds."""
 
-import re
 from collections.abc import Collection
 from pathlib import Path
 
 from tfds_builder.commandline.errors import UserError
-from tfds_builder.manifest import SPLITS
+from tfds_builder.manifest import FOLD, SPLITS
 
 FRACTIONS = (0.7, 0.15, 0.15)
 FEWEST_FOLDS = 3
 """One fold to test, one to validate, and one at least to train."""
-_FOLD = re.compile(r"fold_(0|[1-9]\d{0,3})", re.ASCII)
 
 
 def split_names(folds: int | None = None) -> tuple[str, ...]:
@@ -44,7 +42,7 @@ def shares_of(
 
 def is_split_name(name: str) -> bool:
     """Whether this is train, validation, test or a fold."""
-    return name in SPLITS or _FOLD.fullmatch(name) is not None
+    return name in SPLITS or FOLD.fullmatch(name) is not None
 
 
 def check_division(found: set[str], names: tuple[str, ...], file: Path) -> None:
@@ -63,7 +61,7 @@ def check_division(found: set[str], names: tuple[str, ...], file: Path) -> None:
 def _division(names: Collection[str]) -> str:
     if set(names) <= set(SPLITS):
         return ", ".join(SPLITS)
-    folds = [int(fold[1]) for name in names if (fold := _FOLD.fullmatch(name))]
+    folds = [int(fold[1]) for name in names if (fold := FOLD.fullmatch(name))]
     if len(folds) == len(names):
         return f"{1 + max(folds)} folds"
     return ", ".join(sorted(names))
