@@ -75,8 +75,9 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="TABLE",
-        help="a table of labels, CSV or .xlsx; may be repeated. With a header: label, and one of "
-        "path (relative to DIR), file (its name), study_id, patient_id. Or two columns alone, a "
+        help="a table of labels, CSV or .xlsx; may be repeated. With a header: label, and any of "
+        "path (relative to DIR), file (its name), study_id, patient_id; a row is about the files "
+        "that all of these name. Or two columns alone, a "
         "name and a label; a table of file names that is named like a folder is about the files in "
         "that folder alone",
     )

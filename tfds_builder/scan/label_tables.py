@@ -5,7 +5,6 @@ names, and how much on either side found no partner.
 """
 
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from tfds_builder.classes import (
 )
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.manifest import number_of
-from tfds_builder.tables import Rows, read_rows
+from tfds_builder.scan.path_names import without_suffix
+from tfds_builder.tables import Rows, composed, read_rows
 
 KEYS = ("path", "file", "study_id", "patient_id")
 LEFT_OUT = ""
@@ -38,19 +38,34 @@ _MOST_ROWS_ABOVE_HEADER = 10
 
 
 @dataclass(frozen=True)
+class Entry:
+    """A row of a table that has a name and a label.
+
+    Attributes:
+      row: its number.
+      names: for each of the table's keys, in their order; empty text where the row is silent.
+      value: the label as written.
+    """
+
+    row: int
+    names: tuple[str, ...]
+    value: str
+
+
+@dataclass(frozen=True)
 class LabelTable:
     """One table.
 
     Attributes:
       path: where it was read.
-      key: one of `KEYS`, what its entries are named by; empty where the files must tell.
-      entries: name -> (row number, value as written).
+      keys: those of `KEYS` that its header names; none where the files must tell, by one name.
+      entries: its rows, those that say the same once.
       incomplete: how many rows lack a name or a label.
     """
 
     path: Path
-    key: str
-    entries: dict[str, tuple[int, str]]
+    keys: tuple[str, ...]
+    entries: tuple[Entry, ...]
     incomplete: int = 0
 
 
@@ -165,40 +180,54 @@ def question_labels(found: Mapping[str, Iterable[str]]) -> None:
 def read_table(path: Path) -> LabelTable:
     """Reads a label table.
 
-    It has a header with `label` and one of `KEYS`, or other words for these, perhaps under a title;
-    or two columns, a name and a label, with a header or without. A UserError names table and row.
+    It has a header with `label` and some of `KEYS`, or other words for these, perhaps under a
+    title; or two columns, a name and a label, with a header or without. A UserError names table and
+    row.
     """
     rows = read_rows(path)
     if not rows:
         raise UserError(f"{path}: is empty")
-    key, places, rows = _columns(path, rows)
-    entries: dict[str, tuple[int, str]] = {}
+    keys, places, rows = _columns(path, rows)
+    entries: dict[tuple[str, ...], Entry] = {}
     incomplete = 0
     for number, cells in rows:
-        name, value = (cells[place] if place < len(cells) else "" for place in places)
-        if means_unknown(name) or not value:
+        *written, value = (cells[place] if place < len(cells) else "" for place in places)
+        names = tuple(_name(*pair) for pair in zip(keys or ("",), written, strict=True))
+        if not any(names) or not value:
             incomplete += 1
             continue
-        # Tables made under Windows have backslashes between folders.
-        plain = name.replace("\\", "/").removeprefix("./") if key == "path" else name
-        first, known = entries.setdefault(_composed(plain), (number, value))
-        if _plain(known) != _plain(value):
+        first = entries.setdefault(names, Entry(number, names, value))
+        if _plain(first.value) != _plain(value):
             raise UserError(
-                f"{path}: row {number}: {key or 'name'} '{name}' has another label in row {first}"
+                f"{path}: row {number}: the same {' and '.join(keys) or 'name'} has another label "
+                f"in row {first.row}; keep one"
             )
-    return LabelTable(path, key, entries, incomplete)
+    return LabelTable(path, keys, tuple(entries.values()), incomplete)
 
 
-def _columns(path: Path, rows: Rows) -> tuple[str, tuple[int, int], Rows]:
-    """The key, the places of name and label in a row, and the rows below the header."""
-    for n, (_, cells) in enumerate(rows[:_MOST_ROWS_ABOVE_HEADER]):
-        label = _place(cells, "label")
-        places = ((key, _place(cells, key)) for key in KEYS)
-        key, name = next((found for found in places if found[1] is not None), ("", None))
-        if name is not None and label is not None:
-            return key, (name, label), rows[n + 1 :]
+def _name(key: str, written: str) -> str:
+    if means_unknown(written):
+        return ""
+    # Tables made under Windows have backslashes between folders.
+    return composed(written.replace("\\", "/").removeprefix("./") if key == "path" else written)
+
+
+def _columns(path: Path, rows: Rows) -> tuple[tuple[str, ...], tuple[int, ...], Rows]:
+    """The keys, the places of their names and of the label in a row, the rows below the header."""
+    for n, (number, cells) in enumerate(rows[:_MOST_ROWS_ABOVE_HEADER]):
+        places = {word: found for word in (*KEYS, "label") if (found := _places(cells, word))}
+        if len(places) > 1 and "label" in places:
+            for word, (one, *others) in places.items():
+                if others:
+                    raise UserError(
+                        f"{path}: row {number}: columns {one + 1} ('{cells[one]}') and "
+                        f"{others[0] + 1} ('{cells[others[0]]}') may both be {word}; head the "
+                        f"right one '{word}' and the other otherwise"
+                    )
+            keys = tuple(word for word in places if word != "label")
+            return keys, tuple(found[0] for found in places.values()), rows[n + 1 :]
     if all(not any(cells[2:]) for _, cells in rows):
-        return "", (0, 1), rows
+        return (), (0, 1), rows
     number, cells = rows[0]
     raise UserError(
         f"{path}: row {number}: needs a header with 'label' and one of {', '.join(KEYS)}, or two "
@@ -206,59 +235,143 @@ def _columns(path: Path, rows: Rows) -> tuple[str, tuple[int, int], Rows]:
     )
 
 
-def _place(header: Sequence[str], name: str) -> int | None:
-    """Where a column stands: under its own name first, then under another word for it."""
+def _places(header: Sequence[str], name: str) -> list[int]:
+    """Which columns may be meant: those under its own name, else those under other words for it."""
     plain = [re.sub(r"[\W_]+", "", cell.casefold()) for cell in header]
-    words = (name.replace("_", ""), *_HEADINGS[name])
-    return next((plain.index(word) for word in words if word in plain), None)
+    own = [n for n, cell in enumerate(plain) if cell == name.replace("_", "")]
+    return own or [n for n, cell in enumerate(plain) if cell in _HEADINGS[name]]
+
+
+class _Named:
+    """Which files a name means, under one key; numbers may lack the zeros before them."""
+
+    def __init__(self, files: Sequence[Keys], table: LabelTable, key: str):
+        if key == "file":
+            own = _files_of(files, table)
+            self._exact = _index((without_suffix(files[n].path.name), n) for n in own)
+            self._exact |= _index((files[n].path.name, n) for n in own)
+        else:
+            self._exact = _index((str(getattr(file, key)), n) for n, file in enumerate(files))
+        spellings: dict[str, list[str]] = defaultdict(list)
+        for name in self._exact:
+            spellings[number_of(name)].append(name)
+        self._by_number = {
+            number: self._exact[own[0]]
+            for number, own in spellings.items()
+            if number and len(own) == 1
+        }
+
+    def files(self, name: str) -> set[int]:
+        return self._exact.get(name) or self._by_number.get(number_of(name)) or set()
+
+    def __contains__(self, name: str) -> bool:
+        """Whether it means files as it is written."""
+        return name in self._exact
+
+
+def _files_of(files: Sequence[Keys], table: LabelTable) -> Sequence[int]:
+    """Those in the folders that the table is named like; all where there are none."""
+    stem = composed(table.path.stem)
+    own = [n for n, file in enumerate(files) if stem in map(composed, file.path.parent.parts)]
+    return own or range(len(files))
+
+
+def _index(pairs: Iterable[tuple[str, int]]) -> dict[str, set[int]]:
+    index: dict[str, set[int]] = defaultdict(set)
+    for name, number in pairs:
+        if name:
+            index[composed(name)].add(number)
+    return dict(index)
 
 
 def join(files: Sequence[Keys], tables: Sequence[LabelTable], meanings: Meanings) -> Joined:
     """Gives files the labels that tables have for them.
 
-    A table that is named like a folder (wholeBodyANT.txt) and goes by file name is about the files
-    in the folders of that name alone. File names may lack their suffix in a table, and numbers the
-    zeros before them, where that leaves no doubt which is meant. Raises UserError on a value that
-    means no label, and on two tables that contradict each other.
+    An entry is about the files that all its names agree on; a column that names no file at all is
+    left aside. A table that is named like a folder (wholeBodyANT.txt) and goes by file name is
+    about the files in the folders of that name alone. File names may lack their suffix in a table,
+    and numbers the zeros before them, where that leaves no doubt which is meant.
+
+    Raises:
+      UserError: a value that means no label; entries that contradict each other; an entry about
+        several patients; a table without a header whose names may mean other files as well.
     """
     labels: list[str | None] = [None] * len(files)
     sources: list[str] = [""] * len(files)
     remarks = []
     for table in tables:
-        key, places = _key_and_places(files, table)
-        by_number = _by_number(places)
+        named = {key: _Named(files, table, key) for key in table.keys or KEYS}
+        keys = table.keys or (_likely_key(table, named, meanings),)
+        used = [key for n, key in enumerate(keys) if _matched(table, named[key], n)]
+        by = " and ".join(used)
         found: Counter[str] = Counter(incomplete=table.incomplete)
-        for n, (name, (row, value)) in enumerate(table.entries.items()):
-            where = f"{table.path}: row {row}"
-            own = places.get(name) or by_number.get(number_of(name))
+        for entry in table.entries:
+            where = f"{table.path}: row {entry.row}"
+            names = [
+                (named[key], name)
+                for key, name in zip(keys, entry.names, strict=True)
+                if name and key in used
+            ]
+            own = _agreed(names)
             if not own:
-                found["header" if n == 0 and not table.key else "unused"] += 1
+                found[_why_unmatched(table, entry, names)] += 1
                 continue
-            found["without zeros"] += name not in places
-            label = resolve(value, meanings, where)
+            found["matched"] += 1
+            found["without zeros"] += any(name not in index for index, name in names)
+            if len({files[n].patient_id or files[n].study_id or files[n].path for n in own}) > 1:
+                raise UserError(
+                    f"{where}: its {by} stands for files of several patients; add a column path "
+                    "or patient_id"
+                )
+            label = resolve(entry.value, meanings, where)
             found["unknown"] += label is None
             for place in own:
                 if None not in (label, labels[place]) and labels[place] != label:
                     raise UserError(
-                        f"{where}: {key} '{name}' is labelled otherwise in {sources[place]}"
+                        f"{where}: its {by} is labelled otherwise in {sources[place]}; correct "
+                        "one, or add a column path"
                     )
                 if label is not None:
                     labels[place], sources[place] = label, where
-        remarks += [f"{table.path}: {text}" for text in _remarks(table, found)]
+        remarks += [f"{table.path}: {text}" for text in _remarks(table, keys, used, found)]
     return Joined(tuple(labels), tuple(sources), tuple(remarks))
 
 
-def _remarks(table: LabelTable, found: Counter[str]) -> Iterator[str]:
+def _matched(table: LabelTable, named: _Named, column: int = 0) -> int:
+    return sum(bool(named.files(entry.names[column])) for entry in table.entries)
+
+
+def _agreed(names: Sequence[tuple[_Named, str]]) -> set[int]:
+    """The files that all of an entry's names mean."""
+    return set.intersection(*(index.files(name) for index, name in names)) if names else set()
+
+
+def _why_unmatched(table: LabelTable, entry: Entry, names: Sequence[tuple[_Named, str]]) -> str:
+    if entry is table.entries[0] and not table.keys:
+        return "header"
+    return "torn" if names and all(index.files(name) for index, name in names) else "unused"
+
+
+def _remarks(
+    table: LabelTable, keys: Sequence[str], used: Sequence[str], found: Counter[str]
+) -> Iterator[str]:
     entries = len(table.entries)
-    by = table.key or f"{', '.join(KEYS[:-1])} or {KEYS[-1]}"
-    if found["unused"] + found["header"] == entries:
+    if not used:
+        *others, last = table.keys or KEYS
+        by = f"{', '.join(others)} or {last}" if others else last
         yield f"none of its {entries} entries names one of these files by {by}"
     else:
+        for key in (key for key in keys if key not in used):
+            by = " and ".join(used)
+            yield f"its column {key} names none of these files; {by} alone counts"
+        if not table.keys:
+            yield f"{found['matched']} entries matched by {used[0]}"
         if found["header"]:
-            row, _ = next(iter(table.entries.values()))
-            yield f"row {row} names no file, so it is taken for a header"
+            yield f"row {table.entries[0].row} names no file, so it is taken for a header"
         if found["unused"]:
             yield f"{found['unused']} entries name none of these files"
+        if found["torn"]:
+            yield f"{found['torn']} entries name no file by all of {', '.join(used)} together"
     if found["without zeros"]:
         yield (
             f"{found['without zeros']} entries match only without the zeros before their number; "
@@ -270,50 +383,22 @@ def _remarks(table: LabelTable, found: Counter[str]) -> Iterator[str]:
         yield f"{found['incomplete']} rows lack a name or a label"
 
 
-def _key_and_places(files: Sequence[Keys], table: LabelTable) -> tuple[str, dict[str, list[int]]]:
-    """What the entries are named by, and name -> which files it means.
+def _likely_key(table: LabelTable, named: Mapping[str, _Named], meanings: Meanings) -> str:
+    """The key by which most of the entries name a file, where no header says it."""
 
-    Where no header says it, it is the key by which most of the entries name a file.
-    """
-    keys = (table.key,) if table.key else KEYS
-    places = {key: _places(files, table, key) for key in keys}
+    def labels_by(key: str) -> dict[int, str]:
+        return {
+            n: meanings.of.get(_plain(entry.value), _plain(entry.value))
+            for entry in table.entries
+            for n in named[key].files(entry.names[0])
+        }
 
-    def named(key: str) -> int:
-        by_number = _by_number(places[key])
-        return sum(name in places[key] or number_of(name) in by_number for name in table.entries)
-
-    best = max(keys, key=named)
-    return best, places[best]
-
-
-def _places(files: Sequence[Keys], table: LabelTable, key: str) -> dict[str, list[int]]:
-    if key != "file":
-        return _index((str(getattr(file, key)), n) for n, file in enumerate(files))
-    stem = _composed(table.path.stem)
-    own = [n for n, file in enumerate(files) if stem in map(_composed, file.path.parent.parts)]
-    numbers = own or range(len(files))
-    by_stem = _index((files[n].path.stem, n) for n in numbers)
-    return by_stem | _index((files[n].path.name, n) for n in numbers)
-
-
-def _index(pairs: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
-    index = defaultdict(list)
-    for name, number in pairs:
-        if name:
-            index[_composed(name)].append(number)
-    return dict(index)
-
-
-def _by_number(places: Mapping[str, list[int]]) -> dict[str, list[int]]:
-    """Number without zeros before it -> the files of the one name that is this number."""
-    names: dict[str, list[str]] = defaultdict(list)
-    for name in places:
-        number = number_of(name)
-        if number:
-            names[number].append(name)
-    return {number: places[own[0]] for number, own in names.items() if len(own) == 1}
-
-
-def _composed(text: str) -> str:
-    """File systems and spreadsheets write accents in two ways (Unicode's NFC and NFD)."""
-    return unicodedata.normalize("NFC", text)
+    best = max(KEYS, key=lambda key: _matched(table, named[key]))
+    labels = labels_by(best)
+    for other in KEYS:
+        if any(labels.get(n, label) != label for n, label in labels_by(other).items()):
+            raise UserError(
+                f"{table.path}: its names may be {best} or {other}, which gives files different "
+                f"labels; head the column '{best}' or '{other}', and that of the labels 'label'"
+            )
+    return best

@@ -5,12 +5,12 @@ name, with where that was found, since it may be wrong.
 """
 
 import re
-import unicodedata
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.readers.views import ANTERIOR, POSTERIOR
+from tfds_builder.tables import composed
 
 PATTERN_FIELDS = ("patient", "study", "view", "label", "site")
 BY_FILE_NAME, BY_FOLDER_NAME, BY_PATTERN = "the file name", "the folder name", "--pattern"
@@ -25,6 +25,7 @@ _WORD = re.compile(
 _VIEWS = {"a": ANTERIOR, "p": POSTERIOR}
 _LETTERED = re.compile(r"[AP](?=\d+$)")
 _SEPARATORS = " _.-"
+_SUFFIX = re.compile(r"\.(dcm|dicom|dic|ima|png|tiff?|jpe?g)$", re.I)
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,16 @@ def read_words(path: PurePosixPath) -> PathName:
     name, or of the nearest folder's; the study is what remains of the path, so that two views of
     one study, in two folders or under two names, come together.
     """
-    path = _composed(path)
+    path = PurePosixPath(composed(str(path)))
     folders = path.parent.parts
-    in_name, in_folders = _views_in(path.stem), [_views_in(folder) for folder in folders]
+    in_name, in_folders = (
+        _views_in(without_suffix(path.name)),
+        [_views_in(folder) for folder in folders],
+    )
     in_folder = next((views for views in reversed(in_folders) if views), set())
     said = in_name | in_folder
     view = next(iter(said)) if len(said) == 1 else ""
-    name = _without_views(path.stem)
+    name = _without_views(without_suffix(path.name))
     if view and not in_name and _LETTERED.match(name) and _VIEWS[name[0].lower()] == view:
         name = name[1:]
     rest = [one for one in map(_without_views, folders) if one]
@@ -75,6 +79,11 @@ def read_words(path: PurePosixPath) -> PathName:
         view_by=view_by,
         contradiction=len(said) > 1,
     )
+
+
+def without_suffix(name: str) -> str:
+    """A file's name without the suffix of an image; what follows the last dot of a UID is none."""
+    return _SUFFIX.sub("", name)
 
 
 def _views_in(text: str) -> set[str]:
@@ -100,7 +109,7 @@ class PathPattern:
 
     def __init__(self, text: str) -> None:
         try:
-            self._expression = re.compile(unicodedata.normalize("NFC", text))
+            self._expression = re.compile(composed(text))
         except re.error as error:
             raise UserError(f"--pattern '{text}': not a regular expression ({error})") from None
         names = list(self._expression.groupindex)
@@ -122,7 +131,7 @@ class PathPattern:
 
         Raises UserError where the view is neither.
         """
-        path = _composed(path)
+        path = PurePosixPath(composed(str(path)))
         found = self._expression.search(str(path))
         if not found:
             return None
@@ -153,11 +162,6 @@ class PathPattern:
                 "posterior (p, pos, post)"
             )
         return views[text.lower()]
-
-
-def _composed(path: PurePosixPath) -> PurePosixPath:
-    """File systems and people write accents in two ways (Unicode's NFC and NFD)."""
-    return PurePosixPath(unicodedata.normalize("NFC", str(path)))
 
 
 def printable(path: PurePosixPath) -> str:

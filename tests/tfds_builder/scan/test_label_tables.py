@@ -28,6 +28,10 @@ def table(folder: Path, text: str, name: str = "labels.csv"):
     return read_table(path)
 
 
+def remarks_of(joined) -> list[str]:
+    return [remark.partition("csv: ")[2] for remark in joined.remarks]
+
+
 def error_of(function, *arguments) -> str:
     with pytest.raises(UserError) as caught:
         function(*arguments)
@@ -44,9 +48,6 @@ def error_of(function, *arguments) -> str:
             "\ufeffstudy_id,Label\r\n\r\nS2, Thyroid carcinoma\r\n",
             (None, "thyroid_carcinoma", None),
         ),
-        ("1.jpg 0\n2.jpg\t1\n", ("normal", "metastasis", "normal")),
-        ("1.jpg   0\n2.jpg 1\n", ("normal", "metastasis", "normal")),
-        ("1,0\n2,1\n", ("normal", "metastasis", "normal")),
     ],
 )
 def test_tables_of_every_shape_are_joined(tmp_path, text, labels):
@@ -54,9 +55,85 @@ def test_tables_of_every_shape_are_joined(tmp_path, text, labels):
     assert (joined.labels, joined.remarks) == (labels, ())
 
 
-def test_the_more_exact_key_of_a_table_counts(tmp_path):
-    read = table(tmp_path, "patient_id,label,path\nP1,0,ant/2.jpg\n")
-    assert join(FILES, [read], MAP).labels == (None, "normal", None)
+@pytest.mark.parametrize("text", ["1.jpg 0\n2.jpg\t1\n", "1.jpg   0\n2.jpg 1\n", "1,0\n2,1\n"])
+def test_two_columns_without_a_header_are_joined_by_what_they_match(tmp_path, text):
+    joined = join(FILES, [table(tmp_path, text)], MAP)
+    assert joined.labels == ("normal", "metastasis", "normal")
+    assert remarks_of(joined) == ["2 entries matched by file"]
+
+
+def test_a_row_labels_the_files_that_all_its_columns_name(tmp_path):
+    text = "patient_id,study_id,label\nP1,S1,0\nP2,S1,1\nP2,S2,1\nP2,?,1\n"
+    files = [
+        Keys(PurePosixPath(f"{patient}/{study}.png"), patient, study)
+        for patient, study in (("P1", "S1"), ("P1", "S2"), ("P2", "S1"), ("P2", "S2"))
+    ]
+    joined = join(files, [table(tmp_path, text)], MAP)
+    assert (joined.labels, joined.remarks) == (("normal", None, "metastasis", "metastasis"), ())
+    read = table(tmp_path, "patient_id,label,path\nP1,0,ant/2.jpg\nP1,0,ant/1.jpg\n")
+    joined = join(FILES, [read], MAP)
+    assert joined.labels == ("normal", None, None)
+    assert remarks_of(joined) == ["1 entries name no file by all of path, patient_id together"]
+
+
+def test_a_column_that_names_no_file_counts_for_nothing(tmp_path):
+    read = table(tmp_path, "MRN,Study,Diagnosis\nP1,1,0\nP2,1,1\n")
+    joined = join(FILES, [read], MAP)
+    assert joined.labels == ("normal", "metastasis", "normal")
+    assert remarks_of(joined) == [
+        "its column study_id names none of these files; patient_id alone counts"
+    ]
+    read = table(tmp_path, "MRN,Study,Diagnosis\nP1,7,0\nP1,8,1\n")
+    message = error_of(join, FILES, [read], MAP)
+    assert "row 3: its patient_id is labelled otherwise in" in message
+    assert message.endswith("row 2; correct one, or add a column path")
+
+
+def test_a_name_of_files_of_several_patients_is_refused(tmp_path):
+    files = [Keys(PurePosixPath(f"{n}/scan.png"), patient, f"{n}/scan") for n, patient in enumerate(
+        ("P1", "P2", ""))]  # fmt: skip
+    message = error_of(join, files, [table(tmp_path, "file,label\nscan.png,0\n")], MAP)
+    assert "row 2: its file stands for files of several patients; add a column path" in message
+    assert error_of(join, files[1:], [table(tmp_path, "scan,0\n")], MAP)
+    read = table(tmp_path, "file,patient_id,label\nscan.png,P1,1\n")
+    assert join(files, [read], MAP).labels == ("metastasis", None, None)
+
+
+def test_what_follows_the_last_dot_of_a_uid_is_no_suffix(tmp_path):
+    files = [Keys(PurePosixPath(f"1.2.840.7.{n}"), "", f"{n}") for n in (1, 2)]
+    files.append(Keys(PurePosixPath("1.2.840.7.3.DCM"), "", "3"))
+    read = table(tmp_path, "file,label\n1.2.840.7,1\n1.2.840.7.2,0\n1.2.840.7.3,0\n")
+    assert join(files, [read], MAP).labels == (None, "normal", "normal")
+
+
+def test_names_that_may_be_those_of_files_or_of_patients_are_refused(tmp_path):
+    files = [Keys(PurePosixPath(f"000{n}.dcm"), patient, "") for n, patient in enumerate(
+        ("3", "1", "2"), 1)]  # fmt: skip
+    read = table(tmp_path, "ID,Diagnosis\n1,0\n2,0\n3,1\n")
+    message = error_of(join, files, [read], MAP)
+    assert "its names may be file or patient_id, which gives files different labels" in message
+    read = table(tmp_path, "ID,Diagnosis\n1,0\n2,0\n3,0.0\n")
+    assert join(files, [read], MAP).labels == ("normal",) * 3
+
+
+@pytest.mark.parametrize(
+    "header, said",
+    [
+        ("MRN,Diagnosis,Name,Diagnosis", "columns 2 ('Diagnosis') and 4 ('Diagnosis') may both be "
+         "label; head the right one 'label'"),
+        ("MRN,Patient,Age,Label", "columns 1 ('MRN') and 2 ('Patient') may both be patient_id"),
+        ("MRN,Label,x,label", "columns 2 ('Label') and 4 ('label')"),
+    ],
+)  # fmt: skip
+def test_two_columns_of_one_meaning_are_refused(tmp_path, header, said):
+    message = error_of(table, tmp_path, f"{header}\nP1,0,x,1\n")
+    assert "row 1: " in message
+    assert said in message
+
+
+def test_a_column_under_its_own_name_comes_before_other_words_for_it(tmp_path):
+    read = table(tmp_path, "Patient,patient_id,Class,label\nP2,P1,0,1\n")
+    assert join(FILES, [read], MAP).labels == ("metastasis", None, "metastasis")
 
 
 def test_a_table_named_like_a_folder_is_about_that_folder(tmp_path):
@@ -66,7 +143,11 @@ def test_a_table_named_like_a_folder_is_about_that_folder(tmp_path):
     ]
     joined = join(FILES, tables, MAP)
     assert joined.labels == ("normal", "normal", "metastasis")
-    assert joined.remarks == (f"{tmp_path / 'post.txt'}: 1 entries name none of these files",)
+    assert joined.remarks == (
+        f"{tmp_path / 'ant.txt'}: 2 entries matched by file",
+        f"{tmp_path / 'post.txt'}: 1 entries matched by file",
+        f"{tmp_path / 'post.txt'}: 1 entries name none of these files",
+    )
 
 
 def test_tables_that_contradict_each_other_are_refused(tmp_path):
@@ -74,7 +155,7 @@ def test_tables_that_contradict_each_other_are_refused(tmp_path):
     assert join(FILES, tables[:1], MAP).labels == ("normal", None, "normal")
     tables[1] = table(tmp_path, "patient_id,label\nP1,1\n", "y.csv")
     message = error_of(join, FILES, tables, MAP)
-    assert "y.csv: row 2: patient_id 'P1' is labelled otherwise in" in message
+    assert "y.csv: row 2: its patient_id is labelled otherwise in" in message
     assert "x.txt: row 1" in message
 
 
@@ -84,7 +165,7 @@ def test_tables_that_contradict_each_other_are_refused(tmp_path):
         ("", "is empty"),
         ("label,name,age\n0,1.jpg,4\n", "one of path, file, study_id, patient_id, or two"),
         ("1.jpg,0,x\n", "needs a header with 'label'"),
-        ("file,label\n1.jpg,0\n1.jpg,1\n", "row 3: file '1.jpg' has another label in row 2"),
+        ("file,label\n1.jpg,0\n1.jpg,1\n", "row 3: the same file has another label in row 2"),
         ('file,label\n"1.jpg,0\n', "not valid CSV"),
     ],
 )
@@ -135,18 +216,29 @@ def test_headers_as_people_write_them(tmp_path, text, labels):
     assert join(FILES, [table(tmp_path, text)], MAP).labels == labels
 
 
-@pytest.mark.parametrize("key", ["ant/1.jpg", "1.jpg", "1", "P1", "S1"])
-def test_two_columns_under_an_unknown_header_go_by_what_the_files_say(tmp_path, key):
-    joined = join(FILES, [table(tmp_path, f"Case,Outcome\n{key},1\n")], MAP)
+@pytest.mark.parametrize(
+    "name, key",
+    [
+        ("ant/1.jpg", "path"),
+        ("1.jpg", "file"),
+        ("1", "file"),
+        ("P1", "patient_id"),
+        ("S1", "study_id"),
+    ],
+)
+def test_two_columns_under_an_unknown_header_go_by_what_the_files_say(tmp_path, name, key):
+    joined = join(FILES, [table(tmp_path, f"Case,Outcome\n{name},1\n")], MAP)
     assert joined.labels[0] == "metastasis"
-    assert joined.remarks == (
-        f"{tmp_path / 'labels.csv'}: row 1 names no file, so it is taken for a header",
-    )
+    assert remarks_of(joined) == [
+        f"1 entries matched by {key}",
+        "row 1 names no file, so it is taken for a header",
+    ]
 
 
 def test_a_first_row_that_names_a_file_is_no_header(tmp_path):
     joined = join(FILES, [table(tmp_path, "1.jpg,0\n2.jpg,1\n")], MAP)
-    assert (joined.labels, joined.remarks) == (("normal", "metastasis", "normal"), ())
+    assert joined.labels == ("normal", "metastasis", "normal")
+    assert remarks_of(joined) == ["2 entries matched by file"]
 
 
 def test_a_table_that_names_nothing_says_by_what_it_was_tried(tmp_path):
@@ -182,7 +274,7 @@ def test_rows_that_say_nothing_are_counted(tmp_path):
     read = table(tmp_path, "patient_id,label\nP1,0\nP2,?\nP3,\n#REF!,1\n")
     joined = join(FILES, [read], MAP)
     assert joined.labels == ("normal", None, "normal")
-    assert [remark.partition("csv: ")[2] for remark in joined.remarks] == [
+    assert remarks_of(joined) == [
         "1 labels say that they are unknown",
         "2 rows lack a name or a label",
     ]

@@ -27,6 +27,7 @@ def words(path: str) -> PathName:
         ("ant.png", "anterior", "", ""),
         ("antWholeBody/9.png", "anterior", "9", "WholeBody/9"),
         ("anteriorwholebody9.png", "anterior", "wholebody9", "wholebody9"),
+        ("1.2.840.7.1", "", "1.2.840.7.1", "1.2.840.7.1"),
         # Words that only hold these letters.
         ("patients/grant_postop_pos.png", "", "grant_postop_pos", "patients/grant_postop_pos"),
         ("RANT/antenna1.png", "", "antenna1", "RANT/antenna1"),
