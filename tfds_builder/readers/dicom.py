@@ -25,6 +25,7 @@ from pydicom.uid import (
 )
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
+from tfds_builder.classes import means_unknown
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.manifest import MAX_AGE
 from tfds_builder.readers.codestream import inflated
@@ -94,6 +95,8 @@ _FIRST_GROUP_OF_PIXELS = 0x5000
 _PALETTE = (0x00281201, 0x00281202, 0x00281203)
 # Group and element in the block of the private texts that `views` reads.
 _GE_VIEW_TEXTS = ((0x0011, 0x12), (0x0011, 0x30))
+# What anonymisers write for everybody; with a number it may be one of their pseudonyms.
+_ANONYMISED = re.compile(r"anon\D*", re.I)
 _LARGE_HEADER = "has a header far larger than a bone scan's"
 _DEFLATED, _AS_LONG = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1\0\0\0"
 
@@ -107,7 +110,7 @@ class Header:
       frames: number of frames in the file.
       rows, columns: its matrix.
       findings: what is odd about the file as a whole, in fixed words.
-      patient_id: PatientID; it must not reach the records.
+      patient_id: PatientID, empty where it names nobody; it must not reach the records.
       study, instance: StudyInstanceUID and SOPInstanceUID; they must not reach the records.
       manufacturer: as written, or None.
       sex: 'F', 'M', 'O' or None.
@@ -310,13 +313,19 @@ def _checked_header(dataset: Dataset, frame: int | None, view: str | None, accep
         rows=rows,
         columns=columns,
         findings=findings,
-        patient_id=str(dataset.get("PatientID") or ""),
+        patient_id=_patient_id(dataset),
         study=str(dataset.get("StudyInstanceUID") or ""),
         instance=str(dataset.get("SOPInstanceUID") or ""),
         manufacturer=str(dataset.get("Manufacturer") or "") or None,
         sex=_sex(dataset),
         age=_age(dataset),
     )
+
+
+def _patient_id(dataset: Dataset) -> str:
+    written = str(dataset.get("PatientID") or "")
+    nobody = means_unknown(written) or _ANONYMISED.fullmatch(written.strip())
+    return "" if nobody else written
 
 
 def _uid_findings(dataset: Dataset) -> tuple[str, ...]:

@@ -72,6 +72,24 @@ def test_the_header_tells_what_the_record_needs(write_dicom):
     assert dicom.read_header(born.read_bytes()).age == 59
 
 
+@pytest.mark.parametrize(
+    "written, read",
+    [
+        ("Anonymous", ""),
+        ("ANON", ""),
+        ("anonymized^patient ", ""),
+        ("n/a", ""),
+        ("?", ""),
+        ("ANON-0042", "ANON-0042"),
+        ("Canon", "Canon"),
+    ],
+)
+def test_a_patient_id_that_names_nobody_is_none(write_dicom, written, read):
+    path = write_dicom(PatientID=written)
+    assert dicom.read_header(path.read_bytes()).patient_id == read
+    assert scintigram_of(path).patient_id == read
+
+
 def test_detector_vector_says_which_detector_a_frame_is_of(write_dicom):
     path = write_dicom(views=("anterior", "posterior"), DetectorVector=[2, 1])
     assert [view.name for view in views_of(path)] == ["posterior", "anterior"]
