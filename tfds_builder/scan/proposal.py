@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from tfds_builder.classes import means_unknown
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.readers.views import UNKNOWN
 from tfds_builder.scan.inventory import Files, InspectedFile
@@ -90,13 +89,14 @@ def propose(
     `names` is what the paths say; these files alone were inspected, in the order of the rows.
     Raises UserError on labels that mean nothing, or that contradict each other.
     """
-    unread, rows = dict(files.unusable), []
+    unread, found = dict(files.unusable), []
     for file in inspected:
         if file.reason:
             unread[file.path] = file.reason
         else:
-            rows += _rows_of(file, names[file.path])
-    rows, remarks = _labelled(_without_recurring(rows), tables, meanings, names)
+            found += [(file.study, row) for row in _rows_of(file, names[file.path])]
+    rows = _without_recurring(_one_patient_a_study(found))
+    rows, remarks = _labelled(rows, tables, meanings, names)
     kept = tuple(row for row in rows if row.label != LEFT_OUT)
     left_out = Counter(
         {
@@ -109,8 +109,7 @@ def propose(
 
 def _rows_of(file: InspectedFile, name: PathName) -> list[ProposedRow]:
     """One row for a file, or one for each page of a picture."""
-    named = file.patient_id and not means_unknown(file.patient_id)
-    if named and name.patient_by != BY_PATTERN:
+    if file.patient_id and name.patient_by != BY_PATTERN:
         patient, patient_by = file.patient_id, BY_HEADER
     else:
         patient, patient_by = name.patient.strip(), name.patient_by
@@ -153,11 +152,37 @@ def _view_of(file: InspectedFile, name: PathName) -> tuple[str, tuple[str, ...],
         comments = only.notes
         if name.view not in ("", only.name):
             comments += (f"its path says {name.view}, its header {only.name}",)
+        if name.view_by == BY_PATTERN:
+            return name.view, (BY_PATTERN,), comments
         return "", (only.rule,), comments
     if not name.view:
         return "", ("none",), (_BOTH_VIEWS if name.contradiction else _NO_VIEW,)
     comments = () if name.view_by == BY_PATTERN else (f"view from {name.view_by}",)
     return name.view, (name.view_by,), comments
+
+
+def _one_patient_a_study(found: Iterable[tuple[str, ProposedRow]]) -> list[ProposedRow]:
+    """Gives the files of one StudyInstanceUID one patient: the one that is certain, or else guessed
+    first. `found` is the study of the header, which may be empty, and the row.
+    """
+    found = list(found)
+    owners: dict[str, ProposedRow] = {}
+    for study, row in sorted(found, key=lambda one: one[1].patient_by not in _CERTAIN):
+        if study and row.patient_id:
+            owners.setdefault(study, row)
+    rows = []
+    for study, row in found:
+        owner = owners.get(study, row)
+        if row.patient_by not in _CERTAIN and row.patient_id != owner.patient_id:
+            comments = ("patient from another file of its study", *row.comments[1:])
+            row = replace(
+                row,
+                patient_id=owner.patient_id,
+                patient_by=owner.patient_by,
+                comments=comments,
+            )
+        rows.append(row)
+    return rows
 
 
 def _without_recurring(rows: list[ProposedRow]) -> list[ProposedRow]:

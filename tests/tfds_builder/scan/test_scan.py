@@ -208,7 +208,7 @@ def test_names_that_recur_in_several_folders_name_no_patient(draw, folder, capsy
 
 def test_anonymised_files_of_one_patient_id_are_pointed_out(write_dicom, folder, capsys):
     for n in range(3):
-        write_dicom(f"scans/{n}.dcm", PatientID="ANON", StudyInstanceUID=f"1.{n}")
+        write_dicom(f"scans/{n}.dcm", PatientID="DEID", StudyInstanceUID=f"1.{n}")
     run(folder)
     assert "3 DICOM files of several studies carry the same PatientID" in capsys.readouterr().out
 
@@ -448,7 +448,7 @@ def test_a_label_that_looks_misspelt_leaves_no_manifest(draw, folder):
     assert [row["label"] for row in rows] == ["metastasis", "normal"]
 
 
-@pytest.mark.parametrize("unknown", ["UNKNOWN", "?", "n/a", "-"])
+@pytest.mark.parametrize("unknown", ["UNKNOWN", "?", "n/a", "-", "Anonymous", "ANON"])
 def test_a_patient_id_that_means_unknown_names_no_patient(write_dicom, folder, unknown):
     for n in range(2):
         write_dicom(f"scans/{n}.dcm", PatientID=unknown, StudyInstanceUID=f"1.{n}")
@@ -456,6 +456,28 @@ def test_a_patient_id_that_means_unknown_names_no_patient(write_dicom, folder, u
         ("0", "patient from the file name"),
         ("1", "patient from the file name"),
     ]
+
+
+def test_files_of_one_study_are_one_patient_where_names_say_otherwise(write_dicom, folder):
+    for n, (patient, study) in enumerate((("", "1.1"), ("", "1.1"), ("", "1.2"), ("H-2", "1.2"))):
+        write_dicom(f"scans/IM{n}", PatientID=patient, StudyInstanceUID=study)
+    other = "patient from another file of its study"
+    assert columns(run(folder), "patient_id", "study_id", "comment") == [
+        ("IM0", "1.1", "patient from the file name"),
+        ("IM0", "1.1", other),
+        ("H-2", "1.2", other),
+        ("H-2", "1.2", ""),
+    ]
+    rows = run(folder, "--overwrite", "--pattern", r"(?P<patient>\d)")
+    assert [row["patient_id"] for row in rows] == ["0", "1", "2", "3"]
+
+
+def test_the_view_of_a_pattern_comes_before_that_of_the_header(write_dicom, folder):
+    write_dicom("scans/H_post.dcm", views=("anterior",))
+    odd = "its path says posterior, its header anterior"
+    assert columns(run(folder), "view", "comment") == [("", odd)]
+    rows = run(folder, "--overwrite", "--pattern", "_(?P<view>post)")
+    assert columns(rows, "view", "comment") == [("posterior", odd)]
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
