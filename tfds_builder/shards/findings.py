@@ -139,6 +139,7 @@ def _quality_row(
         findings.append(f"{copies[0][1].kind} of another image")
     if facts.image_id in ingested.duplicates.crowded:
         findings.append(CROWDED)
+    findings += filter(None, [ingested.duplicates.of_number(facts)])
     if any(other.label != facts.label for other, _ in copies):
         findings.append(_SAME_SCAN_IN_TWO_LABELS)
     return {

@@ -7,7 +7,7 @@ again.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +19,11 @@ from tfds_builder.studies.duplicates import find_copies
 from tfds_builder.studies.study import Facts, Study
 
 CROWDED = "looks like too many others (lettering in the picture?): copies cannot be told"
+SHARED_NUMBER = "its DICOM PatientID stands under another patient_id too (kept in one split)"
+PLACEHOLDER = "its DICOM PatientID stands under many patient_ids (a placeholder?)"
 
-_SHARED_NUMBER = (
-    "a DICOM PatientID occurs under several patient_ids of the manifest: check that they differ"
-)
+# A person may be registered this often, or be a patient anew with each study.
+_MOST_REGISTRATIONS = 8
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,29 @@ class Duplicate:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """The scans that were exported more than once.
+    """The scans that were exported more than once, and the people who are there more than once.
 
-    `crowded` are image_ids of those that look like so many others that no copy can be told.
+    Attributes:
+      pairs: of images that show the same scan.
+      crowded: image_ids of those that look like so many others that no copy can be told.
+      shared: PatientID (its digest) -> the several patients under whom it stands.
     """
 
     pairs: tuple[Duplicate, ...]
     crowded: frozenset[str]
+    shared: dict[bytes, frozenset[str]]
 
-    def groups(self) -> list[tuple[str, str]]:
-        """The patients of each pair, who are often one and the same."""
-        return [(pair.first.patient_key, pair.second.patient_key) for pair in self.pairs]
+    def groups(self) -> list[Collection[str]]:
+        """The patients who may be one and the same: of each pair, and of each shared PatientID."""
+        groups = [{pair.first.patient_key, pair.second.patient_key} for pair in self.pairs]
+        return groups + [own for own in self.shared.values() if len(own) <= _MOST_REGISTRATIONS]
+
+    def of_number(self, facts: Facts) -> str:
+        """The finding of an image whose PatientID is shared; else empty."""
+        patients = self.shared.get(facts.patient_digest, ())
+        if len(patients) > _MOST_REGISTRATIONS:
+            return PLACEHOLDER
+        return SHARED_NUMBER if patients else ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +82,7 @@ class Ingested:
       plan: what was to be made.
       shards: split -> its shards that hold any record, in order.
       assigned: pseudonym -> split.
-      duplicates: the scans that were exported more than once.
+      duplicates: what is there more than once.
       rejected: (row, reason) of rows that cannot be used, by row.
       proof: what `splits.prove_disjoint` returned.
       fingerprint: see `Plan.fingerprint`.
@@ -106,9 +119,7 @@ class Ingested:
         notes.update(_duplicate_notes(self.duplicates.pairs))
         if self.duplicates.crowded:
             notes[CROWDED] = len(self.duplicates.crowded)
-        shared = _shared_numbers(self)
-        if shared:
-            notes[_SHARED_NUMBER] = shared
+        notes.update(filter(None, map(self.duplicates.of_number, self.images)))
         return notes
 
 
@@ -158,7 +169,8 @@ class ShardStore:
             for a, b, mirrored in copies.pairs
         )
         _refuse_torn(self._plan, pairs)
-        return Duplicates(pairs, frozenset(images[n].image_id for n in copies.crowded))
+        crowded = frozenset(images[n].image_id for n in copies.crowded)
+        return Duplicates(pairs, crowded, _shared_numbers(images))
 
     def ingested(self, assigned: dict[str, str], duplicates: Duplicates, version: str) -> Ingested:
         """The data set of a division (pseudonym -> split) whose shards are all written."""
@@ -227,10 +239,10 @@ def _duplicate_notes(duplicates: Iterable[Duplicate]) -> Iterator[str]:
             yield "the same scan under two labels"
 
 
-def _shared_numbers(ingested: Ingested) -> int:
+def _shared_numbers(images: Iterable[Facts]) -> dict[bytes, frozenset[str]]:
     """A hospital number under several manifest patients would put one person into two splits."""
     owners: dict[bytes, set[str]] = defaultdict(set)
-    for facts in ingested.images:
+    for facts in images:
         if facts.patient_digest:
             owners[facts.patient_digest].add(facts.patient_key)
-    return sum(len(patients) > 1 for patients in owners.values())
+    return {digest: frozenset(own) for digest, own in owners.items() if len(own) > 1}

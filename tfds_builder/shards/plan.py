@@ -7,7 +7,7 @@ divided by patient, and shards that depend on nothing but the studies in them.
 import hashlib
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -78,7 +78,7 @@ class Plan:
     options: Options
     recognised: tuple[int, ...] = ()
 
-    def assign(self, groups: Iterable[Sequence[str]] = ()) -> dict[str, str]:
+    def assign(self, groups: Iterable[Collection[str]] = ()) -> dict[str, str]:
         """Gives every patient a split; patients of a group get the same one.
 
         Raises UserError on a group whose patients are fixed in different splits.
@@ -96,9 +96,10 @@ class Plan:
         except splits.TornGroup as torn:
             one, other = (self._first_row(patient) for patient in torn.patients)
             raise UserError(
-                f"{self.manifest}: rows {one} and {other}: their patients share scans with others, "
-                f"but are in '{torn.splits[0]}' and '{torn.splits[1]}'; give both one split "
-                f"(manifest, or {splits.FILE_NAME}), or remove a row"
+                f"{self.manifest}: rows {one} and {other}: their patients share a scan or a DICOM "
+                f"PatientID, perhaps through others, but are in '{torn.splits[0]}' and "
+                f"'{torn.splits[1]}'; give both one split (manifest, or {splits.FILE_NAME}) or one "
+                "patient_id, or remove a row"
             ) from None
 
     def _first_row(self, patient: str) -> int:

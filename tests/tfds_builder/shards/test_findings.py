@@ -189,7 +189,7 @@ def test_what_contradicts_the_view_is_a_finding_and_an_error_under_strict(
             item.StartAngle = angle
 
     write_dicom("a.dcm", change=turn)
-    write_dicom("b.dcm", views=("anterior",), SeriesDescription="WB POST")
+    write_dicom("b.dcm", views=("anterior",), SeriesDescription="WB POST", PatientID="b")
     rows = [{"path": f"{n}.dcm", "patient_id": n, "label": "normal"} for n in "ab"]
     manifest = write_manifest(*rows)
     run(manifest, tmp_path / "data")
@@ -301,6 +301,54 @@ def test_a_scan_in_two_given_splits_is_an_error_that_names_both_rows(cohort, tmp
     with pytest.raises(UserError, match=r"rows [23] and [23] hold the same scan, exported twice"):
         run(manifest, tmp_path / "data")
     assert not (tmp_path / "data" / "scintigraphy").exists()
+
+
+def renumbered(manifest: Path, numbers: dict[int, str]) -> Path:
+    """Gives files of a cohort another PatientID."""
+    for n, number in numbers.items():
+        path = manifest.parent / "scans" / f"{n}.dcm"
+        dataset = pydicom.dcmread(path)
+        dataset.PatientID = number
+        dataset.save_as(path)
+    return manifest
+
+
+def test_a_hospital_number_under_several_patients_is_a_finding_and_keeps_them_in_one_split(
+    cohort, tmp_path, capsys
+):
+    same = {0: 13, 1: 22, 2: 31, 3: 18, 5: 20, 6: 29}
+    manifest = renumbered(cohort(40), {b: f"H-{a}" for a, b in same.items()})
+    run(manifest, tmp_path / "data")
+    split = split_of(tmp_path / "data")
+    assert len(set(split.values())) == 3
+    for one, other in same.items():
+        assert split[one + 2] == split[other + 2]
+    finding = "its DICOM PatientID stands under another patient_id too (kept in one split)"
+    found = findings_of(tmp_path / "data")
+    assert {int(row) - 2 for (row, _), text in found.items() if text == finding} == {
+        *same.keys(), *same.values(),
+    }  # fmt: skip
+    assert f"note: {finding} (24x)" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"--strict: 24 images .* its DICOM PatientID stands"):
+        run(manifest, tmp_path / "strict", "--strict")
+
+
+def test_a_hospital_number_in_two_given_splits_is_an_error_that_names_both_rows(cohort, tmp_path):
+    manifest = renumbered(cohort(4), {2: "H-0"})
+    lines = manifest.read_text().splitlines()
+    splits = ("split", "train", "", "test", "")
+    manifest.write_text("\n".join(f"{a},{b}" for a, b in zip(lines, splits, strict=True)) + "\n")
+    with pytest.raises(UserError, match=r"rows [24] and [24]: .* share a scan or a DICOM") as error:
+        run(manifest, tmp_path / "data")
+    assert "H-0" not in str(error.value)
+
+
+def test_a_number_under_many_patients_is_a_finding_and_no_person(cohort, tmp_path):
+    run(cohort(12, PatientID="000"), tmp_path / "data")
+    assert len(set(split_of(tmp_path / "data").values())) == 3
+    assert {"its DICOM PatientID stands under many patient_ids (a placeholder?)"} == set(
+        findings_of(tmp_path / "data").values()
+    )
 
 
 def test_links_to_one_file_are_copies(write_dicom, write_manifest, tmp_path):
