@@ -132,7 +132,7 @@ def read_manifest(path: Path, classes: tuple[str, ...] | None = None) -> tuple[R
         raise UserError(
             f"{path}: the manifest has a header but no rows; add one row per image file"
         )
-    faults += [*_duplicates(rows), *_torn_patients(rows), *_patients_but_for_zeros(rows)]
+    faults += [*_duplicates(rows), *_torn_patients(rows), *_patients_but_for_spelling(rows)]
     if faults:
         number, text = min(faults, key=lambda fault: fault[0])
         more = len(faults) - 1
@@ -199,7 +199,7 @@ def _row(
         relative_path=composed(path.relative_to(files.folder).as_posix()),
         patient_id=_patient_id(cells["patient_id"]),
         label=_label(cells["label"], classes),
-        study_id=cells.get("study_id") or None,
+        study_id=optional("study_id", lambda study: _written_out("study_id", study)),
         view=optional("view", lambda view: _one_of("view", view, VIEWS)),
         frame=optional("frame", _frame),
         split=optional("split", _split),
@@ -226,9 +226,13 @@ def _patient_id(value: str) -> str:
         raise _Fault(
             "patient_id says that it is unknown; fill it in, so that patients are told apart"
         )
+    return _written_out("patient_id", value)
+
+
+def _written_out(field: str, value: str) -> str:
     if _SHORTENED.fullmatch(value):
         raise _Fault(
-            "patient_id is a number that a spreadsheet has shortened (1.2E+11); write it out, with "
+            f"{field} is a number that a spreadsheet has shortened (1.2E+11); write it out, with "
             "the column as text"
         )
     return value
@@ -352,18 +356,23 @@ def _torn_patients(rows: list[Row]) -> Iterator[tuple[int, str]]:
             )
 
 
-def _patients_but_for_zeros(rows: list[Row]) -> Iterator[tuple[int, str]]:
-    """A number that has lost its zeros in some rows alone would be two patients."""
+def _patients_but_for_spelling(rows: list[Row]) -> Iterator[tuple[int, str]]:
+    """A number without its zeros, or a name in capitals, in some rows alone would be two patients.
+
+    A sign between digits tells them apart: 1-11 is not 11-1.
+    """
     first: dict[str, Row] = {}
     for row in rows:
-        number = number_of(row.patient_id)
-        other = first.setdefault(number, row) if number else row
-        if other.patient_id != row.patient_id:
+        written = row.patient_id
+        signed = re.sub(r"[\s._-]+", "-", written.casefold())
+        bare = re.sub(r"(?<!\d)-|-(?!\d)", "", signed)
+        other = first.setdefault(number_of(written) or bare, row)
+        if other.patient_id != written:
             yield (
                 row.number,
-                f"patient_id differs from that of row {other.number} in zeros alone, which "
-                "spreadsheets drop; write one patient the same way everywhere, and tell two apart "
-                "by a letter",
+                f"patient_id differs from that of row {other.number} in zeros, capitals, spaces or "
+                "signs alone; write one patient the same way everywhere, and tell two apart by a "
+                "letter",
             )
 
 

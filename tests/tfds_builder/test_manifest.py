@@ -247,14 +247,28 @@ def test_a_name_in_another_spelling_may_not_lead_out_of_the_folder(write_manifes
 @pytest.mark.parametrize("written", ["123", "0123", "123.0"])
 def test_one_number_with_and_without_zeros_is_refused_with_both_rows(write_manifest, written):
     message = error_of(write_manifest(good(patient="00123"), good("b.dcm", written)))
-    assert "row 3: patient_id differs from that of row 2 in zeros alone" in message
+    assert "row 3: patient_id differs from that of row 2 in zeros, capitals" in message
     assert "123" not in message.rpartition("manifest.csv")[2]
 
 
+@pytest.mark.parametrize("written", ["p-7a", "P7a", "P 7A", "p_7_a.", "P-7-A"])
+def test_one_patient_in_two_spellings_is_refused_with_both_rows(write_manifest, written):
+    message = error_of(write_manifest(good(patient="P-7A"), good("b.dcm", written)))
+    assert "row 3: patient_id differs from that of row 2 in zeros, capitals, spaces" in message
+    assert "7" not in message.rpartition("manifest.csv")[2]
+
+
+@pytest.mark.parametrize("patients", [("1-11", "11 - 1", "111"), ("P7", "P70", "Q7")])
+def test_numbers_that_a_sign_divides_otherwise_are_other_patients(write_manifest, patients):
+    rows = map(good, ("a.dcm", "b.dcm", "c.dcm"), patients)
+    assert len(read_manifest(write_manifest(*rows))) == 3
+
+
+@pytest.mark.parametrize("field", ["patient_id", "study_id"])
 @pytest.mark.parametrize("value", ["1.2E+11", "1E+05", "1,23457E+18"])
-def test_a_number_that_a_spreadsheet_shortened_is_refused(write_manifest, value):
-    assert "row 2: patient_id is a number that a spreadsheet" in error_of(
-        write_manifest(good(patient=value))
+def test_a_number_that_a_spreadsheet_shortened_is_refused(write_manifest, field, value):
+    assert f"row 2: {field} is a number that a spreadsheet" in error_of(
+        write_manifest(good() | {field: value})
     )
 
 

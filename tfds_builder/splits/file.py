@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tfds_builder.splits.names import is_split_name
 
 FILE_NAME = "splits.csv"
 _FIELDS = ("patient_key", "label", "split")
+_KEY = re.compile(r"[0-9a-f]{16}", re.ASCII)
 
 
 def read_splits(path: Path) -> dict[str, tuple[str, str]]:
@@ -31,6 +33,11 @@ def read_splits(path: Path) -> dict[str, tuple[str, str]]:
     for number, row in enumerate(table[1:], start=2):
         if len(row) != len(_FIELDS) or fault_of(row[1]) or not is_split_name(row[2]):
             raise UserError(f"{path}: row {number}: not patient_key,label,split; restore the file")
+        if not _KEY.fullmatch(row[0]):
+            raise UserError(
+                f"{path}: row {number}: patient_key is not 16 hexadecimal digits (did a "
+                "spreadsheet make a number of it?); restore the file"
+            )
         if row[0] in known:
             raise UserError(f"{path}: row {number}: patient {row[0]} occurs twice; keep one row")
         known[row[0]] = (row[1], row[2])

@@ -360,19 +360,22 @@ def test_the_file_reads_back(tmp_path, folds):
 
 
 @pytest.mark.parametrize(
-    "text",
+    "text, said",
     [
-        "",
-        "a,b\n",
-        "patient_key,label,split\nx,normal\n",
-        "patient_key,label,split\nx,?,train\n",
-        "patient_key,label,split\nx,normal,fold_\n",
-        "patient_key,label,split\nx,normal,fold_01\n",
-        "patient_key,label,split\nx,normal,train\nx,normal,test\n",
+        ("", "row 1 must be"),
+        ("a,b\n", "row 1 must be"),
+        ("KEY,normal\n", "row 2: not patient_key"),
+        ("KEY,?,train\n", "row 2: not patient_key"),
+        ("KEY,normal,fold_\n", "row 2: not patient_key"),
+        ("KEY,normal,fold_01\n", "row 2: not patient_key"),
+        ("KEY,normal,train\nKEY,normal,test\n", "row 3: .* occurs twice"),
+        ("KEY,normal,train\n4.78338E+15,normal,test\n", "row 3: .* not 16 hexadecimal digits"),
+        ("KEY,normal,train\n4783380000000,normal,test\n", "row 3: .* not 16 hexadecimal digits"),
     ],
 )
-def test_a_damaged_file_is_refused(tmp_path, text):
+def test_a_damaged_file_is_refused(tmp_path, text, said):
     path = tmp_path / "splits.csv"
-    path.write_text(text)
-    with pytest.raises(UserError, match=r"splits\.csv: row"):
+    header = "patient_key,label,split\n" if "KEY" in text else ""
+    path.write_text(header + text.replace("KEY", "4783380000000e01"))
+    with pytest.raises(UserError, match=rf"splits\.csv: {said}"):
         read_splits(path)
