@@ -13,7 +13,7 @@ from typing import Any
 
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import write_text
-from tfds_builder.manifest import SPLITS
+from tfds_builder.manifest import SPLITS, VIEWS
 from tfds_builder.shards.ingest import CROWDED, Duplicate, Ingested
 from tfds_builder.shards.plan import Plan
 from tfds_builder.studies.study import CROPPED, Facts
@@ -42,10 +42,7 @@ def refuse_unacceptable(ingested: Ingested, data_dir: Path) -> None:
         write_text(data_dir / QUARANTINE, quarantine_text(ingested))
         raise _rejected_error(rejected, ingested.plan, data_dir)
     if not ingested.images:
-        raise UserError(
-            f"no image is left for --config {options.config}: {len(ingested.left_out)} have no "
-            "opposite view; --one_view_studies keep takes them in"
-        )
+        raise _nothing_left_error(ingested)
     empty = [split for split, own in ingested.shards.items() if not own]
     if empty and set(ingested.shards) != set(SPLITS):
         raise UserError(f"{empty[0]} holds no image: use fewer --folds")
@@ -64,6 +61,17 @@ def refuse_stored(folder: Path, plan: Plan) -> None:
         raise _rejected_error(rejected, plan, folder)
     if plan.options.strict and (found or rejected):
         raise _strict_error(found, len(rejected), folder)
+
+
+def _nothing_left_error(ingested: Ingested) -> UserError:
+    unknown = sum(facts.view not in VIEWS for facts in ingested.left_out)
+    alone = len(ingested.left_out) - unknown
+    causes = [f"{unknown} are of unknown view; fill in view"] if unknown else []
+    if alone:
+        causes.append(f"{alone} have no opposite view; --one_view_studies keep takes them in")
+    return UserError(
+        f"no image is left for --config {ingested.plan.options.config}: {', '.join(causes)}"
+    )
 
 
 def _too_many(rejected: int, plan: Plan) -> bool:

@@ -81,6 +81,7 @@ class Ingested:
     Attributes:
       plan: what was to be made.
       shards: split -> its shards that hold any record, in order.
+      left_out: images in no record: of unknown view, or without a certain opposite view.
       assigned: pseudonym -> split.
       duplicates: what is there more than once.
       rejected: (row, reason) of rows that cannot be used, by row.
@@ -90,6 +91,7 @@ class Ingested:
 
     plan: Plan
     shards: dict[str, tuple[Shard, ...]]
+    left_out: tuple[Facts, ...]
     assigned: dict[str, str]
     duplicates: Duplicates
     rejected: tuple[tuple[int, str], ...]
@@ -100,11 +102,6 @@ class Ingested:
     def images(self) -> list[Facts]:
         """Every image in a record."""
         return [facts for own in self.shards.values() for shard in own for facts in shard.images]
-
-    @property
-    def left_out(self) -> list[Facts]:
-        """Images in no record: of unknown view, or without a certain opposite view."""
-        return [facts for own in self.shards.values() for shard in own for facts in shard.left_out]
 
     @property
     def patients(self) -> dict[str, tuple[str, str]]:
@@ -185,6 +182,7 @@ class ShardStore:
         return Ingested(
             plan=plan,
             shards={split: tuple(s for s in own if s.records) for split, own in used.items()},
+            left_out=tuple(facts for shard in shards for facts in shard.left_out),
             assigned=assigned,
             duplicates=duplicates,
             rejected=tuple(sorted(rejected.items())),

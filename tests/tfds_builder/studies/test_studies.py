@@ -159,8 +159,28 @@ def test_frames_of_one_file_in_rows_of_their_own_are_one_study(
 
 def test_where_no_study_has_both_views_it_is_said_what_to_do(write_dicom, write_manifest, tmp_path):
     write_dicom("a.dcm", views=("anterior",))
-    with pytest.raises(UserError, match="--one_view_studies keep"):
+    with pytest.raises(UserError, match="1 have no opposite view; --one_view_studies keep"):
         run(write_manifest(row("a.dcm")), tmp_path / "data")
+    write_dicom("a.dcm", views=(None,))
+    with pytest.raises(UserError, match=r"studies: 1 are of unknown view; fill in view$"):
+        run(write_manifest(row("a.dcm")), tmp_path / "data", "--one_view_studies", "keep")
+
+
+def test_images_left_out_are_listed_also_where_their_split_has_no_record(
+    write_dicom, write_manifest, tmp_path, capsys
+):
+    write_dicom("a.dcm", PatientID="p")
+    write_dicom("b.dcm", views=("anterior",), CountsAccumulated=5, PatientID="q")
+    other = row("b.dcm") | {"patient_id": "q", "split": "test"}
+    run(write_manifest(row("a.dcm"), other), tmp_path / "data")
+    assert "1 images in no study" in capsys.readouterr().out
+    (quality,) = (tmp_path / "data").rglob("quality.csv")
+    lines = quality.read_text().splitlines()[1:]
+    assert [line.partition(",")[0] for line in lines] == ["2", "2", "3"]
+    info = tfds.builder("scintigraphy/studies", data_dir=tmp_path / "data").info
+    assert info.metadata["images_left_out"] == 1
+    with pytest.raises(UserError, match=r"--strict: 1 images .* row 3: counts disagree"):
+        run(write_manifest(row("a.dcm"), other), tmp_path / "strict", "--strict")
 
 
 def test_patients_have_the_same_split_in_both_configurations(cohort, tmp_path):
