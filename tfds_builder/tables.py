@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tfds_builder.commandline.errors import UserError
+from tfds_builder.commandline.progress import say
 
 Rows = list[tuple[int, list[str]]]
 
@@ -30,6 +31,8 @@ _KEPT_TEXT = re.compile(r"=\"([^\"]*)\"|'(?=\d)(.*)")
 
 def read_rows(path: Path) -> Rows:
     """Reads a table; of a workbook, the first visible sheet that is not empty.
+
+    Sheets that hold something and are not read are named on the screen.
 
     Text is UTF-8, or UTF-16 with its mark, separated by comma, semicolon or tab, as a line `sep=;`
     or else the first lines tell. Without any of these, the last word of a line is its second cell.
@@ -82,12 +85,13 @@ def _text(path: Path, content: bytes) -> str:
 
 def _not_blank(rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
     for number, cells in rows:
-        plain = [_plain(cell) for cell in cells]
+        plain = [plain_cell(cell) for cell in cells]
         if any(plain):
             yield number, plain
 
 
-def _plain(cell: str) -> str:
+def plain_cell(cell: str) -> str:
+    """What is meant by a cell: without white space around it, or marks that keep it a text."""
     trimmed = cell.strip("\ufeff\u200b \t\r\n\xa0").strip()
     kept = _KEPT_TEXT.fullmatch(trimmed)
     return (kept[1] or kept[2] or "").strip() if kept else trimmed
@@ -145,22 +149,32 @@ def _of_workbook(path: Path, content: bytes) -> Iterator[tuple[int, list[str]]]:
         raise UserError(
             f"{path}: cannot be read as a workbook ({type(error).__name__}); {_AS_CSV}"
         ) from None
-    for sheet in book.worksheets:
-        rows = list(_of_sheet(sheet))
-        if sheet.sheet_state == "visible" and any(any(cells) for _, cells in rows):
-            yield from rows
-            return
+    filled = [sheet for sheet in book.worksheets if _extent(sheet)[0]]
+    visible = [sheet for sheet in filled if sheet.sheet_state == "visible"]
+    if not visible:
+        return
+    others = ", ".join(f"'{sheet.title}'" for sheet in filled if sheet is not visible[0])
+    if others:
+        say(f"note: {path}: sheet '{visible[0].title}' is read; not read: {others}")
+    yield from _of_sheet(visible[0])
+
+
+def _extent(sheet: Any) -> tuple[int, int]:
+    """The last row and column that hold a value: cells with a format alone may lie far beyond."""
+    places = [place for place, cell in sheet._cells.items() if _shown(cell).strip()]
+    return max((row for row, _ in places), default=0), max((n for _, n in places), default=0)
 
 
 def _of_sheet(sheet: Any) -> Iterator[tuple[int, list[str]]]:
     """A merged cell says the same in all its places."""
+    rows, columns = _extent(sheet)
     merged = {
         (row, column): (area.min_row, area.min_col)
         for area in sheet.merged_cells.ranges
-        for row in range(area.min_row, area.max_row + 1)
-        for column in range(area.min_col, area.max_col + 1)
+        for row in range(area.min_row, min(area.max_row, rows) + 1)
+        for column in range(area.min_col, min(area.max_col, columns) + 1)
     }
-    for cells in sheet.iter_rows():
+    for cells in sheet.iter_rows(max_row=rows, max_col=columns):
         values = []
         for cell in cells:
             place = merged.get((cell.row, cell.column))
@@ -180,4 +194,7 @@ def _shown(cell: Any) -> str:
         value = int(value)
     if isinstance(value, int) and re.fullmatch("0+", cell.number_format or ""):
         return str(value).zfill(len(cell.number_format))
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+    if isinstance(value, datetime):
+        return value.isoformat()
+    # How a workbook writes the end of a line that came from elsewhere.
+    return str(value).replace("_x000D_", " ")

@@ -131,11 +131,30 @@ def test_merged_cells_say_the_same_in_all_their_places(tmp_path, book):
     ]  # fmt: skip
 
 
-def test_the_first_visible_sheet_that_is_not_empty_counts(tmp_path, book):
-    book.create_sheet("hidden").append(["x"])
-    book["hidden"].sheet_state = "hidden"
+def test_the_first_visible_sheet_that_is_not_empty_counts(tmp_path, book, capsys):
     book.create_sheet("labels").append(["a", "b"])
     assert read_rows(saved(book, tmp_path)) == [(1, ["a", "b"])]
+    assert capsys.readouterr().out == ""
+    book.create_sheet("hidden", 0).append(["x"])
+    book["hidden"].sheet_state = "hidden"
+    book.create_sheet("2020").append(["c", "d"])
+    assert read_rows(saved(book, tmp_path)) == [(1, ["a", "b"])]
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.endswith("t.xlsx: sheet 'labels' is read; not read: 'hidden', '2020'")
+
+
+def test_cells_that_hold_a_format_alone_cost_nothing(tmp_path, book):
+    sheet = book.active
+    for line in (["patient_id", "label"], ["P1", "normal"], [None, "normal"]):
+        sheet.append(line)
+    sheet.merge_cells("A2:A200")
+    sheet["XFD200"].number_format = "0.00"
+    assert read_rows(saved(book, tmp_path))[1:] == [(2, ["P1", "normal"]), (3, ["P1", "normal"])]
+
+
+def test_ends_of_lines_of_other_systems_are_no_part_of_a_cell(tmp_path, book):
+    book.active.append(["normal_x000D_", "a_x000D_\nb"])
+    assert read_rows(saved(book, tmp_path)) == [(1, ["normal", "a \nb"])]
 
 
 def test_a_damaged_workbook_is_one_line(tmp_path, book):

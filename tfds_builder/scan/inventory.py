@@ -16,6 +16,7 @@ from tfds_builder.readers.dicom import Header, read_header
 from tfds_builder.readers.image_file import is_dicom, read_bytes
 from tfds_builder.readers.raster import check_raster
 from tfds_builder.readers.views import UNKNOWN, FrameView
+from tfds_builder.tables import plain_cell
 from tfds_builder.workers import Announce, Lost
 
 HIDDEN, NO_IMAGE, NO_FILE, SECOND_NAME, LEADS_OUT = (
@@ -158,8 +159,11 @@ def _bad_name(path: PurePosixPath) -> str:
     text = str(path)
     if not _is_text(text):
         return "its name is not UTF-8; rename it"
-    if text != text.strip() or any(ord(letter) < 32 for letter in text):
-        return "its name starts or ends with a space, or holds a control character; rename it"
+    if text != plain_cell(text) or any(ord(letter) < 32 for letter in text):
+        return (
+            "its name starts or ends with a space, starts with an apostrophe before a digit, or "
+            "holds a control character; rename it"
+        )
     return ""
 
 
