@@ -5,6 +5,7 @@ all that was assumed in its column `comment`. No pixel is decoded.
 """
 
 import argparse
+import itertools
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -139,6 +140,12 @@ def _check_places(settings: argparse.Namespace) -> None:
             raise UserError(f"{option} {path}: {what}; give the file to write")
         if path.exists() and not settings.overwrite:
             raise UserError(f"{option} {path}: is there already; use --overwrite to replace it")
+    named = [("--out", settings.out), *(("--labels", path) for path in settings.labels)]
+    if settings.unread:
+        named.insert(1, ("--unread", settings.unread))
+    for (one, first), (other, second) in itertools.combinations(named, 2):
+        if one != other and first.resolve() == second.resolve():
+            raise UserError(f"{one} and {other} are one file, {second}; give another {one}")
     if not folder.resolve().is_relative_to(settings.out.parent.resolve()):
         raise UserError(
             f"--out {settings.out}: a manifest's paths may not leave its folder; "

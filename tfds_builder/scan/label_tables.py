@@ -124,6 +124,13 @@ def read_meanings(pairs: Iterable[str], classes: tuple[str, ...] | None = None) 
     return Meanings(mapped, classes)
 
 
+def unused_meanings(meanings: Meanings, written: Iterable[str]) -> list[str]:
+    """A remark on each of `--label_map`'s pairs that none of the written labels needs."""
+    plain = set(map(_plain, written))
+    unused = [pair for pair in meanings.of.items() if pair[0] not in plain]
+    return [f"--label_map '{value}={label}' matches no label" for value, label in unused]
+
+
 def resolve(value: str, meanings: Meanings, where: str) -> str | None:
     """The class that a written value means, `LEFT_OUT`, or None where it says that it is unknown.
 

@@ -20,6 +20,7 @@ from tfds_builder.scan.label_tables import (
     join,
     question_labels,
     resolve,
+    unused_meanings,
 )
 from tfds_builder.scan.path_names import BY_PATTERN, PathName, printable
 
@@ -228,4 +229,6 @@ def _labelled(
         labelled.append(replace(row, label=label))
     if not meanings.classes:
         question_labels(found)
-    return labelled, joined.remarks
+    written = {entry.value for table in tables for entry in table.entries}
+    unused = unused_meanings(meanings, written | {name.label for name in names.values()})
+    return labelled, (*joined.remarks, *unused)

@@ -275,11 +275,12 @@ def test_links_that_lead_out_are_not_followed(draw, folder, capsys):
 def test_names_that_a_manifest_cannot_hold_are_listed(draw, folder, capsys):
     draw("good.png")
     content = (folder / "good.png").read_bytes()
-    for name in (b"latin\xe4.png", b" space.png", b"line\nbreak.png", b"\x1b[31mred.png"):
+    names = (b"latin\xe4.png", b" space.png", b"line\nbreak.png", b"\x1b[31mred.png", b"'19.png")
+    for name in names:
         (Path(os.fsdecode(bytes(folder) + b"/" + name))).write_bytes(content)
     assert [row["path"] for row in run(folder)] == ["good.png"]
     said = capsys.readouterr().out
-    assert "cannot be used: 4 files" in said
+    assert "cannot be used: 5 files" in said
     assert "\x1b" not in said
     assert "latin?.png: its name is not UTF-8" in said
 
@@ -328,6 +329,31 @@ def test_bad_input_ends_in_one_line(draw, folder, tmp_path):
     assert "no such file" in error_of(folder, "--labels", tmp_path / "none.txt")
     assert "--workers 0" in error_of(folder, "--workers", "0")
     assert not (folder / "manifest.csv").exists()
+
+
+def test_what_is_written_may_not_be_what_is_read(draw, folder, tmp_path):
+    draw("ant/1.png")
+    table = folder / "labels.csv"
+    table.write_text("1.png,normal\n")
+    read = ("--labels", table, "--overwrite")
+    assert "--out and --labels are one file" in error_of(folder, *read, out="labels.csv")
+    assert "--unread and --labels are one file" in error_of(
+        folder, *read, "--unread", folder / "ant" / ".." / "labels.csv"
+    )
+    assert "--out and --unread are one file" in error_of(
+        folder, "--overwrite", "--unread", folder / "manifest.csv"
+    )
+    assert table.read_text() == "1.png,normal\n"
+
+
+def test_a_label_map_for_labels_that_do_not_occur_is_noted(draw, folder, capsys):
+    draw("0/1_ant.png", "1/2_ant.png")
+    pattern = ("--pattern", "(?P<label>[^/]+)/")
+    run(folder, *pattern, "--label_map", "0=normal", "1=abnormal")
+    assert "matches no label" not in capsys.readouterr().out
+    run(folder, *pattern, "--overwrite", "--label_map", "0=normal", "1=abnormal", "Foo=x ray")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "note: --label_map 'foo=x_ray' matches no label" in said
 
 
 def test_a_folder_without_a_usable_file_gives_no_manifest(folder, capsys):
