@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         "--manifest",
         type=Path,
         required=True,
-        help="CSV file that names the images, relative to its own folder",
+        help="table, CSV or .xlsx, that names the images, relative to its own folder",
     )
     add("--data_dir", type=Path, required=True, help="TFDS data directory to write to")
     add(

@@ -38,7 +38,8 @@ class CommandParser(argparse.ArgumentParser):
                 # A value, as argparse has it, such as the options of a Beam runner.
                 continue
             known = self._option_string_actions
-            if name.startswith("--") and not any(option.startswith(name) for option in known):
+            short = self.allow_abbrev and any(option.startswith(name) for option in known)
+            if name.startswith("--") and name not in known and not short:
                 near = difflib.get_close_matches(name, known, n=1)
                 self.error(
                     f"there is no option {name}" + (f"; is {near[0]} meant?" if near else "")
