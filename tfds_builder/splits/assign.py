@@ -148,11 +148,6 @@ def _units(
     groups: Iterable[Collection[str]],
     classes: Classes,
 ) -> list[_Unit]:
-    together: dict[str, set[str]] = {}
-    for group in groups:
-        joined = set(group).union(*(together[patient] for patient in group if patient in together))
-        together.update(dict.fromkeys(joined, joined))
-    members = (tuple(sorted(together.get(patient, {patient}))) for patient in sorted(labels))
     return [
         _Unit(
             first=patients[0],
@@ -161,8 +156,29 @@ def _units(
             site=sites.get(patients[0], ""),
             given=_given_split(patients, fixed),
         )
-        for patients in dict.fromkeys(members)
+        for patients in _joined(labels, groups)
     ]
+
+
+def _joined(
+    patients: Iterable[str], groups: Iterable[Collection[str]]
+) -> Iterable[tuple[str, ...]]:
+    """Who stay together, as far as groups that share a patient reach; by the first of each."""
+    leaders: dict[str, str] = {}
+
+    def leader(patient: str) -> str:
+        while (above := leaders.get(patient, patient)) != patient:
+            leaders[patient] = leaders.get(above, above)
+            patient = above
+        return patient
+
+    for group in groups:
+        first, *others = map(leader, group)
+        leaders.update(dict.fromkeys(others, first))
+    units: dict[str, list[str]] = {}
+    for patient in sorted(patients):
+        units.setdefault(leader(patient), []).append(patient)
+    return map(tuple, units.values())
 
 
 def _given_split(patients: tuple[str, ...], fixed: Mapping[str, str]) -> str | None:

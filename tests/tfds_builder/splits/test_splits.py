@@ -1,5 +1,6 @@
 import hashlib
 import random
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -182,6 +183,14 @@ def test_a_group_too_large_for_any_share_is_placed_all_the_same():
     labels = {f"{n}": "normal" for n in range(10)}
     splits = divide(labels, groups=[[f"{n}" for n in range(9)]])
     assert {splits[f"{n}"] for n in range(9)} == {"train"}
+
+
+def test_many_copies_of_one_scan_are_joined_in_little_time():
+    labels = dict.fromkeys((f"{n:05}" for n in range(20_000)), "normal")
+    started = time.process_time()
+    for groups in ([("00000", one) for one in labels], [(one, "00000") for one in labels]):
+        assert len(set(divide(labels, groups=groups).values())) == 1
+    assert time.process_time() - started < 8
 
 
 def test_groups_that_share_a_patient_are_one_in_whatever_order_they_come():
