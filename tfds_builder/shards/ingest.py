@@ -61,7 +61,7 @@ class Duplicates:
     crowded: frozenset[str]
     shared: dict[bytes, frozenset[str]]
 
-    def groups(self) -> list[Collection[str]]:
+    def groups(self) -> Sequence[Collection[str]]:
         """The patients who may be one and the same: of each pair, and of each shared PatientID."""
         groups = [{pair.first.patient_key, pair.second.patient_key} for pair in self.pairs]
         return groups + [own for own in self.shared.values() if len(own) <= _MOST_REGISTRATIONS]
