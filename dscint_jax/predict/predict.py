@@ -24,6 +24,7 @@ from dscint_jax.predict.networks import Networks, Said
 from dscint_jax.predict.page import Verdict, index_page, study_page
 from dscint_jax.predict.runs import run_of_file, run_of_workdir
 from dscint_jax.predict.studies import (
+    REPEATS,
     Found,
     FoundStudy,
     check_places,
@@ -53,7 +54,7 @@ class Answer:
       verdict: what comes of it.
       remarks: what has to be looked at: findings in the images.
       notes: what was assumed or changed.
-      rejected: (file, reason) of what could not be read.
+      rejected: (file, reason) of what was not read.
     """
 
     study: FoundStudy
@@ -212,7 +213,10 @@ def answer_of(
         verdict=verdict,
         remarks=(*(said.strange if said else ()), *dict.fromkeys(findings)),
         notes=tuple(dict.fromkeys(notes)),
-        rejected=tuple((study.files[row], reason) for row, reason in read.rejected),
+        rejected=(
+            *((study.files[row], reason) for row, reason in read.rejected),
+            *((path, REPEATS) for path in study.repeated),
+        ),
     )
 
 

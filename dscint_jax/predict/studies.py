@@ -10,17 +10,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from tfds_builder.commandline.errors import UserError
+from tfds_builder.commandline.progress import say
 from tfds_builder.manifest import Row
 from tfds_builder.scan.inventory import Chunk, Files, InspectedFile, inspect_files, list_files
 from tfds_builder.scan.label_tables import Meanings
 from tfds_builder.scan.path_names import read_words
-from tfds_builder.scan.proposal import ProposedRow, propose
+from tfds_builder.scan.proposal import BY_HEADER, ProposedRow, propose
 from tfds_builder.studies.study import ReadStudy, Study, read_study
 from tfds_builder.workers import Announce, Lost, WorkerPool
 
 FILE_SECONDS = 60.0
 WORKER_MEMORY = 2 * 2**30
 FILES_A_TASK = 16
+REPEATS = "has the SOPInstanceUID of another file of the study"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,7 @@ class FoundStudy:
       patient_id, study_id: as the header or the path has them; empty where neither does.
       files: its files, in the order of `rows`; one may occur for each of its pages.
       rows: what is to be read.
+      repeated: files that are left out, as they hold the same image as one of `files`.
     """
 
     number: int
@@ -39,6 +42,7 @@ class FoundStudy:
     study_id: str
     files: tuple[Path, ...]
     rows: tuple[Row, ...]
+    repeated: tuple[Path, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +89,9 @@ def check_places(inputs: Sequence[Path]) -> None:
 def find_studies(inputs: Sequence[Path], pool: WorkerPool, *, accept: bool = False) -> Found:
     """Finds the studies in files and folders, by their headers and names; no pixel is decoded.
 
-    Files of one StudyInstanceUID, or pictures that differ in the word for the view, are one study.
+    Files of one StudyInstanceUID, or pictures of one folder that differ in the word for the view,
+    are one study. An image counts once: a file that is given twice, or one that repeats another's
+    SOPInstanceUID, would weigh twice in the mean over the images.
 
     Args:
       inputs: files, or folders that are searched.
@@ -96,16 +102,33 @@ def find_studies(inputs: Sequence[Path], pool: WorkerPool, *, accept: bool = Fal
       UserError: a folder holds no file that may be an image.
     """
     unread: dict[Path, str] = {}
-    rows: list[tuple[Path, ProposedRow]] = []
+    groups: dict[tuple[str, ...], list[tuple[Path, ProposedRow, str]]] = {}
+    seen: set[Path] = set()
     for folder, files in map(_files_of, inputs):
         if not files.paths and not files.unusable:
             raise UserError(f"{folder}: holds no file that may be an image")
-        names = {path: read_words(path) for path in files.paths}
-        inspected = _inspected(folder, files.paths, pool, accept)
-        proposal = propose(files, names, inspected, (), Meanings({}))
+        new = tuple(path for path in files.paths if folder / path not in seen)
+        if len(new) < len(files.paths):
+            say(f"note: {len(files.paths) - len(new)} files are given twice; each is read once")
+        seen.update(folder / path for path in new)
+        names = {path: read_words(path) for path in new}
+        inspected = {file.path: file for file in _inspected(folder, new, pool, accept)}
+        files = dataclasses.replace(files, paths=new)
+        proposal = propose(files, names, inspected.values(), (), Meanings({}))
         unread |= {folder / path: reason for path, reason in proposal.unread.items()}
-        rows += [(folder, row) for row in proposal.rows]
-    return Found(tuple(_grouped(rows, accept)), unread)
+        for row in proposal.rows:
+            patient, study = row.patient_id, row.study_id
+            key = (str(folder), patient, study or str(row.path))
+            if inspected[row.path].study:
+                # What names of files say of the patient differs from file to file.
+                patient = patient if row.patient_by == BY_HEADER else ""
+                key = (patient, study)
+            own = dataclasses.replace(row, patient_id=patient)
+            groups.setdefault(key, []).append(
+                (folder / row.path, own, inspected[row.path].instance)
+            )
+    studies = [_study(n, own, accept) for n, own in enumerate(groups.values(), 1)]
+    return Found(tuple(studies), unread)
 
 
 def _files_of(place: Path) -> tuple[Path, Files]:
@@ -123,32 +146,35 @@ def _inspected(
         yield from files
 
 
-def _grouped(found: Sequence[tuple[Path, ProposedRow]], accept: bool) -> Iterator[FoundStudy]:
-    groups: dict[tuple[str, ...], list[tuple[Path, ProposedRow]]] = {}
-    for folder, row in found:
-        key = (row.patient_id, row.study_id) if row.study_id else (str(folder / row.path),)
-        groups.setdefault(key, []).append((folder, row))
-    for number, own in enumerate(groups.values(), 1):
-        first = own[0][1]
-        yield FoundStudy(
-            number=number,
-            patient_id=first.patient_id,
-            study_id=first.study_id,
-            files=tuple(folder / row.path for folder, row in own),
-            rows=tuple(
-                Row(
-                    number=n,
-                    path=folder / row.path,
-                    relative_path=str(folder / row.path),
-                    patient_id=row.patient_id,
-                    label="",
-                    view=row.view or None,
-                    frame=row.frame,
-                    accept=accept,
-                )
-                for n, (folder, row) in enumerate(own)
-            ),
-        )
+def _study(number: int, found: Sequence[tuple[Path, ProposedRow, str]], accept: bool) -> FoundStudy:
+    """A study of its files, each with its row and its SOPInstanceUID, empty where it has none."""
+    first: dict[str, Path] = {}
+    own = [
+        (path, row)
+        for path, row, instance in found
+        if not instance or first.setdefault(instance, path) == path
+    ]
+    paths = tuple(path for path, _ in own)
+    return FoundStudy(
+        number=number,
+        patient_id=own[0][1].patient_id,
+        study_id=own[0][1].study_id,
+        files=paths,
+        rows=tuple(
+            Row(
+                number=n,
+                path=path,
+                relative_path=str(path),
+                patient_id=row.patient_id,
+                label="",
+                view=row.view or None,
+                frame=row.frame,
+                accept=accept,
+            )
+            for n, (path, row) in enumerate(own)
+        ),
+        repeated=tuple(path for path, *_ in found if path not in paths),
+    )
 
 
 def read_studies(

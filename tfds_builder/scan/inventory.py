@@ -60,7 +60,8 @@ class InspectedFile:
       path: relative to the folder.
       reason: why it cannot be used; then nothing else is known.
       is_dicom: whether it is a DICOM file.
-      patient_id, study: PatientID and StudyInstanceUID; empty where there are none.
+      patient_id, study, instance: PatientID, StudyInstanceUID and SOPInstanceUID; empty where there
+        are none.
       views: one or two.
       notes: what is odd about the file as a whole.
       needs_accept: whether only a rule of thumb is against it.
@@ -71,6 +72,7 @@ class InspectedFile:
     is_dicom: bool = False
     patient_id: str = ""
     study: str = ""
+    instance: str = ""
     views: tuple[FrameView, ...] = ()
     notes: tuple[str, ...] = ()
     needs_accept: bool = False
@@ -216,6 +218,7 @@ def _of_header(path: PurePosixPath, header: Header) -> InspectedFile:
         is_dicom=True,
         patient_id=patient if known else "",
         study=study if _is_text(study) else "",
+        instance=header.instance,
         views=header.views,
         notes=tuple(dict.fromkeys(findings)) + (() if known else (NO_PATIENT_TEXT,)),
     )

@@ -109,6 +109,20 @@ def test_file_that_cannot_be_read_is_a_row_with_its_reason_and_the_others_go_on(
     assert not rows["c.dcm"]["predicted"]
 
 
+def test_copy_of_an_image_changes_no_probability_and_is_said(
+    evaluated, incoming, predicted, tmp_path
+):
+    first = min(incoming.iterdir())
+    (tmp_path / "in").mkdir()
+    for name in ("1.dcm", "copy of 1.dcm"):
+        shutil.copy(first, tmp_path / "in" / name)
+    predict([evaluated[0]], [tmp_path / "in"], tmp_path / "out", pages=False)
+    (row,) = _rows(tmp_path / "out" / "studies.csv")
+    alone = next(row for row in _rows(predicted[0] / "studies.csv") if row["files"] == str(first))
+    assert _chances(row) == _chances(alone)
+    assert "copy of 1.dcm was not read: it has the SOPInstanceUID of another" in row["remarks"]
+
+
 def test_deidentified_results_hold_no_name_of_patient_study_or_file(evaluated, incoming, tmp_path):
     first = min(incoming.iterdir())
     (tmp_path / "in").mkdir()
