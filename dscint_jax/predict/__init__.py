@@ -1,6 +1,7 @@
 """Predictions for new studies: from image files to class probabilities, maps and pages.
 
 studies   the studies that files and folders hold, read by the code that builds data sets
+sources   the headers from which results that a PACS files with a study are made
 runs      trained networks, by their work directory or model file
 networks  the same, applied to studies, one or several together
 page      an HTML page a study, and one that lists them

@@ -8,9 +8,7 @@ highdicom (extra `dicom`).
 
 import hashlib
 import importlib.metadata
-import io
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -22,9 +20,9 @@ from pydicom.uid import ExplicitVRLittleEndian, NuclearMedicineImageStorage, gen
 from dscint_jax.explain.maps import Explained, resize
 from dscint_jax.predict.networks import Said
 from dscint_jax.predict.page import Verdict, scans_of
+from dscint_jax.predict.sources import EMPTY_WHERE_UNKNOWN, UIDS, UNICODE
 from dscint_jax.report.tables import plain
 from tfds_builder.commandline.errors import UserError
-from tfds_builder.readers.image_file import is_dicom, read_bytes
 
 RESEARCH = "For research use only. Not for diagnosis."
 NAME = "dscint-jax"
@@ -40,48 +38,12 @@ STANDARD_CODES = {
 }
 """SNOMED CT, as pydicom's dictionary of DICOM's context groups has it."""
 
-UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-
-EMPTY_WHERE_UNKNOWN = (
-    "PatientID",
-    "PatientName",
-    "PatientBirthDate",
-    "PatientSex",
-    "AccessionNumber",
-    "StudyID",
-    "StudyDate",
-    "StudyTime",
-    "ReferringPhysicianName",
-)
-"""What every object has of patient and study (type 2 of PS3.3)."""
-
 REPORT_SERIES, PICTURE_SERIES = 9001, 9002
 WHITE = 1.2
 """The normalised pixel that is drawn black; dark is many counts."""
 
 BANNER = 48
 """Rows of text above the picture."""
-
-
-def sources_of(files: Sequence[Path]) -> list[pydicom.Dataset]:
-    """The headers of a study's DICOM files, with what every object has of patient and study.
-
-    None where one of them is no DICOM file, or has no UIDs to be referenced by.
-    """
-    headers = []
-    for path in dict.fromkeys(files):
-        content = read_bytes(path)
-        if not is_dicom(content):
-            return []
-        header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True, force=True)
-        if not all(header.get(name) for name in UIDS):
-            return []
-        blank = dict.fromkeys(EMPTY_WHERE_UNKNOWN, "")
-        for name, value in {**blank, "SOPClassUID": NuclearMedicineImageStorage}.items():
-            if name not in header:
-                setattr(header, name, value)
-        headers.append(header)
-    return headers
 
 
 def without_identity(sources: Sequence[pydicom.Dataset]) -> pydicom.Dataset:
@@ -91,6 +53,7 @@ def without_identity(sources: Sequence[pydicom.Dataset]) -> pydicom.Dataset:
     them. Of the study it has whether text is burned into its pixels, and nothing else.
     """
     header = pydicom.Dataset()
+    header.SpecificCharacterSet = UNICODE
     header.SOPClassUID = NuclearMedicineImageStorage
     for name in UIDS:
         setattr(header, name, generate_uid(prefix=None))

@@ -23,6 +23,7 @@ from tfds_builder.readers.image_file import read_bytes
 from tfds_builder.workers import Announce, Lost, WorkerPool
 
 OWN = "is an answer of our own"
+NO_VIEW = "has no image whose view is known"
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 600.0
 
 
@@ -179,21 +180,34 @@ class Incoming:
     def _answer(self, study: Path) -> str:
         """Predicts a study and puts its answer to it; why it cannot, or nothing."""
         found = find_studies(instances_of(study), self._pool, accept=self._accept)
-        if len(found.studies) != 1:
-            return next(iter(found.unread.values()), "names several patients")
-        ((known, read),) = read_studies(found.studies, self._pool)
+        if not found.studies:
+            return next(iter(found.unread.values()))
+        if len(found.studies) > 1:
+            return "names several patients"
+        ((known, read, sources),) = read_studies(found.studies, self._pool, sources=True)
         (said,) = self._networks.read([read])
-        answer = answer_of(known, read, said, self._networks.classes, self._least)
-        for _, seen, explained in explained_of([answer], self._networks):
-            try:
-                results = dicom_results(answer, seen, explained, self._networks)
-            except UserError:
-                # Its words may hold a name.
-                return "has a header that no answer can be made of"
-            self._queue.read(study, results["report"], results["picture"])
-            return ""
-        reasons = [reason for _, reason in answer.rejected]
-        return next(iter(reasons), "has no image whose view is known")
+        answer = answer_of(known, read, sources, said, self._networks.classes, self._least)
+        unread = found.unread | dict(answer.rejected)
+        reasons = {path.name: reason for path, reason in unread.items()}
+        if not said:
+            return next(iter(reasons.values()), NO_VIEW)
+        if isinstance(sources, UserError):
+            return str(sources)
+        ((_, explained),) = explained_of([answer], self._networks)
+        try:
+            results = dicom_results(answer, explained, self._networks)
+        except UserError:
+            # Its words may hold a name.
+            return "has a header that no answer can be made of"
+        # What was not read is neither noted as answered nor deleted with the study.
+        used = {path.name for path in answer.files}
+        for path in instances_of(study):
+            if path.name not in used:
+                reason = reasons.get(path.name, NO_VIEW)
+                self._queue.set_aside(path, reason)
+                say(f"instance {path.stem}: set aside: it {reason}")
+        self._queue.read(study, results["report"], results["picture"])
+        return ""
 
     def _send_all(self, stop: Callable[[], bool]) -> None:
         for study in self._queue.sending():

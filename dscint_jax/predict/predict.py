@@ -6,6 +6,7 @@ study or a file that could not be read; predictions.csv, a row an image; pages.
 
 import dataclasses
 import io
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -17,7 +18,6 @@ from dscint_jax.predict.dicom_results import (
     check_writer,
     picture_of,
     report,
-    sources_of,
     without_identity,
 )
 from dscint_jax.predict.networks import Networks, Said
@@ -27,6 +27,7 @@ from dscint_jax.predict.studies import (
     REPEATS,
     Found,
     FoundStudy,
+    Sources,
     check_places,
     find_studies,
     name_of,
@@ -55,6 +56,7 @@ class Answer:
       remarks: what has to be looked at: findings in the images.
       notes: what was assumed or changed.
       rejected: (file, reason) of what was not read.
+      sources: headers that DICOM results are made from, where they were asked for.
     """
 
     study: FoundStudy
@@ -63,6 +65,14 @@ class Answer:
     remarks: tuple[str, ...]
     notes: tuple[str, ...]
     rejected: tuple[tuple[Path, str], ...]
+    sources: Sources
+
+    @property
+    def files(self) -> list[Path]:
+        """Files of the images that the networks read, in the order of the study's."""
+        images = itertools.chain(*(self.said.images if self.said else ()))
+        rows = sorted(image.facts.row for image in images)
+        return list(dict.fromkeys(self.study.files[row] for row in rows))
 
 
 def predict(
@@ -122,24 +132,21 @@ def predict(
         _write_tables(out, networks, found, answers, deidentified)
         say(f"{len(found.studies)} studies found; the first one waits for a compilation")
         with ProgressBar("studies", total=len(found.studies), noun="studies") as bar:
-            for group in _groups(read_studies(found.studies, pool), networks.batch_size):
-                said = networks.read([read for _, read in group])
+            read = read_studies(found.studies, pool, sources=dicom)
+            for group in _groups(read, networks.batch_size):
+                said = networks.read([own for _, own, _ in group])
                 new = [
-                    answer_of(study, read, one, networks.classes, least_confidence)
-                    for (study, read), one in zip(group, said, strict=True)
+                    answer_of(*own, one, networks.classes, least_confidence)
+                    for own, one in zip(group, said, strict=True)
                 ]
                 if pages or dicom:
-                    for answer, said_of, explained in explained_of(new, networks):
+                    for answer, explained in explained_of(new, networks):
                         place = out / name_of(answer.study)
                         if pages:
-                            page = _page(answer, said_of, explained, networks, deidentified)
+                            page = _page(answer, explained, networks, deidentified)
                             write_text(place.with_suffix(".html"), page)
                         if dicom:
-                            results = _results(
-                                place.name, answer, said_of, explained, networks, deidentified
-                            )
-                            for kind, content in results.items():
-                                write_bytes(place.with_name(f"{place.name}_{kind}.dcm"), content)
+                            _write_results(place, answer, explained, networks, deidentified)
                 answers += new
                 _write_tables(out, networks, found, answers, deidentified)
                 bar.update(len(answers))
@@ -175,13 +182,13 @@ def open_networks(
 
 
 def _groups(
-    studies: Iterator[tuple[FoundStudy, ReadStudy]], size: int
-) -> Iterator[list[tuple[FoundStudy, ReadStudy]]]:
+    studies: Iterator[tuple[FoundStudy, ReadStudy, Sources]], size: int
+) -> Iterator[list[tuple[FoundStudy, ReadStudy, Sources]]]:
     """The first study alone, for an early answer; then as many as fill a batch."""
-    group: list[tuple[FoundStudy, ReadStudy]] = []
-    for study, read in studies:
-        group.append((study, read))
-        images = sum(len(own.images) for _, own in group)
+    group: list[tuple[FoundStudy, ReadStudy, Sources]] = []
+    for study, read, sources in studies:
+        group.append((study, read, sources))
+        images = sum(len(own.images) for _, own, _ in group)
         if study.number == 1 or images >= size:
             yield group
             group = []
@@ -192,6 +199,7 @@ def _groups(
 def answer_of(
     study: FoundStudy,
     read: ReadStudy,
+    sources: Sources,
     said: Said | None,
     classes: Sequence[str],
     least_confidence: float,
@@ -217,39 +225,37 @@ def answer_of(
             *((study.files[row], reason) for row, reason in read.rejected),
             *((path, REPEATS) for path in study.repeated),
         ),
+        sources=sources,
     )
 
 
 def explained_of(
     answers: Sequence[Answer], networks: Networks
-) -> Iterator[tuple[Answer, Said, list[Explained]]]:
+) -> Iterator[tuple[Answer, list[Explained]]]:
     """Every study that was read, with its maps."""
-    read = [(answer, answer.said) for answer in answers if answer.said]
-    if read:
-        maps = networks.explain([said for _, said in read])
-        for (answer, said), explained in zip(read, maps, strict=True):
-            yield answer, said, explained
+    if read := [answer for answer in answers if answer.said]:
+        maps = networks.explain([answer.said for answer in read if answer.said])
+        yield from zip(read, maps, strict=True)
 
 
-def _results(
-    name: str,
+def _write_results(
+    place: Path,
     answer: Answer,
-    said: Said,
     explained: Sequence[Explained],
     networks: Networks,
     deidentified: bool,
-) -> dict[str, bytes]:
-    """As `dicom_results`; of a study whose header does not allow them none, which is said."""
+) -> None:
     try:
-        return dicom_results(answer, said, explained, networks, deidentified=deidentified)
+        results = dicom_results(answer, explained, networks, deidentified=deidentified)
     except UserError as error:
-        say(f"note: {name} has no DICOM results: it {error}")
-        return {}
+        say(f"note: {place.name} has no DICOM results: it {error}")
+        return
+    for kind, content in results.items():
+        write_bytes(place.with_name(f"{place.name}_{kind}.dcm"), content)
 
 
 def dicom_results(
     answer: Answer,
-    said: Said,
     explained: Sequence[Explained],
     networks: Networks,
     *,
@@ -258,26 +264,28 @@ def dicom_results(
     """The report and the picture of a study, as DICOM files; none of one that is no DICOM study.
 
     Raises:
-      UserError: its header holds what no object made anew may have.
+      UserError: its header lacks what they need, or holds what no object made anew may have.
     """
-    assert answer.verdict is not None
-    sources = sources_of(answer.study.files)
-    if not sources:
+    said, verdict = answer.said, answer.verdict
+    assert said
+    assert verdict
+    if isinstance(answer.sources, UserError):
+        raise answer.sources
+    files = answer.files
+    if not all(path in answer.sources for path in files):
         return {}
-    files = list(dict.fromkeys(answer.study.files))
-    rows = answer.study.rows
+    sources = [answer.sources[path] for path in files]
     frames = [
-        (files.index(rows[image.facts.row].path), image.facts.frame)
+        (files.index(answer.study.files[image.facts.row]), image.facts.frame)
         for images in said.images
         for image in images
     ]
     if deidentified:
         sources, frames = [without_identity(sources)], []
     network = networks.identity
-    probabilities = said.probabilities
-    pixels = picture_of(said, explained, answer.verdict)
+    pixels = picture_of(said, explained, verdict)
     try:
-        made = report(sources, frames, probabilities, answer.verdict, networks.classes, network)
+        made = report(sources, frames, said.probabilities, verdict, networks.classes, network)
         picture = capture(sources, pixels, network)
         return {"report": _part_10(made), "picture": _part_10(picture)}
     except (AttributeError, TypeError, ValueError) as error:
@@ -293,13 +301,11 @@ def _part_10(dataset: pydicom.Dataset) -> bytes:
 
 
 def _page(
-    answer: Answer,
-    said: Said,
-    explained: Sequence[Explained],
-    networks: Networks,
-    deidentified: bool,
+    answer: Answer, explained: Sequence[Explained], networks: Networks, deidentified: bool
 ) -> str:
-    assert answer.verdict is not None
+    said, verdict = answer.said, answer.verdict
+    assert said
+    assert verdict
     facts = {} if deidentified else _identity(answer.study)
     facts |= {
         "views": "; ".join(
@@ -317,7 +323,7 @@ def _page(
     return study_page(
         name_of(answer.study).replace("_", " ").capitalize(),
         said,
-        answer.verdict,
+        verdict,
         networks.classes,
         explained,
         clip=networks.clip,

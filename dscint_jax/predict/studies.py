@@ -9,6 +9,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+import pydicom
+
+from dscint_jax.predict.sources import source_of
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.progress import say
 from tfds_builder.manifest import Row
@@ -58,12 +61,20 @@ class Found:
     unread: dict[Path, str]
 
 
+Sources = dict[Path, pydicom.Dataset] | UserError
+"""The headers of DICOM files of which images were read, or why no results can be made from them."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Task:
-    """A study to be read, and the rows that cost an earlier worker its life."""
+    """A study to be read, and the rows that cost an earlier worker its life.
+
+    With `sources`, the headers are wanted from which DICOM results are made.
+    """
 
     study: Study
     refused: dict[int, str]
+    sources: bool
 
     def without(self, lost: Lost) -> "_Task":
         return dataclasses.replace(self, refused=self.refused | {lost.step or 0: lost.reason})
@@ -178,11 +189,15 @@ def _study(number: int, found: Sequence[tuple[Path, ProposedRow, str]], accept: 
 
 
 def read_studies(
-    studies: Sequence[FoundStudy], pool: WorkerPool
-) -> Iterator[tuple[FoundStudy, ReadStudy]]:
-    """Reads studies in their order; what is wrong with a file is in `ReadStudy.rejected`."""
-    tasks = [_Task(Study(name_of(study), "", "", study.rows), {}) for study in studies]
-    yield from zip(studies, pool.map(_read, tasks, _Task.without), strict=True)
+    studies: Sequence[FoundStudy], pool: WorkerPool, *, sources: bool = False
+) -> Iterator[tuple[FoundStudy, ReadStudy, Sources]]:
+    """Reads studies in their order; what is wrong with a file is in `ReadStudy.rejected`.
+
+    With `sources`, each comes with the headers of its DICOM files.
+    """
+    tasks = [_Task(Study(name_of(study), "", "", study.rows), {}, sources) for study in studies]
+    for study, (read, own) in zip(studies, pool.map(_read, tasks, _Task.without), strict=True):
+        yield study, read, own
 
 
 def name_of(study: FoundStudy) -> str:
@@ -190,5 +205,15 @@ def name_of(study: FoundStudy) -> str:
     return f"study_{study.number:04d}"
 
 
-def _read(task: _Task, announce: Announce) -> ReadStudy:
-    return read_study(task.study, announce, task.refused)
+def _read(task: _Task, announce: Announce) -> tuple[ReadStudy, Sources]:
+    read = read_study(task.study, announce, task.refused)
+    sources = {}
+    for number in sorted({image.facts.row for image in read.images} if task.sources else ()):
+        announce(number)
+        path = task.study.rows[number].path
+        try:
+            if header := source_of(path):
+                sources[path] = header
+        except UserError as error:
+            return read, error
+    return read, sources

@@ -74,6 +74,16 @@ def test_answer_is_that_of_the_command_for_files(steps, scans, run, tmp_path, ca
         assert secret not in said
 
 
+def _named(report):
+    """The instances that a report says it is of."""
+    (evidence,) = report.CurrentRequestedProcedureEvidenceSequence
+    return {
+        str(one.ReferencedSOPInstanceUID)
+        for series in evidence.ReferencedSeriesSequence
+        for one in series.ReferencedSOPSequence
+    }
+
+
 def test_own_answers_that_come_back_are_not_answered(steps, scans):
     steps.receive(pydicom.dcmread(scans[0]))
     ((report, picture),) = steps.sent
@@ -89,13 +99,7 @@ def test_images_of_one_study_are_answered_together(steps, scans):
     first, second = pydicom.dcmread(scans[0]), another(scans[0])
     steps.receive(first, second)
     ((report, _),) = steps.sent
-    (evidence,) = report.CurrentRequestedProcedureEvidenceSequence
-    named = {
-        str(one.ReferencedSOPInstanceUID)
-        for series in evidence.ReferencedSeriesSequence
-        for one in series.ReferencedSOPSequence
-    }
-    assert named == {first.SOPInstanceUID, second.SOPInstanceUID}
+    assert _named(report) == {first.SOPInstanceUID, second.SOPInstanceUID}
 
 
 def test_later_images_of_an_answered_study_are_answered_by_themselves(steps, scans):
@@ -115,6 +119,7 @@ def test_later_images_of_an_answered_study_are_answered_by_themselves(steps, sca
         ({"ImageType": ["ORIGINAL", "PRIMARY", "TOMO", "EMISSION"]}, "is a TOMO acquisition"),
         ({"Modality": "CT", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.2"}, ""),
         ({"StudyInstanceUID": ""}, "has no StudyInstanceUID"),
+        ({"SeriesInstanceUID": ""}, "has no SeriesInstanceUID"),
         ({"PixelData": bytes(8)}, ""),
     ],
 )
@@ -131,6 +136,44 @@ def test_study_of_two_patients_is_set_aside(steps, scans):
     steps.receive(pydicom.dcmread(scans[0]), another(scans[0], PatientID="SOMEBODY ELSE"))
     assert not steps.sent
     assert steps.reasons() == ["names several patients\n"]
+
+
+def one_view(path, frame, **attributes):
+    """A view of a file as a file of its own."""
+    dataset = another(path)
+    pixels = dataset.pixel_array[frame]
+    dataset.PixelData = pixels.tobytes()
+    dataset.CountsAccumulated = int(pixels.sum())
+    dataset.NumberOfFrames = dataset.NumberOfDetectors = 1
+    dataset.EnergyWindowVector = dataset.DetectorVector = [1]
+    dataset.DetectorInformationSequence = [dataset.DetectorInformationSequence[frame]]
+    dataset.remove_private_tags()
+    for name, value in attributes.items():
+        setattr(dataset, name, value)
+    return dataset
+
+
+def test_files_of_one_study_without_a_patient_are_answered_together(steps, scans):
+    steps.receive(*(one_view(scans[0], frame, PatientID="") for frame in (0, 1)))
+    ((report, _),) = steps.sent
+    assert len(_named(report)) == 2
+    assert not steps.reasons()
+
+
+def test_damaged_view_is_set_aside_and_its_sound_copy_is_answered_later(steps, scans):
+    first, second = (one_view(scans[0], frame) for frame in (0, 1))
+    sound = second.PixelData
+    second.PixelData = sound[: len(sound) // 2]
+    steps.receive(first, second)
+    ((report, _),) = steps.sent
+    assert _named(report) == {first.SOPInstanceUID}
+    (reason,) = steps.reasons()
+    assert reason.startswith("holds")
+    assert len([*(steps.queue.root / "aside").glob("*.dcm")]) == 1
+    second.PixelData = sound
+    steps.receive(second)
+    assert _named(steps.sent[1][0]) == {second.SOPInstanceUID}
+    assert len(list((steps.queue.root / "answered").glob("*/*.json"))) == 2
 
 
 def test_fault_in_a_library_sets_aside_the_study_alone(steps, scans, monkeypatch, capsys):

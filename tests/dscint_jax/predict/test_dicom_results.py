@@ -7,7 +7,10 @@ import pydicom
 import pytest
 from PIL import Image
 
+from dscint_jax.predict.dicom_results import capture, report
+from dscint_jax.predict.page import Verdict
 from dscint_jax.predict.predict import predict
+from dscint_jax.predict.sources import source_of
 
 highdicom = pytest.importorskip("highdicom", exc_type=ImportError)
 
@@ -177,6 +180,57 @@ def test_header_that_no_object_may_have_is_said_in_one_line(
     assert note.startswith("note: study_0001 has no DICOM results: it has a header that does not")
     assert (tmp_path / "out" / "studies.csv").exists()
     assert not list((tmp_path / "out").glob("*.dcm"))
+
+
+def test_damaged_header_costs_no_other_study_and_is_said(run, sources, tmp_path, capsys):
+    content = sources[0].read_bytes()
+    place = content.index(b"\x08\x00\x20\x00DA")
+    damaged = content[: place + 4] + b"ZZ" + content[place + 6 :]
+    (tmp_path / "damaged.dcm").write_bytes(damaged)
+    lacking = pydicom.dcmread(sources[0])
+    del lacking.SeriesInstanceUID
+    lacking.SOPInstanceUID = lacking.StudyInstanceUID = "1.2.3"
+    lacking.save_as(tmp_path / "lacking.dcm")
+    files = [tmp_path / "damaged.dcm", tmp_path / "lacking.dcm", sources[1]]
+    predict([run], files, tmp_path / "out", pages=False, dicom=True)
+    said = capsys.readouterr().out
+    assert "note: study_0001 has no DICOM results: it has a damaged header (" in said
+    assert "note: study_0002 has no DICOM results: it has no SeriesInstanceUID" in said
+    assert {path.name for path in (tmp_path / "out").glob("*.dcm")} == {
+        f"study_0003_{kind}.dcm" for kind in ("report", "picture")
+    }
+
+
+@pytest.mark.parametrize(
+    "sets, name",
+    [
+        ("ISO_IR 100", "M\xfcller^J\xf6rg"),
+        ("ISO_IR 126", "\u0394\u03b9\u03bf\u03bd\u03c5\u03c3\u03b9\u03bf\u03c2"),
+        ("GB18030", "Wang^XiaoDong=\u738b^\u5c0f\u4e1c"),
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=\u5c71\u7530^\u592a\u90ce"),
+        (["", "ISO 2022 IR 149"], "Hong^Gildong=\u6d2a^\u5409\u6d1e"),
+        ("ISO_IR 192", "\u0141ukasz^\u017bak"),
+    ],
+)
+def test_text_in_any_script_is_kept_beside_classes_in_another(sources, tmp_path, sets, name):
+    scan = pydicom.dcmread(sources[0])
+    scan.SpecificCharacterSet, scan.PatientName = sets, name
+    scan.save_as(tmp_path / "scan.dcm")
+    header = source_of(tmp_path / "scan.dcm")
+    classes = ("normal", "\u9aa8\u8f6c\u79fb")
+    verdict = Verdict(classes[1], 0.75, 0.0)
+    made = report([header], [(0, 1)], np.array([0.25, 0.75]), verdict, classes, "network")
+    picture = capture([header], np.zeros((16, 16, 3), np.uint8), "network")
+    for number, one in enumerate((made, picture)):
+        one.save_as(tmp_path / f"{number}.dcm", enforce_file_format=True)
+        again = pydicom.dcmread(tmp_path / f"{number}.dcm")
+        assert again.SpecificCharacterSet == "ISO_IR 192"
+        assert str(again.PatientName) == name
+    assert "Probability of \u9aa8\u8f6c\u79fb" in str(pydicom.dcmread(tmp_path / "0.dcm"))
+    if shutil.which("dciodvfy"):
+        for path in (tmp_path / "0.dcm", tmp_path / "1.dcm"):
+            done = subprocess.run(["dciodvfy", "-new", path], capture_output=True)
+            assert b"Error" not in done.stdout + done.stderr
 
 
 def test_same_study_read_again_has_the_same_uids(written, run, sources, tmp_path):
