@@ -1,6 +1,7 @@
 """Asks a PACS: an association, or a DICOMweb client; what goes wrong becomes one of two errors."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +11,6 @@ from dicomweb_client.api import DICOMwebClient
 from pydicom.errors import InvalidDicomError
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
-from requests.auth import AuthBase
 
 from dscint_jax.pacs.address import Node, Tls, Web
 from tfds_builder.commandline.errors import UserError
@@ -74,7 +74,7 @@ def web_client(web: Web) -> Iterator[DICOMwebClient]:
     """
     session = requests.Session()
     if token := os.environ.get("DICOMWEB_TOKEN"):
-        session.auth = _Bearer(token)
+        session.auth = functools.partial(_with_token, token)
     elif user := os.environ.get("DICOMWEB_USER"):
         session.auth = (user, os.environ.get("DICOMWEB_PASSWORD", ""))
     client = DICOMwebClient(web.url, session=session, timeout=TIMEOUT_SECONDS)
@@ -91,10 +91,6 @@ def web_client(web: Web) -> Iterator[DICOMwebClient]:
         raise Unreachable(f"{web}: no answer that can be used ({type(error).__name__})") from None
 
 
-class _Bearer(AuthBase):
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
-        r.headers["Authorization"] = f"Bearer {self._token}"
-        return r
+def _with_token(token: str, request: requests.PreparedRequest) -> requests.PreparedRequest:
+    request.headers["Authorization"] = f"Bearer {token}"
+    return request

@@ -172,10 +172,12 @@ class _Server(ThreadedAssociationServer):
         known = self._hosts is None or client_address[0] in self._hosts
         return known and len(self.active_associations) < most
 
-    def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
+    def get_request(self) -> tuple[socket.socket, Any]:
         """As pynetdicom's, but one peer's handshake, or its silence, stops no other."""
         assert self.socket is not None
-        connection, address = self.socket.accept()
+        connection, (host, *rest) = self.socket.accept()
+        # How IPv6 names a peer that calls by IPv4.
+        address = (host.removeprefix("::ffff:"), *rest)
         connection.settimeout(self.limits.idle_seconds)
         if self.ssl_context:
             connection = self.ssl_context.wrap_socket(

@@ -63,7 +63,8 @@ class Queue:
         self._seen: dict[str, tuple[tuple[str, ...], float]] = {}
         try:
             # Images of patients are for nobody else on this machine.
-            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            root.mkdir(parents=True, exist_ok=True)
+            root.chmod(0o700)
             self._lock = FileLock(root / ".lock")
             self._lock.acquire(timeout=0)
             for name in FOLDERS:

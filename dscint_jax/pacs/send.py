@@ -23,7 +23,7 @@ WARNING = 0xB
 
 
 def send(paths: Sequence[Path], target: Address, title: str, tls: Tls) -> None:
-    """Sends files.
+    """Sends files, all of them, whatever becomes of one.
 
     Args:
       paths: DICOM files.
@@ -46,19 +46,29 @@ def _store(datasets: Sequence[pydicom.Dataset], target: Node, title: str, tls: T
     entity = ApplicationEntity(title)
     for uid in dict.fromkeys(str(one.SOPClassUID) for one in datasets):
         entity.add_requested_context(uid, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+    refused = []
     with associated(entity, target, tls) as association:
         for dataset in datasets:
-            status = association.send_c_store(dataset).get("Status")
+            name = dataset.SOPClassUID.name
+            try:
+                status = association.send_c_store(dataset).get("Status")
+            except ValueError:
+                # No presentation context of this class was accepted.
+                refused.append(f"{name}: it does not take this class")
+                continue
             if status is None:
                 raise Unreachable(f"{target} did not answer")
             if status not in (0, DUPLICATE) and status >> 12 != WARNING:
-                raise Refused(f"{target} refused {dataset.SOPClassUID.name}: status 0x{status:04X}")
+                refused.append(f"{name}: status 0x{status:04X}")
+    if refused:
+        raise Refused(f"{target} refused {len(refused)} of {len(datasets)}; first {refused[0]}")
 
 
 def _post(datasets: Sequence[pydicom.Dataset], target: Web) -> None:
     with web_client(target) as client:
         response = client.store_instances(datasets)
-        reasons = [one.get("FailureReason", 0) for one in response.get("FailedSOPSequence", [])]
-    failed = [reason for reason in reasons if reason != DUPLICATE]
+        # Some give no reason, or an empty one.
+        reasons = [one.get("FailureReason") or 0 for one in response.get("FailedSOPSequence", [])]
+        failed = [f"0x{int(reason):04X}" for reason in reasons if reason != DUPLICATE]
     if failed:
-        raise Refused(f"{target} refused {len(failed)} of {len(datasets)}: 0x{failed[0]:04X}")
+        raise Refused(f"{target} refused {len(failed)} of {len(datasets)}: {failed[0]}")

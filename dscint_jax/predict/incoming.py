@@ -217,11 +217,15 @@ class Incoming:
                 continue
             try:
                 self._send([study / REPORT, study / PICTURE])
-            except UserError as error:
-                # Where nobody answers, none of the others is tried either.
+            except Exception as error:
+                # Whatever an answer of the PACS provokes: it stops none of the others. Where nobody
+                # answers, none of the others is tried either.
                 name = self._target if isinstance(error, Unreachable) else study.name
                 times, pause = self._pauses.failed(name)
-                say(f"study {study.name}: {error}; failed {times} times, again in {pause:.0f} s")
+                why = (
+                    error if isinstance(error, UserError) else f"not sent ({type(error).__name__})"
+                )
+                say(f"study {study.name}: {why}; failed {times} times, again in {pause:.0f} s")
                 continue
             self._pauses.succeeded(self._target)
             self._queue.answered(study, self._target, keep=self._keep)

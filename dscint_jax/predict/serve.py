@@ -10,6 +10,7 @@ Secondary Capture of every study, in the PACS. It runs until SIGTERM or Ctrl-C.
 import contextlib
 import functools
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -48,8 +49,9 @@ def main() -> None:
     from dscint_jax.predict.studies import worker_pool
 
     check_confidence(arguments.least_confidence)
-    stop = _Stop()
-    signal.signal(signal.SIGTERM, stop.ask)
+    # SIGTERM only asks: a step that was begun is finished.
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     with (
         contextlib.closing(Queue(arguments.state)) as queue,
         worker_pool(arguments.workers) as pool,
@@ -75,9 +77,9 @@ def main() -> None:
             listening_tls,
         ):
             say(f"{arguments.ae_title} listens on port {arguments.port}; {queue.summary()}")
-            while not stop.asked():
+            while not stop.is_set():
                 try:
-                    incoming.step(stop.asked)
+                    incoming.step(stop.is_set)
                 except (UserError, OSError) as error:
                     # Such as a full disk: what is on it stays, and is taken up again.
                     say(f"{reason(error)}; again in {FAILED_PAUSE_SECONDS:.0f} s")
@@ -121,21 +123,6 @@ def _parser() -> CommandParser:
     add("--most_mib", type=positive_number, default=128, metavar="N",
         help="largest instance that is taken, MiB (default: 128)")  # fmt: skip
     return parser
-
-
-class _Stop:
-    """SIGTERM only asks: a step that was begun is finished."""
-
-    def __init__(self) -> None:
-        self._asked = False
-
-    def ask(self, *_: object) -> None:
-        """The signal's handler."""
-        self._asked = True
-
-    def asked(self) -> bool:
-        """Whether to stop."""
-        return self._asked
 
 
 if __name__ == "__main__":

@@ -28,10 +28,10 @@ REPORT_CLASS = "1.2.840.10008.5.1.4.1.1.88.22"
 
 
 @contextlib.contextmanager
-def _listening(folder, peers=PEERS, limits=LIMITS, tls=None, free=None):
+def _listening(folder, peers=PEERS, limits=LIMITS, tls=None, free=None, bind="127.0.0.1"):
     queue = Queue(folder / "state")
     free = free or queue.free_bytes
-    with Listener(("127.0.0.1", 0), "DSCINT", peers, queue.put, free, limits, tls) as listener:
+    with Listener((bind, 0), "DSCINT", peers, queue.put, free, limits, tls) as listener:
         yield listener, queue
     queue.close()
 
@@ -81,6 +81,14 @@ def test_host_where_no_peer_is_gets_no_answer(tmp_path):
         association = associate(listener.port, title="ELSEWHERE")
         assert association.is_aborted or not association.is_established
         assert not association.is_rejected
+
+
+def test_peer_that_calls_a_listener_of_both_families_by_ipv4_is_known(tmp_path):
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("needs IPv6")
+    with _listening(tmp_path, bind="::") as (listener, _):
+        assert _echoes(listener.port)
+        assert associate(listener.port, title="ELSEWHERE").is_rejected
 
 
 def test_reports_and_other_classes_are_not_taken(listening, scans):

@@ -206,6 +206,36 @@ def test_copy_that_comes_while_the_answer_is_under_way_is_not_answered_again(tmp
     queue.close()
 
 
+def test_whatever_sending_provokes_keeps_the_study_and_stops_no_other(tmp_path, capsys):
+    sent, broken = [], [True]
+
+    def send(paths):
+        if broken and "1 a" in paths[0].read_text():
+            raise TypeError("of some library")
+        sent.append(paths[0].read_text())
+
+    queue, steps = _service(tmp_path, [], send=send)
+    for content in (b"1 a", b"2 b"):
+        queue.put(content)
+    for _ in range(6):
+        steps.step(lambda: False)
+    assert sent == ["report 2 b"]
+    assert "not sent (TypeError); failed 1 times" in capsys.readouterr().out
+    queue.close()
+    broken.clear()
+    queue, steps = _service(tmp_path, [], send=send)
+    steps.step(lambda: False)
+    assert sent == ["report 2 b", "report 1 a"]
+    queue.close()
+
+
+def test_state_folder_that_was_there_is_read_by_nobody_else(tmp_path):
+    root = tmp_path / "state"
+    root.mkdir(mode=0o755)
+    Queue(root).close()
+    assert root.stat().st_mode & 0o777 == 0o700
+
+
 def test_study_waits_while_more_of_it_comes(tmp_path):
     sent = []
     queue, steps = _service(tmp_path, sent)

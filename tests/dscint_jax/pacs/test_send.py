@@ -62,6 +62,24 @@ def test_failure_of_either_is_a_refusal_that_names_the_status(files, sink, statu
         _send(files, sink.node)
 
 
+def test_what_follows_a_refusal_is_sent_all_the_same(files, sink):
+    sink.statuses = [0xA700]
+    with pytest.raises(Refused, match=r"refused 1 of 2.*0xA700"):
+        _send(files, sink.node)
+    assert [one.SOPInstanceUID for one in sink.received] == [
+        pydicom.dcmread(files[1]).SOPInstanceUID
+    ]
+
+
+def test_class_that_is_not_taken_keeps_no_other_back(files, sink):
+    first = pydicom.dcmread(files[0])
+    first.SOPClassUID = first.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.88.33"
+    first.save_as(files[0])
+    with pytest.raises(Refused, match="does not take this class"):
+        _send(files, sink.node)
+    assert len(sink.received) == 1
+
+
 def test_nobody_there_is_unreachable_and_a_stranger_is_refused(files, sink):
     with pytest.raises(Unreachable, match="no connection"):
         _send(files, f"SINK@127.0.0.1:{free_port()}")
@@ -126,6 +144,8 @@ def _failed(reason):
         (200, {}, None),
         (202, _failed(0x0111), None),
         (202, _failed(0xA700), Refused),
+        (202, {"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US"}}]}}, Refused),
+        (202, {"00081198": {"vr": "SQ", "Value": [{}]}}, Refused),
         (403, {}, Refused),
         (404, {}, Refused),
         (503, {}, Unreachable),
