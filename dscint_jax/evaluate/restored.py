@@ -29,6 +29,7 @@ from dscint_jax.input_pipeline import (
 )
 from dscint_jax.mesh import DeviceBatch, data_mesh, replicate, replicated_shapes, shard_batch
 from dscint_jax.metrics.passes import Evaluation
+from dscint_jax.pytree import named_leaves
 from dscint_jax.run.checkpoint import Checkpointer
 from dscint_jax.run.provenance import attempts_of, check_data, classes_of
 from dscint_jax.run.workdir import config_of
@@ -70,6 +71,10 @@ class TrainedNetwork:
     def batch_size(self) -> int:
         """The training's, rounded up to a multiple of the devices that are here now."""
         return -(-self.config.batch_size // self._mesh.size) * self._mesh.size
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Parameters and statistics, by their paths."""
+        return {name: np.asarray(leaf) for name, leaf in named_leaves(self._state).items()}
 
     def evaluate(self, batch: HostBatch) -> Evaluation:
         """Evaluates a batch of `batch_size` images."""

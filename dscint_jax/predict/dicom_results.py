@@ -6,7 +6,6 @@ Capture that shows the views with the map over them. Both say that they are for 
 highdicom (extra `dicom`).
 """
 
-import hashlib
 import importlib.metadata
 from collections.abc import Sequence
 
@@ -82,7 +81,7 @@ def report(
       probabilities: of the classes.
       verdict: what is said of it.
       classes: names.
-      network: what read it, in words.
+      network: what read it, in words: all that the answer depends on beside the sources.
     """
     from highdicom import sr
     from pydicom.sr.codedict import codes
@@ -229,9 +228,4 @@ def _code(label: str) -> tuple[str, str, str]:
 def _uid(sources: Sequence[pydicom.Dataset], *words: str) -> str:
     """The same UID for the same files, in any order, and words: a result sent twice is one."""
     names = sorted(str(source.SOPInstanceUID) for source in sources)
-    digest = hashlib.sha256("\n".join([*names, *words]).encode()).digest()
-    # UUIDs of version 8 are for what the maker derives them from (RFC 9562); as UIDs, PS3.5 B.2.
-    number = int.from_bytes(digest[:16])
-    number = number & ~(0xF << 76) | (8 << 76)
-    number = number & ~(0x3 << 62) | (2 << 62)
-    return f"2.25.{number}"
+    return generate_uid(entropy_srcs=["\n".join([*names, *words])])

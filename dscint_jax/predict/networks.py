@@ -14,6 +14,7 @@ from jaxtyping import Float
 from dscint_jax.config import STUDIES
 from dscint_jax.evaluate.restored import TrainedNetwork
 from dscint_jax.explain.maps import Explained, explain
+from dscint_jax.export.metadata import weights_digest
 from dscint_jax.input_pipeline import HeldImages, Scintigrams
 from dscint_jax.input_pipeline.records import STUDY_VIEWS, batch_of, keys_of
 from dscint_jax.metrics.calibration import with_temperature
@@ -80,6 +81,7 @@ class Networks:
         self.temperatures = [run.chosen.temperature if run.chosen else 1.0 for run in runs]
         self.uncalibrated = [run for run in runs if run.chosen is None]
         self._restored: list[TrainedNetwork] = []
+        self._weights: list[str] = []
         self._familiarity = first.familiarity()
 
     def least_confidence(self, accuracy: float) -> float:
@@ -138,11 +140,13 @@ class Networks:
 
     @property
     def identity(self) -> str:
-        """The runs by what they were made from, without their places; once they are restored."""
+        """The runs by all that their answers depend on, without their places; once restored."""
         return "; ".join(
             f"{run.config.model}, seed {run.config.seed}, step {network.step}, data set "
-            f"{run.fingerprint[:12]}"
-            for run, network in zip(self._runs, self._restored, strict=True)
+            f"{run.fingerprint[:12]}, weights {weights[:12]}, temperature {temperature}"
+            for run, network, weights, temperature in zip(
+                self._runs, self._restored, self._weights, self.temperatures, strict=True
+            )
         )
 
     def read(self, studies: Sequence[ReadStudy]) -> list[Said | None]:
@@ -156,6 +160,7 @@ class Networks:
             images = self._scintigrams(records, run.config.data.pool)
             if n == len(self._restored):
                 self._restored.append(run.restore(images))
+                self._weights.append(weights_digest(self._restored[n].weights()))
             network = dataclasses.replace(self._restored[n], images=images)
             self._restored[n] = network
             predictions, _ = predict_split(network.evaluate, images, batch_size=network.batch_size)

@@ -14,10 +14,12 @@ import pydicom
 
 from dscint_jax.explain.maps import Explained
 from dscint_jax.predict.dicom_results import (
+    NAME,
     capture,
     check_writer,
     picture_of,
     report,
+    version,
     without_identity,
 )
 from dscint_jax.predict.networks import Networks, Said
@@ -282,7 +284,7 @@ def dicom_results(
     ]
     if deidentified:
         sources, frames = [without_identity(sources)], []
-    network = networks.identity
+    network = f"{networks.identity}; least confidence {verdict.least}; {NAME} {version()}"
     pixels = picture_of(said, explained, verdict)
     try:
         made = report(sources, frames, said.probabilities, verdict, networks.classes, network)

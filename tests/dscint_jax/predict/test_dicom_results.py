@@ -7,6 +7,7 @@ import pydicom
 import pytest
 from PIL import Image
 
+from dscint_jax.evaluate.restored import Chosen, TrainedNetwork
 from dscint_jax.predict.dicom_results import capture, report
 from dscint_jax.predict.page import Verdict
 from dscint_jax.predict.predict import predict
@@ -241,6 +242,29 @@ def test_same_study_read_again_has_the_same_uids(written, run, sources, tmp_path
             for folder in (written[0], tmp_path / "again")
         }
         assert len(names) == 1
+
+
+@pytest.mark.parametrize("change", ["weights", "temperature", "least_confidence", "version"])
+def test_answer_of_another_reader_has_other_uids(
+    change, written, run, sources, tmp_path, monkeypatch
+):
+    options = {"least_confidence": 1.0} if change == "least_confidence" else {}
+    if change == "weights":
+        monkeypatch.setattr(TrainedNetwork, "weights", lambda _: {"kernel": np.ones(3)})
+    elif change == "temperature":
+        chosen = Chosen(temperature=1.25, least_confidence={})
+        monkeypatch.setattr("dscint_jax.predict.runs.chosen_by", lambda result: chosen)
+    elif change == "version":
+        monkeypatch.setattr("dscint_jax.predict.predict.version", lambda: "another")
+    predict([run], sources[:1], tmp_path / "other", pages=False, dicom=True, **options)
+    for kind in ("report", "picture"):
+        before, after = (
+            pydicom.dcmread(folder / f"study_0001_{kind}.dcm")
+            for folder in (written[0], tmp_path / "other")
+        )
+        assert before.StudyInstanceUID == after.StudyInstanceUID
+        assert before.SeriesInstanceUID != after.SeriesInstanceUID
+        assert before.SOPInstanceUID != after.SOPInstanceUID
 
 
 def test_study_that_is_no_dicom_file_has_no_dicom_results(run, tmp_path):
