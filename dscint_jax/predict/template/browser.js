@@ -21,6 +21,8 @@ const VIEW_CODES = {
 };
 const UNCOMPRESSED = ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"];
 const PLANAR = ["WHOLE BODY", "STATIC"];
+// Nuclear Medicine Image Storage, and its retired form.
+const NUCLEAR = ["1.2.840.10008.5.1.4.1.1.20", "1.2.840.10008.5.1.4.1.1.5"];
 
 function readDicom(bytes) {
   let set;
@@ -32,9 +34,11 @@ function readDicom(bytes) {
   const text = (tag) => (set.string(tag) ?? "").trim().toUpperCase();
   refuseIf(!UNCOMPRESSED.includes(text("x00020010")),
     "is compressed, or written high byte first, which this page does not read");
-  refuseIf(text("x00080060") !== "NM", "is no nuclear-medicine image (Modality)");
+  refuseIf(text("x00080060") !== "NM" || !NUCLEAR.includes(text("x00080016")),
+    "is no nuclear-medicine image (Modality, SOPClassUID)");
   refuseIf(text("x00280301") === "YES", "has text in its pixels (BurnedInAnnotation)");
-  const kind = text("x00080008").split("\\")[2]?.trim() ?? "";
+  const kinds = text("x00080008").split("\\").map((one) => one.trim()), kind = kinds[2] ?? "";
+  refuseIf(kinds.includes("TRANSMISSION"), "is a transmission image (ImageType)");
   refuseIf(kind && !PLANAR.includes(kind), `is a ${kind.toLowerCase()} acquisition (ImageType)`);
   const bits = set.uint16("x00280100"), stored = set.uint16("x00280101") ?? bits;
   refuseIf(![8, 16].includes(bits) || (set.uint16("x00280002") ?? 1) !== 1
@@ -44,8 +48,12 @@ function readDicom(bytes) {
     "rescales its pixels (RescaleSlope, RescaleIntercept), which this page does not do");
   const rows = set.uint16("x00280010"), columns = set.uint16("x00280011");
   const frames = Number(text("x00280008") || 1);
-  const vector = (tag) => Array.from({ length: frames }, (_, n) => set.uint16(tag, n));
-  const windows = set.elements.x00540010 ? vector("x00540010") : [];
+  const vector = (tag) => {
+    const held = (set.elements[tag]?.length ?? 0) / 2;
+    refuseIf(held && held !== frames, `says of ${held} frames what they are, and has ${frames}`);
+    return Array.from({ length: held }, (_, n) => set.uint16(tag, n));
+  };
+  const windows = vector("x00540010"), detectors = vector("x00540020");
   refuseIf(new Set(windows).size > 1, "has images of several energy windows");
   const element = set.elements.x7fe00010;
   const size = rows * columns, width = bits / 8;
@@ -53,6 +61,7 @@ function readDicom(bytes) {
       || element.length < size * frames * width
       || element.dataOffset + size * frames * width > bytes.length,
     "has no pixels, or fewer than its header says");
+  refuseIf(element.length >= size * (frames + 1) * width, "has more frames than its header says");
   const view = new DataView(bytes.buffer, bytes.byteOffset + element.dataOffset);
   // Bits above those that are stored may hold an overlay; the highest that is may be a sign.
   const mask = 2 ** Math.min(stored, bits) - 1;
@@ -62,7 +71,6 @@ function readDicom(bytes) {
     refuseIf(value & sign, "has negative pixels, so they are not counts");
     return value;
   };
-  const detectors = set.elements.x00540020 ? vector("x00540020") : [];
   return {
     rows, columns,
     frames: Array.from({ length: frames }, (_, frame) => ({
@@ -104,6 +112,8 @@ async function readFile(file) {
   refuseIf(read.rows < 2 * read.columns,
     `is ${read.rows}x${read.columns} pixels, which no whole-body scan is`);
   for (const frame of read.frames) {
+    refuseIf(isUniform(frame.pixels, read.rows, read.columns),
+      "has uniform counts: a flood or bar phantom, not a body");
     frame.pixels = toMatrix(frame.pixels, read.rows, read.columns);
     refuseIf(!frame.pixels.some((counts) => counts > 0), "has a view without counts");
   }
@@ -138,7 +148,35 @@ function toMatrix(pixels, rows, columns) {
       placed[(y + (high < ROWS ? top : 0)) * COLUMNS + x + (wide < COLUMNS ? left : 0)] = counts;
     }
   }
+  const sum = (of) => of.reduce((total, counts) => total + counts, 0);
+  refuseIf((high > ROWS || wide > COLUMNS) && sum(placed) < 0.9 * repeat ** 2 * sum(pixels),
+    `is ${rows}x${columns}, and cropping it to ${ROWS}x${COLUMNS} would cut off much of its counts`);
   return placed;
+}
+
+// As tfds_builder.studies.quality: whether all that is not empty is about as bright, in blocks of
+// 32x32 pixels of the image proper, without the zeros around it.
+function isUniform(pixels, rows, columns) {
+  let top = rows, bottom = 0, left = columns, right = 0;
+  pixels.forEach((counts, n) => {
+    if (!counts) return;
+    const y = Math.floor(n / columns), x = n % columns;
+    top = Math.min(top, y), bottom = Math.max(bottom, y + 1);
+    left = Math.min(left, x), right = Math.max(right, x + 1);
+  });
+  const high = Math.floor((bottom - top) / 32), wide = Math.floor((right - left) / 32);
+  if (high < 1 || wide < 1) return false;
+  const blocks = new Float64Array(high * wide);
+  for (let y = 0; y < 32 * high; y += 1) {
+    for (let x = 0; x < 32 * wide; x += 1) {
+      blocks[(y >> 5) * wide + (x >> 5)] += pixels[(top + y) * columns + left + x];
+    }
+  }
+  const faint = blocks.slice().sort()[Math.floor(0.95 * blocks.length)] / 5;
+  const bright = blocks.filter((one) => one > faint);
+  const mean = bright.reduce((total, one) => total + one, 0) / bright.length;
+  const spread = Math.sqrt(bright.reduce((total, one) => total + (one - mean) ** 2, 0) / bright.length);
+  return spread < 0.2 * mean;
 }
 
 // ---- The network.

@@ -185,7 +185,35 @@ def test_what_the_page_does_not_read_is_said_and_the_others_go_on(page, cohort, 
         dataset.PixelRepresentation = 1
         dataset.PixelData = b"\xff\xff" + dataset.PixelData[2:]
 
+    random = np.random.default_rng(0)
+
+    def one_frame_of_two(dataset):
+        dataset.NumberOfFrames = 1
+        dataset.DetectorVector = dataset.EnergyWindowVector = [1]
+
+    def side_by_side(dataset):
+        dataset.PixelData = np.concatenate([*dataset.pixel_array], 1).tobytes()
+        dataset.Columns, dataset.NumberOfFrames = 512, 1
+        dataset.DetectorVector = dataset.EnergyWindowVector = [1]
+
     refused = {
+        _changed(
+            sound,
+            tmp_path / "transmission.dcm",
+            ImageType=["ORIGINAL", "PRIMARY", "WHOLE BODY", "TRANSMISSION"],
+        ): "is a transmission image",
+        _changed(
+            sound, tmp_path / "pet.dcm", SOPClassUID="1.2.840.10008.5.1.4.1.1.128"
+        ): "no nuclear-medicine image",
+        _changed(sound, tmp_path / "vector.dcm", DetectorVector=[1, 2, 1]): "says of 3 frames",
+        _changed(sound, tmp_path / "one.dcm", one_frame_of_two): "more frames than its header",
+        _changed(sound, tmp_path / "both.dcm", side_by_side): "would cut off much",
+        _changed(
+            sound, tmp_path / "stretched.dcm", matrix=lambda one: one.repeat(2, 1)
+        ): "would cut off much",
+        _changed(
+            sound, tmp_path / "uniform.dcm", matrix=lambda one: random.poisson(20, one.shape)
+        ): "uniform counts",
         _changed(sound, tmp_path / "rle.dcm", lambda one: one.compress(RLELossless)): "compressed",
         _changed(sound, tmp_path / "ct.dcm", Modality="CT"): "no nuclear-medicine image",
         _changed(sound, tmp_path / "slope.dcm", RescaleSlope="2", RescaleIntercept="0"): "rescales",
