@@ -6,8 +6,11 @@ Capture that shows the views with the map over them. Both say that they are for 
 highdicom (extra `dicom`).
 """
 
+import hashlib
 import importlib.metadata
+import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pydicom
@@ -23,6 +26,9 @@ from dscint_jax.predict.sources import EMPTY_WHERE_UNKNOWN, UIDS, UNICODE
 from dscint_jax.report.tables import plain
 from tfds_builder.commandline.errors import UserError
 
+if TYPE_CHECKING:
+    from highdicom.sr import CodedConcept
+
 RESEARCH = "For research use only. Not for diagnosis."
 NAME = "dscint-jax"
 SERIES = f"{NAME}: {RESEARCH}"
@@ -37,12 +43,15 @@ STANDARD_CODES = {
 }
 """SNOMED CT, as pydicom's dictionary of DICOM's context groups has it."""
 
+CODE_LETTERS, MEANING_LETTERS = 16, 64
+"""The longest that a code's value and its meaning may be (SH and LO of PS3.5)."""
+
+MARGIN = 4
+"""Pixels between the banner's text and its edges."""
+
 REPORT_SERIES, PICTURE_SERIES = 9001, 9002
 WHITE = 1.2
 """The normalised pixel that is drawn black; dark is many counts."""
-
-BANNER = 48
-"""Rows of text above the picture."""
 
 
 def without_identity(sources: Sequence[pydicom.Dataset]) -> pydicom.Dataset:
@@ -71,6 +80,7 @@ def report(
     verdict: Verdict,
     classes: Sequence[str],
     network: str,
+    remarks: Sequence[str] = (),
 ) -> pydicom.Dataset:
     """The Structured Report of a study.
 
@@ -82,6 +92,7 @@ def report(
       verdict: what is said of it.
       classes: names.
       network: what read it, in words: all that the answer depends on beside the sources.
+      remarks: what has to be looked at.
     """
     from highdicom import sr
     from pydicom.sr.codedict import codes
@@ -93,9 +104,11 @@ def report(
         family=codes.DCM.ArtificialIntelligence,
     )
     said = (
-        sr.CodedConcept("NO_ANSWER", SCHEME, "No answer: not sure enough")
+        _private("No answer: not sure enough")
         if verdict.abstains
-        else sr.CodedConcept(*_code(verdict.label))
+        else sr.CodedConcept(*STANDARD_CODES[verdict.label])
+        if verdict.label in STANDARD_CODES
+        else _private(plain(verdict.label))
     )
     read: dict[int, list[int]] = {}
     for source, frame in frames:
@@ -107,11 +120,11 @@ def report(
         algorithm_id=algorithm,
         measurements=[
             sr.Measurement(
-                name=sr.CodedConcept(f"P{n}", SCHEME, f"Probability of {plain(label)}"),
+                name=_private(f"Probability of {plain(label)}"),
                 value=float(p),
                 unit=codes.UCUM.NoUnits,
             )
-            for n, (label, p) in enumerate(zip(classes, probabilities, strict=True))
+            for label, p in zip(classes, probabilities, strict=True)
         ],
         finding_type=said,
         source_images=[
@@ -123,6 +136,9 @@ def report(
             for n, own in sorted(read.items())
         ],
     )
+    for remark in remarks:
+        item = sr.TextContentItem(codes.DCM.Comment, remark, sr.RelationshipTypeValues.CONTAINS)
+        group[0].ContentSequence.append(item)
     device = sr.ObserverContext(
         observer_type=codes.DCM.Device,
         observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
@@ -183,9 +199,12 @@ def capture(
 
 
 def picture_of(
-    said: Said, explained: Sequence[Explained], verdict: Verdict
+    said: Said, explained: Sequence[Explained], verdict: Verdict, remarks: Sequence[str] = ()
 ) -> UInt8[np.ndarray, "rows columns 3"]:
-    """The views beside each other, the last of the maps over them in red, and a banner of text."""
+    """The views beside each other, the last of the maps over them in red, below a banner of text.
+
+    The banner is as high as the answer and the remarks need.
+    """
     drawn = []
     for scans, item in zip(scans_of(said), explained, strict=True):
         heat = list(item.heat.values())[-1] if item.heat else np.zeros_like(item.views)
@@ -195,10 +214,23 @@ def picture_of(
             red, others = grey + over * (255 - grey), grey * (1 - over)
             drawn.append(np.stack([red, others, others], -1))
     body = np.rint(np.concatenate(drawn, 1)).astype(np.uint8)
-    banner = Picture.new("RGB", (body.shape[1], BANNER), "white")
-    text = f"{RESEARCH}\n{verdict.text}\n{NAME} {version()}; red: what spoke for it"
-    ImageDraw.Draw(banner).multiline_text((4, 2), text, fill="black", spacing=2)
-    return np.concatenate([np.asarray(banner), body])
+    return np.concatenate([_banner(body.shape[1], verdict, remarks), body])
+
+
+def _banner(
+    columns: int, verdict: Verdict, remarks: Sequence[str]
+) -> UInt8[np.ndarray, "rows columns 3"]:
+    paragraphs = [RESEARCH, verdict.text, f"{NAME} {version()}; red: what spoke for it"]
+    paragraphs += [f"Look at: {remark}" for remark in remarks]
+    drawing = ImageDraw.Draw(Picture.new("RGB", (1, 1)))
+    # No letter is wider than this one.
+    letters = int((columns - 2 * MARGIN) / drawing.textlength("W"))
+    lines = [line for one in paragraphs for line in textwrap.wrap(one, letters)]
+    text = "\n".join(lines)
+    *_, bottom = drawing.multiline_textbbox((MARGIN, MARGIN), text)
+    banner = Picture.new("RGB", (columns, int(bottom) + 2 * MARGIN), "white")
+    ImageDraw.Draw(banner).multiline_text((MARGIN, MARGIN), text, fill="black")
+    return np.asarray(banner)
 
 
 def check_writer() -> None:
@@ -221,8 +253,12 @@ def _burned_in(sources: Sequence[pydicom.Dataset]) -> str:
     return "YES" if any(s.get("BurnedInAnnotation") == "YES" for s in sources) else "NO"
 
 
-def _code(label: str) -> tuple[str, str, str]:
-    return STANDARD_CODES.get(label, (label.upper()[:16], SCHEME, plain(label)))
+def _private(meaning: str) -> "CodedConcept":
+    """A code of this package's scheme: a digest of its meaning, so that two never share one."""
+    from highdicom.sr import CodedConcept
+
+    value = hashlib.sha256(meaning.encode()).hexdigest()[:CODE_LETTERS].upper()
+    return CodedConcept(value, SCHEME, meaning[:MEANING_LETTERS])
 
 
 def _uid(sources: Sequence[pydicom.Dataset], *words: str) -> str:

@@ -285,9 +285,13 @@ def dicom_results(
     if deidentified:
         sources, frames = [without_identity(sources)], []
     network = f"{networks.identity}; least confidence {verdict.least}; {NAME} {version()}"
-    pixels = picture_of(said, explained, verdict)
+    # Names of files say nothing where the objects go.
+    remarks = [*answer.remarks, *_rejected(answer, True)]
+    pixels = picture_of(said, explained, verdict, remarks)
     try:
-        made = report(sources, frames, said.probabilities, verdict, networks.classes, network)
+        made = report(
+            sources, frames, said.probabilities, verdict, networks.classes, network, remarks
+        )
         picture = capture(sources, pixels, network)
         return {"report": _part_10(made), "picture": _part_10(picture)}
     except (AttributeError, TypeError, ValueError) as error:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dscint_jax.evaluate.restored import Chosen, TrainedNetwork
-from dscint_jax.predict.dicom_results import capture, report
+from dscint_jax.predict.dicom_results import _banner, capture, report
 from dscint_jax.predict.page import Verdict
 from dscint_jax.predict.predict import predict
 from dscint_jax.predict.sources import source_of
@@ -107,8 +107,64 @@ def test_report_says_what_the_table_says_and_names_the_frames_that_were_read(wri
 def test_picture_shows_both_views_below_a_banner(written):
     for _, _, _, path in _objects(written):
         pixels = pydicom.dcmread(path).pixel_array
-        assert pixels.shape == (1024 + 48, 512, 3)
-        assert pixels[:48].min() < 100 < pixels[48:].max()
+        rows, *others = pixels.shape
+        assert others == [512, 3]
+        banner = pixels[: rows - 1024]
+        assert len(banner) > 30
+        assert banner.min() < 100 < banner.max()
+
+
+@pytest.mark.parametrize("columns", [256, 512])
+def test_banner_holds_all_of_its_text(columns):
+    long = Verdict("thyroid_carcinoma_of_a_long_name", 0.5, 0.9)
+    remarks = ["counts: 1,234,567, and training has 300,000 to 900,000"]
+    short = _banner(columns, long, [])
+    banner = _banner(columns, long, remarks)
+    assert len(banner) > len(short)
+    # As much ink as the same words have on one line each, where nothing is cut.
+    whole = _banner(4096, long, remarks)
+    assert (banner < 128).sum() == pytest.approx((whole < 128).sum(), rel=0.02)
+    for edge in (banner[:2], banner[-2:], banner[:, :2], banner[:, -2:]):
+        assert edge.min() == 255
+
+
+def test_remarks_are_in_the_report_and_above_the_picture(run, sources, tmp_path):
+    scan = pydicom.dcmread(sources[0])
+    pixels = np.minimum(scan.pixel_array.astype(int) * 20, 65535).astype(np.uint16)
+    scan.PixelData, scan.CountsAccumulated = pixels.tobytes(), int(pixels.sum())
+    scan.save_as(tmp_path / "Canary.dcm")
+    damaged = pydicom.dcmread(sources[0])
+    damaged.SOPInstanceUID, damaged.PixelData = pydicom.uid.generate_uid(), bytes(8)
+    damaged.save_as(tmp_path / "Canary_2.dcm")
+    (answer,) = predict([run], [tmp_path], tmp_path / "out", pages=False, dicom=True)
+    assert answer.remarks
+    report = pydicom.dcmread(tmp_path / "out" / "study_0001_report.dcm")
+    texts = [one.value for one in report.iterall() if one.keyword == "TextValue"]
+    assert {*answer.remarks} < {*texts}
+    assert any(text.startswith("a file was not read: it ") for text in texts)
+    assert "Canary" not in str(report)
+    picture = pydicom.dcmread(tmp_path / "out" / "study_0001_picture.dcm")
+    said = _banner(512, answer.verdict, [])
+    assert picture.Rows - 1024 > len(said)
+
+
+def test_codes_of_classes_are_told_apart(sources, tmp_path):
+    header = source_of(sources[0])
+    classes = ("degenerative_joint_disease", "degenerative_joint_inflammation", "normal")
+
+    def codes(names, best):
+        verdict = Verdict(best, 0.5, 0.0)
+        made = report([header], [(0, 1)], np.full(3, 1 / 3), verdict, names, "network")
+        made.save_as(tmp_path / "report.dcm", enforce_file_format=True)
+        content = highdicom.sr.srread(tmp_path / "report.dcm").content
+        (group,) = content.get_image_measurement_groups()
+        names = {one.name.meaning: one.name.value for one in group.get_measurements()}
+        return group.finding_type.value, names
+
+    first, second = (codes(classes, best) for best in classes[:2])
+    assert first[0] != second[0]
+    assert len({*first[1].values()}) == 3
+    assert codes(classes[::-1], "normal")[1] == first[1]
 
 
 @pytest.mark.parametrize("kind", ["report", "picture"])
