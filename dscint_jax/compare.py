@@ -21,7 +21,6 @@ from rich.table import Table
 
 from dscint_jax.config import MAY_CHANGE
 from dscint_jax.metrics.discrimination import auroc
-from dscint_jax.metrics.intervals import Interval
 from dscint_jax.metrics.paired_tests import (
     Difference,
     compare_areas,
@@ -243,15 +242,10 @@ def _scores(network: Network, *, resamples: int, seed: int) -> dict[str, Any]:
         "runs": [str(run.workdir) for run in network.runs],
         "seeds": [run.config["seed"] for run in network.runs],
         "metrics": {
-            name: {**_spread(values), "interval": _listed(bounds[name])}
-            for name, values in by_seed.items()
+            name: {**_spread(values), "interval": bounds[name]} for name, values in by_seed.items()
         },
         "areas": {label: _spread(values) for label, values in areas.items()},
     }
-
-
-def _listed(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else [*interval]
 
 
 def _spread(values: np.ndarray) -> dict[str, Any]:

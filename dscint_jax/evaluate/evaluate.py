@@ -293,11 +293,12 @@ def notes(result: dict[str, Any]) -> list[str]:
     if result["intervals"]["classes_of_one_patient"]:
         found.append(
             f"No intervals: of {', '.join(result['intervals']['classes_of_one_patient'])} there is "
-            f"one patient."
+            f"one patient, or one without another class."
         )
     elif few := result["intervals"]["classes_of_few_patients"]:
         found.append(
-            f"Rough intervals: of {', '.join(few)} there are fewer than {FEW_PATIENTS} patients."
+            f"Rough intervals of areas and calibration: of {', '.join(few)} there are fewer than "
+            f"{FEW_PATIENTS} patients."
         )
     return found
 

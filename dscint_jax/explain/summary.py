@@ -99,7 +99,7 @@ def agreement(
             "images": int(known.sum()),
             "constant": int(np.sum(~known)),
             "rank_correlation": defined(mean),
-            "interval": _listed(interval),
+            "interval": interval,
         }
     return found
 
@@ -139,13 +139,9 @@ def _means(
         }
         values = np.stack([*columns.values()], axis=1)
         found[score] = {
-            name: {"mean": defined(mean), "interval": _listed(interval)}
+            name: {"mean": defined(mean), "interval": interval}
             for name, mean, interval in zip(
                 columns, *mean_with_interval(values, predictions), strict=True
             )
         }
     return found
-
-
-def _listed(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else list(interval)

@@ -1,28 +1,32 @@
 """Uncertainty of the metrics, with the patient as the unit of sampling.
 
 Images of one patient (two views, several studies) are not independent; resampling images would
-make intervals too narrow, so whole patients are resampled. They are resampled within their class,
-so that every resample is scored over the same classes as the data.
+make intervals too narrow, so whole patients are resampled, and every resample is scored over the
+same classes as the data.
 `python -m tests.interval_coverage` measures how often the intervals hold the true value.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from dscint_jax.metrics.scores import five_metrics
 
 LEVEL = 0.95
+TAILS = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)
+"""The percentiles that an interval lies between."""
+
 RESAMPLES = 2000
 
 FEW_PATIENTS = 10
-"""Of a class; of fewer, intervals hold the true value too rarely."""
+"""Of a class; of fewer, intervals of areas, calibration and differences are too narrow."""
 
 CHUNKS = 20
 """That resamples are worked on in: the weights of all images in all of them are large."""
 
-Interval = tuple[float, float]
+Interval = list[float]
+"""Low and high, as JSON has them."""
 
 
 def patient_confusions(
@@ -73,34 +77,68 @@ def patient_weights(
 
 
 def bootstrap_intervals(
-    confusions: Int[np.ndarray, "patient true predicted"],
+    confusions: Int[np.ndarray, "patient *seed true predicted"],
     metrics: Callable[[np.ndarray], Mapping[str, np.ndarray]] = five_metrics,
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Interval | None]:
-    """Percentile bootstrap intervals of the five metrics, or of others.
+    """Intervals of the five metrics, or of others, that hold near 0 and 1 too.
+
+    Patients are weighed at random (Bayesian bootstrap: Rubin, Ann Stat 1981;9:130), and each class
+    keeps its number of images. No weighing of patients who were all read rightly makes an error, so
+    one more patient is weighed with them, whose images have any one class and are all read as any
+    one; each end is the furthest that this takes it. With one image a patient, the interval of a
+    recall is so that of Clopper and Pearson (Biometrika 1934;26:404).
 
     Args:
-      confusions: one confusion matrix a patient.
-      metrics: by name, of confusion matrices along a leading axis.
-      resamples, seed: of `patient_weights`.
+      confusions: one confusion matrix a patient; or one a patient and seed, of the same images.
+      metrics: by name, of confusion matrices along leading axes; their values have no seed axis.
+      resamples: how many times patients are weighed.
+      seed: of the weights; the same seed gives the same intervals.
 
     Returns:
-      (low, high) by name; None where a metric, or an interval, is not defined.
+      By name; None where a metric is not defined, or a class has one patient.
     """
-    weights = patient_weights(confusions, resamples=resamples, seed=seed)
-    if weights is None:
-        return dict.fromkeys(metrics(confusions))
-    values = metrics(np.tensordot(weights, confusions, axes=1))
-    return {name: percentile_interval(resampled) for name, resampled in values.items()}
+    whole = confusions.sum(0)
+    found: dict[str, Interval | None] = dict.fromkeys(metrics(whole))
+    if not len(confusions):
+        return found
+    by_patient = confusions.reshape(len(confusions), -1, *whole.shape[-2:])[:, 0]
+    if classes_of_one_patient(by_patient):
+        return found
+    random = np.random.Generator(np.random.PCG64(seed))
+    sums = np.tensordot(
+        random.standard_exponential((resamples, len(confusions))), confusions, axes=1
+    )
+    support, patients = whole.sum(-1, keepdims=True), _patients_of(by_patient)
+    images = by_patient.sum((0, 2)) / np.maximum(patients, 1)
+    one_more = random.standard_exponential((resamples, *[1] * (sums.ndim - 3)))
+    ends = [np.array([*metrics(whole).values()], float)]
+    for true in np.flatnonzero(patients):
+        for read in range(len(patients)):
+            more = sums.copy()
+            more[..., true, read] += one_more * images[true]
+            more *= support / np.where(support, more.sum(-1, keepdims=True), 1)
+            ends += [*np.percentile([*metrics(more).values()], TAILS, axis=1)]
+    return {
+        name: None if np.isnan(low) else [float(low), float(high)]
+        for name, low, high in zip(found, np.min(ends, 0), np.max(ends, 0), strict=True)
+    }
+
+
+def share_interval(
+    right: Bool[np.ndarray, " image"], patients: Sequence[str] | np.ndarray
+) -> Interval | None:
+    """The interval of the share of images that are right, as `bootstrap_intervals` has it."""
+    confusions = patient_confusions(np.zeros(len(right), int), 1 - right, patients, 2)
+    return bootstrap_intervals(confusions, lambda m: {"": five_metrics(m)["accuracy"]})[""]
 
 
 def percentile_interval(values: Float[np.ndarray, " resample"]) -> Interval | None:
     """What the middle LEVEL of the resampled values lie between; None where one is NaN."""
-    tail = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(values, [tail, 100 - tail])
-    return None if np.isnan(low) else (float(low), float(high))
+    low, high = np.percentile(values, TAILS)
+    return None if np.isnan(low) else [float(low), float(high)]
 
 
 def interval_of(

@@ -15,6 +15,7 @@ from dscint_jax.metrics.intervals import (
     LEVEL,
     RESAMPLES,
     Interval,
+    bootstrap_intervals,
     patient_weights,
     percentile_interval,
 )
@@ -71,12 +72,11 @@ def compare_metrics(
             _weighted(coins, first) + _weighted(1 - coins, second),
             _weighted(coins, second) + _weighted(1 - coins, first),
         )
-    tail = 100 * (1 - LEVEL) / 2
     found = {}
     for name in METRIC_NAMES:
         value, low, high, p = float(observed[name]), np.nan, np.nan, np.nan
         if drawn is not None:
-            low, high = np.percentile(drawn[name], [tail, 100 - tail])
+            low, high = percentile_interval(drawn[name]) or (np.nan, np.nan)
         if swapped is not None and not np.isnan(value):
             # What rounding makes of equal differences counts as equal; the data are one of the
             # throws themselves (Phipson and Smyth 2010).
@@ -92,20 +92,21 @@ def seed_mean_intervals(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Interval | None]:
-    """Bootstrap intervals of each metric's mean over the seeds, patients drawn once for all.
+    """Intervals of each metric's mean over the seeds, patients weighed once for all.
 
     Args:
       confusions: of the same patients, by seed.
-      resamples, seed: of `patient_weights`.
+      resamples, seed: of `bootstrap_intervals`.
 
     Returns:
       By METRIC_NAMES; None where an interval is not defined.
     """
-    weights = patient_weights(confusions[0], resamples=resamples, seed=seed)
-    if weights is None:
-        return dict.fromkeys(METRIC_NAMES)
-    drawn = five_metrics(_weighted(weights, confusions))
-    return {name: percentile_interval(drawn[name].mean(0)) for name in METRIC_NAMES}
+    return bootstrap_intervals(
+        np.moveaxis(confusions, 0, 1),
+        lambda matrices: {n: v.mean(-1) for n, v in five_metrics(matrices).items()},
+        resamples=resamples,
+        seed=seed,
+    )
 
 
 def _weighted(

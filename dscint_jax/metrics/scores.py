@@ -52,7 +52,7 @@ def one_vs_rest(
     negatives = confusion.sum((-2, -1))[..., None] - support
     present = support > 0
     return {
-        "precision": np.where(present, ratio(hit, np.maximum(predicted, 1)), np.nan),
+        "precision": np.where(present, np.nan_to_num(ratio(hit, predicted)), np.nan),
         "recall": ratio(hit, support),
         "specificity": np.where(present, ratio(negatives - (predicted - hit), negatives), np.nan),
         "f1": np.where(present, ratio(2 * hit, support + predicted), np.nan),

@@ -27,6 +27,7 @@ from dscint_jax.metrics.intervals import (
     classes_of_one_patient,
     interval_of,
     patient_weights,
+    share_interval,
 )
 from dscint_jax.metrics.predictions import KEYS, MIXED, Predictions
 from dscint_jax.metrics.scores import CLASS_METRICS, defined, one_vs_rest, ratio
@@ -77,16 +78,16 @@ def with_intervals(predictions: Predictions) -> dict[str, Any]:
     found = scores_of(confusions.sum(0), classes)
     for label in classes:
         for name in CLASS_METRICS:
-            found["per_class"][label][f"{name}_interval"] = _listed(each[f"{name} {label}"])
+            found["per_class"][label][f"{name}_interval"] = each[f"{name} {label}"]
     return {
         **found,
         "intervals": {
-            "method": f"percentile bootstrap of the patients of each class, {RESAMPLES} resamples",
+            "method": f"Bayesian bootstrap of patients and one more, {RESAMPLES} resamples",
             "level": LEVEL,
             "patients": len(confusions),
             "classes_of_one_patient": [classes[n] for n in classes_of_one_patient(confusions)],
             "classes_of_few_patients": [classes[n] for n in classes_of_few_patients(confusions)],
-            "values": {n: _listed(v) for n, v in bootstrap_intervals(confusions).items()},
+            "values": bootstrap_intervals(confusions),
         },
     }
 
@@ -117,7 +118,7 @@ def _areas(predictions: Predictions) -> dict[str, Any]:
 
 def _operating_points(predictions: Predictions, validation: Predictions) -> dict[str, Any]:
     """Of each class, two thresholds chosen on validation, and what they do there and here."""
-    interval = _intervals_of(predictions)
+    patients = predictions.patients
     found: dict[str, Any] = {}
     for i, label in enumerate(predictions.classes):
         chosen_on = validation.probabilities[:, i], validation.labels == i
@@ -139,13 +140,9 @@ def _operating_points(predictions: Predictions, validation: Predictions) -> dict
                     "specificity": defined(point.specificity),
                 },
                 "sensitivity": defined(here.sensitivity),
-                "sensitivity_interval": interval(
-                    lambda w, c=called, p=positive: ratio(w @ (c & p), w @ p)
-                ),
+                "sensitivity_interval": share_interval(called[positive], patients[positive]),
                 "specificity": defined(here.specificity),
-                "specificity_interval": interval(
-                    lambda w, c=called, p=positive: ratio(w @ (~c & ~p), w @ ~p)
-                ),
+                "specificity_interval": share_interval(~called[~positive], patients[~positive]),
             }
     return found
 
@@ -203,37 +200,37 @@ def _answers(
     What is answered are studies, at the temperature, as `dscint_jax.predict` answers them.
     """
     here, there = _studies(predictions, temperature), _studies(validation, temperature)
-    interval = _intervals_of(here)
     found = []
     for target in TARGETS:
         threshold = calibration.threshold_of_accuracy(there.probabilities, there.labels, target)
         least = np.inf if threshold is None else threshold
-        point: dict[str, Any] = {
-            "accuracy_target": target,
-            "least_confidence": threshold,
-            "validation": {"studies": len(there)},
-            "studies": len(here),
-        }
-        for name, share in _answered(there, least).items():
-            point["validation"][name] = defined(share(np.ones(len(there))))
-        for name, share in _answered(here, least).items():
-            point[name] = defined(share(np.ones(len(here))))
-            point[f"{name}_interval"] = interval(share)
-        point["coverage_by_class"] = {
-            label: defined(_answered(here, least)["coverage"]((here.labels == i).astype(float)))
-            for i, label in enumerate(here.classes)
-        }
-        found.append(point)
+        answered = here.probabilities.max(1) >= least
+        right = (here.predicted == here.labels)[answered]
+        found.append(
+            {
+                "accuracy_target": target,
+                "least_confidence": threshold,
+                "validation": {"studies": len(there), **_answered(there, least)},
+                "studies": len(here),
+                **_answered(here, least),
+                "coverage_interval": share_interval(answered, here.patients),
+                "accuracy_interval": share_interval(right, here.patients[answered]),
+                "coverage_by_class": {
+                    label: _answered(here.only(here.labels == i), least)["coverage"]
+                    for i, label in enumerate(here.classes)
+                },
+            }
+        )
     return found
 
 
-def _answered(studies: Predictions, least: float) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """The share of weighed studies that are answered, and of these that are right."""
+def _answered(studies: Predictions, least: float) -> dict[str, float | None]:
+    """The share of the studies that are answered, and of these that are right."""
     answered = studies.probabilities.max(1) >= least
     right = answered & (studies.predicted == studies.labels)
     return {
-        "coverage": lambda w: ratio(w @ answered, w.sum(-1)),
-        "accuracy": lambda w: ratio(w @ right, w @ answered),
+        "coverage": defined(ratio(answered.sum(), np.int64(len(studies)))),
+        "accuracy": defined(ratio(right.sum(), answered.sum())),
     }
 
 
@@ -255,12 +252,8 @@ def _combined(predictions: Predictions, unit: str) -> dict[str, Any]:
     return {"rule": rule, "left_out": left_out, **with_intervals(combined)}
 
 
-def _intervals_of(predictions: Predictions) -> Callable[..., list[float] | None]:
+def _intervals_of(predictions: Predictions) -> Callable[..., Interval | None]:
     """A function that gives the interval of what is computed from weighed images."""
     weights = patient_weights(predictions.confusions())
     _, patient = np.unique(predictions.patients, return_inverse=True)
-    return lambda statistic: _listed(interval_of(statistic, weights, patient))
-
-
-def _listed(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else list(interval)
+    return lambda statistic: interval_of(statistic, weights, patient)

@@ -89,7 +89,7 @@ def test_metrics_file_follows_from_the_predictions(evaluated):
     patients = [row["patient_key"] for row in rows]
     confusions = intervals.patient_confusions(labels, predicted, patients, len(classes))
     for name, bounds in intervals.bootstrap_intervals(confusions).items():
-        assert result["intervals"]["values"][name] == (bounds and list(bounds))
+        assert result["intervals"]["values"][name] == bounds
     assert result["support"] == len(rows)
     assert result["intervals"]["patients"] == len({row["patient_key"] for row in rows})
 

@@ -2,7 +2,7 @@ import functools
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 
 from dscint_jax.metrics.discrimination import auroc
 from dscint_jax.metrics.intervals import (
@@ -12,8 +12,10 @@ from dscint_jax.metrics.intervals import (
     interval_of,
     patient_confusions,
     patient_weights,
+    share_interval,
 )
-from dscint_jax.metrics.scores import five_metrics
+from dscint_jax.metrics.scores import five_metrics, one_vs_rest
+from tests import interval_coverage
 
 
 def _sample(random, patients, images_each, accuracy):
@@ -88,10 +90,15 @@ def test_intervals_contain_the_estimate_and_repeat_with_the_seed():
 
 
 @pytest.mark.parametrize("sizes", [(3, 3, 3, 3), (40, 5, 0, 0), (9, 2, 2), (50, 50)])
-def test_perfect_reader_has_bounds_of_one(sizes):
+def test_perfect_reader_has_an_upper_bound_of_one_and_a_lower_one_by_the_patients(sizes):
     labels = np.repeat(np.arange(len(sizes)), sizes)
     matrices = patient_confusions(labels, labels, np.arange(len(labels)), len(sizes))
-    assert set(bootstrap_intervals(matrices).values()) == {(1.0, 1.0)}
+    intervals = bootstrap_intervals(matrices)
+    assert {high for _, high in intervals.values()} == {1}
+    low, _ = _recalls(matrices)["recall 0"]
+    exact = binomtest(sizes[0], sizes[0]).proportion_ci(method="exact").low
+    assert low == pytest.approx(exact, abs=0.01)
+    assert intervals["recall"][0] < 1
 
 
 def test_no_interval_where_a_class_has_one_patient():
@@ -111,6 +118,39 @@ def test_one_class_has_intervals_of_all_but_specificity():
     assert classes_of_one_patient(matrices) == classes_of_few_patients(matrices) == []
 
 
+def _recalls(matrices):
+    recalls = lambda m: {f"recall {n}": v for n, v in enumerate(one_vs_rest(m)["recall"].T)}  # noqa: E731
+    return bootstrap_intervals(matrices, recalls, resamples=20_000)
+
+
+@pytest.mark.parametrize("patients, right", [(10, 0), (10, 10), (30, 29), (40, 20), (100, 97)])
+def test_recall_of_one_image_a_patient_has_the_exact_interval_of_clopper_and_pearson(
+    patients, right
+):
+    labels = np.repeat([0, 1], [patients, 20])
+    predicted = np.where(np.arange(patients + 20) < right, 0, 1)
+    matrices = patient_confusions(labels, predicted, np.arange(len(labels)), 2)
+    exact = binomtest(right, patients).proportion_ci(method="exact")
+    assert _recalls(matrices)["recall 0"] == pytest.approx([exact.low, exact.high], abs=0.01)
+    shared = share_interval(predicted[:patients] == 0, np.arange(patients))
+    assert shared == pytest.approx([exact.low, exact.high], abs=0.015)
+
+
+def test_share_of_images_of_the_same_patients_is_as_uncertain_as_that_of_the_patients():
+    right = np.random.default_rng(4).random(40) < 0.9
+    alone = share_interval(right, np.arange(40))
+    assert share_interval(np.repeat(right, 5), np.repeat(np.arange(40), 5)) == pytest.approx(alone)
+    assert share_interval(right[:3], np.zeros(3)) is None
+    assert share_interval(right[:0], np.zeros(0)) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("right", interval_coverage.READERS.values())
+def test_intervals_hold_the_truth_as_often_as_they_claim_near_one_too(right):
+    held = interval_coverage.coverage(right, patients=10, trials=200, resamples=300)
+    assert min(held.values()) >= 0.92
+
+
 def _mixed(patients, predicted_of_1):
     """Ten patients of class 0, of whom some have an image of class 1 too."""
     labels = np.array([0] * 20 + [1] * patients)
@@ -126,8 +166,6 @@ def test_no_interval_where_one_patient_has_a_class_beside_another():
 
 
 def test_patients_of_several_classes_are_drawn_within_the_rarest_so_that_none_is_lost():
-    for predicted in (0, 1):
-        intervals = bootstrap_intervals(_mixed(2, predicted))
-        # A class that a resample lacks would count as read rightly, and specificity have no value.
-        assert intervals["recall"] == ((1 + predicted) / 2,) * 2
-        assert intervals["specificity"] == ((1 + predicted) / 2,) * 2
+    weights = patient_weights(_mixed(2, 0))
+    # Two patients have class 1; of each resample one of them counts twice.
+    np.testing.assert_array_equal(np.sort(weights[:, :2]), [[0, 2]] * len(weights))
