@@ -3,7 +3,8 @@
     python -m dscint_jax.compare runs/dscint runs/dscint_seed1 runs/resnet18 runs/resnet18_seed1
 
 In: work directories after `dscint_jax.evaluate`. Out: a table of the networks, one of every pair of
-them, and, with `--out`, both as JSON. Runs whose configs differ in the seed alone are one network.
+them, and, with `--out`, both as JSON. Runs whose configs differ in the seed alone are one network,
+if all or none were evaluated with `--mirror`.
 """
 
 import dataclasses
@@ -39,6 +40,10 @@ RECORDS, STUDIES, PATIENTS = "records", "studies", "patients"
 UNITS = {RECORDS: "", STUDIES: "study_key", PATIENTS: "patient_key"}
 
 
+class UnlikeError(UserError):
+    """Runs were evaluated on other images, labels or classes."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """One evaluated run.
@@ -48,17 +53,21 @@ class Run:
       config: what config.json holds.
       fingerprint: of the data set that it was evaluated on.
       predictions: on the split, sorted by image_id.
+      step: of the checkpoint that was evaluated; None of an ensemble.
+      augmentation: 'mirror' where mirror images were read too; None where they were not.
     """
 
     workdir: Path
     config: dict[str, Any]
     fingerprint: str
     predictions: Predictions
+    step: int | None
+    augmentation: str | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """Runs of one config, seed by seed.
+    """Runs of one config, evaluated in one way, seed by seed.
 
     Attributes:
       name: of the model; where several have it, with the folder of the first run.
@@ -167,30 +176,40 @@ def read_run(workdir: Path, place: Path, unit: str) -> Run:
       unit: one of UNITS.
 
     Raises:
-      UserError: it was not evaluated there.
+      UserError: it was not evaluated there, or no unit has images of one class alone.
     """
     if not (workdir / "config.json").exists():
         raise UserError(f"{workdir} holds no config.json, so no run")
     folder = workdir / "eval" / place
     predictions = read_predictions(folder / "predictions.csv")
     if UNITS[unit]:
-        predictions, _ = predictions.combined(UNITS[unit])
+        predictions, left_out = predictions.combined(UNITS[unit])
+        if not len(predictions):
+            raise UserError(
+                f"{folder}: the images of each of the {left_out} {unit} have several classes; "
+                f"compare --unit {RECORDS}"
+            )
     else:
         predictions = predictions.only(np.argsort(predictions.facts["image_id"], kind="stable"))
+    told = read_json(folder / "metrics.json")
+    if "dataset_fingerprint" not in told:
+        raise UserError(f"{folder / 'metrics.json'} lacks dataset_fingerprint; evaluate again")
     return Run(
         workdir,
         read_json(workdir / "config.json"),
-        read_json(folder / "metrics.json")["dataset_fingerprint"],
+        told["dataset_fingerprint"],
         predictions,
+        told.get("step"),
+        told.get("test_time_augmentation"),
     )
 
 
 def check_alike(first: Run, run: Run) -> None:
-    """Raises UserError unless two runs were evaluated on the same images, labels and classes."""
+    """Raises UnlikeError unless two runs were evaluated on the same images, labels and classes."""
     ours, theirs = first.predictions, run.predictions
     both = f"{first.workdir} and {run.workdir}"
     if ours.classes != theirs.classes:
-        raise UserError(
+        raise UnlikeError(
             f"{both} have other classes ({', '.join(ours.classes)}; {', '.join(theirs.classes)}); "
             f"compare runs of the same classes"
         )
@@ -198,24 +217,31 @@ def check_alike(first: Run, run: Run) -> None:
         np.array_equal(ours.facts[key], theirs.facts[key]) for key in ("image_id", "patient_key")
     )
     if first.fingerprint != run.fingerprint or not same:
-        raise UserError(
+        raise UnlikeError(
             f"{both} were evaluated on other images; evaluate both on the same split of the same "
             f"data set, with the same records"
         )
     if not np.array_equal(ours.labels, theirs.labels):
-        raise UserError(f"{both} have other labels for the same images; evaluate both again")
+        raise UnlikeError(f"{both} have other labels for the same images; evaluate both again")
 
 
 def _networks(runs: Sequence[Run]) -> list[Network]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         config = {k: v for k, v in _flat(run.config).items() if k not in ("seed", *MAY_CHANGE)}
-        groups.setdefault(json.dumps(config, sort_keys=True), []).append(run)
+        key = json.dumps([config, run.augmentation], sort_keys=True)
+        groups.setdefault(key, []).append(run)
     models = [group[0].config["model"] for group in groups.values()]
     networks = []
     for model, group in zip(models, groups.values(), strict=True):
         folder = "" if models.count(model) == 1 else f" ({group[0].workdir})"
         by_seed = sorted(group, key=lambda run: run.config["seed"])
+        for one, other in itertools.pairwise(by_seed):
+            if one.config["seed"] == other.config["seed"]:
+                raise UserError(
+                    f"{one.workdir} and {other.workdir} have the same config and the same seed, "
+                    f"which counts once; leave one of them out"
+                )
         networks.append(Network(model + folder, tuple(by_seed)))
     return networks
 

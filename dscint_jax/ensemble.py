@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dscint_jax.compare import RECORDS, Run, check_alike, read_run
+from dscint_jax.compare import RECORDS, Run, UnlikeError, check_alike, read_run
 from dscint_jax.metrics.predictions import Predictions, predictions_text
 from dscint_jax.metrics.scores import METRIC_NAMES, in_words, interval_in_words
 from dscint_jax.metrics.summary import summarise
@@ -29,8 +29,8 @@ def ensemble(
 ) -> dict[str, Any]:
     """Averages the probabilities of runs, image by image, and measures what they say together.
 
-    Thresholds and temperature are chosen on the validation images, where all runs were evaluated
-    on these, too.
+    Thresholds and temperature are chosen on the validation images, where all runs have the same
+    ones, and were evaluated on these with the same checkpoint and in the same way, too.
 
     Args:
       workdirs: of evaluated runs, at least two.
@@ -54,8 +54,10 @@ def ensemble(
     kept = ("records", "dataset_fingerprint", "protocol", "leakage", "data_set", "split")
     first = read_json(place)
     result = {
-        **summarise(together, _validation(workdirs)),
+        # Thresholds are not chosen on the images that they are told of.
+        **summarise(together, _validation(runs) if name or split == "test" else None),
         **{key: first.get(key) for key in kept},
+        "test_time_augmentation": max((run.augmentation or "" for run in runs)) or None,
         "members": [str(workdir) for workdir in workdirs],
     }
     folder = out / "eval" / name / split
@@ -73,10 +75,20 @@ def ensemble(
     return result
 
 
-def _validation(workdirs: Sequence[Path]) -> Predictions | None:
-    if not all((w / "eval" / "validation" / "predictions.csv").exists() for w in workdirs):
+def _validation(runs: Sequence[Run]) -> Predictions | None:
+    if not all((r.workdir / "eval/validation/predictions.csv").exists() for r in runs):
         return None
-    return _averaged([read_run(w, Path("validation"), RECORDS) for w in workdirs])
+    found = [read_run(run.workdir, Path("validation"), RECORDS) for run in runs]
+    if any(
+        (a.step, a.augmentation) != (b.step, b.augmentation)
+        for a, b in zip(runs, found, strict=True)
+    ):
+        return None
+    try:
+        return _averaged(found)
+    # As those of folds, whose validation images are others.
+    except UnlikeError:
+        return None
 
 
 def _averaged(runs: Sequence[Run]) -> Predictions:

@@ -26,13 +26,15 @@ def reader(seed, skill, patients=60):
     )
 
 
-def make_run(workdir, predictions, *, place="test", fingerprint="abc", **fields):
+def make_run(workdir, predictions, *, place="test", fingerprint="abc", told=None, **fields):
     folder = workdir / "eval" / place
     folder.mkdir(parents=True, exist_ok=True)
     config = Config().replaced({"model": "dscint", **fields})
     (workdir / "config.json").write_text(json.dumps(config.to_dict()))
     (folder / "predictions.csv").write_text(predictions_text(predictions))
-    (folder / "metrics.json").write_text(json.dumps({"dataset_fingerprint": fingerprint}))
+    (folder / "metrics.json").write_text(
+        json.dumps({"dataset_fingerprint": fingerprint} | (told or {}))
+    )
     return workdir
 
 
@@ -93,6 +95,17 @@ def test_images_of_a_study_or_a_patient_can_be_read_together(runs, unit, support
     assert (result["support"], result["patients"]) == (support, 60)
 
 
+def test_patients_with_several_classes_alone_are_named(tmp_path):
+    rows = reader(0, 2.0)
+    labels = np.where(rows.facts["view"] == rows.facts["view"][0], 0, 1)
+    runs = [
+        make_run(tmp_path / model, dataclasses.replace(rows, labels=labels), model=model)
+        for model in ("dscint", "resnet18")
+    ]
+    with pytest.raises(UserError, match="each of the 60 patients have several classes"):
+        compare(runs, unit="patients")
+
+
 def test_two_networks_of_one_model_are_told_apart_by_their_folders(tmp_path):
     runs = [
         make_run(tmp_path / name, reader(n, 2.0), **{"data.dir": name, "steps": 10 + n})
@@ -102,12 +115,27 @@ def test_two_networks_of_one_model_are_told_apart_by_their_folders(tmp_path):
     assert names == [f"dscint ({run})" for run in runs]
 
 
+def test_run_with_mirror_images_is_another_network(tmp_path, runs):
+    told = {"test_time_augmentation": "mirror"}
+    mirrored = make_run(tmp_path / "mirrored", reader(5, 3.0), model="dscint", seed=0, told=told)
+    assert [network["seeds"] for network in compare([*runs, mirrored])["networks"]] == [
+        [0, 1],
+        [0, 1],
+        [0],
+    ]
+
+
 def test_what_cannot_be_compared_is_named(tmp_path, runs):
     rows = reader(0, 2.0)
+    empty = make_run(tmp_path / "empty", rows)
+    (empty / "eval/test/metrics.json").write_text("{}")
+    again = make_run(tmp_path / "again", reader(0, 3.0), model="dscint", seed=0)
     cases = [
         ([runs[0], tmp_path / "nowhere"], "nowhere holds no config.json"),
         (runs[:2], "nothing to compare.*one network, dscint"),
         ([runs[0], runs[0]], "given twice"),
+        ([*runs, again], "dscint0 and .*again have the same config and the same seed"),
+        ([runs[0], empty], "metrics.json lacks dataset_fingerprint"),
         ([runs[0], make_run(tmp_path / "f", rows, fingerprint="other")], "other images"),
         ([runs[0], make_run(tmp_path / "p", reader(0, 2.0, patients=50))], "other images"),
         (

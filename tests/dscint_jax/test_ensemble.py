@@ -49,6 +49,36 @@ def test_thresholds_need_the_validation_of_every_run(tmp_path):
     assert result["calibration"]["temperature"] > 0
 
 
+def _with_validation(folder, readers, **told):
+    runs = _runs(folder)
+    for seed, (run, rows) in enumerate(zip(runs, readers, strict=True)):
+        make_run(run, rows, seed=seed, place="validation", told=told)
+    return runs
+
+
+@pytest.mark.parametrize("told", [{"step": 7}, {"test_time_augmentation": "mirror"}])
+def test_validation_of_another_checkpoint_or_way_chooses_nothing(tmp_path, told):
+    runs = _with_validation(tmp_path, [reader(seed, 1.0) for seed in range(3)], **told)
+    result = ensemble(runs, tmp_path / "out")
+    assert result["operating_points"] is result["calibration"]["temperature"] is None
+
+
+def test_validation_images_choose_nothing_that_is_told_of_themselves(tmp_path):
+    runs = _with_validation(tmp_path, [reader(seed, 1.0) for seed in range(3)])
+    result = ensemble(runs, tmp_path / "out", split="validation")
+    assert result["operating_points"] is result["calibration"]["temperature"] is None
+
+
+def test_runs_of_folds_are_averaged_on_another_data_set_without_thresholds(tmp_path):
+    others = [reader(seed, 1.0, patients=50 + seed) for seed in range(3)]
+    runs = _with_validation(tmp_path, others)
+    for seed, run in enumerate(runs):
+        make_run(run, reader(seed, 2.0), seed=seed, place="hospital_b/test", fingerprint="b")
+    result = ensemble(runs, tmp_path / "out", name="hospital_b")
+    assert result["accuracy"] > 0.5
+    assert result["operating_points"] is result["calibration"]["temperature"] is None
+
+
 def test_ensemble_is_compared_as_a_run(tmp_path):
     runs = _runs(tmp_path)
     ensemble(runs, tmp_path / "out")
