@@ -57,7 +57,7 @@ def ensemble(
         # Thresholds are not chosen on the images that they are told of.
         **summarise(together, _validation(runs) if name or split == "test" else None),
         **{key: first.get(key) for key in kept},
-        "test_time_augmentation": max((run.augmentation or "" for run in runs)) or None,
+        "test_time_augmentation": max(run.augmentation or "" for run in runs) or None,
         "members": [str(workdir) for workdir in workdirs],
     }
     folder = out / "eval" / name / split
@@ -79,10 +79,7 @@ def _validation(runs: Sequence[Run]) -> Predictions | None:
     if not all((r.workdir / "eval/validation/predictions.csv").exists() for r in runs):
         return None
     found = [read_run(run.workdir, Path("validation"), RECORDS) for run in runs]
-    if any(
-        (a.step, a.augmentation) != (b.step, b.augmentation)
-        for a, b in zip(runs, found, strict=True)
-    ):
+    if [(r.step, r.augmentation) for r in runs] != [(r.step, r.augmentation) for r in found]:
         return None
     try:
         return _averaged(found)

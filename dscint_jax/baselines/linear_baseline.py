@@ -30,7 +30,7 @@ from dscint_jax.input_pipeline import (
     Scintigrams,
     load_split,
 )
-from dscint_jax.metrics.intervals import bootstrap_intervals, patient_confusions
+from dscint_jax.metrics.intervals import Interval, bootstrap_intervals, patient_confusions
 from dscint_jax.metrics.scores import defined, five_metrics
 from dscint_jax.training.augment import Augmentation, apply_copies
 
@@ -153,7 +153,7 @@ def score_by_patient(
     predicted: Int[np.ndarray, " image"],
     patients: Sequence[str] | np.ndarray,
     num_classes: int,
-) -> tuple[dict[str, float | None], dict[str, tuple[float, float] | None]]:
+) -> tuple[dict[str, float | None], dict[str, Interval | None]]:
     """The five metrics by name, and their 95 % intervals, resampled by patient."""
     confusions = patient_confusions(labels, predicted, patients, num_classes)
     values = five_metrics(confusions.sum(0))

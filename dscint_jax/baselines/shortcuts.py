@@ -23,6 +23,7 @@ from dscint_jax.baselines.inputs import Inputs, read_inputs
 from dscint_jax.baselines.linear_baseline import baseline_of, score_by_patient
 from dscint_jax.baselines.neck import BATCH_SIZE, neck_predictions
 from dscint_jax.input_pipeline import NO_FOLD, folds_of, open_dataset
+from dscint_jax.metrics.intervals import METHOD, Interval
 from dscint_jax.metrics.scores import interval_in_words
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.progress import ProgressBar
@@ -38,7 +39,7 @@ class Shortcut:
     name: str
     sees: str
     scores: dict[str, float | None]
-    intervals: dict[str, tuple[float, float] | None]
+    intervals: dict[str, Interval | None]
 
 
 def measure(
@@ -131,7 +132,7 @@ def report_of(
         "images": len(scored.necks),
         "patients": len(np.unique(scored.thumbnails["patient_key"])),
         "classes": list(scored.necks.classes),
-        "intervals": "95 %, percentile bootstrap over the patients of each class, 2000 resamples",
+        "intervals": f"95 %, {METHOD}",
         "shortcuts": [dataclasses.asdict(shortcut) for shortcut in shortcuts],
     }
 

@@ -11,6 +11,8 @@ from dscint_jax.metrics.scores import (
     has_published_classes,
     in_words,
     interval_in_words,
+    p_in_words,
+    spread_in_words,
 )
 from dscint_jax.report.tables import TITLES, Table, markdown_text, plain
 
@@ -79,7 +81,7 @@ def scores_table(condition: str, found: Mapping[str, Any]) -> Table:
     rows = [
         (
             titled(network["name"]),
-            *(_spread(network["metrics"][name]) for name in METRIC_NAMES),
+            *(spread_in_words(network["metrics"][name]) for name in METRIC_NAMES),
             str(len(network["seeds"])),
         )
         for network in found["networks"]
@@ -114,8 +116,8 @@ def _pairs_table(
         (
             titled(pair["second"]),
             *(
-                f"{_difference(pair['metrics'][name])}, p {_p(pair['metrics'][name]['p_holm'])}"
-                for name in ("accuracy", "f1")
+                f"{_difference(found)}, p {p_in_words(found['p_holm'])}"
+                for found in (pair["metrics"][name] for name in ("accuracy", "f1"))
             ),
         )
         for pair in pairs
@@ -132,7 +134,7 @@ def _class_table(condition: str, found: Mapping[str, Any]) -> Table:
     def mean(network: Mapping[str, Any], labels: Sequence[str]) -> str:
         by_seed = [network["class_f1"][label] for label in labels if label in found["classes"]]
         values = [statistics.fmean(seed) for seed in zip(*by_seed, strict=True) if None not in seed]
-        return _spread(_spread_of(values))
+        return spread_in_words(_spread_of(values))
 
     kinds = [(plain(label), [label]) for label in found["classes"]]
     if {*FIXED, *NONFIXED} <= set(found["classes"]):
@@ -218,11 +220,6 @@ def _spread_of(values: Sequence[float]) -> dict[str, float | None]:
     }
 
 
-def _spread(values: Mapping[str, Any]) -> str:
-    mean = in_words(values["mean"])
-    return mean if values["sd"] is None else f"{mean} ± {values['sd']:.4f}"
-
-
 def _difference(values: Mapping[str, Any]) -> str:
     if values["value"] is None:
         return in_words(None)
@@ -230,7 +227,3 @@ def _difference(values: Mapping[str, Any]) -> str:
     if values["low"] is None:
         return text
     return f"{text} ({values['low']:+.3f} to {values['high']:+.3f})"
-
-
-def _p(value: float | None) -> str:
-    return "-" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -6,6 +6,7 @@ stand for images that a resample has several times or not at all.
 """
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -81,37 +82,31 @@ def _share(right: Bool[np.ndarray, " image"]) -> float:
     return float(right.mean()) if len(right) else float("nan")
 
 
-def point_of_specificity(
-    scores: Float[np.ndarray, " image"], positive: Bool[np.ndarray, " image"], least: float
+def best_point(
+    scores: Float[np.ndarray, " image"],
+    positive: Bool[np.ndarray, " image"],
+    aim: Literal["specificity", "sensitivity"],
+    least: float,
 ) -> OperatingPoint:
-    """The lowest threshold of at least this specificity, which has the highest sensitivity.
+    """Of all thresholds that reach the aim, the one that does best by the other of the two.
 
-    There must be images with the class, and others.
+    Of several such, it is one that reaches most of the aim too. There must be images with the
+    class, and others.
+
+    Args:
+      scores, positive: as for `auroc`.
+      aim: what has to be at least `least`.
+      least: between 0 and 1.
     """
-    thresholds, _, specificity = _curve(scores, positive)
-    return operating_point(scores, positive, float(thresholds[specificity >= least][0]))
-
-
-def point_of_sensitivity(
-    scores: Float[np.ndarray, " image"], positive: Bool[np.ndarray, " image"], least: float
-) -> OperatingPoint:
-    """The highest threshold of at least this sensitivity, which has the highest specificity.
-
-    There must be images with the class, and others.
-    """
-    thresholds, sensitivity, _ = _curve(scores, positive)
-    return operating_point(scores, positive, float(thresholds[sensitivity >= least][-1]))
-
-
-def _curve(
-    scores: Float[np.ndarray, " image"], positive: Bool[np.ndarray, " image"]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every threshold, rising to infinity, with its sensitivity and its specificity."""
     thresholds = np.append(np.unique(scores), np.inf)
     below = [
         np.searchsorted(np.sort(scores[chosen]), thresholds) for chosen in (positive, ~positive)
     ]
-    return thresholds, 1 - below[0] / positive.sum(), below[1] / (~positive).sum()
+    held, other = 1 - below[0] / positive.sum(), below[1] / (~positive).sum()
+    if aim == "specificity":
+        held, other = other, held
+    best = np.lexsort((held, np.where(held >= least, other, -1)))[-1]
+    return operating_point(scores, positive, float(thresholds[best]))
 
 
 def _by_score(

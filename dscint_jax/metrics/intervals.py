@@ -19,6 +19,9 @@ TAILS = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)
 
 RESAMPLES = 2000
 
+METHOD = f"Bayesian bootstrap of patients and one more, {RESAMPLES} resamples"
+"""What `bootstrap_intervals` does, in words."""
+
 FEW_PATIENTS = 10
 """Of a class; of fewer, intervals of areas, calibration and differences are too narrow."""
 

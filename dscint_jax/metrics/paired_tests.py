@@ -43,6 +43,7 @@ def compare_metrics(
     second: Int[np.ndarray, "of_second patient true predicted"],
     *,
     resamples: int = RESAMPLES,
+    permutations: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Difference]:
     """The five metrics of two networks: paired bootstrap intervals and a permutation test.
@@ -53,25 +54,22 @@ def compare_metrics(
 
     Args:
       first, second: confusion matrices of the same patients in the same order, by seed.
-      resamples: how many times patients are drawn, and coins thrown.
+      resamples: how many times patients are drawn.
+      permutations: how often coins are thrown; p is at least one in so many and one.
       seed: of both; the same seed gives the same numbers.
 
     Returns:
       By METRIC_NAMES.
     """
-    weights = patient_weights(first[0], resamples=resamples, seed=seed)
+    # Of both, as one may have images of patients whom the other has none of.
+    weights = patient_weights(first.sum(0) + second.sum(0), resamples=resamples, seed=seed)
     observed = _differences(first.sum(1), second.sum(1))
     drawn = None
     if weights is not None:
         drawn = _differences(_weighted(weights, first), _weighted(weights, second))
     swapped = None
     if len(first) == len(second):
-        random = np.random.Generator(np.random.PCG64([seed, 1]))
-        coins = random.integers(0, 2, (resamples, first.shape[1])).astype(float)
-        swapped = _differences(
-            _weighted(coins, first) + _weighted(1 - coins, second),
-            _weighted(coins, second) + _weighted(1 - coins, first),
-        )
+        swapped = _swapped(first, second, permutations, seed)
     found = {}
     for name in METRIC_NAMES:
         value, low, high, p = float(observed[name]), np.nan, np.nan, np.nan
@@ -81,9 +79,30 @@ def compare_metrics(
             # What rounding makes of equal differences counts as equal; the data are one of the
             # throws themselves (Phipson and Smyth 2010).
             as_far = np.abs(swapped[name]) >= abs(value) - 1e-12
-            p = (1 + np.sum(as_far)) / (1 + resamples)
+            p = (1 + np.sum(as_far)) / (1 + permutations)
         found[name] = Difference(value, float(low), float(high), float(p))
     return found
+
+
+def _swapped(
+    first: Int[np.ndarray, "seed patient true predicted"],
+    second: Int[np.ndarray, "seed patient true predicted"],
+    permutations: int,
+    seed: int,
+) -> dict[str, Float[np.ndarray, " permutation"]]:
+    """Differences where coins decide, patient by patient, which network read what."""
+    random = np.random.Generator(np.random.PCG64([seed, 1]))
+    more = first - second
+    # To swap what is alike changes nothing.
+    more = more[:, (more != 0).any((0, 2, 3))]
+    found: dict[str, list[np.ndarray]] = {name: [] for name in METRIC_NAMES}
+    for start in range(0, permutations, RESAMPLES):
+        throws = min(RESAMPLES, permutations - start)
+        moved = _weighted(random.integers(0, 2, (throws, more.shape[1])).astype(float), more)
+        ours, theirs = first.sum(1)[:, None] - moved, second.sum(1)[:, None] + moved
+        for name, values in _differences(ours, theirs).items():
+            found[name].append(values)
+    return {name: np.concatenate(values) for name, values in found.items()}
 
 
 def seed_mean_intervals(
@@ -114,7 +133,7 @@ def _weighted(
     confusions: Int[np.ndarray, "seed patient true predicted"],
 ) -> Float[np.ndarray, "seed resample true predicted"]:
     seeds, patients, true, predicted = confusions.shape
-    sums = weights @ confusions.reshape(seeds, patients, -1)
+    sums = weights @ confusions.reshape(seeds, patients, true * predicted)
     return sums.reshape(seeds, len(weights), true, predicted)
 
 
@@ -200,9 +219,11 @@ def compare_areas(
         return Difference(value, np.nan, np.nan, np.nan)
     # What rounding leaves of no difference at all is none.
     error = float(np.sqrt(variance)) if variance > 1e-15 else 0.0
+    if not error:
+        # Patients who do not vary tell no difference from chance; no difference needs none.
+        return Difference(value, *[np.nan] * 3) if abs(value) > 1e-12 else Difference(0, 0, 0, 1)
     half = float(-ndtri((1 - LEVEL) / 2) * error)
-    p = float(2 * ndtr(-abs(value) / error)) if error else float(abs(value) < 1e-12)
-    return Difference(value, value - half, value + half, p)
+    return Difference(value, value - half, value + half, float(2 * ndtr(-abs(value) / error)))
 
 
 def _components(

@@ -99,6 +99,17 @@ def interval_in_words(bounds: Sequence[float] | None) -> str:
     return NOT_DEFINED if bounds is None else f"{bounds[0]:z.3f} to {bounds[1]:z.3f}"
 
 
+def spread_in_words(values: Mapping[str, Any]) -> str:
+    """Mean and standard deviation over seeds, `mean` and `sd`, as tables print them."""
+    mean = in_words(values["mean"])
+    return mean if values["sd"] is None else f"{mean} ± {values['sd']:.4f}"
+
+
+def p_in_words(p: float | None) -> str:
+    """A p value as tables print it; '-' where nothing was tested."""
+    return "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def summary(confusion: Int[np.ndarray, "true predicted"], classes: Sequence[str]) -> dict[str, Any]:
     """The metrics of one evaluation as metrics.json holds them (plain Python values).
 

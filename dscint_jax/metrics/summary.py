@@ -14,13 +14,12 @@ from dscint_jax.metrics import calibration
 from dscint_jax.metrics.discrimination import (
     auroc,
     average_precision,
+    best_point,
     operating_point,
-    point_of_sensitivity,
-    point_of_specificity,
 )
 from dscint_jax.metrics.intervals import (
     LEVEL,
-    RESAMPLES,
+    METHOD,
     Interval,
     bootstrap_intervals,
     classes_of_few_patients,
@@ -82,7 +81,7 @@ def with_intervals(predictions: Predictions) -> dict[str, Any]:
     return {
         **found,
         "intervals": {
-            "method": f"Bayesian bootstrap of patients and one more, {RESAMPLES} resamples",
+            "method": METHOD,
             "level": LEVEL,
             "patients": len(confusions),
             "classes_of_one_patient": [classes[n] for n in classes_of_one_patient(confusions)],
@@ -126,11 +125,8 @@ def _operating_points(predictions: Predictions, validation: Predictions) -> dict
         found[label] = {}
         if not chosen_on[1].any() or chosen_on[1].all():
             continue
-        for aim, choose in (
-            ("specificity", point_of_specificity),
-            ("sensitivity", point_of_sensitivity),
-        ):
-            point = choose(*chosen_on, LEAST)
+        for aim in ("specificity", "sensitivity"):
+            point = best_point(*chosen_on, aim, LEAST)
             here = operating_point(scores, positive, point.threshold)
             called = scores >= point.threshold
             found[label][f"{aim}_{LEAST:.0%}".replace("%", "")] = {

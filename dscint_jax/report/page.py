@@ -335,10 +335,12 @@ def _lead(reported: Reported) -> str:
     noun = f"copies of {images.noun}" if images.copies else images.noun
     each = "views" if images.records == STUDIES else noun
     data_set = f" of {result['data_set']}" if result["data_set"] else ""
+    mirrored = " Probabilities are means over each image and its mirror image."
     return (
         f"{result['support']} {noun} of {patients} patients, the {result['split']} "
         f"split{data_set}; {each} of {height}x{width} pixels; "
         f"{reported.network.parameters:,} parameters; checkpoint of step {result['step']}."
+        f"{mirrored * bool(result['test_time_augmentation'])}"
     )
 
 

@@ -82,6 +82,41 @@ def test_readers_alike_do_not_differ_and_holm_counts_all_pairs(tmp_path):
     assert result["pairs"][0]["mcnemar"]["p"] > 0.05
 
 
+def test_a_clear_difference_stays_significant_among_many_networks(tmp_path):
+    runs = [
+        make_run(tmp_path / model, reader(n, 4.0 * (n == 0)), model=model)
+        for n, model in enumerate(("dscint", "resnet18", "resnet34", "vgg16", "alexnet"))
+    ]
+    result = compare(runs)
+    assert result["permutations"] == 20_000
+    clear = result["pairs"][0]["metrics"]["accuracy"]
+    assert clear["p"] == pytest.approx(1 / 20_001)
+    assert clear["p_holm"] == pytest.approx(50 / 20_001)
+
+
+def test_of_two_classes_nothing_is_tested_twice(tmp_path, capsys):
+    runs = []
+    for n, model in enumerate(("dscint", "resnet18")):
+        rows = reader(n, 2.0)
+        probabilities = rows.probabilities[:, :2] / rows.probabilities[:, :2].sum(1, keepdims=True)
+        labels, predicted = np.minimum(rows.labels, 1), probabilities.argmax(1)
+        two = dataclasses.replace(
+            rows,
+            classes=("normal", "metastasis"),
+            labels=labels,
+            predicted=predicted,
+            probabilities=probabilities,
+        )
+        runs.append(make_run(tmp_path / model, two, model=model))
+    result = compare(runs)
+    (pair,) = result["pairs"]
+    assert [*pair["metrics"]] == ["accuracy", "precision", "recall", "f1"]
+    assert [*pair["areas"]] == ["metastasis"]
+    assert pair["areas"]["metastasis"]["p_holm"] == pair["areas"]["metastasis"]["p"]
+    print_comparison(result)
+    assert "AUROC normal" not in capsys.readouterr().out
+
+
 def test_rows_of_the_table_may_lie_in_any_order(tmp_path, runs):
     rows = reader(0, 1.5)
     order = np.random.default_rng(0).permutation(len(rows))
@@ -182,7 +217,10 @@ def test_command_starts_in_two_seconds():
 def test_comparison_fits_80_columns(runs, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     print_comparison(compare(runs))
-    assert max(map(len, capsys.readouterr().out.splitlines()[:-1])) <= 80
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines()[:-1])) <= 80
+    # Of readers who differ as clearly as these; no p value is 0.
+    assert "< 0.001" in out
 
 
 def test_too_few_resamples_are_refused(monkeypatch):

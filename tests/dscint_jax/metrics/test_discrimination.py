@@ -5,9 +5,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from dscint_jax.metrics.discrimination import (
     auroc,
     average_precision,
+    best_point,
     operating_point,
-    point_of_sensitivity,
-    point_of_specificity,
 )
 
 CASES = [(20, 2), (60, 5), (200, 1000)]
@@ -52,18 +51,34 @@ def test_area_without_one_of_the_two_is_not_defined():
 def test_operating_points_are_the_best_on_the_curve_of_scikit_learn(number, values, least):
     _, scores, positive = _images(number + 1, number, values)
     false_alarms, hits, _ = roc_curve(positive, scores, drop_intermediate=False)
-    point = point_of_specificity(scores, positive, least)
+    point = best_point(scores, positive, "specificity", least)
     assert point.specificity >= least
     assert point.sensitivity == pytest.approx(hits[1 - false_alarms >= least].max())
     assert operating_point(scores, positive, point.threshold) == point
-    point = point_of_sensitivity(scores, positive, least)
+    point = best_point(scores, positive, "sensitivity", least)
     assert point.sensitivity >= least
     assert point.specificity == pytest.approx((1 - false_alarms)[hits >= least].max())
 
 
+@pytest.mark.parametrize("aim", ["specificity", "sensitivity"])
+@pytest.mark.parametrize("number, values", [*CASES, (80, 0)])
+def test_no_threshold_does_better_by_both_than_an_operating_point(aim, number, values):
+    _, scores, positive = _images(5, number, max(values, 1))
+    if not values:  # Perfectly told apart: there is a threshold without any error.
+        scores = positive + np.linspace(0, 0.5, number)
+    point = best_point(scores, positive, aim, 0.8)
+    for threshold in np.unique(scores):
+        other = operating_point(scores, positive, threshold)
+        higher = other.sensitivity > point.sensitivity, other.specificity > point.specificity
+        lower = other.sensitivity < point.sensitivity, other.specificity < point.specificity
+        assert getattr(other, aim) < 0.8 or not any(higher) or any(lower)
+    if not values:
+        assert (point.sensitivity, point.specificity) == (1, 1)
+
+
 def test_threshold_chosen_on_some_images_is_carried_to_others():
     scores, positive = np.array([0.2, 0.6, 0.7, 0.9]), np.array([False, False, True, True])
-    point = point_of_specificity(scores, positive, 0.95)
+    point = best_point(scores, positive, "specificity", 0.95)
     assert (point.threshold, point.sensitivity, point.specificity) == (0.7, 1.0, 1.0)
     drifted = operating_point(scores - 0.1, positive, point.threshold)
     assert (drifted.sensitivity, drifted.specificity) == (0.5, 1.0)

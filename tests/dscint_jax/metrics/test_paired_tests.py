@@ -4,7 +4,12 @@ from scipy.stats import norm
 from statsmodels.stats import contingency_tables, multitest
 
 from dscint_jax.metrics.discrimination import auroc
-from dscint_jax.metrics.intervals import bootstrap_intervals, patient_confusions
+from dscint_jax.metrics.intervals import (
+    bootstrap_intervals,
+    patient_confusions,
+    patient_weights,
+    percentile_interval,
+)
 from dscint_jax.metrics.paired_tests import (
     compare_areas,
     compare_metrics,
@@ -47,6 +52,19 @@ def test_reader_against_itself_differs_by_nothing():
     for difference in compare_metrics(first, first).values():
         assert (difference.value, difference.low, difference.high) == (0, 0, 0)
         assert difference.p == 1
+
+
+def test_patients_of_one_reader_alone_are_drawn_within_their_class():
+    first, second = _readers(4, patients=60, skills=(0.9, 0.6))
+    first[:, 20:40], second[:, :20] = 0, 0
+    weights = patient_weights((first + second)[0])
+    assert weights[:, np.arange(60) % 3 == 1].sum(1) == pytest.approx(20)
+    drawn = [
+        five_metrics(np.tensordot(weights, reader[0], axes=1))["accuracy"]
+        for reader in (first, second)
+    ]
+    found = compare_metrics(first, second)["accuracy"]
+    assert [found.low, found.high] == pytest.approx(percentile_interval(drawn[0] - drawn[1]))
 
 
 def test_permutation_test_is_the_share_of_all_ways_to_swap():
@@ -150,6 +168,13 @@ def test_delong_of_repeated_images_gives_three_to_seven_percent_of_false_alarms(
         (first, second), positive, names = _scored(seed, patients=60, images_each=3)
         alarms.append(compare_areas([first], [second], positive, names).p < 0.05)
     assert 0.03 <= np.mean(alarms) <= 0.07
+
+
+def test_areas_of_patients_who_do_not_vary_are_not_tested():
+    positive, patients = np.array([True, True, False, False]), np.arange(4)
+    found = compare_areas([np.array([0.9, 0.8, 0.2, 0.1])], [np.full(4, 0.5)], positive, patients)
+    assert found.value == 0.5
+    assert np.isnan([found.low, found.high, found.p]).all()
 
 
 def test_areas_of_one_reader_twice_or_of_too_few_patients():

@@ -167,6 +167,15 @@ def test_page_tells_where_the_images_come_from(reported, tables, cohort):
     assert int(rows["test"][3]) == reported[1]["support"]
 
 
+def test_page_says_first_that_mirror_images_were_read_too(reported, tmp_path):
+    said = "means over each image and its mirror image"
+    assert said not in reported[2]
+    workdir = tmp_path / "run"
+    shutil.copytree(reported[0], workdir)
+    evaluate(workdir, split="test", checkpoint="best", mirror=True)
+    assert said in write_report(workdir)[0].read_text()
+
+
 def test_results_on_other_data_sets_stand_beside_those_of_the_run(reported, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(reported[0], workdir)
