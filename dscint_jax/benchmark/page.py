@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dscint_jax.benchmark.results import COMPLETE, FAILED, named
+from dscint_jax.benchmark.results import COMPLETE, FAILED, OPEN, named
 from dscint_jax.metrics.scores import (
     METRIC_NAMES,
     PUBLISHED_DSCINT,
@@ -161,6 +161,7 @@ def _cost_table(results: Mapping[str, Any]) -> Table:
         own = [c for c in results["cells"] if c["name"] == name and c["status"] == COMPLETE]
         speeds = [c["images_per_second"] for c in own if c["images_per_second"]]
         rate = network["learning_rate"]
+        missing = OPEN if rate is None else FAILED
         rows.append(
             (
                 titled(name),
@@ -168,7 +169,10 @@ def _cost_table(results: Mapping[str, Any]) -> Table:
                 f"{network['flops'] / 2e9:.3f}" if network["flops"] else "",
                 f"{statistics.median(speeds):.0f}" if speeds else "",
                 "" if rate is None else f"{rate:g}",
-                ", ".join(f"{one:g}: {in_words(f1, 3)}" for one, f1 in network["validation_f1"]),
+                ", ".join(
+                    f"{one:g}: {missing if f1 is None else in_words(f1, 3)}"
+                    for one, f1 in network["validation_f1"]
+                ),
             )
         )
     head = ("network", "parameters, millions", "multiply-adds, 10⁹", "images/s in training")

@@ -31,7 +31,6 @@ from dscint_jax.benchmark.cells import (
 from dscint_jax.benchmark.plan import Benchmark, Cell
 from dscint_jax.compare import RECORDS, Network, Run, compare_networks, read_run
 from dscint_jax.config import AUGMENTED, PATIENT
-from dscint_jax.metrics.intervals import patient_confusions
 from dscint_jax.metrics.paired_tests import compare_metrics
 from dscint_jax.metrics.scores import defined, five_metrics, one_vs_rest
 from dscint_jax.models.cost import network_cost
@@ -46,7 +45,8 @@ METRICS, PREDICTIONS = Path("eval/test/metrics.json"), Path("eval/test/predictio
 CONFIGS = ("benchmark.json", "config.json")
 """Of a cell: what was asked for, and that with all durations and options resolved."""
 KEPT = ("train_metrics.jsonl", "train_speed.jsonl")
-CHECKED = (*CONFIGS, *KEPT, "provenance.json", str(METRICS))
+TRAINED = (*CONFIGS, *KEPT, "provenance.json")
+CHECKED = (*TRAINED, str(METRICS))
 """What a checksum is kept of, beside the predictions."""
 STACK = ("versions", "python", "processor", "cores", "devices", "device_count", "xla_flags")
 """What of an attempt may change the bits of a run."""
@@ -61,17 +61,19 @@ def collect(plan: Benchmark, workdir: Path, out: Path) -> dict[str, Any]:
       UserError: a file of a cell is damaged, or cells were run on different data or by another
         plan.
     """
-    cells = []
     for cell in all_cells(plan, workdir):
         check_plan(plan, workdir, cell)
+    cells, trials = [], []
     for name in (*plan.networks, *plan.ablations):
         rate = chosen_rate(plan, workdir, name)
         # Before a rate is chosen, the cells stand in the table without one.
         chosen = plan.cells(name, plan.learning_rates[0] if rate is None else rate)
         cells += [_collected(workdir, cell, out, rate is not None) for cell in chosen]
         for cell in plan.trials(name) if name in plan.networks else ():
-            if is_trained(workdir, cell):
-                _keep(folder_of(workdir, cell), out / CELLS / cell.place)
+            if _score(workdir, cell) is not None:
+                place = out / CELLS / cell.place
+                _keep(folder_of(workdir, cell), place)
+                trials.append({**dataclasses.asdict(cell), "sha256": _checksums(place, TRAINED)})
     results = {
         "first": plan.first,
         "conditions": [
@@ -83,6 +85,7 @@ def collect(plan: Benchmark, workdir: Path, out: Path) -> dict[str, Any]:
         "base": plan.base.replaced({"data.dir": ""}).to_dict(),
         "networks": [_network(plan, workdir, name) for name in (*plan.networks, *plan.ablations)],
         "cells": cells,
+        "trials": trials,
     }
     results["tables"] = tables_of(results, out)
     results = json.loads(json.dumps(results))
@@ -121,7 +124,7 @@ def _network(plan: Benchmark, workdir: Path, name: str) -> dict[str, Any]:
         "parameters": cost and cost.parameters,
         "flops": cost and cost.flops,
         "learning_rate": chosen_rate(plan, workdir, name),
-        "validation_f1": [[c.learning_rate, validation_score(workdir, c)] for c in trials],
+        "validation_f1": [[c.learning_rate, _score(workdir, c)] for c in trials],
     }
 
 
@@ -139,24 +142,37 @@ def _collected(workdir: Path, cell: Cell, out: Path, chosen: bool) -> dict[str, 
     plain = packed.with_suffix("")
     predictions = plain.read_bytes() if plain.exists() else gzip.decompress(packed.read_bytes())
     write_bytes(place / PREDICTIONS, gzip.compress(predictions, mtime=0))
-    attempts = attempts_of(source)
-    speed = [line["images_per_second"] for line in read_lines(source / "train_speed.jsonl")[1:]]
     return {
         **found,
         "status": COMPLETE,
-        "step": read_json(place / METRICS)["step"],
+        **_facts(place),
+        "sha256": {**_checksums(place, CHECKED), "predictions": _sha256(predictions)},
+    }
+
+
+def _facts(place: Path) -> dict[str, Any]:
+    """What the kept files of a cell tell of it."""
+    attempts, told = attempts_of(place), read_json(place / METRICS)
+    speed = [line["images_per_second"] for line in read_lines(place / "train_speed.jsonl")[1:]]
+    return {
+        "step": told["step"],
         "metrics": metrics_of(place),
-        "leakage": read_json(place / METRICS)["leakage"],
+        "leakage": told["leakage"],
         "dataset_fingerprint": attempts[-1]["dataset_fingerprint"],
         "git": attempts[-1]["git"],
         "stack": {name: attempts[-1].get(name) for name in STACK},
         "attempts": len(attempts),
         "images_per_second": float(np.median(speed)) if speed else None,
-        "sha256": {
-            **{name: _sha256((place / name).read_bytes()) for name in CHECKED},
-            "predictions": _sha256(predictions),
-        },
     }
+
+
+def _score(workdir: Path, cell: Cell) -> float | None:
+    """A trial's best F-1 on the validation split; None where it is not complete."""
+    return validation_score(workdir, cell) if is_trained(workdir, cell) else None
+
+
+def _checksums(place: Path, names: Sequence[str]) -> dict[str, str]:
+    return {name: _sha256((place / name).read_bytes()) for name in names}
 
 
 def metrics_of(place: Path) -> dict[str, float | None]:
@@ -186,7 +202,7 @@ def check_files(results: Mapping[str, Any], folder: Path) -> None:
     """Raises UserError where a file of the folder is not the one that results.json tells of."""
     if checksum(results) != results.get("sha256"):
         raise UserError(f"{folder / RESULTS_FILE} was changed: its checksum is another")
-    for cell in results["cells"]:
+    for cell in (*results["cells"], *results["trials"]):
         for name, wanted in cell.get("sha256", {}).items():
             path = folder / place_of(cell) / (PREDICTIONS if name == "predictions" else name)
             try:
@@ -198,10 +214,44 @@ def check_files(results: Mapping[str, Any], folder: Path) -> None:
                 raise UserError(f"{path} was changed: its checksum is another")
     # What can be computed must come out again: whoever changes a number can change a checksum.
     for cell in results["cells"]:
-        if "metrics" in cell and cell["metrics"] != metrics_of(folder / place_of(cell)):
-            raise UserError(f"{folder / RESULTS_FILE}: metrics of {named(cell)} are not its own")
+        facts = _facts(folder / place_of(cell)) if cell["status"] == COMPLETE else {}
+        for name, value in facts.items():
+            if cell[name] != value:
+                raise UserError(f"{folder / RESULTS_FILE}: {name} of {named(cell)} is not its own")
+    _check_rates(results, folder)
     if not _agree(json.loads(json.dumps(tables_of(results, folder))), results["tables"]):
         raise UserError(f"{folder / RESULTS_FILE}: its tables do not follow from the predictions")
+
+
+def _check_rates(results: Mapping[str, Any], folder: Path) -> None:
+    """Raises UserError where a learning rate is not the one that the trials choose."""
+    rates, under, seed = results["learning_rates"], results["conditions"][0], results["seeds"][0]
+    chosen: dict[str, float | None] = {}
+    for network in results["networks"]:
+        name = network["name"]
+        trials = [Cell(name, under["name"], rate, seed) for rate in rates]
+        found = [[cell.learning_rate, _score(folder, cell)] for cell in trials]
+        if network["is_ablation"] or len(rates) == 1:
+            found, chosen[name] = [], chosen.get(results["first"], rates[0])
+        elif network["learning_rate"] is None:
+            chosen[name] = None
+        else:
+            # The first of the best; a trial that failed has no score.
+            chosen[name] = max(found, key=lambda one: -1 if one[1] is None else one[1])[0]
+        own = {
+            c["learning_rate"]
+            for c in results["cells"]
+            if (c["name"], c["status"]) == (name, COMPLETE)
+        }
+        if (
+            network["validation_f1"] != found
+            or network["learning_rate"] != chosen[name]
+            or own - {chosen[name]}
+        ):
+            raise UserError(
+                f"{folder / RESULTS_FILE}: the learning rate of {name} does not follow from its "
+                f"trials"
+            )
 
 
 def _agree(found: Any, told: Any) -> bool:
@@ -257,14 +307,11 @@ def _compared(
         return None
     pairs = [(networks[0], other) for other in networks[1:] if networks[0].name == results["first"]]
     found = compare_networks(networks, pairs)
+    confusions = {network.name: network.confusions.sum(1) for network in networks}
     for network in found["networks"]:
         # Where the folder of results lies does not belong to the results.
         network.pop("runs")
-        confusions = [
-            run.predictions.confusions().sum(0)
-            for run in _runs(results, folder, condition, network["name"])
-        ]
-        by_seed = one_vs_rest(np.stack(confusions))["f1"]
+        by_seed = one_vs_rest(confusions[network["name"]])["f1"]
         network["class_f1"] = {
             label: [defined(value) for value in by_seed[:, n]]
             for n, label in enumerate(found["classes"])
@@ -315,7 +362,5 @@ def _confusions_of(predictions: Any, everyone: np.ndarray) -> np.ndarray:
     """Confusion matrices of all patients, those who are not in the split all zero."""
     matrices = np.zeros((len(everyone), *[len(predictions.classes)] * 2), np.int64)
     own = np.unique(predictions.patients)
-    matrices[np.searchsorted(everyone, own)] = patient_confusions(
-        predictions.labels, predictions.predicted, predictions.patients, len(predictions.classes)
-    )
+    matrices[np.searchsorted(everyone, own)] = predictions.confusions()
     return matrices

@@ -104,20 +104,29 @@ def _compare(cell: Mapping[str, Any], results: Mapping[str, Any], workdir: Path)
             f"accuracy {in_words(found['accuracy'])} here, {cell['metrics']['accuracy']:.4f} in "
             "the results"
         )
+    judged = False
     for name in METRIC_NAMES:
         seeds = [
             one["metrics"][name]
             for one in results["cells"]
             if one["status"] == COMPLETE
             and (one["name"], one["condition"]) == (cell["name"], cell["condition"])
+            and one["metrics"][name] is not None
         ]
-        spread = statistics.stdev(seeds) if len(seeds) > 1 else 0.0
-        value = found[name]
+        if len(seeds) < 2:
+            continue
+        judged, spread, value = True, statistics.stdev(seeds), found[name]
         if value is None or abs(value - statistics.mean(seeds)) > SPREADS * spread:
             raise NotReproducedError(
                 f"{named(cell)}: {name} is {in_words(value)} here and "
                 f"{statistics.mean(seeds):.4f} ± {spread:.4f} in the results"
             )
+    if not judged:
+        say(
+            f"{named(cell)}: cannot be judged: one seed; the bits differ, and so do "
+            f"{', '.join(other)}"
+        )
+        return
     say(
         f"{named(cell)}: reproduced within {SPREADS:g} standard deviations over the seeds; the "
         f"bits differ, and so do {', '.join(other)}"

@@ -13,7 +13,7 @@ from dscint_jax.benchmark.plan import Cell
 from dscint_jax.benchmark.results import PREDICTIONS, check_files, checksum, collect, place_of
 from dscint_jax.compare import compare
 from dscint_jax.metrics.scores import METRIC_NAMES
-from tests.dscint_jax.benchmark.conftest import fill
+from tests.dscint_jax.benchmark.conftest import fill, make_cell
 from tfds_builder.commandline.errors import UserError
 
 
@@ -87,17 +87,68 @@ def test_a_changed_file_is_found(out, name):
         check_files(read(out), out)
 
 
-@pytest.mark.parametrize("doctor", ["metrics", "tables"])
-def test_a_doctored_number_is_found_though_its_checksum_fits(out, doctor):
+def _doctor(results, what):
+    cell = results["cells"][0]
+    match what:
+        case "metrics":
+            cell["metrics"]["accuracy"] += 0.01
+        case "tables":
+            networks = results["tables"]["comparison"]["patient"]["networks"]
+            networks[0]["metrics"]["accuracy"]["mean"] += 0.01
+        case "rate":
+            results["networks"][0]["learning_rate"] = 0.1
+        case _:
+            cell[what] = {"images_per_second": 9e9, "leakage": {"images": 1}, "git": "1" * 40}[what]
+
+
+@pytest.mark.parametrize(
+    "what", ["metrics", "tables", "rate", "images_per_second", "leakage", "git"]
+)
+def test_a_doctored_number_is_found_though_its_checksum_fits(out, what):
     results = read(out)
-    if doctor == "metrics":
-        results["cells"][0]["metrics"]["accuracy"] += 0.01
-    else:
-        networks = results["tables"]["comparison"]["patient"]["networks"]
-        networks[0]["metrics"]["accuracy"]["mean"] += 0.01
+    _doctor(results, what)
     results["sha256"] = checksum(results)
-    with pytest.raises(UserError, match=r"not its own|do not follow"):
+    with pytest.raises(UserError, match=r"not its own|not follow"):
         check_files(results, out)
+
+
+@pytest.fixture
+def tuned(plan, tmp_path_factory):
+    """Results of which the first of two learning rates is better, and was chosen."""
+    workdir = tmp_path_factory.mktemp("tuned")
+    plan = dataclasses.replace(plan, learning_rates=(1e-3, 1e-2))
+    fill(plan, workdir)
+    for name in plan.networks:
+        _, worse = plan.trials(name)
+        make_cell(plan, workdir, worse, 0.5)
+        line = {"step": 1, "validation_f1": 0.25}
+        (folder_of(workdir, worse) / "train_metrics.jsonl").write_text(json.dumps(line))
+    collect(plan, workdir, workdir / "results")
+    return workdir / "results"
+
+
+def test_learning_rates_follow_from_their_trials(tuned):
+    results = read(tuned)
+    check_files(results, tuned)
+    assert results["networks"][0]["validation_f1"] == [[1e-3, 0.5], [1e-2, 0.25]]
+    results["networks"][0]["validation_f1"] = [[1e-3, 0.5], [1e-2, 0.99]]
+    results["sha256"] = checksum(results)
+    with pytest.raises(UserError, match="learning rate of dscint does not follow"):
+        check_files(results, tuned)
+
+
+def test_a_changed_file_of_a_trial_is_found(tuned):
+    path = tuned / "cells/patient/alexnet/lr0.01/seed0/train_metrics.jsonl"
+    path.write_text('{"step": 1, "validation_f1": 0.99}')
+    with pytest.raises(UserError, match=r"lr0\.01.*checksum"):
+        check_files(read(tuned), tuned)
+
+
+def test_trials_that_were_not_run_are_open_on_the_page(plan, tmp_path):
+    plan = dataclasses.replace(plan, learning_rates=(1e-3, 1e-2))
+    results = collect(plan, tmp_path, tmp_path / "results")
+    assert "| 0.001: open, 0.01: open |" in page_text(results)
+    check_files(read(tmp_path / "results"), tmp_path / "results")
 
 
 def test_what_another_processor_rounds_is_not_doctored(out):
@@ -185,7 +236,7 @@ def rerun(plan, out, tmp_path_factory, monkeypatch):
     """Checks the first cell against a rerun that the test makes up."""
     elsewhere = tmp_path_factory.mktemp("rerun")
 
-    def run(skill_change=0.0, **provenance):
+    def run(skill_change=0.0, change=lambda results: None, **provenance):
         fill(plan, elsewhere, **provenance)
         workdir = folder_of(elsewhere, Cell("dscint", "patient", 1e-3, 0))
         if skill_change:
@@ -194,6 +245,7 @@ def rerun(plan, out, tmp_path_factory, monkeypatch):
                 place = workdir / "eval" / "test" / name
                 place.write_bytes((other / "eval" / "test" / name).read_bytes())
         results = read(out)
+        change(results)
         verification._compare(results["cells"][0], results, workdir)
 
     return run
@@ -213,6 +265,24 @@ def test_other_bits_on_the_same_stack_are_an_error(rerun):
 def test_another_score_on_another_machine_or_of_other_code_is_an_error(rerun, other):
     with pytest.raises(UserError, match=r"accuracy is .* in the results"):
         rerun(skill_change=1.0, **other)
+
+
+def test_one_seed_does_not_judge_a_rerun_of_other_bits(rerun, capsys):
+    def alone(results):
+        results["cells"] = [cell for cell in results["cells"] if cell["seed"] == 0]
+
+    rerun(1.0, alone, processor="Another CPU")
+    assert "cannot be judged: one seed" in capsys.readouterr().out
+
+
+def test_metrics_that_some_seeds_lack_are_left_out(rerun, capsys):
+    def without_specificity(results):
+        for cell in results["cells"]:
+            cell["metrics"]["specificity"] = None
+        results["cells"][0]["sha256"]["predictions"] = "others"
+
+    rerun(0.0, without_specificity, processor="Another CPU")
+    assert "reproduced within 3 standard deviations" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"cells": [{}]}'])
