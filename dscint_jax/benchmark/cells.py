@@ -18,7 +18,7 @@ import filelock
 from dscint_jax.benchmark.plan import Benchmark, Cell
 from dscint_jax.config import MAY_CHANGE, fields_of, read_config
 from dscint_jax.run import lock
-from dscint_jax.run.provenance import attempts_of
+from dscint_jax.run.provenance import is_complete
 from dscint_jax.run.trackers.json_lines import read_metrics
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import write_json, write_text
@@ -47,8 +47,7 @@ def failure_of(workdir: Path, cell: Cell) -> str | None:
 
 def is_trained(workdir: Path, cell: Cell) -> bool:
     """Whether a cell's training is complete; its checkpoints may be gone since."""
-    attempts = attempts_of(folder_of(workdir, cell))
-    return bool(attempts) and (attempts[-1]["ended"] or {}).get("why") == "completed"
+    return is_complete(folder_of(workdir, cell))
 
 
 def is_tested(workdir: Path, cell: Cell) -> bool:

@@ -20,7 +20,7 @@ from dscint_jax.evaluate.restored import TrainedNetwork, load_trained, validatio
 from dscint_jax.metrics.scores import METRIC_NAMES, in_words
 from dscint_jax.run.checkpoint import complete_steps
 from dscint_jax.run.lock import pinned
-from dscint_jax.run.provenance import attempts_of
+from dscint_jax.run.provenance import is_complete
 from dscint_jax.run.trackers.json_lines import JsonLines, read_lines
 
 HISTORY_FILE = "history.jsonl"
@@ -201,13 +201,6 @@ class HeldCheckpoints:
                 with contextlib.ExitStack() as stack, contextlib.suppress(FileNotFoundError):
                     stack.enter_context(pinned(self._folder / str(step)))
                     self._held[step] = stack.pop_all()
-
-
-def is_complete(workdir: Path) -> bool:
-    """Whether the newest attempt took all of its steps; UserError where nothing tells."""
-    attempts = attempts_of(workdir)
-    ended = attempts[-1].get("ended") if attempts else None
-    return bool(ended) and ended["why"] == "completed"
 
 
 def _wait_for_training(workdir: Path) -> None:

@@ -62,7 +62,7 @@ def score_table(
 
 
 def verdicts(means: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Of each method, in words, which baselines it points no better than.
+    """Of each method, in words, which baselines it is not shown to point better than.
 
     Args:
       means: of one score, as `score_table` has them.
@@ -81,7 +81,7 @@ def verdicts(means: Mapping[str, Mapping[str, Any]]) -> list[str]:
         title = title[0].upper() + title[1:]
         missed = [name for name, (low, _) in bounds.items() if low <= 0]
         if missed:
-            found.append(f"{title} points no better than {', '.join(missed)}.")
+            found.append(f"{title} is not shown to point better than {', '.join(missed)}.")
         else:
             found.append(f"{title} points better than {', '.join(BASELINES)}.")
     return found

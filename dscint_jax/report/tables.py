@@ -150,12 +150,12 @@ def metrics_table(
       baseline: on the same images.
       external: those of other data sets, by their names.
     """
-    columns = {"metric": [TITLES[name] for name in METRIC_NAMES]}
+    columns = [("metric", [TITLES[name] for name in METRIC_NAMES])]
 
     def add(title: str, interval: str, source: Mapping[str, Any]) -> None:
         bounds = source["intervals"]["values"]
-        columns[title] = [in_words(source[name]) for name in METRIC_NAMES]
-        columns[interval] = [interval_in_words(bounds[name]) for name in METRIC_NAMES]
+        columns.append((title, [in_words(source[name]) for name in METRIC_NAMES]))
+        columns.append((interval, [interval_in_words(bounds[name]) for name in METRIC_NAMES]))
 
     add(result["data_set"] or "this run", "95 % interval", result)
     if own:
@@ -165,11 +165,13 @@ def metrics_table(
         at = f", at step {other['step']}" if other["step"] != result["step"] else ""
         add(f"{name}, {other['split']}{at}", f"95 % interval, {name}", other)
     if baseline:
-        columns["linear baseline"] = [in_words(baseline.scores[n], 3) for n in METRIC_NAMES]
+        values = [in_words(baseline.scores[n], 3) for n in METRIC_NAMES]
+        columns.append(("linear baseline", values))
     if has_published_classes(result):
-        columns["published Dscint"] = [f"{PUBLISHED_DSCINT[name]:.4f}" for name in METRIC_NAMES]
-    rows = tuple(zip(*columns.values(), strict=True))
-    return Table("metrics", "The five metrics", tuple(columns), rows, strong=1)
+        values = [f"{PUBLISHED_DSCINT[name]:.4f}" for name in METRIC_NAMES]
+        columns.append(("published Dscint", values))
+    head, cells = zip(*columns, strict=True)
+    return Table("metrics", "The five metrics", head, tuple(zip(*cells, strict=True)), strong=1)
 
 
 def class_table(result: Mapping[str, Any], noun: str) -> Table:
@@ -311,15 +313,16 @@ def calibration_table(result: Mapping[str, Any], noun: str) -> Table:
     rows = [_calibration("as the network says", 1.0, found)]
     if found["after"]:
         rows.append(_calibration("after temperature", found["temperature"], found["after"]))
+    fitted = f"The temperature is fitted on the validation {noun}. " if found["after"] else ""
     return Table(
         "calibration",
-        "Calibration before and after temperature",
+        "Calibration before and after temperature" if found["after"] else "Calibration",
         ("probabilities", "temperature", "calibration error", "Brier score"),
         tuple(rows),
         note=(
             f"Expected calibration error of the predicted class over {found['bins']} bins; Brier "
-            "score summed over classes, 0 to 2. The temperature is fitted on the validation "
-            f"{noun}. Of few {noun} the calibration error is too high, and so is its interval."
+            f"score summed over classes, 0 to 2. {fitted}Of few {noun} the calibration "
+            "error is too high, and so is its interval."
         ),
     )
 

@@ -167,6 +167,13 @@ def _reason(error: BaseException | None) -> str:
     return f"error: {type(error).__name__}: {text}"[:ERROR_LENGTH].removesuffix(": ")
 
 
+def is_complete(workdir: Path) -> bool:
+    """Whether the newest attempt took all of its steps; UserError where nothing tells."""
+    attempts = attempts_of(workdir)
+    ended = attempts[-1].get("ended") if attempts else None
+    return bool(ended) and ended["why"] == "completed"
+
+
 def check_data(workdir: Path, fingerprint: str) -> None:
     """Raises UserError of a data set with other images, labels or splits than a run's."""
     attempts = attempts_of(workdir)

@@ -11,11 +11,11 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from dscint_jax.baselines.linear_baseline import linear_baseline
 from dscint_jax.evaluate import restored
-from dscint_jax.evaluate.evaluate import evaluate, evaluate_all, print_table
+from dscint_jax.evaluate.evaluate import evaluate, evaluate_all, notes, print_table
 from dscint_jax.input_pipeline import Copies, fingerprint_of, load_split
 from dscint_jax.metrics import intervals
 from dscint_jax.metrics.calibration import fit_temperature
-from dscint_jax.metrics.discrimination import point_of_specificity
+from dscint_jax.metrics.discrimination import best_point
 from dscint_jax.metrics.predictions import read_predictions
 from dscint_jax.metrics.scores import five_metrics, summary
 from dscint_jax.report.page import write_report
@@ -55,7 +55,7 @@ def test_thresholds_and_temperature_are_those_of_the_validation_images(evaluated
     assert of_validation["calibration"]["temperature"] is None
     rows = read_predictions(workdir / "eval" / "validation" / "predictions.csv")
     for i, label in enumerate(result["classes"]):
-        point = point_of_specificity(rows.probabilities[:, i], rows.labels == i, 0.95)
+        point = best_point(rows.probabilities[:, i], rows.labels == i, "specificity", 0.95)
         found = result["operating_points"][label]["specificity_95"]
         assert found["validation"]["sensitivity"] == pytest.approx(point.sensitivity)
         assert found["threshold"] in (None, pytest.approx(point.threshold))
@@ -471,3 +471,12 @@ def test_published_figures_stand_beside_means_over_all_of_their_classes_alone(
         confusion[0] = 0
     print_table({**evaluated[1], **summary(confusion, evaluated[1]["classes"])})
     assert ("published" in capsys.readouterr().out) is not absent
+
+
+@pytest.mark.parametrize("kind, words", [("one", "or one without another class"), ("few", "areas")])
+def test_note_says_which_intervals_are_missing_and_which_are_rough(kind, words):
+    result = {"records": "views", "absent": [], "never_predicted": []}
+    bounds = {"classes_of_one_patient": [], "classes_of_few_patients": ["arthritis"]}
+    result["intervals"] = bounds | ({"classes_of_one_patient": ["normal"]} if kind == "one" else {})
+    (note,) = notes(result)
+    assert words in note

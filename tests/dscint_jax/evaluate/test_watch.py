@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from dscint_jax.evaluate.watch import HeldCheckpoints, is_complete, watch
+from dscint_jax.evaluate.watch import HeldCheckpoints, watch
 from dscint_jax.run.lock import take_away
+from dscint_jax.run.provenance import is_complete
 from dscint_jax.run.trackers.json_lines import read_lines
 from dscint_jax.training.train import train
 from tests.dscint_jax.runs import STEPS, command, largest_file_read, start

@@ -75,7 +75,7 @@ def test_verdict_is_of_the_whole_interval():
     intervals = {"random": [0.1, 0.2], "centre": [-0.1, 0.2], "brightest": [-0.3, -0.1]}
     means = {f"grad_cam - {name}": {"interval": bounds} for name, bounds in intervals.items()}
     means["grad_cam"] = {}
-    assert verdicts(means) == ["Grad-CAM points no better than centre, brightest."]
+    assert verdicts(means) == ["Grad-CAM is not shown to point better than centre, brightest."]
     for name in intervals:
         means[f"grad_cam - {name}"] = {"interval": [0.1, 0.2]}
     assert verdicts(means) == ["Grad-CAM points better than random, centre, brightest."]

@@ -104,3 +104,19 @@ def test_other_data_sets_stand_beside_the_run_with_the_step_where_it_differs():
         assert row[1] == cell(result[name], digits=4)
         low, high = result["intervals"]["values"][name]
         assert row[2] == row[4] == f"{low:.3f} to {high:.3f}"
+
+
+def test_data_set_named_as_a_column_leaves_the_names_of_the_rows():
+    found = tables.metrics_table(_result() | {"data_set": "metric"}, None, None)
+    assert found.head == ("metric", "metric", "95 % interval")
+    assert found.rows[0][0] == "Accuracy"
+
+
+def test_calibration_without_a_temperature_tells_of_none():
+    found = tables.calibration_table(_result(), "images")
+    assert "after temperature" in found.title
+    result = _result()
+    result["calibration"]["after"] = None
+    found = tables.calibration_table(result, "images")
+    assert (found.title, len(found.rows)) == ("Calibration", 1)
+    assert "temperature" not in found.note
