@@ -225,7 +225,7 @@ def main() -> None:
         description="Take a step whose loss was not finite again: what fails first?",
         epilog=(
             "The step is taken on one device, and, if it is not finite, operation by operation. "
-            f"Exit status: 0 if it is not finite again, {NOT_REPRODUCED} if it is, 2 bad input."
+            f"Exit status: 0: not finite again; {NOT_REPRODUCED}: finite now; 2: bad input."
         ),
     )
     parser.add_argument("--workdir", type=Path, required=True, help="directory of the training")
