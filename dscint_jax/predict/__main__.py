@@ -101,6 +101,8 @@ def main() -> None:
     source, target, out = arguments.from_pacs, arguments.to_pacs, arguments.out
     if bool(source) == bool(arguments.inputs):
         raise UserError("give images, or --from_pacs, and not both; see --help")
+    if not source and (arguments.study or arguments.study_date):
+        raise UserError("--study and --study_date name what --from_pacs retrieves; give it, too")
     if source and not arguments.study and not arguments.study_date:
         raise UserError("--from_pacs takes no whole archive; give --study or --study_date")
     if target and arguments.deidentified:
@@ -124,9 +126,12 @@ def main() -> None:
             from dscint_jax.pacs.retrieve import retrieve
 
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dscint-")))
-            count = retrieve(source, *wanted, folder, title, tls)
-            say(f"{count} file{'s' * (count != 1)} retrieved from {source}")
-            options["inputs"] = [folder]
+
+            def fetch() -> None:
+                count = retrieve(source, *wanted, folder, title, tls)
+                say(f"{count} file{'s' * (count != 1)} retrieved from {source}")
+
+            options |= {"inputs": [folder], "fetch": fetch}
         answers = predict(**options)
     if target:
         from dscint_jax.pacs.send import send

@@ -7,10 +7,14 @@ study or a file that could not be read; predictions.csv, a row an image; pages.
 import dataclasses
 import io
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import pydicom
+from pydicom.config import RAISE
+from pydicom.datadict import dictionary_VM
+from pydicom.dataelem import DataElement
 
 from dscint_jax.explain.maps import Explained
 from dscint_jax.predict.dicom_results import (
@@ -76,6 +80,29 @@ class Answer:
         rows = sorted(image.facts.row for image in images)
         return list(dict.fromkeys(self.study.files[row] for row in rows))
 
+    def without_pixels(self) -> "Answer":
+        """The same without images and headers, of which a thousand studies would fill the memory.
+
+        Of its records stays what is said of them.
+        """
+        if not self.said:
+            return dataclasses.replace(self, sources={})
+        said = dataclasses.replace(
+            self.said,
+            records=tuple(
+                {name: value for name, value in record.items() if np.ndim(value) < 2}
+                for record in self.said.records
+            ),
+            images=tuple(
+                tuple(
+                    dataclasses.replace(image, counts=image.counts[:0].copy(), lesion_mask=None)
+                    for image in images
+                )
+                for images in self.said.images
+            ),
+        )
+        return dataclasses.replace(self, said=said, sources={})
+
 
 def predict(
     workdirs: Sequence[Path],
@@ -91,6 +118,7 @@ def predict(
     pages: bool = True,
     dicom: bool = False,
     workers: int = 1,
+    fetch: Callable[[], None] = lambda: None,
 ) -> list[Answer]:
     """Predicts the class of every study in files and folders.
 
@@ -108,9 +136,10 @@ def predict(
       pages: whether a page a study is written.
       dicom: whether a report and a picture are written as DICOM objects, of studies that are DICOM.
       workers: processes that open files.
+      fetch: what puts files into `inputs`, once all else is known to be right.
 
     Returns:
-      What became of each study, in order.
+      What became of each study, in order; without the pixels.
 
     Raises:
       UserError: no run, runs that do not fit together, no image, or an `out` that holds files.
@@ -127,6 +156,7 @@ def predict(
     if least_accuracy is not None:
         least_confidence = networks.least_confidence(least_accuracy)
         say(f"no answer is given below a probability of {least_confidence:.3f}")
+    fetch()
     answers: list[Answer] = []
     with worker_pool(workers) as pool:
         with ProgressBar("looking at files", noun="files"):
@@ -149,7 +179,7 @@ def predict(
                             write_text(place.with_suffix(".html"), page)
                         if dicom:
                             _write_results(place, answer, explained, networks, deidentified)
-                answers += new
+                answers += [answer.without_pixels() for answer in new]
                 _write_tables(out, networks, found, answers, deidentified)
                 bar.update(len(answers))
     write_text(out / INDEX_FILE, _index(networks, found, answers, deidentified, pages))
@@ -300,7 +330,14 @@ def dicom_results(
 
 
 def _part_10(dataset: pydicom.Dataset) -> bytes:
-    """A DICOM object as a file."""
+    """A DICOM object as a file; ValueError names the element whose value is none of its type."""
+    for element in dataset:
+        try:
+            DataElement(element.tag, element.VR, element.value, validation_mode=RAISE)
+        except ValueError:
+            raise ValueError(f"{element.keyword} has a value that is none of its type") from None
+        if element.VM > 1 and dictionary_VM(element.tag) == "1":
+            raise ValueError(f"{element.keyword} has several values")
     content = io.BytesIO()
     dataset.save_as(content, enforce_file_format=True)
     return content.getvalue()

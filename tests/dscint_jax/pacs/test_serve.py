@@ -74,6 +74,8 @@ def test_state_folder_in_use_run_that_is_none_and_port_that_is_taken_are_one_lin
         ([], "give images, or --from_pacs"),
         (["images", "--from_pacs", "PACS@h:104", "--study", "1.2.3"], "and not both"),
         (["--from_pacs", "PACS@h:104"], "takes no whole archive"),
+        (["images", "--study", "1.2.3"], "name what --from_pacs retrieves"),
+        (["images", "--study_date", "20260101"], "name what --from_pacs retrieves"),
         (["x", "--to_pacs", "PACS@h:104", "--deidentified"], "choose one"),
         (["--from_pacs", "PACS@h:104", "--study", "1.2.*"], "no StudyInstanceUID"),
         (["--from_pacs", "PACS@h:104", "--study_date", "2026"], "neither 20260101 nor"),
@@ -85,6 +87,21 @@ def test_retrieval_that_does_not_fit_is_one_line(run, tmp_path, monkeypatch, wor
     own = ["--workdir", run, "--out", tmp_path / "out", *words]
     assert message in _refused(monkeypatch, command.main, own)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("wrong", ["workdir", "out"])
+def test_pacs_is_asked_for_nothing_before_the_rest_is_known_to_be_right(
+    run, tmp_path, monkeypatch, wrong
+):
+    monkeypatch.setattr("dscint_jax.pacs.retrieve.retrieve", lambda *_: pytest.fail("was asked"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    workdir = tmp_path / "gone" if wrong == "workdir" else run
+    out = tmp_path / "full" if wrong == "out" else tmp_path / "out"
+    words = ["--workdir", workdir, "--out", out, "--from_pacs", "PACS@h:104", "--study", "1.2.3"]
+    assert {"workdir": "config.json", "out": "not empty"}[wrong] in _refused(
+        monkeypatch, command.main, words
+    )
 
 
 @pytest.mark.slow

@@ -290,6 +290,23 @@ def test_text_in_any_script_is_kept_beside_classes_in_another(sources, tmp_path,
             assert b"Error" not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    "name, value",
+    [("PatientID", "X" * 80), ("AccessionNumber", "A" * 20), ("PatientID", ["ANNA", "BERTA"])],
+)
+def test_value_that_is_none_of_its_type_is_not_copied_and_its_element_named(
+    name, value, run, sources, tmp_path, capsys
+):
+    scan = pydicom.dcmread(sources[0])
+    with pydicom.config.disable_value_validation():
+        setattr(scan, name, value)
+        scan.save_as(tmp_path / "odd.dcm")
+    predict([run], [tmp_path / "odd.dcm"], tmp_path / "out", pages=False, dicom=True)
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if "DICOM results" in line]
+    assert f"does not allow them: {name} has " in note
+    assert not list((tmp_path / "out").glob("*.dcm"))
+
+
 def test_same_study_read_again_has_the_same_uids(written, run, sources, tmp_path):
     predict([run], sources[:1], tmp_path / "again", pages=False, dicom=True)
     for kind in ("report", "picture"):

@@ -81,6 +81,16 @@ def test_study_is_the_mean_of_its_images_at_the_temperature_that_evaluation_chos
         assert row["predicted"] == names[warmed.argmax()]
 
 
+def test_answers_hold_no_pixels(predicted):
+    for answer in predicted[1]:
+        assert answer.said.images
+        assert answer.said.records
+        arrays = [np.asarray(value) for one in answer.said.records for value in one.values()]
+        arrays += [image.counts for images in answer.said.images for image in images]
+        assert sum(one.nbytes for one in arrays) < 10_000
+        assert all(one.base is None for one in arrays)
+
+
 def test_page_of_each_study_says_what_the_table_says(predicted):
     out, _ = predicted
     index = (out / "index.html").read_text()
