@@ -182,7 +182,7 @@ BAD_INPUT = {
     "patient in two splits": (_build(_torn_patient), ["row 3", "row 2", "train", "test"]),
     "not DICOM": (_build(_not_dicom), ["row 2", "not a DICOM file", "quarantine.csv"]),
     "no data set": (_train(data="nothing"), ["nothing", "tfds_builder.build"]),
-    "unknown field": (_train("--config.step=3"), ["'step'", "'steps'"]),
+    "unknown field": (_train("--config.step=3"), ["'step'", "'config.steps'"]),
     "another config": (_train("--config.seed=5", workdir="run"), ["config.seed is 0 there"]),
     "option without value": (
         lambda f: ("dscint_jax.evaluate", "--workdir"),
