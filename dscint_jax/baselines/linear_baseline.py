@@ -5,14 +5,11 @@ A data set on which it does well needs no network; it is printed beside every ne
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from sklearn.base import TransformerMixin, clone
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
@@ -22,7 +19,6 @@ from sklearn.preprocessing import StandardScaler
 from dscint_jax.baselines.result import Baseline
 from dscint_jax.config import VIEWS
 from dscint_jax.input_pipeline import (
-    COPY,
     NO_FOLD,
     Copies,
     HostBatch,
@@ -32,7 +28,7 @@ from dscint_jax.input_pipeline import (
 )
 from dscint_jax.metrics.intervals import Interval, bootstrap_intervals, patient_confusions
 from dscint_jax.metrics.scores import defined, five_metrics
-from dscint_jax.training.augment import Augmentation, apply_copies
+from dscint_jax.training.augment import Augmentation, images_seen
 
 POOL = 16
 """Blocks of 16 x 16 pixels: a 1024x256 scintigram becomes 64x16."""
@@ -85,8 +81,7 @@ def linear_baseline(
     elif split not in parts:
         parts[split] = load(split, beside=training)
     batches = {name: images.read(np.arange(len(images))) for name, images in parts.items()}
-    move = functools.partial(apply_copies, ranges=ranges) if copies else None
-    return baseline_of(batches, split, len(training.classes), move_copies=move)
+    return baseline_of(batches, split, len(training.classes), ranges=ranges)
 
 
 def baseline_of(
@@ -94,7 +89,7 @@ def baseline_of(
     split: str,
     num_classes: int,
     *,
-    move_copies: Callable[[jax.Array, jax.Array], Any] | None = None,
+    ranges: Augmentation = Augmentation(),  # noqa: B008 - it is frozen
 ) -> Baseline:
     """The linear baseline on images in memory.
 
@@ -103,10 +98,12 @@ def baseline_of(
         counts summed over blocks of POOL.
       split: the one to score.
       num_classes: of the labels.
-      move_copies: makes copies of images, given normalised images and the field `copy` of their
-        batch; needed by batches that have it.
+      ranges: of the poses of copies.
     """
-    features = {name: _features(batch, move_copies) for name, batch in batches.items()}
+    features = {
+        name: images_seen(batch, ranges).reshape(len(batch["label"]), -1)
+        for name, batch in batches.items()
+    }
     labels = {name: batch["label"] for name, batch in batches.items()}
     fit, strength = fit_logistic(StandardScaler(), features, labels, STRENGTHS)
     predicted = fit.predict(features[split])
@@ -158,17 +155,3 @@ def score_by_patient(
     confusions = patient_confusions(labels, predicted, patients, num_classes)
     values = five_metrics(confusions.sum(0))
     return {name: defined(v) for name, v in values.items()}, bootstrap_intervals(confusions)
-
-
-def _features(
-    batch: HostBatch, move_copies: Callable[[jax.Array, jax.Array], Any] | None
-) -> Float[np.ndarray, "image feature"]:
-    """Pixels as the networks see them: the square root of counts over the image's scale."""
-    ratio = batch["counts"] / batch["scale"][..., None, None, None]
-    images = np.sqrt(ratio)
-    if COPY in batch:
-        if move_copies is None:
-            raise ValueError("batches of copies need `move_copies`")
-        pixels = jnp.asarray(images.astype(np.float32))
-        images = np.asarray(move_copies(pixels, jnp.asarray(batch[COPY])))
-    return images.reshape(len(images), -1)

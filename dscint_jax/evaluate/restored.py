@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -14,7 +13,6 @@ from jax.sharding import Mesh
 from dscint_jax.canary import check_backend
 from dscint_jax.config import PATIENT, Config
 from dscint_jax.input_pipeline import (
-    COPY,
     NO_FOLD,
     NOUNS,
     HostBatch,
@@ -34,7 +32,7 @@ from dscint_jax.run.checkpoint import Checkpointer
 from dscint_jax.run.provenance import attempts_of, check_data, classes_of
 from dscint_jax.run.workdir import config_of
 from dscint_jax.training import parallel
-from dscint_jax.training.augment import apply_copies
+from dscint_jax.training.augment import images_seen
 from dscint_jax.training.experiment import Experiment, load_images, make_experiment
 from dscint_jax.training.state import evaluated_items
 from dscint_jax.training.step import NetworkMaps
@@ -92,12 +90,8 @@ class TrainedNetwork:
         return dataclasses.replace(self, _state=weights)
 
     def as_seen(self, batch: HostBatch) -> np.ndarray:
-        """What the network sees of a batch: sqrt(counts / scale), copies moved, not clipped."""
-        ratio = batch["counts"] / batch["scale"][..., None, None, None]
-        if COPY not in batch:
-            return np.sqrt(ratio)
-        images = jnp.asarray(np.sqrt(ratio).astype(np.float32))
-        return np.asarray(apply_copies(images, jnp.asarray(batch[COPY]), self.config.augmentation))
+        """What the network sees of a batch; see `images_seen`."""
+        return images_seen(batch, self.config.augmentation)
 
     def at(self, workdir: Path, checkpoint: str) -> "TrainedNetwork":
         """The same with the weights of another checkpoint of its run; see `load_trained`."""

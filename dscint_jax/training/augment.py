@@ -12,11 +12,13 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Int, Key, Real
 
 from dscint_jax.config import Augmentation
 from dscint_jax.input_pipeline.protocol import COPIES_SEED
+from dscint_jax.input_pipeline.records import COPY, HostBatch
 from dscint_jax.pytree import pytree
 from dscint_jax.random_streams import stream_key
 
@@ -105,6 +107,17 @@ def apply_copies(
     keys = jax.vmap(lambda number: stream_key(COPIES_SEED, "copies", number))(copy)
     moved = move(images, draw_poses(keys, images.shape[-3:-1], ranges))
     return jnp.where(copy.reshape(-1, *(1,) * (images.ndim - 1)) < 0, images, moved)
+
+
+def images_seen(
+    batch: HostBatch, ranges: Augmentation
+) -> Float[np.ndarray, "batch *view height width 1"]:
+    """What a network sees of a host's batch: sqrt(counts / scale), copies moved, not clipped."""
+    images = np.sqrt(batch["counts"] / batch["scale"][..., None, None, None])
+    if COPY not in batch:
+        return images
+    images = jnp.asarray(images.astype(np.float32))
+    return np.asarray(apply_copies(images, jnp.asarray(batch[COPY]), ranges))
 
 
 def draw_poses(keys: Key[Array, " batch"], shape: Sequence[int], ranges: Augmentation) -> Pose:
