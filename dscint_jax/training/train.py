@@ -246,8 +246,9 @@ def _train(
     start = int(state.step)
     if start:
         _say(cluster, f"resuming after step {start}")
-        before, now = attempts_of(workdir)[-1].get("cores"), available_cores()
-        if jax.default_backend() == "cpu" and before not in (None, now):
+        begun, now = attempts_of(workdir), available_cores()
+        before = begun[-1].get("cores", now) if begun else now
+        if jax.default_backend() == "cpu" and before != now:
             _say(
                 cluster,
                 f"note: {before} cores took the steps so far, and {now} go on: sums are rounded "

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import tensorflow_datasets as tfds
 
@@ -44,6 +45,19 @@ def load_dual_view_config():
             },
         }
     )
+
+
+def keep_frame(scan: pydicom.Dataset, frame: int) -> None:
+    """Leaves one frame of a scan, counted from 0, and what its header says of that frame."""
+    pixels = scan.pixel_array[frame]
+    scan.PixelData = pixels.tobytes()
+    scan.CountsAccumulated = int(pixels.sum())
+    scan.NumberOfFrames = scan.NumberOfDetectors = 1
+    scan.EnergyWindowVector = scan.DetectorVector = [1]
+    scan.DetectorInformationSequence = [scan.DetectorInformationSequence[frame]]
+    for group, element in ((0x0011, 0x1012), (0x0011, 0x1030)):
+        if (group, element) in scan:
+            scan[group, element].value = scan[group, element].value[frame]
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from dscint_jax.pacs.queue import PICTURE, REPORT, Queue
 from dscint_jax.predict.incoming import Incoming
 from dscint_jax.predict.predict import open_networks, predict
 from dscint_jax.predict.studies import worker_pool
+from tests.dscint_jax.conftest import keep_frame
 from tests.dscint_jax.pacs.service import another
 
 
@@ -141,13 +142,7 @@ def test_study_of_two_patients_is_set_aside(steps, scans):
 def one_view(path, frame, **attributes):
     """A view of a file as a file of its own."""
     dataset = another(path)
-    pixels = dataset.pixel_array[frame]
-    dataset.PixelData = pixels.tobytes()
-    dataset.CountsAccumulated = int(pixels.sum())
-    dataset.NumberOfFrames = dataset.NumberOfDetectors = 1
-    dataset.EnergyWindowVector = dataset.DetectorVector = [1]
-    dataset.DetectorInformationSequence = [dataset.DetectorInformationSequence[frame]]
-    dataset.remove_private_tags()
+    keep_frame(dataset, frame)
     for name, value in attributes.items():
         setattr(dataset, name, value)
     return dataset

@@ -12,6 +12,7 @@ from dscint_jax.predict.dicom_results import _banner, capture, report
 from dscint_jax.predict.page import Verdict
 from dscint_jax.predict.predict import predict
 from dscint_jax.predict.sources import source_of
+from tests.dscint_jax.conftest import keep_frame
 
 highdicom = pytest.importorskip("highdicom", exc_type=ImportError)
 
@@ -35,15 +36,7 @@ def single_frames(sources, tmp_path_factory):
     for number, path in enumerate(sources):
         for frame in (0, 1):
             scan = pydicom.dcmread(path)
-            pixels = scan.pixel_array[frame]
-            scan.PixelData = pixels.tobytes()
-            scan.CountsAccumulated = int(pixels.sum())
-            scan.NumberOfFrames = scan.NumberOfDetectors = 1
-            scan.EnergyWindowVector = scan.DetectorVector = [1]
-            scan.DetectorInformationSequence = [scan.DetectorInformationSequence[frame]]
-            for group, element in ((0x0011, 0x1012), (0x0011, 0x1030)):
-                if (group, element) in scan:
-                    scan[group, element].value = scan[group, element].value[frame]
+            keep_frame(scan, frame)
             scan.SOPInstanceUID = pydicom.uid.generate_uid()
             scan.file_meta.MediaStorageSOPInstanceUID = scan.SOPInstanceUID
             scan.StudyInstanceUID = f"1.2.3.{number}"

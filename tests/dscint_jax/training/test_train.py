@@ -28,6 +28,23 @@ def test_finished_run_is_left_alone_and_another_config_refused(trained, config):
         train(config, trained)
 
 
+def test_a_warm_up_that_is_cut_is_said(trained, config, capsys):
+    with pytest.raises(UserError, match="warmup_steps is 2 there and 99 here"):
+        train(config.replaced({"optimizer.warmup_steps": 99}), trained)
+    assert "note: config.optimizer.warmup_steps is 99, but there are 12" in capsys.readouterr().out
+
+
+def test_another_number_of_cores_is_said_where_it_changes_the_bits(
+    trained, config, tmp_path, capsys
+):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    attempts = json.loads((workdir / "provenance.json").read_text())
+    attempts[-1]["cores"] = 999
+    (workdir / "provenance.json").write_text(json.dumps(attempts))
+    train(config.replaced({"steps": 13}), workdir)
+    assert "note: 999 cores took the steps so far" in capsys.readouterr().out
+
+
 def test_best_and_last_checkpoints_are_kept(trained):
     lines = [line for line in read_metrics(trained) if "validation_f1" in line]
     best = max(lines, key=lambda line: (line["validation_f1"], line["step"]))["step"]
