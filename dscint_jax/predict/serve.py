@@ -10,7 +10,6 @@ Secondary Capture of every study, in the PACS. It runs until SIGTERM or Ctrl-C.
 import contextlib
 import functools
 import signal
-import threading
 import time
 from pathlib import Path
 
@@ -49,9 +48,9 @@ def main() -> None:
     from dscint_jax.predict.studies import worker_pool
 
     check_confidence(arguments.least_confidence)
-    # SIGTERM only asks: a step that was begun is finished.
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    # SIGTERM only asks: a step that was begun is finished. It may come twice, so it takes no lock.
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
     with (
         contextlib.closing(Queue(arguments.state)) as queue,
         worker_pool(arguments.workers) as pool,
@@ -77,9 +76,9 @@ def main() -> None:
             listening_tls,
         ):
             say(f"{arguments.ae_title} listens on port {arguments.port}; {queue.summary()}")
-            while not stop.is_set():
+            while not asked:
                 try:
-                    incoming.step(stop.is_set)
+                    incoming.step(lambda: bool(asked))
                 except (UserError, OSError) as error:
                     # Such as a full disk: what is on it stays, and is taken up again.
                     say(f"{reason(error)}; again in {FAILED_PAUSE_SECONDS:.0f} s")
