@@ -156,11 +156,10 @@ def read_dicom(
         header = _checked_header(dataset, frame, view, accept)
         dataset.NumberOfFrames = header.frames
         dataset.PhotometricInterpretation = _photometric(dataset)
-        findings = _complete_pixel_kind(dataset)
-        stored, notes, pixel_findings = decode_counts(
+        stored, notes, findings = decode_counts(
             dataset, (header.frames, header.rows, header.columns)
         )
-        findings += pixel_findings + header.findings
+        findings += header.findings
         ratio = counts_ratio(dataset, stored)
         # What a workstation shows of a scan may be counts still, if they add up to what it says.
         if dataset.get("SOPClassUID") not in _NM_CLASSES and ratio != 1:
@@ -303,7 +302,7 @@ def _transfer_syntax(content: bytes, at: int) -> tuple[str, int]:
 
 def _checked_header(dataset: Dataset, frame: int | None, view: str | None, accept: bool) -> Header:
     findings = _uid_findings(dataset)
-    findings += _kind_findings(dataset, accept)
+    findings += _kind_findings(dataset, accept) + _complete_pixel_kind(dataset)
     require_decoder(dataset)
     (frames, rows, columns), matrix_findings = _matrix(dataset, frame)
     findings += matrix_findings + _subject_findings(dataset, frames, rows, columns, accept)
@@ -443,22 +442,21 @@ def _photometric(dataset: Dataset) -> str | None:
 
 
 def _check_pixel_kind(dataset: Dataset) -> None:
-    if int(dataset.get("SamplesPerPixel") or 1) != 1:
+    if dataset.SamplesPerPixel != 1:
         raise UserError("is a colour image (a screen capture?); counts are needed")
     photometric = _photometric(dataset)
     # Only nuclear medicine has a palette to show counts with; elsewhere it is the picture's.
     is_shown = photometric == "PALETTE COLOR" and dataset.get("SOPClassUID") not in _NM_CLASSES
     if photometric is None or is_shown:
         raise UserError("is a colour image (PhotometricInterpretation); MONOCHROME2 is needed")
-    bits = int(dataset.get("BitsAllocated") or 16)
-    if bits not in (8, 16):
-        raise UserError(f"has {bits} bits a pixel; 8 or 16 are read")
+    if dataset.BitsAllocated not in (8, 16):
+        raise UserError(f"has {dataset.BitsAllocated} bits a pixel; 8 or 16 are read")
 
 
 def _complete_pixel_kind(dataset: Dataset) -> tuple[str, ...]:
-    """Fills in what decoders ask for and a file may lack; a finding where it was guessed."""
-    allocated = dataset.get("BitsAllocated") or 16
-    stored = dataset.get("BitsStored") or allocated
+    """Fills in what is asked of pixels, and a file may lack; a finding where it was guessed."""
+    allocated = int(dataset.get("BitsAllocated") or 16)
+    stored = int(dataset.get("BitsStored") or allocated)
     usual = {
         "SamplesPerPixel": 1,
         "BitsAllocated": allocated,

@@ -70,7 +70,7 @@ def require_decoder(dataset: Dataset) -> None:
     if not decoder.is_available or not _plugin(syntax):
         _, package = _decoders(syntax)
         raise UserError(f"is compressed as {syntax.name}; pip install {package} to read it")
-    deep = int(dataset.get("BitsStored") or 0) > 8
+    deep = dataset.BitsStored > 8
     if syntax == JPEGExtended12Bit and deep and "pylibjpeg" not in decoder.available_plugins:
         raise UserError(
             f"is compressed as {syntax.name} of 12 bits; pip install pylibjpeg-libjpeg (GPL) to "
@@ -129,7 +129,7 @@ def held_frames(dataset: Dataset, pixels: int) -> int:
         return 0
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_encapsulated:
-        return len(content) // (pixels * int(dataset.get("BitsAllocated") or 16) // 8)
+        return len(content) // (pixels * dataset.BitsAllocated // 8)
     offsets = parse_basic_offsets(content)
     if offsets:
         return len(offsets)
@@ -160,7 +160,7 @@ def _check_data(dataset: Dataset, expected: tuple[int, int, int]) -> None:
     """Refuses data that is not of the header's size before a decoder believes it."""
     syntax = dataset.file_meta.TransferSyntaxUID
     frames, rows, columns = expected
-    allocated = int(dataset.get("BitsAllocated") or 16)
+    allocated = dataset.BitsAllocated
     raw, held = frames * rows * columns * allocated // 8, len(dataset.PixelData)
     if not syntax.is_encapsulated:
         if held < raw:
@@ -199,11 +199,10 @@ def _masked(dataset: Dataset, stored: np.ndarray) -> tuple[np.ndarray, tuple[str
     those that lie under a higher HighBit (PS3.5 8.1.1) are moved down.
     """
     allocated = 8 * stored.dtype.itemsize
-    bits = int(dataset.get("BitsStored") or allocated)
+    bits = dataset.BitsStored
     if not 0 < bits < allocated or int(stored.sum(dtype=np.int64)) == _counts_accumulated(dataset):
         return stored, ()
-    highest = dataset.get("HighBit")
-    shift = 0 if highest in (None, "") else int(highest) + 1 - bits
+    shift = dataset.HighBit + 1 - bits
     if 0 < shift <= allocated - bits and not (stored & ((1 << shift) - 1)).any():
         stored = stored >> shift
         shift = 0
@@ -212,8 +211,8 @@ def _masked(dataset: Dataset, stored: np.ndarray) -> tuple[np.ndarray, tuple[str
         return stored, ()
     if shift:
         raise UserError(
-            f"has {bits} BitsStored but HighBit {highest}, so its counts may lie in other bits; "
-            "export it again"
+            f"has {bits} BitsStored but HighBit {dataset.HighBit}, so its counts may lie in other "
+            "bits; export it again"
         )
     return masked, (MASKED,)
 
@@ -228,8 +227,8 @@ def _uninverted(dataset: Dataset, stored: np.ndarray) -> tuple[np.ndarray, tuple
     total = _counts_accumulated(dataset)
     if int(stored.sum(dtype=np.int64)) == total:
         return stored, ("MONOCHROME1 not inverted: pixels add up to CountsAccumulated",)
-    highest = (1 << int(dataset.get("BitsStored") or dataset.BitsAllocated)) - 1
-    is_signed = bool(int(dataset.get("PixelRepresentation") or 0))
+    highest = (1 << dataset.BitsStored) - 1
+    is_signed = bool(dataset.PixelRepresentation)
     inverted = highest - stored.astype(np.int64)
     if not is_signed and int(inverted.sum()) == total:
         return inverted, ("MONOCHROME1 inverted",)
