@@ -97,14 +97,17 @@ def open_cells(plan: Benchmark, workdir: Path) -> list[tuple[Cell, bool]]:
     return [(cell, test) for cell, test in found if failure_of(workdir, cell) is None]
 
 
-def all_cells(plan: Benchmark, workdir: Path) -> set[Cell]:
-    """Every cell that the plan has; those of a rate not yet chosen stand under the first one."""
-    cells: set[Cell] = set()
+def all_cells(plan: Benchmark, workdir: Path) -> list[Cell]:
+    """Every cell that the plan has, once, in the order of its networks.
+
+    Those of a rate not yet chosen stand under the first one.
+    """
+    cells: list[Cell] = []
     for name in (*plan.networks, *plan.ablations):
         rate = chosen_rate(plan, workdir, name) or plan.learning_rates[0]
-        cells.update(plan.cells(name, rate))
-        cells.update(plan.trials(name) if name in plan.networks else ())
-    return cells
+        cells += plan.cells(name, rate)
+        cells += plan.trials(name) if name in plan.networks else ()
+    return list(dict.fromkeys(cells))
 
 
 def run_cells(plan: Benchmark, workdir: Path) -> None:
