@@ -13,7 +13,15 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from dscint_jax.models.convolution import Maps
-from dscint_jax.models.layers import Conv, Dropout, Logits, apply_layers, built, flatten
+from dscint_jax.models.layers import (
+    Conv,
+    Dropout,
+    Logits,
+    WideLinear,
+    apply_layers,
+    built,
+    flatten,
+)
 from dscint_jax.models.options import check_dropout, check_factor
 from dscint_jax.models.pooling import adaptive_average_pool, max_pool
 
@@ -54,7 +62,7 @@ class AlexNet(nnx.Module):
         check_factor("width", width)
         *channels, hidden = (max(round(full * width), 1) for full in (*WIDTHS, HIDDEN))
         conv = functools.partial(Conv, use_bias=True, dtype=dtype, rngs=rngs)
-        linear = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
+        linear = functools.partial(WideLinear, dtype=dtype, rngs=rngs)
         pool = functools.partial(max_pool, window=3, stride=2)
         self.features = nnx.List(
             [

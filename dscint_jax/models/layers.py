@@ -4,6 +4,7 @@ Every block computes in its `dtype` and keeps parameters and running statistics 
 weights are drawn from the `params` stream of its `rngs`.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dscint_jax.models.convolution import Maps, PaddingRule, convolve
+from dscint_jax.models.convolution import Maps, PaddingRule, convolve, is_on_one_cpu
 from tfds_builder.commandline.errors import UserError
 
 he_normal = nnx.initializers.he_normal()
@@ -38,6 +39,46 @@ def built(part: Part | None) -> Part:
     if part is None:
         raise TypeError("a part is called that the network was built without, as encoders are")
     return part
+
+
+BLOCKS = 16
+"""Parts in which a wide layer's gradient by its input is computed."""
+
+
+class WideLinear(nnx.Linear):
+    """A linear layer of many weights, with the gradient by its input in the form fast on a CPU.
+
+    XLA turns the weights around for it, which takes ten times as long as the product. Block by
+    block of them it multiplies the weights as they lie (`python -m tests.benchmarks.wide_layers`).
+    """
+
+    def __init__(self, in_features: int, out_features: int, **options: Any):
+        super().__init__(in_features, out_features, dot_general=_wide_product, **options)
+
+
+def _wide_product(x: jax.Array, kernel: jax.Array, dimensions: Any, **options: Any) -> jax.Array:
+    """The signature of `jax.lax.dot_general`, of rows by a matrix."""
+    if is_on_one_cpu():
+        return _product(x, kernel)
+    return jax.lax.dot_general(x, kernel, dimensions, **options)
+
+
+@jax.custom_vjp
+def _product(
+    x: Float[Array, "batch in"], kernel: Float[Array, "in out"]
+) -> Float[Array, "batch out"]:
+    return x @ kernel
+
+
+def _product_backward(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    blocks = math.gcd(len(kernel), BLOCKS)
+    turned = gradient.T
+    parts = jax.lax.map(lambda rows: rows @ turned, kernel.reshape(blocks, -1, kernel.shape[1]))
+    return parts.reshape(len(kernel), -1).T, x.T @ gradient
+
+
+_product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_backward)
 
 
 class Conv(nnx.Module):
@@ -135,24 +176,69 @@ class BatchNorm(nnx.BatchNorm):
         self, x: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch height width channel"]:
         """Returns the normalised features; in training by the batch, else by the statistics."""
-        x = x.astype(jnp.float32)
-        mean, variance = self.mean[...], self.var[...]
-        if not self.use_running_average:
-            count = x.size // x.shape[-1]
-            mean, square = x.mean((0, 1, 2)), jnp.square(x).mean((0, 1, 2))
-            if self.axis_name:
-                # As one array, which is one message.
-                mean, square = jax.lax.pmean(jnp.stack([mean, square]), self.axis_name)
-                count *= jax.lax.axis_size(self.axis_name)
-            # Rounding may take it below zero.
-            variance = jnp.maximum(square - jnp.square(mean), 0.0)
+        # One row a position: over rows XLA sums several times as fast as over the axes of a map.
+        rows = x.reshape(-1, x.shape[-1])
+        scale, bias = built(self.scale)[...], built(self.bias)[...]
+        if self.use_running_average:
+            factor = jax.lax.rsqrt(self.var[...] + self.epsilon) * scale
+            y = (rows.astype(jnp.float32) - self.mean[...][None]) * factor[None] + bias[None]
+        else:
+            y, mean, variance = _normalise(self.epsilon, self.axis_name, rows, scale, bias)
+            count = len(rows) * (jax.lax.axis_size(self.axis_name) if self.axis_name else 1)
             unbiased = variance * (count / max(count - 1, 1))
             for statistic, value in ((self.mean, mean), (self.var, unbiased)):
                 # Not `statistic[...] = `, which under a trace searches the whole program so far.
                 statistic.set_value(self.momentum * statistic[...] + (1 - self.momentum) * value)
-        factor = jax.lax.rsqrt(variance + self.epsilon) * built(self.scale)[...]
-        mean, factor, bias = (v[None, None, None] for v in (mean, factor, built(self.bias)[...]))
-        return ((x - mean) * factor + bias).astype(self.dtype)
+        return y.astype(self.dtype).reshape(x.shape)
+
+
+Rows = Float[Array, "position channel"]
+Channels = Float[Array, " channel"]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _normalise(
+    epsilon: float, axis: str | None, x: Rows, scale: Channels, bias: Channels
+) -> tuple[Rows, Channels, Channels]:
+    """Rows normalised over all positions, of all devices of `axis`; their mean and variance.
+
+    In float32. Its gradient is the usual one (Ioffe and Szegedy 2015), from two sums over the rows;
+    none passes through mean and variance as results, which statistics are made of.
+    """
+    return _normalise_forward(epsilon, axis, x, scale, bias)[0]
+
+
+def _normalise_forward(
+    epsilon: float, axis: str | None, x: Rows, scale: Channels, bias: Channels
+) -> tuple[tuple[Rows, Channels, Channels], tuple]:
+    values = x.astype(jnp.float32)
+    mean, square = _mean_over(axis, values.mean(0), jnp.square(values).mean(0))
+    # Rounding may take it below zero.
+    variance = jnp.maximum(square - jnp.square(mean), 0.0)
+    inverse = jax.lax.rsqrt(variance + epsilon)
+    y = (values - mean[None]) * (inverse * scale)[None] + bias[None]
+    return (y, mean, variance), (x, mean, inverse, scale)
+
+
+def _normalise_backward(
+    epsilon: float, axis: str | None, saved: tuple, gradients: tuple
+) -> tuple[Rows, Channels, Channels]:
+    x, mean, inverse, scale = saved
+    gradient = gradients[0]
+    normalised = (x.astype(jnp.float32) - mean[None]) * inverse[None]
+    to_bias, to_scale = gradient.sum(0), (gradient * normalised).sum(0)
+    mean_of, mean_with = _mean_over(axis, to_bias / len(x), to_scale / len(x))
+    to_x = (gradient - mean_of[None] - normalised * mean_with[None]) * (inverse * scale)[None]
+    return to_x.astype(x.dtype), to_scale, to_bias
+
+
+_normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
+def _mean_over(axis: str | None, *values: Channels) -> Float[Array, "_value channel"]:
+    """The means over all devices, as one array, which is one message."""
+    stacked = jnp.stack(values)
+    return jax.lax.pmean(stacked, axis) if axis else stacked
 
 
 DROPOUT_BY_EXAMPLE = "dropout_by_example"

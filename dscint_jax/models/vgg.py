@@ -14,7 +14,16 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from dscint_jax.models.convolution import Maps
-from dscint_jax.models.layers import BatchNorm, Conv, Dropout, Logits, apply_layers, built, flatten
+from dscint_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    Dropout,
+    Logits,
+    WideLinear,
+    apply_layers,
+    built,
+    flatten,
+)
 from dscint_jax.models.options import check_dropout, check_factor
 from dscint_jax.models.pooling import adaptive_average_pool, max_pool
 
@@ -74,7 +83,7 @@ class VGG(nnx.Module):
             layers.append(functools.partial(max_pool, window=2, stride=2))
         self.features = nnx.List(layers)
         self.num_features = channels
-        linear = functools.partial(nnx.Linear, kernel_init=narrow_normal, dtype=dtype, rngs=rngs)
+        linear = functools.partial(WideLinear, kernel_init=narrow_normal, dtype=dtype, rngs=rngs)
         self.classifier = (
             nnx.List(
                 [

@@ -1,11 +1,15 @@
+import functools
 import itertools
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
-from dscint_jax.models import convolution
+from dscint_jax.models import convolution, onednn
 
 
 def _arrays(seed, height, width, channels, features, kernel):
@@ -73,7 +77,9 @@ def test_all_forms_agree_on_random_shapes(seed):
     random = np.random.default_rng(seed)
     # Products over one image, some or all of the batch: maps of a few to 2000 positions.
     batch, height, width = (int(random.integers(1, most)) for most in (9, 65, 33))
-    channels, features, rows, columns = (int(n) for n in random.integers(1, 8, 4))
+    rows, columns = (int(n) for n in random.integers(1, 8, 2))
+    # On both sides of where oneDNN begins.
+    channels, features = (int(n) for n in random.integers(1, 2 * onednn.FEWEST_CHANNELS, 2))
     stride = int(random.integers(1, 4))
     padding = [tuple(random.integers(0, 4, 2).tolist()), "SAME"][seed % 2]
     x = jnp.array(random.normal(size=(batch, height, width, channels)).astype(np.float32))
@@ -81,18 +87,21 @@ def test_all_forms_agree_on_random_shapes(seed):
     pads = convolution.pads_of((height, width), (rows, columns), stride, padding)
     y = convolution._convolve(stride, pads, x, weights)
     target = jnp.array(random.normal(size=y.shape).astype(np.float32))
+
+    def with_gradients(form):
+        y, vjp = jax.vjp(lambda x, w: form(stride, pads, x, w), x, weights)
+        return y, *vjp(target)
+
     expected, *found = (
-        jax.jit(jax.grad(lambda x, w, f=form: (f(stride, pads, x, w) * target).sum(), (0, 1)))(
-            x, weights
-        )
+        jax.jit(functools.partial(with_gradients, form))()
         for form in (
             convolution._convolve,
             convolution._convolve_as_one_product,
             convolution._convolve_by_products,
         )
     )
-    for gradients in found:
-        for ours, theirs in zip(gradients, expected, strict=True):
+    for arrays in found:
+        for ours, theirs in zip(arrays, expected, strict=True):
             assert jnp.linalg.norm(ours - theirs) <= 1e-5 * jnp.linalg.norm(theirs)
 
 
@@ -131,7 +140,45 @@ def test_both_forward_passes_are_one():
     )
 
 
-def test_several_devices_keep_the_gradient_that_can_be_split():
+def _gradient_of_kernel(x, weights):
+    return jax.grad(lambda w: convolution.convolve(x, w, 1).sum())(weights)
+
+
+def test_what_the_compiler_divides_over_devices_keeps_the_gradient_that_can_be_divided():
     x, weights = _arrays(2, 8, 8, 2, 2, 3)
-    program = jax.jit(jax.grad(lambda w: convolution.convolve(x, w, 1).sum())).lower(weights)
-    assert "while" not in program.as_text()
+    assert "while" not in jax.jit(_gradient_of_kernel).lower(x, weights).as_text()
+
+
+def test_each_of_several_devices_has_the_fast_gradient_of_its_own_images():
+    x, weights = _arrays(2, 8, 8, 2, 2, 3)
+    x = jnp.concatenate([x, x + 1])
+    mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,), devices=jax.devices()[:2])
+    here, everywhere = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+    program = jax.jit(
+        jax.shard_map(
+            lambda x, w: jax.lax.psum(_gradient_of_kernel(x, w), "data"),
+            mesh=mesh,
+            in_specs=(here, everywhere),
+            out_specs=everywhere,
+            check_vma=False,
+        )
+    )
+    assert "while" in program.lower(x, weights).as_text()
+    np.testing.assert_allclose(program(x, weights), _gradient_of_kernel(x, weights), rtol=1e-5)
+
+
+@pytest.mark.skipif(not onednn._is_there(), reason="no oneDNN in this jaxlib")
+def test_training_uses_onednn_and_prediction_what_can_be_exported():
+    x, weights = _arrays(3, 16, 8, 16, 16, 3)
+    form = functools.partial(convolution._convolve_by_products, 1, ((1, 1), (1, 1)))
+    predicting = jax.jit(form).lower(x, weights).as_text()
+    training = jax.jit(jax.grad(lambda x, w: form(x, w).sum(), (0, 1))).lower(x, weights).as_text()
+    # Of a sum the result is not needed, only the gradient by the input is a convolution.
+    assert ("onednn" in predicting, training.count("@__onednn$convolution(")) == (False, 1)
+
+
+def test_the_jaxlibs_that_set_up_installs_are_ones_whose_onednn_is_known():
+    constraints = (Path(__file__).parents[3] / "constraints.txt").read_text()
+    versions = re.findall(r"^jaxlib==(\d+)\.(\d+)", constraints, re.MULTILINE)
+    assert versions
+    assert all(tuple(map(int, version)) <= onednn.NEWEST for version in versions)

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -83,3 +84,48 @@ def test_batch_norm_of_bfloat16_features_is_computed_in_float32(train):
     assert result.dtype == jnp.bfloat16
     np.testing.assert_array_equal(result, exact(x).astype(jnp.bfloat16))
     np.testing.assert_array_equal(rounded.var[...], exact.var[...])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_batch_norm_has_the_gradients_of_its_formula(dtype):
+    x, target = (_features(seed, (3, 6, 4, 5)).astype(dtype) for seed in (5, 6))
+    scale, bias = 1 + 0.5 * _features(7, (2, 5))
+
+    def ours(x, scale, bias):
+        norm = layers.BatchNorm(5, dtype=dtype, rngs=nnx.Rngs(params=0))
+        norm.train()
+        norm.scale.set_value(scale)
+        norm.bias.set_value(bias)
+        return norm(x)
+
+    def formula(x, scale, bias):
+        x = x.astype(jnp.float32)
+        mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
+        rows = (x.reshape(-1, 5) - mean[None]) / jnp.sqrt(variance + 1e-5)[None]
+        return (rows * scale[None] + bias[None]).reshape(x.shape).astype(dtype)
+
+    results = []
+    for function in (ours, formula):
+        y, vjp = jax.vjp(function, x, scale, bias)
+        results.append((y, *vjp(target)))
+    tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
+    for found, expected in zip(*results, strict=True):
+        assert found.dtype == expected.dtype
+        found, expected = found.astype(jnp.float32), expected.astype(jnp.float32)
+        assert jnp.linalg.norm(found - expected) <= tolerance * jnp.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("features", [64, 48, 7])
+def test_a_wide_layer_is_a_linear_layer(features, monkeypatch):
+    monkeypatch.setattr(layers, "is_on_one_cpu", lambda: True)
+    wide, plain = (
+        kind(features, 9, rngs=nnx.Rngs(params=0)) for kind in (layers.WideLinear, nnx.Linear)
+    )
+    x, target = _features(8, (4, features)), _features(9, (4, 9))
+    results = []
+    for layer in (wide, plain):
+        structure, state = nnx.split(layer)
+        y, vjp = jax.vjp(lambda state, x, to=structure: nnx.merge(to, state)(x), state, x)
+        results.append(jax.tree.leaves((y, vjp(target))))
+    for found, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
