@@ -6,6 +6,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 # Where it is set, as in many containers, every command compiles all that it imports: 2 to 10 s.
 unset PYTHONDONTWRITEBYTECODE
+# Large arrays on large pages of memory, where Linux has them: a step on a CPU asks for its memory
+# anew, which takes up to a third of its time page by page (docs/explanation/performance.md).
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
 PATIENTS=1000
 SEED=0

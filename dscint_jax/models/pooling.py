@@ -24,7 +24,14 @@ def max_pool(
 
     `padding` is pixels of minus infinity on each side; a map smaller than the window gets more.
     """
-    return _max_pool(window, stride, pads_of(x.shape[1:3], (window, window), stride, padding), x)
+    pads = pads_of(x.shape[1:3], (window, window), stride, padding)
+    if stride != window or pads != ((0, 0), (0, 0)):
+        return _max_pool(window, stride, pads, x)
+    # Of windows that lie side by side, a maximum over axes of their own is several times as fast.
+    batch, height, width, channel = x.shape
+    rows, columns = height // window, width // window
+    x = x[:, : rows * window, : columns * window]
+    return largest(x.reshape(batch, rows, window, columns, window, channel), (2, 4))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -170,19 +177,14 @@ def _cell_means(length: int, cells: int) -> Float[np.ndarray, "cells length"]:
 def downsample_max(
     x: Float[Array, "batch height width channel"],
 ) -> Float[Array, "batch half_height half_width channel"]:
-    """Maximum over blocks of 2x2; an odd last row or column is left out.
-
-    Of equal values the first one, row by row, has the gradient, as for `max_pool`. A maximum over
-    reshaped axes is faster than a window.
-    """
-    batch, height, width, channel = x.shape
+    """Maximum over blocks of 2x2, as `max_pool`; an odd last row or column is left out."""
+    _, height, width, _ = x.shape
     if height < 2 or width < 2:
         raise UserError(
             f"config.model_options.pool_after: a map of {height}x{width} cannot be halved; halve "
             f"less often or use a smaller config.data.pool"
         )
-    x = x[:, : height // 2 * 2, : width // 2 * 2]
-    return largest(x.reshape(batch, height // 2, 2, width // 2, 2, channel), (2, 4))
+    return max_pool(x, 2, 2)
 
 
 def _mean(region: jax.Array) -> jax.Array:

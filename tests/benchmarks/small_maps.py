@@ -23,8 +23,8 @@ FORMS = {
 }
 
 
-def _milliseconds(functions, *arguments):
-    """Medians, the functions in turn."""
+def milliseconds(functions, *arguments):
+    """Medians by name, the functions in turn."""
     taken = {name: [] for name in functions}
     for function in functions.values():
         jax.block_until_ready(function(*arguments))
@@ -50,7 +50,7 @@ def main() -> None:
         x = jax.random.normal(jax.random.key(0), (BATCH, rows, columns, channels))
         kernel = jax.random.normal(jax.random.key(1), (*KERNEL, channels, channels))
         for what, of in (("forward", _forward), ("gradients", _gradients)):
-            found = _milliseconds({name: of(form) for name, form in FORMS.items()}, x, kernel)
+            found = milliseconds({name: of(form) for name, form in FORMS.items()}, x, kernel)
             times = ", ".join(f"{name} {value:.1f} ms" for name, value in found.items())
             print(f"{channels} channels on {rows}x{columns}, {what}: {times}", flush=True)
 
