@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dscint_jax.models import onednn
-
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 TINY = 8
 """Positions of a map up to which all is done as one product: there XLA's own convolution, forward
 and backward, is many times slower (`python -m tests.benchmarks.small_maps`)."""
+
+WORTH_IT = 2**20
+"""Multiplications of a convolution from which its form matters: XLA's takes less to compile."""
 
 TOGETHER = 1024
 """Positions that one product of the weight gradient sums over, of several images where maps are
@@ -70,8 +71,9 @@ def convolve(
 ) -> Float[Array, "batch small_height small_width out"]:
     """Convolution with the same stride in both directions; `padding` as in `pads_of`."""
     pads = pads_of(x.shape[1:3], kernel.shape[:2], stride, padding)
-    if is_on_one_cpu():
-        if math.prod(_size_of_map(x, kernel.shape[:2], stride, pads)) <= TINY:
+    size = _size_of_map(x, kernel.shape[:2], stride, pads)
+    if is_on_one_cpu() and x.shape[0] * math.prod(size) * kernel.size >= WORTH_IT:
+        if math.prod(size) <= TINY:
             return _convolve_as_one_product(stride, pads, x, kernel)
         return _convolve_by_products(stride, pads, x, kernel)
     return _convolve(stride, pads, x, kernel)
@@ -138,9 +140,6 @@ def _convolve_by_products(stride: int, pads: Padding, x: jax.Array, kernel: jax.
 def _forward(
     stride: int, pads: Padding, x: jax.Array, kernel: jax.Array
 ) -> tuple[jax.Array, tuple]:
-    # In training alone: a network that predicts is also exported, and must not need oneDNN.
-    if onednn.is_faster(x, kernel):
-        return onednn.convolve(x, kernel, stride, pads), (x, kernel)
     return _convolve(stride, pads, x, kernel), (x, kernel)
 
 
@@ -148,35 +147,11 @@ def _backward(
     stride: int, pads: Padding, saved: tuple, gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    return (
-        input_gradient(x, kernel, gradient, stride, pads),
-        weight_gradient(x, gradient, kernel.shape[:2], stride, pads),
-    )
+    _, to_input = jax.vjp(lambda x: _convolve(stride, pads, x, kernel), x)
+    return *to_input(gradient), weight_gradient(x, gradient, kernel.shape[:2], stride, pads)
 
 
 _convolve_by_products.defvjp(_forward, _backward)
-
-
-def input_gradient(
-    x: Float[Array, "batch height width in"],
-    kernel: Float[Array, "rows columns in out"],
-    gradient: Float[Array, "batch small_height small_width out"],
-    stride: int,
-    pads: Padding,
-) -> Float[Array, "batch height width in"]:
-    """The convolution's gradient by its input, of which only the shape matters.
-
-    With stride 1 it is itself a convolution, with the kernel turned around.
-    """
-    rows, columns = (
-        (span - 1 - before, span - 1 - after)
-        for span, (before, after) in zip(kernel.shape[:2], pads, strict=True)
-    )
-    if stride == 1 and min(*rows, *columns) >= 0 and onednn.is_faster(gradient, kernel):
-        turned = kernel[::-1, ::-1]
-        return onednn.convolve(gradient, turned, 1, (rows, columns), inputs_last=True)
-    _, to_input = jax.vjp(lambda x: _convolve(stride, pads, x, kernel), x)
-    return to_input(gradient)[0]
 
 
 def weight_gradient(

@@ -1,7 +1,5 @@
 import functools
 import itertools
-import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from dscint_jax.models import convolution, onednn
+from dscint_jax.models import convolution
 
 
 def _arrays(seed, height, width, channels, features, kernel):
@@ -77,9 +75,7 @@ def test_all_forms_agree_on_random_shapes(seed):
     random = np.random.default_rng(seed)
     # Products over one image, some or all of the batch: maps of a few to 2000 positions.
     batch, height, width = (int(random.integers(1, most)) for most in (9, 65, 33))
-    rows, columns = (int(n) for n in random.integers(1, 8, 2))
-    # On both sides of where oneDNN begins.
-    channels, features = (int(n) for n in random.integers(1, 2 * onednn.FEWEST_CHANNELS, 2))
+    channels, features, rows, columns = (int(n) for n in random.integers(1, 8, 4))
     stride = int(random.integers(1, 4))
     padding = [tuple(random.integers(0, 4, 2).tolist()), "SAME"][seed % 2]
     x = jnp.array(random.normal(size=(batch, height, width, channels)).astype(np.float32))
@@ -145,12 +141,12 @@ def _gradient_of_kernel(x, weights):
 
 
 def test_what_the_compiler_divides_over_devices_keeps_the_gradient_that_can_be_divided():
-    x, weights = _arrays(2, 8, 8, 2, 2, 3)
+    x, weights = _arrays(2, 32, 32, 8, 16, 3)
     assert "while" not in jax.jit(_gradient_of_kernel).lower(x, weights).as_text()
 
 
 def test_each_of_several_devices_has_the_fast_gradient_of_its_own_images():
-    x, weights = _arrays(2, 8, 8, 2, 2, 3)
+    x, weights = _arrays(2, 32, 32, 8, 16, 3)
     x = jnp.concatenate([x, x + 1])
     mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,), devices=jax.devices()[:2])
     here, everywhere = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
@@ -164,21 +160,13 @@ def test_each_of_several_devices_has_the_fast_gradient_of_its_own_images():
         )
     )
     assert "while" in program.lower(x, weights).as_text()
-    np.testing.assert_allclose(program(x, weights), _gradient_of_kernel(x, weights), rtol=1e-5)
+    found, expected = program(x, weights), _gradient_of_kernel(x, weights)
+    assert jnp.linalg.norm(found - expected) <= 1e-5 * jnp.linalg.norm(expected)
 
 
-@pytest.mark.skipif(not onednn._is_there(), reason="no oneDNN in this jaxlib")
-def test_training_uses_onednn_and_prediction_what_can_be_exported():
-    x, weights = _arrays(3, 16, 8, 16, 16, 3)
-    form = functools.partial(convolution._convolve_by_products, 1, ((1, 1), (1, 1)))
-    predicting = jax.jit(form).lower(x, weights).as_text()
-    training = jax.jit(jax.grad(lambda x, w: form(x, w).sum(), (0, 1))).lower(x, weights).as_text()
-    # Of a sum the result is not needed, only the gradient by the input is a convolution.
-    assert ("onednn" in predicting, training.count("@__onednn$convolution(")) == (False, 1)
-
-
-def test_the_jaxlibs_that_set_up_installs_are_ones_whose_onednn_is_known():
-    constraints = (Path(__file__).parents[3] / "constraints.txt").read_text()
-    versions = re.findall(r"^jaxlib==(\d+)\.(\d+)", constraints, re.MULTILINE)
-    assert versions
-    assert all(tuple(map(int, version)) <= onednn.NEWEST for version in versions)
+def test_a_small_convolution_has_the_form_that_compiles_fast(monkeypatch):
+    monkeypatch.setattr(convolution, "is_on_one_cpu", lambda: True)
+    for size, fast in ((8, False), (32, True)):
+        x, weights = _arrays(2, size, size, 8, 12, 3)
+        text = jax.jit(_gradient_of_kernel).lower(x, weights).as_text()
+        assert ("while" in text) == fast
