@@ -21,8 +21,9 @@ TINY = 8
 """Positions of a map up to which all is done as one product: there XLA's own convolution, forward
 and backward, is many times slower (`python -m tests.benchmarks.small_maps`)."""
 
-WORTH_IT = 2**20
-"""Multiplications of a convolution from which its form matters: XLA's takes less to compile."""
+WORTH_IT = 2**17
+"""Multiplications for an image from which the form matters: XLA's own takes less to compile. Not
+for a batch, whose size is not known where a network is exported."""
 
 TOGETHER = 1024
 """Positions that one product of the weight gradient sums over, of several images where maps are
@@ -72,7 +73,7 @@ def convolve(
     """Convolution with the same stride in both directions; `padding` as in `pads_of`."""
     pads = pads_of(x.shape[1:3], kernel.shape[:2], stride, padding)
     size = _size_of_map(x, kernel.shape[:2], stride, pads)
-    if is_on_one_cpu() and x.shape[0] * math.prod(size) * kernel.size >= WORTH_IT:
+    if is_on_one_cpu() and math.prod(size) * kernel.size >= WORTH_IT:
         if math.prod(size) <= TINY:
             return _convolve_as_one_product(stride, pads, x, kernel)
         return _convolve_by_products(stride, pads, x, kernel)
