@@ -183,7 +183,9 @@ class BatchNorm(nnx.BatchNorm):
             factor = jax.lax.rsqrt(self.var[...] + self.epsilon) * scale
             y = (rows.astype(jnp.float32) - self.mean[...][None]) * factor[None] + bias[None]
         else:
-            y, mean, variance = _normalise(self.epsilon, self.axis_name, rows, scale, bias)
+            found: tuple[jax.Array, jax.Array, jax.Array]
+            found = _normalise(self.epsilon, self.axis_name, rows, scale, bias)
+            y, mean, variance = found
             count = len(rows) * (jax.lax.axis_size(self.axis_name) if self.axis_name else 1)
             unbiased = variance * (count / max(count - 1, 1))
             for statistic, value in ((self.mean, mean), (self.var, unbiased)):
