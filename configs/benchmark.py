@@ -130,7 +130,7 @@ def headline() -> Benchmark:
             steps=3000,
             batch_size=48,
             data=Data(dir="runs/quickstart/data", pool=4, copies=4, cache_gib=4.0),
-            optimizer=Optimizer(warmup_steps=100),
+            optimizer=Optimizer(name="muon", warmup_steps=100),
             log_every=20,
             evaluate_every=250,
             keep_last=1,
