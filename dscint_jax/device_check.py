@@ -9,7 +9,6 @@ A part that is there already is not done again, and one that fails leaves the ot
 """
 
 import dataclasses
-import hashlib
 import importlib.util
 import json
 import os
@@ -124,11 +123,11 @@ def agreement(plan: Plan, workdir: Path) -> dict[str, Any]:
 
 
 def throughput(plan: Plan, workdir: Path) -> dict[str, Any]:
-    """What `dscint_jax.throughput` tells of the networks, beside PyTorch where it is installed."""
+    """What `dscint_jax.throughput` tells of the networks, beside PyTorch where it has them all."""
     path = workdir / "throughput.json"
     path.unlink(missing_ok=True)
     words = [part for name in plan.networks for part in ("--network", name)]
-    if plan is FULL and importlib.util.find_spec("torch"):
+    if plan is FULL and all(map(importlib.util.find_spec, ("torch", "torchvision", "timm"))):
         words += ["--peer", "torch", "--peer", "torch_compile"]
     words += ["--size", plan.size, "--batch", plan.batch, "--dtype", plan.dtype]
     words += ["--rounds", plan.rounds, "--seconds", plan.seconds, "--out", path]
@@ -156,7 +155,7 @@ def training(plan: Plan, workdir: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"errors": []}
     run = workdir
     for feed in plan.feeds:
-        run = _train("dscint.py", plan, workdir / f"fed_from_{feed}", data=workdir, cache=feed)
+        run = _train("dscint.py", plan, workdir / f"fed_from_{feed}", cache=feed)
         found[feed] = _speed(run)
     _command("dscint_jax.evaluate", "--workdir", run, "--split", "test")
     found["metrics"] = read_json(run / "eval" / "test" / "metrics.json")
@@ -176,7 +175,7 @@ def repeated(plan: Plan, workdir: Path) -> dict[str, Any]:
         speeds, weights = [], []
         for number in (1, 2):
             run = workdir / f"repeated_{'deterministic' if flags else 'as_it_is'}_{number}"
-            _train("quickstart.py", plan, run, data=workdir, flags=flags)
+            _train("quickstart.py", plan, run, flags=flags)
             speeds.append(_speed(run))
             weights.append(_checksum(run))
         same = weights[0] == weights[1]
@@ -254,14 +253,12 @@ def _data_set(plan: Plan, workdir: Path) -> None:
     _command("tfds_builder.build", "--manifest", manifest, "--data_dir", data)
 
 
-def _train(
-    config: str, plan: Plan, run: Path, *, data: Path, cache: str = "auto", flags: str = ""
-) -> Path:
+def _train(config: str, plan: Plan, run: Path, *, cache: str = "auto", flags: str = "") -> Path:
     options: dict[str, Any] = {
         "steps": plan.steps,
         "evaluate_every": plan.steps,
         "log_every": max(plan.steps // 4, 1),
-        "data.dir": data / "data",
+        "data.dir": run.parent / "data",
         "data.cache": cache,
         "model_options.dtype": plan.dtype,
         **{f"model_options.{name}": value for name, value in plan.options.items()},
@@ -285,17 +282,13 @@ def _speed(run: Path) -> dict[str, Any]:
 
 def _checksum(run: Path) -> str:
     """Of all weights of a run's newest checkpoint."""
-    import jax
-    import numpy as np
-
     from dscint_jax.evaluate.restored import load_weights
+    from dscint_jax.export.metadata import weights_digest
     from dscint_jax.run.provenance import classes_of
+    from dscint_jax.weights.export_torch import torch_state_dict
 
     weights = load_weights(run, checkpoint="latest", num_classes=len(classes_of(run)))
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves((weights.params, weights.batch_stats)):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
+    return weights_digest(torch_state_dict(weights.params, weights.batch_stats))
 
 
 def main() -> None:

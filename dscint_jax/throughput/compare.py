@@ -22,11 +22,10 @@ from dscint_jax.throughput.workload import CLASSES, JAX, TOLERANCE, Measurement,
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.progress import say
 
-PEER_NETWORKS = (
-    *("dscint", "alexnet", "vgg11", "vgg16", "vgg19"),
-    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-    *("densenet121", "densenet161", "densenet169", "densenet201", "inception_v4"),
-)
+NETWORKS = [name for name in models.NETWORKS if name != "dual_view"]
+"""Those that read one image at a time."""
+
+PEER_NETWORKS = [name for name in NETWORKS if not name.endswith("_bn")]
 """Those that PyTorch has too: torchvision's, timm's, and our Dscint written in PyTorch."""
 
 PASSES = {True: 3, False: 1}
@@ -143,8 +142,7 @@ def measure_apart(
     Raises:
       UserError: the process failed; it said why.
     """
-    program = "from dscint_jax.throughput.child import run; run()"
-    words = [sys.executable, "-c", program, framework, str(weights)]
+    words = [sys.executable, "-m", "dscint_jax.throughput.child", framework, str(weights)]
     child = subprocess.run(
         words,
         input=json.dumps(dataclasses.asdict(workload)),

@@ -1,6 +1,5 @@
 """The steps of this package, timed: as a run compiles them, on one device, without augmentation."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,15 @@ from dscint_jax.throughput.workload import (
     GEMM_SIDE,
     LEARNING_RATE,
     SCALE,
-    WARM_UP,
     WEIGHT_DECAY,
     Measurement,
     Workload,
     gemm_flops,
-    summarised,
-    timed,
+    measured,
 )
 from dscint_jax.training import parallel
 from dscint_jax.training.experiment import make_experiment
+from dscint_jax.training.step import eval_step
 from dscint_jax.training.timing import memory_in_use
 from dscint_jax.weights.export_torch import torch_state_dict, write_safetensors
 
@@ -73,35 +71,28 @@ def measure(workload: Workload, weights: Path) -> Measurement:
     }
     batch = shard_batch(fields, mesh)
     train = parallel.compile_train_step(experiment.spec, mesh)
-    evaluate = parallel.compile_eval_step(experiment.spec, mesh)
-    result: Any = None
+    evaluate = parallel.compile_inference(eval_step, experiment.spec, mesh)
 
-    def step() -> None:
-        nonlocal state, result
+    def step() -> Any:
+        nonlocal state
         if workload.train:
             state, result = train(state, batch)
         else:
             result = evaluate(state.params, state.batch_stats, batch)
-        jax.block_until_ready((state, result))
+        return jax.block_until_ready((state, result))[1]
 
-    start = time.perf_counter()
-    step()
-    first = time.perf_counter() - start
-    loss, norm = _told(workload, result)
-    for _ in range(WARM_UP):
-        step()
-    times = timed(step, workload.seconds)
+    first, times = measured(step, workload.seconds)
+    loss, norm = _told(workload, first)
     memory = memory_in_use()
     device = jax.devices()[0]
     return Measurement(
         framework=f"jax {jax.__version__}",
-        first_step_s=first,
         peak_bytes=memory.get("device_peak_bytes", memory["host_peak_bytes"]),
         loss=loss,
         gradient_norm=norm,
         gemm_flops=_gemm(workload.dtype, GEMM_SIDE.get(device.platform, GEMM_SIDE["gpu"])),
         device=device.device_kind,
-        **summarised(times),
+        **times,
     )
 
 

@@ -1,6 +1,5 @@
 """The same predictions by onnxruntime, timed: what a program without JAX can expect on a CPU."""
 
-import time
 from pathlib import Path
 
 import jax
@@ -14,12 +13,10 @@ from dscint_jax.throughput.workload import (
     CLIP,
     GEMM_SIDE,
     SCALE,
-    WARM_UP,
     Measurement,
     Workload,
     gemm_flops,
-    summarised,
-    timed,
+    measured,
 )
 from dscint_jax.training.experiment import make_experiment
 from tfds_builder.commandline.command import peak_memory
@@ -62,21 +59,15 @@ def measure(workload: Workload, weights: Path) -> Measurement:
     def step() -> np.ndarray:
         return np.asarray(session.run(None, {"counts": counts})[0])
 
-    start = time.perf_counter()
-    found = step()
-    first = time.perf_counter() - start
-    for _ in range(WARM_UP):
-        step()
-    times = timed(step, workload.seconds)
+    found, times = measured(step, workload.seconds)
     side = GEMM_SIDE["cpu"]
     matrix = np.ones((side, side), np.float32)
     return Measurement(
         framework=f"onnxruntime {onnxruntime.__version__}",
-        first_step_s=first,
         peak_bytes=float(peak_memory()),
         loss=float(-np.log(found[np.arange(len(labels)), labels]).mean()),
         gradient_norm=0.0,
         gemm_flops=gemm_flops(lambda: matrix @ matrix, side),
         device="cpu",
-        **summarised(times),
+        **times,
     )

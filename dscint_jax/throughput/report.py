@@ -4,15 +4,13 @@ import platform
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from dscint_jax import models
 from dscint_jax.run.provenance import processor
-from dscint_jax.throughput.compare import PEER_NETWORKS, Comparison, compare, workload_of
+from dscint_jax.throughput.compare import NETWORKS, PEER_NETWORKS, Comparison, compare, workload_of
 from dscint_jax.throughput.workload import JAX, ONNXRUNTIME
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import check_writable, write_json
@@ -42,8 +40,8 @@ def measure_all(
       UserError: no such network, or the peer does not have it; `out` cannot be written.
     """
     for name in networks:
-        if name not in models.NETWORKS:
-            raise UserError(f"no network '{name}'; there are {', '.join(models.NETWORKS)}")
+        if name not in NETWORKS:
+            raise UserError(f"no network '{name}' to measure; there are {', '.join(NETWORKS)}")
         if {*peers} - {ONNXRUNTIME} and name not in PEER_NETWORKS:
             raise UserError(f"--peer: PyTorch has no {name}; it has {', '.join(PEER_NETWORKS)}")
     if ONNXRUNTIME in peers and (train or dtype != "float32"):
@@ -63,18 +61,15 @@ def measure_all(
                 errors.append(str(error))
                 say(f"failed: {error}")
             if out is not None:
-                write_json(out, _document(found, errors))
+                document = {
+                    "processor": processor(),
+                    "system": platform.platform(),
+                    "networks": [comparison.to_dict() for comparison in found],
+                    "errors": errors,
+                }
+                write_json(out, document)
     Console(highlight=False).print(_table(found))
     return bool(errors) or any(comparison.refused for comparison in found)
-
-
-def _document(found: Sequence[Comparison], errors: Sequence[str]) -> dict[str, Any]:
-    return {
-        "processor": processor(),
-        "system": platform.platform(),
-        "networks": [comparison.to_dict() for comparison in found],
-        "errors": [*errors],
-    }
 
 
 def _table(found: Sequence[Comparison]) -> Table:

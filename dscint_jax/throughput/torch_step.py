@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,11 @@ from dscint_jax.throughput.workload import (
     GEMM_SIDE,
     LEARNING_RATE,
     SCALE,
-    WARM_UP,
     WEIGHT_DECAY,
     Measurement,
     Workload,
     gemm_flops,
-    summarised,
-    timed,
+    measured,
 )
 from tfds_builder.commandline.command import peak_memory
 from tfds_builder.commandline.errors import UserError
@@ -65,7 +62,6 @@ def measure(workload: Workload, weights: Path, *, compiled: bool) -> Measurement
     forward = torch.compile(network) if compiled else network
     counts = torch.from_numpy(workload.counts().transpose(0, 3, 1, 2).copy()).to(device)
     labels = torch.from_numpy(workload.labels()).long().to(device)
-    loss = norm = torch.zeros(())
 
     def logits() -> torch.Tensor:
         images = torch.sqrt(counts.float() / SCALE).clamp(max=CLIP)
@@ -74,8 +70,8 @@ def measure(workload: Workload, weights: Path, *, compiled: bool) -> Measurement
         with torch.autocast(device, torch.bfloat16, enabled=low):
             return forward(images).float()
 
-    def step() -> None:
-        nonlocal loss, norm
+    def step() -> tuple[torch.Tensor, torch.Tensor]:
+        norm = torch.zeros(())
         if workload.train:
             loss = F.cross_entropy(logits(), labels)
             optimizer.zero_grad(set_to_none=True)
@@ -87,24 +83,18 @@ def measure(workload: Workload, weights: Path, *, compiled: bool) -> Measurement
                 loss = F.cross_entropy(logits(), labels)
         if device == "cuda":
             torch.cuda.synchronize()
+        return loss.detach(), norm
 
-    start = time.perf_counter()
-    step()
-    first = time.perf_counter() - start
-    first_loss, first_norm = float(loss.detach()), float(norm)
-    for _ in range(WARM_UP):
-        step()
-    times = timed(step, workload.seconds)
+    (loss, norm), times = measured(step, workload.seconds)
     on_gpu = device == "cuda"
     return Measurement(
         framework=f"torch {torch.__version__}{' torch.compile' if compiled else ''}",
-        first_step_s=first,
         peak_bytes=float(torch.cuda.max_memory_allocated()) if on_gpu else float(peak_memory()),
-        loss=first_loss,
-        gradient_norm=first_norm,
+        loss=float(loss),
+        gradient_norm=float(norm),
         gemm_flops=_gemm(workload.dtype, device, GEMM_SIDE["gpu" if on_gpu else "cpu"]),
         device=torch.cuda.get_device_name() if on_gpu else "cpu",
-        **summarised(times),
+        **times,
     )
 
 

@@ -4,9 +4,11 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 JAX = "jax"
 TORCH, TORCH_COMPILE, ONNXRUNTIME = "torch", "torch_compile", "onnxruntime"
@@ -110,7 +112,21 @@ def gemm_flops(product: Callable[[], object], side: int) -> float:
     return 2 * side**3 / statistics.median(timed(product, 1.0))
 
 
-def summarised(times: list[float]) -> dict[str, Any]:
-    """The fields of a Measurement that follow from the seconds of its steps."""
+def measured(step: Callable[[], T], seconds: float) -> tuple[T, dict[str, Any]]:
+    """Takes steps; returns what the first returned, and the fields of a Measurement that are times.
+
+    `step` returns when its work is done.
+    """
+    start = time.perf_counter()
+    told = step()
+    first_step_s = time.perf_counter() - start
+    for _ in range(WARM_UP):
+        step()
+    times = timed(step, seconds)
     first, median, third = np.quantile(times, (0.25, 0.5, 0.75)).tolist()
-    return {"step_s": median, "quartiles_s": (first, third), "steps": len(times)}
+    return told, {
+        "first_step_s": first_step_s,
+        "step_s": median,
+        "quartiles_s": (first, third),
+        "steps": len(times),
+    }

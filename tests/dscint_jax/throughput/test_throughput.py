@@ -55,7 +55,7 @@ def test_onnxruntime_is_measured_on_predictions_in_float32(changed):
     settings = {k: v for k, v in FIELDS.items() if k not in ("batch", "seconds")} | changed
     with pytest.raises(UserError, match="onnxruntime predicts in float32 alone; add --forward"):
         measure_all(
-            ["dual_view"],
+            ["dscint"],
             **settings,
             batches=[8],
             seconds=1,
@@ -122,7 +122,12 @@ def test_what_fails_is_told_and_the_others_are_measured(monkeypatch, tmp_path, c
 
 
 @pytest.mark.parametrize(
-    ("network", "peers", "word"), [("dscnt", [], "resnet18"), ("dual_view", ["torch"], "dual_view")]
+    ("network", "peers", "word"),
+    [
+        ("dscnt", [], "resnet18"),
+        ("dual_view", [], "dual_view"),
+        ("vgg16_bn", ["torch"], "vgg16_bn"),
+    ],
 )
 def test_network_that_is_not_there_is_named(network, peers, word):
     settings = {k: v for k, v in FIELDS.items() if k not in ("batch", "seconds")}
