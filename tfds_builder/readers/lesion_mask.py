@@ -10,8 +10,9 @@ import numpy as np
 
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.readers.raster.directory import TIFF_STARTS, Tiff
-from tfds_builder.readers.raster.reader import decoded, own_words
-from tfds_builder.readers.raster.tiff import BITS, cut_page
+from tfds_builder.readers.raster.reader import decoded
+from tfds_builder.readers.raster.tiff import BITS, LENGTH, WIDTH, cut_page
+from tfds_builder.readers.scintigram import own_words
 
 
 def read_masks(
@@ -43,17 +44,18 @@ def read_masks(
 
 def _read_page(tiff: Tiff, at: int, frame: int, rows: int, columns: int) -> np.ndarray:
     with _named(f"lesion mask, page {frame}"):
-        directory, _ = tiff.directory(at)
+        directory = tiff.directory(at)[0]
         bits = tiff.one(directory, BITS, 1)
         if bits != 8:
             raise UserError(f"has {bits} bit{'s' if bits > 1 else ''} a pixel; 8 are read")
-        container = cut_page(tiff, directory)
-    if (container.rows, container.columns) != (rows, columns):
+        height, width = tiff.one(directory, LENGTH), tiff.one(directory, WIDTH)
+    if (height, width) != (rows, columns):
         raise UserError(
-            f"lesion mask has {container.rows}x{container.columns} pixels on page {frame}, but the "
-            f"image {rows}x{columns}; a lesion mask has the matrix of its image"
+            f"lesion mask has {height}x{width} pixels on page {frame}, but the image "
+            f"{rows}x{columns}; a lesion mask has the matrix of its image"
         )
     with _named(f"lesion mask, page {frame}"):
+        container = cut_page(tiff, directory)
         page = decoded("TIFF", container.content, container)
         if page.mode not in ("L", "P"):
             raise UserError(f"has the channels {page.mode}; one is read")

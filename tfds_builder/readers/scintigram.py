@@ -3,6 +3,11 @@
 Readers (`dicom`, `raster`) make these from the bytes of a file; nothing here knows a format.
 """
 
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,3 +74,22 @@ def accepted(reason: str, accept: bool) -> tuple[str, ...]:
     if not accept:
         raise UserError(f"{reason}; 'yes' in the manifest's 'accept' takes it all the same")
     return (f"taken by the manifest's 'accept', although it {reason}",)
+
+
+@contextmanager
+def own_words(kind: str) -> Iterator[None]:
+    """Makes every failure a UserError without a word of the file, which may name the patient.
+
+    pydicom and Pillow raise nearly anything on what is damaged. `kind` is 'PNG' or the like. A
+    MemoryError passes as it came: what follows it is for the worker pool.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (UserError, MemoryError):
+        raise
+    except (struct.error, zlib.error):
+        raise UserError(f"damaged {kind} (its structure)") from None
+    except Exception as error:
+        raise UserError(f"damaged {kind} ({type(error).__name__})") from None

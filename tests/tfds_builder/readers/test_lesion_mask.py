@@ -105,7 +105,14 @@ def test_a_mask_must_have_the_images_pages_and_matrix(masks):
         "a lesion mask has the matrix of its image"
     )
     turned = encoded([Image.fromarray(page.T.copy()) for page in masks])
-    assert "lesion mask, page 1: is 64x24, wider than high" in refusal(turned)
+    assert "lesion mask has 24x64 pixels on page 1, but the image 64x24" in refusal(turned)
+
+
+def test_mask_of_an_image_wider_than_high_is_read(masks):
+    content = encoded([Image.fromarray(page.T.copy()) for page in masks])
+    columns, rows = masks[0].shape
+    (page,) = read_masks(content, (1,), len(masks), rows, columns)
+    np.testing.assert_array_equal(page, masks[0].T)
 
 
 def test_a_mask_that_is_not_8_bits_of_one_channel_is_refused(masks):

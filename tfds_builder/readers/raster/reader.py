@@ -5,11 +5,6 @@ values for more counts, with what was assumed. No text, date or profile of the f
 """
 
 import io
-import struct
-import warnings
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image
@@ -20,7 +15,7 @@ from tfds_builder.readers.raster.directory import TIFF_STARTS
 from tfds_builder.readers.raster.jpeg import JPEG_START, cut_jpeg
 from tfds_builder.readers.raster.png import PNG_START, cut_png
 from tfds_builder.readers.raster.tiff import cut_tiff
-from tfds_builder.readers.scintigram import GREY_VALUES, Scintigram, View
+from tfds_builder.readers.scintigram import GREY_VALUES, Scintigram, View, own_words
 from tfds_builder.readers.views import MANIFEST, NO_VIEW, UNKNOWN
 
 _HIGHEST = np.iinfo(np.uint16).max
@@ -83,24 +78,6 @@ def _cut(kind: str, content: bytes, frame: int | None) -> Container:
         return cut_tiff(content, frame)
     check_frame(frame, 1)
     return cut_png(content) if kind == "PNG" else cut_jpeg(content)
-
-
-@contextmanager
-def own_words(kind: str) -> Iterator[None]:
-    """Makes every failure a UserError without a word of the file; Pillow raises nearly anything.
-
-    `kind` is 'PNG', 'TIFF' or 'JPEG'. A MemoryError passes as it came.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except (UserError, MemoryError):
-        raise
-    except (struct.error, zlib.error):
-        raise UserError(f"damaged {kind} (its structure)") from None
-    except Exception as error:
-        raise UserError(f"damaged {kind} ({type(error).__name__})") from None
 
 
 def _upright_grey(kind: str, container: Container) -> Grey:

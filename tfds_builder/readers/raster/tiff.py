@@ -21,11 +21,11 @@ from tfds_builder.readers.scintigram import MAX_PIXELS
 
 BITS = 258
 
-_WIDTH, _LENGTH, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 259, 262, 266
+WIDTH, LENGTH, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 259, 262, 266
 _STRIP_OFFSETS, _SAMPLES, _STRIP_ROWS, _STRIP_BYTES = 273, 277, 278, 279
 _PLANAR, _PREDICTOR, _COLOUR_MAP, _TILE_WIDTH, _TILE_LENGTH = 284, 317, 320, 322, 323
 _TILE_OFFSETS, _TILE_BYTES, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 324, 325, 338, 339
-_KEPT = (_WIDTH, _LENGTH, BITS, _COMPRESSION, _SAMPLES, _PLANAR, _COLOUR_MAP, _EXTRA_SAMPLES)
+_KEPT = (WIDTH, LENGTH, BITS, _COMPRESSION, _SAMPLES, _PLANAR, _COLOUR_MAP, _EXTRA_SAMPLES)
 _STRIPS = (_STRIP_OFFSETS, _STRIP_ROWS, _STRIP_BYTES)
 _TILES = (_TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_BYTES)
 _UNCOMPRESSED, _LZW, _DEFLATE, _OLD_DEFLATE, _PACK_BITS = 1, 5, 8, 32946, 32773
@@ -42,13 +42,13 @@ def cut_tiff(content: bytes, frame: int | None) -> Container:
     pages = tiff.pages()
     check_frame(frame, len(pages))
     directory, _ = tiff.directory(pages[(frame or 1) - 1])
+    check_size(tiff.one(directory, LENGTH), tiff.one(directory, WIDTH))
     return cut_page(tiff, directory, len(pages))
 
 
 def cut_page(tiff: Tiff, directory: Directory, pages: int = 1) -> Container:
-    """Keeps the page that a directory is of; the rest is as for `cut_tiff`."""
-    rows, columns = tiff.one(directory, _LENGTH), tiff.one(directory, _WIDTH)
-    check_size(rows, columns)
+    """Keeps the page that a directory is of, of any size; the rest is as for `cut_tiff`."""
+    rows, columns = tiff.one(directory, LENGTH), tiff.one(directory, WIDTH)
     check_orientation(tiff.one(directory, ORIENTATION, 0))
     bits, form, photometric = _pixels(tiff, directory)
     compression = _compression(tiff, directory, bits)
