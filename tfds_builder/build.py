@@ -15,7 +15,7 @@ from rich.table import Table
 
 from tfds_builder import splits
 from tfds_builder.classes import read_classes
-from tfds_builder.commandline.command import CommandParser, available_cores
+from tfds_builder.commandline.command import CommandParser, available_cores, positive_number
 from tfds_builder.commandline.errors import UserError, run_command
 from tfds_builder.commandline.progress import say, show
 from tfds_builder.scintigraphy.conductor import Request, build_data_set
@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--workers",
-        type=int,
+        type=positive_number,
         default=available_cores(),
         help="processes that decode images (default: one a core)",
     )
@@ -172,8 +172,6 @@ def _options(settings: argparse.Namespace) -> Options:
         raise UserError("--folds makes equal folds: leave out --split_fractions")
     if not 0 <= settings.max_rejected <= 1:
         raise UserError(f"--max_rejected {settings.max_rejected}: a share from 0 to 1 is needed")
-    if settings.workers < 1:
-        raise UserError(f"--workers {settings.workers}: at least 1 is needed")
     if not settings.file_seconds > 0:
         raise UserError(f"--file_seconds {settings.file_seconds}: must be more than 0")
     if settings.beam_options and not settings.beam_runner:

@@ -98,7 +98,10 @@ def _open(data_dir: Path, config: str) -> Any:
             f"python -m tfds_builder.build --config {config} --data_dir {data_dir} --manifest ..."
         )
     try:
-        return tfds.builder_from_directory(versions[-1].parent)
+        builder: Any = tfds.builder_from_directory(versions[-1].parent)
+        # Read only now, and not when it is opened.
+        builder.info.metadata["split_proof"]
+        return builder
     except Exception as error:  # TFDS raises nearly anything on damaged metadata.
         raise UserError(
             f"{versions[-1].parent}: cannot be read ({type(error).__name__}); build it again"
@@ -186,11 +189,12 @@ def _montage(
 def _manifest_rows(builder: Any) -> dict[str, str]:
     """Image id, of a view or of a study -> manifest row."""
     rows: dict[str, str] = {}
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UnicodeDecodeError, csv.Error):
         text = (Path(builder.data_dir) / QUALITY).read_text(encoding="utf-8")
         for line in csv.DictReader(io.StringIO(text)):
-            rows[line["image_id"]] = line["row"]
-            rows.setdefault(line["image_id"].rpartition("-")[0], line["row"])
+            image, row = line.get("image_id") or "", line.get("row") or ""
+            rows[image] = row
+            rows.setdefault(image.rpartition("-")[0], row)
     return rows
 
 

@@ -9,7 +9,7 @@ import difflib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -204,10 +204,11 @@ def _row(
         frame=optional("frame", _frame),
         split=optional("split", _split),
         site=cells.get("site") or None,
-        sex=optional("sex", _sex) or None,
+        sex=optional("sex", lambda sex: _meaning("sex", sex, _SEXES, "F, M, O, unknown")) or None,
         age=optional("age", _age),
         lesion_mask=optional("lesion_mask", lambda mask: files.inside("lesion_mask", mask)),
-        accept=optional("accept", _accept) or False,
+        accept=optional("accept", lambda yes: _meaning("accept", yes, _ANSWERS, "yes, no"))
+        or False,
     )
 
 
@@ -261,16 +262,10 @@ def _frame(value: str) -> int:
     return int(number[:9])
 
 
-def _sex(value: str) -> str:
-    if value.lower() not in _SEXES:
-        raise _Fault("sex is not one of F, M, O, unknown")
-    return _SEXES[value.lower()]
-
-
-def _accept(value: str) -> bool:
-    if value.lower() not in _ANSWERS:
-        raise _Fault("accept is not one of yes, no")
-    return _ANSWERS[value.lower()]
+def _meaning(field: str, value: str, known: Mapping[str, Value], choice: str) -> Value:
+    if value.lower() not in known:
+        raise _Fault(f"{field} is not one of {choice}")
+    return known[value.lower()]
 
 
 def _age(value: str) -> int:

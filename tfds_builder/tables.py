@@ -100,11 +100,8 @@ def plain_cell(cell: str) -> str:
 def _of_text(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     first, _, rest = text.partition("\n")
     said = _SEPARATOR_LINE.fullmatch(first.strip("\r"))
-    if said:
-        # A spreadsheet does not show this line, so it counts as none.
-        yield from _separated(path, rest, said[1])
-        return
-    separator = _separator(text)
+    # A spreadsheet does not show this line, so it counts as none.
+    text, separator = (rest, said[1]) if said else (text, _separator(text))
     if separator:
         yield from _separated(path, text, separator)
         return

@@ -61,6 +61,16 @@ def test_what_is_not_there_is_one_line(data_dir, tmp_path):
         inspect.main(["--data_dir", str(data_dir), "--montage", str(tmp_path / "file" / "x.png")])
 
 
+@pytest.mark.parametrize("content", [None, "{", "{}"])
+def test_damaged_metadata_is_one_line(data_dir, content):
+    (metadata,) = (data_dir / "scintigraphy" / "views").glob("*/metadata.json")
+    metadata.unlink()
+    if content:
+        metadata.write_text(content)
+    with pytest.raises(UserError, match=r"cannot be read .*; build it again"):
+        inspect.main(["--data_dir", str(data_dir)])
+
+
 @pytest.mark.parametrize("config", ["views", "studies"])
 def test_the_montage_says_which_view_a_picture_is(data_dir, tmp_path, config, monkeypatch):
     written = []

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import importlib.metadata
 import multiprocessing
 import os
 import re
@@ -49,6 +50,14 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises UserError."""
         raise UserError(f"{message}; see --help")
+
+
+def installed_version(package: str) -> str | None:
+    """A package's version; None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def positive_number(text: str) -> int:

@@ -10,6 +10,8 @@ import os
 import re
 from pathlib import Path
 
+from tfds_builder.commandline.errors import UserError
+
 BUCKETS = ("gs", "s3", "az", "hf")
 """Folders directly under / that etils, which reads paths for Orbax and TFDS, takes for buckets."""
 
@@ -32,6 +34,14 @@ def read_path(text: str) -> Path:
     if reason := _why_not(text):
         raise argparse.ArgumentTypeError(f"{_printable(text)}: {reason}")
     return home_expanded(text)
+
+
+def path_of(text: str, name: str) -> Path:
+    """Reads a path as `read_path`; UserError with the name of the option or field it stands in."""
+    try:
+        return read_path(text)
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def home_expanded(text: str) -> Path:

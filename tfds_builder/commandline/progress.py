@@ -5,6 +5,7 @@ import contextlib
 import errno
 import math
 import os
+import shutil
 import stat
 import sys
 import time
@@ -166,9 +167,12 @@ def counted(
 
 
 def show(table: RenderableType) -> None:
-    """Prints a table, as wide as the terminal."""
-    width = None if sys.stdout.isatty() else PLAIN_WIDTH
-    Console(width=width, highlight=False, markup=False).print(table)
+    """Prints a table, as wide as the terminal, 80 columns at least."""
+    width = max(shutil.get_terminal_size((PLAIN_WIDTH, 0)).columns, 80)
+    console = Console(width=width, highlight=False, markup=False)
+    with console.capture() as captured:
+        console.print(table)
+    say(captured.get().removesuffix("\n"))
 
 
 def say(text: str) -> None:
@@ -176,6 +180,11 @@ def say(text: str) -> None:
     with _reader_may_be_gone():
         # One write: another thread's line comes before or after it, never between it and its end.
         print(f"{text}\n", end="", flush=True)
+
+
+def warn(message: str) -> None:
+    """Prints a warning on stderr."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def let_go_of_readers() -> None:

@@ -5,12 +5,11 @@ compares such patients with clinical scans.
 """
 
 import argparse
-import re
 import sys
 import time
 from pathlib import Path
 
-from tfds_builder.commandline.command import CommandParser, available_cores
+from tfds_builder.commandline.command import CommandParser, available_cores, height_and_width
 from tfds_builder.commandline.errors import UserError, run_command
 from tfds_builder.commandline.progress import ProgressBar
 from tfds_builder.phantom.camera.protocol import CAMERAS, COLLIMATORS, DIFFICULTIES, Protocol
@@ -74,7 +73,8 @@ def _add_protocol(group: argparse._ArgumentGroup) -> None:
     add("--collimator", default=usual.collimator, metavar="NAME",
         help=f"{', '.join(COLLIMATORS)}: low-energy high-resolution, all-purpose, "
         "ultra-high-resolution (default: %(default)s)")  # fmt: skip
-    add("--matrix", default=f"{usual.rows}x{usual.columns}", metavar="ROWSxCOLUMNS",
+    add("--matrix", type=height_and_width, default=f"{usual.rows}x{usual.columns}",
+        metavar="ROWSxCOLUMNS",
         help="pixels of a view (default: %(default)s)")  # fmt: skip
     add("--pixel_mm", type=float, default=usual.pixel_mm, metavar="MM",
         help="side of a pixel (default: %(default)s); with another matrix, another pixel: "
@@ -90,15 +90,13 @@ def _add_protocol(group: argparse._ArgumentGroup) -> None:
 
 
 def _protocol(arguments: argparse.Namespace) -> Protocol:
-    matrix = re.fullmatch(r"(\d{1,6})x(\d{1,6})", arguments.matrix, re.ASCII)
-    if not matrix:
-        raise UserError(f"--matrix is ROWSxCOLUMNS, for example 1024x256, not {arguments.matrix}")
+    rows, columns = arguments.matrix
     return Protocol(
         difficulty=arguments.difficulty,
         camera=arguments.camera,
         collimator=arguments.collimator,
-        rows=int(matrix[1]),
-        columns=int(matrix[2]),
+        rows=rows,
+        columns=columns,
         pixel_mm=arguments.pixel_mm,
         speed_mm_s=arguments.speed_mm_s,
         activity_mbq=arguments.activity_mbq,

@@ -55,7 +55,7 @@ def make_cohort(
     Raises:
       UserError: bad values, or the folder holds anything else.
     """
-    _check_values(patients, seed, workers)
+    check_values(patients, seed, workers)
     parameters = writer.parameters_text(patients, seed, protocol)
     _check_folder(folder, parameters)
     try:
@@ -67,9 +67,9 @@ def make_cohort(
         written = (folder / "lesions.csv").is_file() and last.is_file()
         if not missing and written and last.read_bytes() == manifest:
             return None
-        for part in writer.FOLDERS:
-            (folder / part).mkdir(parents=True, exist_ok=True)
-            remove_parts(folder / part)
+        for place in (folder, *(folder / part for part in writer.FOLDERS)):
+            place.mkdir(parents=True, exist_ok=True)
+            remove_parts(place)
         write_bytes(folder / "phantom.json", parameters)
         key = f"{writer.pseudonym_key(seed)}\n".encode()
         write_bytes(folder / "pseudonym.key", key)
@@ -87,7 +87,8 @@ def make_cohort(
     return Made(len(missing), dict(collections.Counter(row[2] for row in rows)))
 
 
-def _check_values(patients: int, seed: int, workers: int) -> None:
+def check_values(patients: int, seed: int, workers: int) -> None:
+    """Raises UserError where a cohort cannot have these."""
     if not 1 <= patients <= MOST_PATIENTS:
         raise UserError(f"--patients must be between 1 and {MOST_PATIENTS}, not {patients}")
     if not 0 <= seed <= LARGEST_SEED:

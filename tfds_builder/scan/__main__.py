@@ -12,18 +12,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from tfds_builder.classes import classes_of, read_classes
-from tfds_builder.commandline.command import CommandParser, available_cores
+from tfds_builder.commandline.command import CommandParser, available_cores, positive_number
 from tfds_builder.commandline.errors import UserError, run_command
 from tfds_builder.commandline.files import write_text
 from tfds_builder.commandline.progress import counted, say
-from tfds_builder.scan.inventory import Chunk, Files, InspectedFile, inspect_files, list_files
+from tfds_builder.scan.inventory import Files, InspectedFile, inspected, list_files
 from tfds_builder.scan.label_tables import read_meanings, read_table
 from tfds_builder.scan.path_names import PathName, PathPattern, printable, read_words
 from tfds_builder.scan.proposal import BY_HEADER, RECURRING, Proposal, ProposedRow, propose
 from tfds_builder.tables import csv_text
 from tfds_builder.workers import WorkerPool
 
-_FILES_PER_TASK = 16
 _FILE_SECONDS = 30.0
 _WORKER_MEMORY = 2**30
 _MOST_LINES = 20
@@ -118,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace --out and --unread where they are there")
     add(
         "--workers",
-        type=int,
+        type=positive_number,
         default=available_cores(),
         help="processes that read headers (default: one a core)",
     )
@@ -130,19 +129,16 @@ def _check_places(settings: argparse.Namespace) -> None:
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "no such folder"
         raise UserError(f"{folder}: {what}; give the folder of the images")
-    if settings.workers < 1:
-        raise UserError(f"--workers {settings.workers}: at least 1 is needed")
-    for option, path in (("--out", settings.out), ("--unread", settings.unread)):
-        if path is None:
-            continue
+    written = [("--out", settings.out)]
+    if settings.unread:
+        written.append(("--unread", settings.unread))
+    for option, path in written:
         if path.is_dir() or not path.parent.is_dir():
             what = "is a folder" if path.is_dir() else "its folder is not there"
             raise UserError(f"{option} {path}: {what}; give the file to write")
         if path.exists() and not settings.overwrite:
             raise UserError(f"{option} {path}: is there already; use --overwrite to replace it")
-    named = [("--out", settings.out), *(("--labels", path) for path in settings.labels)]
-    if settings.unread:
-        named.insert(1, ("--unread", settings.unread))
+    named = [*written, *(("--labels", path) for path in settings.labels)]
     for (one, first), (other, second) in itertools.combinations(named, 2):
         if one != other and first.resolve() == second.resolve():
             raise UserError(f"{one} and {other} are one file, {second}; give another {one}")
@@ -172,9 +168,6 @@ def _names(
 def _inspected(
     settings: argparse.Namespace, paths: Sequence[PurePosixPath]
 ) -> Iterator[InspectedFile]:
-    starts = range(0, len(paths), _FILES_PER_TASK)
-    folder = settings.folder.resolve()
-    chunks = [Chunk(folder, tuple(paths[n : n + _FILES_PER_TASK]), settings.accept) for n in starts]
     pool = WorkerPool(
         settings.workers,
         step_seconds=_FILE_SECONDS,
@@ -182,9 +175,8 @@ def _inspected(
         preload=("tfds_builder.scan.inventory",),
     )
     with pool:
-        results = pool.map(inspect_files, chunks, Chunk.without)
-        for files in counted(results, "reading headers", len(paths), size=len):
-            yield from files
+        found = inspected(pool, settings.folder.resolve(), paths, accept=settings.accept)
+        yield from counted(found, "reading headers", len(paths))
 
 
 def _write(settings: argparse.Namespace, proposal: Proposal) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import stat
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -17,7 +18,7 @@ from tfds_builder.readers.image_file import is_dicom, read_bytes
 from tfds_builder.readers.raster import check_raster
 from tfds_builder.readers.views import UNKNOWN, FrameView
 from tfds_builder.tables import plain_cell
-from tfds_builder.workers import Announce, Lost
+from tfds_builder.workers import Announce, Lost, WorkerPool
 
 HIDDEN, NO_IMAGE, NO_FILE, SECOND_NAME, LEADS_OUT = (
     "hidden",
@@ -33,6 +34,7 @@ _NO_IMAGES = re.compile(
     re.I,
 )
 _MOST_VIEWS = 2
+_FILES_PER_TASK = 16
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,16 @@ def _is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def inspected(
+    pool: WorkerPool, folder: Path, paths: Sequence[PurePosixPath], *, accept: bool
+) -> Iterator[InspectedFile]:
+    """Inspects files in worker processes; one `InspectedFile` each, in their order."""
+    starts = range(0, len(paths), _FILES_PER_TASK)
+    chunks = [Chunk(folder, tuple(paths[n : n + _FILES_PER_TASK]), accept) for n in starts]
+    for files in pool.map(inspect_files, chunks, Chunk.without):
+        yield from files
 
 
 def inspect_files(chunk: Chunk, announce: Announce) -> list[InspectedFile]:

@@ -5,7 +5,6 @@ DATA_DIR/splits.csv, which keeps patients in their split at later builds.
 """
 
 import json
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,9 +12,10 @@ from pathlib import Path, PurePosixPath
 from tfds_builder import splits
 from tfds_builder.commandline.command import available_cores
 from tfds_builder.commandline.errors import UserError
+from tfds_builder.commandline.files import write_text
 from tfds_builder.commandline.progress import counted, say
 from tfds_builder.manifest import Row, read_manifest
-from tfds_builder.scan.inventory import Chunk, inspect_files
+from tfds_builder.scan.inventory import inspected
 from tfds_builder.scintigraphy.data_set import NAME, VERSION, write_data_set
 from tfds_builder.shards.beam import run_on_beam
 from tfds_builder.shards.findings import (
@@ -71,13 +71,13 @@ class Request:
 def build_data_set(request: Request) -> Ingested | None:
     """Builds a data set; None where it is already there. Raises UserError."""
     rows = read_manifest(request.manifest, request.options.classes)
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     try:
         with (
             staging_folder(request.data_dir) as staging,
             shard_pool(request.workers, request.file_seconds) as pool,
         ):
             plan = _plan(request, rows, pool)
+            remove_stale(request.data_dir)
             final = request.data_dir / request.place
             if final.exists() and _is_up_to_date(final, plan, pool, request.overwrite):
                 refuse_stored(final, plan)
@@ -89,10 +89,9 @@ def build_data_set(request: Request) -> Ingested | None:
             write_findings(ingested, built)
             write_data_set(ingested, built)
             new_splits = staging / splits.FILE_NAME
-            new_splits.write_text(splits.splits_text(ingested.patients), encoding="utf-8")
+            write_text(new_splits, splits.splits_text(ingested.patients))
             new_splits.replace(request.data_dir / splits.FILE_NAME)
             move_into_place(staging, built, final)
-            remove_stale(request.data_dir)
             return ingested
     except OSError as error:
         where = error.filename or request.data_dir
@@ -124,8 +123,7 @@ def _file_numbers(rows: Sequence[Row], pool: WorkerPool) -> dict[int, str]:
     """Row -> PatientID of its file, where there is one."""
     root = Path("/")
     paths = [PurePosixPath(row.path.relative_to(root)) for row in rows]
-    chunks = [Chunk(root, tuple(paths[n : n + 32])) for n in range(0, len(paths), 32)]
-    found = (file for files in pool.map(inspect_files, chunks, Chunk.without) for file in files)
+    found = inspected(pool, root, paths, accept=True)
     return {row.number: composed(file.patient_id) for row, file in zip(rows, found, strict=True)}
 
 
@@ -197,4 +195,4 @@ def _digests(plan: Plan, pool: WorkerPool) -> dict[int, tuple[bytes, bytes]]:
 
 
 def _no_retry(task: tuple[Study, ...], lost: Lost) -> None:
-    raise UserError(f"manifest row {lost.step}: reading the file {lost.reason}")
+    raise UserError(f"manifest row {lost.step}: its file cannot be read ({lost.reason})")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfds_builder.commandline.errors import UserError
+from tfds_builder.commandline.errors import UserError, reason
 from tfds_builder.commandline.files import write_text
 from tfds_builder.manifest import SPLITS, VIEWS
 from tfds_builder.shards.ingest import CROWDED, Duplicate, Ingested
@@ -55,8 +55,8 @@ def refuse_unacceptable(ingested: Ingested, data_dir: Path) -> None:
 
 def refuse_stored(folder: Path, plan: Plan) -> None:
     """Holds a data set that is already there to `refuse_unacceptable`'s limits of this build."""
-    rejected = [(row["row"], row["reason"]) for row in _stored(folder / QUARANTINE)]
-    found = [row for row in _stored(folder / QUALITY) if row["findings"]]
+    rejected = [(row["row"], row["reason"]) for row in _stored(folder / QUARANTINE, "reason")]
+    found = [row for row in _stored(folder / QUALITY, "findings") if row["findings"]]
     if _too_many(len(rejected), plan):
         raise _rejected_error(rejected, plan, folder)
     if plan.options.strict and (found or rejected):
@@ -82,11 +82,11 @@ def _too_many(rejected: int, plan: Plan) -> bool:
 def _rejected_error(
     rejected: Sequence[tuple[int | str, str]], plan: Plan, folder: Path
 ) -> UserError:
-    rows, (number, reason) = len(plan.rows), rejected[0]
+    rows, (number, why) = len(plan.rows), rejected[0]
     share = math.ceil(1000 * len(rejected) / rows) / 10
     return UserError(
         f"{len(rejected)} of {rows} rows cannot be used ({share} %, --max_rejected is "
-        f"{100 * plan.options.max_rejected:g} %); manifest row {number}: {reason}; "
+        f"{100 * plan.options.max_rejected:g} %); manifest row {number}: {why}; "
         f"{folder / QUARANTINE} lists all"
     )
 
@@ -99,14 +99,18 @@ def _strict_error(found: Sequence[Mapping[str, Any]], rejected: int, folder: Pat
     )
 
 
-def _stored(path: Path) -> list[dict[str, str]]:
+def _stored(path: Path, column: str) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except OSError as error:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}); build with --overwrite"
+            f"{path}: cannot be read ({reason(error)}); build with --overwrite"
         ) from None
+    if not {"row", column} <= {*(reader.fieldnames or ())}:
+        raise UserError(f"{path}: was changed since it was written; build with --overwrite")
+    return rows
 
 
 def remove_stale(data_dir: Path) -> None:

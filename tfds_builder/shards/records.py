@@ -22,6 +22,7 @@ CONFIGS = (VIEWS_CONFIG, STUDIES_CONFIG)
 IMAGE_SHAPE = (ROWS, COLUMNS, 1)
 VIEW_NAMES = (*VIEWS, "unknown")
 
+_OF_THE_STUDY = ("patient_key", "study_key", "site_key", "sex", "age_band", "manufacturer")
 _NO_LESION = np.zeros(IMAGE_SHAPE, np.uint8)
 
 Record = dict[str, Any]
@@ -32,15 +33,7 @@ def features(config: str, classes: Sequence[str] = ()) -> tfds.features.Features
     text, tensor = tfds.features.Text, tfds.features.Tensor
     common = {
         "label": tfds.features.ClassLabel(names=list(classes) or None),
-        "image_id": text(),
-        "patient_key": text(),
-        "study_key": text(),
-        "site_key": text(),
-        "view_rule": text(),
-        "notes": text(),
-        "sex": text(),
-        "age_band": text(),
-        "manufacturer": text(),
+        **{name: text() for name in ("image_id", "view_rule", "notes", *_OF_THE_STUDY)},
     }
     if config == VIEWS_CONFIG:
         shape = IMAGE_SHAPE
@@ -93,16 +86,24 @@ def records_of(
 
 def _scans(read: ReadStudy) -> Iterator[dict[str, Image]]:
     """View -> image, of each pair and of each view that is alone."""
-    by_file: dict[int, dict[str, Image]] = defaultdict(dict)
+    by_file: dict[int, list[Image]] = defaultdict(list)
     for image in read.images:
         if image.facts.view in VIEWS:
-            by_file[image.facts.file][image.facts.view] = image
-    alone = [scan for scan in by_file.values() if len(scan) == 1]
-    yield from (scan for scan in by_file.values() if len(scan) > 1)
-    if len(alone) == len(VIEWS) and alone[0].keys() != alone[1].keys() and not read.rejected:
-        yield alone[0] | alone[1]
+            by_file[image.facts.file].append(image)
+    alone = []
+    for images in by_file.values():
+        if _are_a_pair(images):
+            yield {image.facts.view: image for image in images}
+        else:
+            alone += images
+    if _are_a_pair(alone) and not read.rejected:
+        yield {image.facts.view: image for image in alone}
     else:
-        yield from alone
+        yield from ({image.facts.view: image} for image in alone)
+
+
+def _are_a_pair(images: Sequence[Image]) -> bool:
+    return sorted(image.facts.view for image in images) == sorted(VIEWS)
 
 
 def _scan_id(scan: dict[str, Image]) -> str:
@@ -122,17 +123,12 @@ def _view_record(image: Image) -> Record:
         "lesion_mask": _NO_LESION if mask is None else mask[..., None],
         "label": facts.label,
         "image_id": facts.image_id,
-        "patient_key": facts.patient_key,
-        "study_key": facts.study_key,
-        "site_key": facts.site_key,
         "view": facts.view,
         "view_rule": facts.view_rule,
         "notes": "; ".join(facts.notes),
         "pixel_spacing_mm": np.float32(facts.pixel_spacing_mm),
         "scale": np.float32(facts.scale),
-        "sex": facts.sex,
-        "age_band": facts.age_band,
-        "manufacturer": facts.manufacturer,
+        **{name: getattr(facts, name) for name in _OF_THE_STUDY},
     }
 
 
@@ -152,9 +148,6 @@ def _study_record(scan: dict[str, Image], study_id: str, classes: Classes) -> Re
         "lesion_mask": masks,
         "label": classes.most_serious([facts.label for facts in known]),
         "image_id": study_id,
-        "patient_key": known[0].patient_key,
-        "study_key": known[0].study_key,
-        "site_key": known[0].site_key,
         "has_view": np.array([image is not None for image in pair]),
         "view_rule": "; ".join(f"{facts.view}: {facts.view_rule}" for facts in known),
         "notes": "; ".join(f"{facts.view}: {note}" for facts in known for note in facts.notes),
@@ -163,9 +156,7 @@ def _study_record(scan: dict[str, Image], study_id: str, classes: Classes) -> Re
         ),
         # 1 keeps the empty view finite when it is divided by its scale.
         "scale": np.array([image.facts.scale if image else 1.0 for image in pair], np.float32),
-        "sex": known[0].sex,
-        "age_band": known[0].age_band,
-        "manufacturer": known[0].manufacturer,
+        **{name: getattr(known[0], name) for name in _OF_THE_STUDY},
     }
 
 

@@ -7,7 +7,7 @@ known, shares and a seed. Out: one split a patient, the same for the same input.
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tfds_builder.classes import Classes, classes_of
 from tfds_builder.commandline.errors import UserError
@@ -39,14 +39,6 @@ class _Unit:
     @property
     def size(self) -> int:
         return len(self.patients)
-
-
-@dataclass
-class _SiteProgress:
-    """How many patients of a site were placed so far, and in which splits."""
-
-    seen: int = 0
-    have: Counter[str] = field(default_factory=Counter)
 
 
 def assign_splits(
@@ -95,7 +87,7 @@ def assign_splits(
     classes = classes or classes_of(labels.values())
     units = _units(labels, fixed or {}, sites or {}, groups, classes)
     splits: dict[str, str] = {}
-    progress = {unit.site: _SiteProgress() for unit in units}
+    progress: dict[str, Counter[str]] = {unit.site: Counter() for unit in units}
     sizes = Counter()
     for unit in units:
         sizes[unit.site] += unit.size
@@ -204,35 +196,35 @@ def _neediest_first(fractions: Mapping[str, float], splits: dict[str, str]) -> M
 def _divide_class(
     by_site: Mapping[str, list[_Unit]],
     fractions: Mapping[str, float],
-    progress: Mapping[str, _SiteProgress],
+    progress: Mapping[str, Counter[str]],
     seed: int,
 ) -> dict[str, str]:
+    """The splits of the patients of one class; adds them to the `progress` of their sites."""
+    own = [unit for units in by_site.values() for unit in units]
     have = Counter()
-    for units in by_site.values():
-        for unit in units:
-            if unit.given:
-                have[unit.given] += unit.size
-    count = sum(unit.size for units in by_site.values() for unit in units)
-    totals = _totals(count, have, fractions)
+    for unit in own:
+        if unit.given:
+            have[unit.given] += unit.size
+    totals = _totals(sum(unit.size for unit in own), have, fractions)
     splits: dict[str, str] = {}
-    seen = 0
     for site, units in by_site.items():
         free = [unit for unit in units if unit.given is None]
         placed = progress[site]
         for unit in units:
-            seen += unit.size
-            placed.seen += unit.size
             if unit.given:
-                placed.have[unit.given] += unit.size
+                placed[unit.given] += unit.size
                 splits |= dict.fromkeys(unit.patients, unit.given)
         in_class = Counter(splits.values())
+        count = sum(unit.size for unit in free)
+        # Patients of the site in all classes so far, and of the class at all sites so far.
+        reached = placed.total() + in_class.total() + 2 * count
         lacking = _site_numbers(
-            sum(unit.size for unit in free),
+            count,
             room={name: totals[name] - have[name] for name in fractions},
-            even={name: fractions[name] * sum(unit.size for unit in free) for name in fractions},
+            even={name: share * count for name, share in fractions.items()},
             behind={
-                name: fractions[name] * (placed.seen + seen) - placed.have[name] - in_class[name]
-                for name in fractions
+                name: share * reached - placed[name] - in_class[name]
+                for name, share in fractions.items()
             },
         )
         for unit in sorted(free, key=lambda unit: _order(seed, unit.first)):
@@ -240,7 +232,7 @@ def _divide_class(
             split = fitting[0] if fitting else max(lacking, key=lacking.__getitem__)
             lacking[split] -= unit.size
             have[split] += unit.size
-            placed.have[split] += unit.size
+            placed[split] += unit.size
             splits |= dict.fromkeys(unit.patients, split)
     return splits
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from tfds_builder.classes import fault_of
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.splits.names import is_split_name
+from tfds_builder.tables import csv_text
 
 FILE_NAME = "splits.csv"
 _FIELDS = ("patient_key", "label", "split")
@@ -21,12 +22,11 @@ def read_splits(path: Path) -> dict[str, tuple[str, str]]:
     Raises UserError on a file that `splits_text` did not make.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        table = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError):
+    except (OSError, UnicodeDecodeError, csv.Error):
         raise UserError(f"{path}: cannot be read; restore it or remove it") from None
-    table = list(csv.reader(io.StringIO(text)))
     if not table or tuple(table[0]) != _FIELDS:
         raise UserError(f"{path}: row 1 must be {','.join(_FIELDS)}; restore the file or remove it")
     known: dict[str, tuple[str, str]] = {}
@@ -46,5 +46,4 @@ def read_splits(path: Path) -> dict[str, tuple[str, str]]:
 
 def splits_text(known: Mapping[str, tuple[str, str]]) -> str:
     """The content of splits.csv: pseudonyms, labels and splits, sorted."""
-    lines = [",".join((patient, *known[patient])) for patient in sorted(known)]
-    return "\n".join([",".join(_FIELDS), *lines]) + "\n"
+    return csv_text(_FIELDS, ((patient, *known[patient]) for patient in sorted(known)))

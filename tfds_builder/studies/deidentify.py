@@ -38,11 +38,9 @@ def read_or_create_key(path: Path) -> tuple[bytes, bool]:
       UserError: the file is not a key, cannot be read, or cannot be created.
     """
     try:
-        return _parse_key(path, path.read_text(encoding="ascii")), False
+        return _parse_key(path, path.read_text(encoding="ascii", errors="replace")), False
     except FileNotFoundError:
         return _create_key(path), True
-    except UnicodeDecodeError:
-        return _parse_key(path, ""), False
     except OSError as error:
         raise UserError(f"{path}: cannot read the pseudonym key ({error.strerror})") from None
 
@@ -85,7 +83,8 @@ def _create_key(path: Path) -> bytes:
     except OSError as error:
         raise UserError(
             f"{path}: cannot create the pseudonym key ({error.strerror}); "
-            "give a writable place with --pseudonym_key"
+            "give a place that is writable and has hard links, such as your home folder, with "
+            "--pseudonym_key"
         ) from None
     return key
 

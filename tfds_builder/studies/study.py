@@ -113,7 +113,8 @@ class ReadStudy:
     Attributes:
       images: in the order of their image_id.
       rejected: (row, reason) of every row that cannot be used.
-      digests: row -> SHA-256 of the image file and of the lesion mask; empty bytes for none.
+      digests: row -> SHA-256 of the image file and of the lesion mask; no bytes where none is
+        named, a zero where one cannot be read.
     """
 
     images: tuple[Image, ...]
@@ -189,9 +190,9 @@ def _content(path: Path) -> bytes | UserError:
 
 
 def _digest(content: bytes | UserError) -> bytes:
-    if isinstance(content, UserError) or not content:
-        return b""
-    return hashlib.sha256(content).digest()
+    if isinstance(content, UserError):
+        return b"\0"
+    return hashlib.sha256(content).digest() if content else b""
 
 
 def _read_row(

@@ -326,8 +326,8 @@ def test_a_patient_without_a_body_is_named(monkeypatch):
     [
         ({"protocol": Protocol(rows=2048, columns=512, pixel_mm=1.2)}, "1024x256 pixels of 2.4 mm"),
         ({"patients": 1}, "--patients must be at least 2"),
-        ({"seed": -1}, "--seed must be at least 0"),
-        ({"workers": 0}, "--workers must be at least 1"),
+        ({"seed": -1}, "--seed must be between 0"),
+        ({"workers": 0}, "--workers must be between 1"),
     ],
 )
 def test_what_cannot_be_checked_is_refused(changes, words):
@@ -338,5 +338,5 @@ def test_what_cannot_be_checked_is_refused(changes, words):
 def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(check, "measure_cohort", lambda *_: cohort())
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"--out .*file"):
+    with pytest.raises(UserError, match=r"file.check\.csv cannot be written"):
         run(tmp_path / "file")

@@ -344,7 +344,7 @@ def test_the_command_fails_with_one_line_and_status_2(tmp_path, arguments):
     [
         ("--matrix", "1024", "--matrix"),
         ("--matrix", "512x128", "smaller than a patient"),
-        ("--matrix", "0x0", "--matrix rows"),
+        ("--matrix", "0x0", "--matrix"),
         ("--difficulty", "extreme", "easy, standard, hard"),
         ("--collimator", "HEGP", "LEHR"),
         ("--pixel_mm", "nan", "--pixel_mm"),

@@ -118,6 +118,7 @@ def test_reads_what_the_phantom_writes(tmp_path):
             lambda folder: _cohort(folder, ["normal"], [_row("0.dcm", "rib_4", cold="maybe")]),
             "row 2",
         ),
+        (lambda folder: _cohort(folder, ["normal"], ["0.dcm,metastasis"]), "row 2"),
     ],
 )
 def test_bad_tables_are_named(tmp_path, change, message):

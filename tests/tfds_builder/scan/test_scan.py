@@ -327,7 +327,7 @@ def test_bad_input_ends_in_one_line(draw, folder, tmp_path):
     message = error_of(folder, "--labels", table)
     assert "row 1: label '7' is no name of a class" in message
     assert "no such file" in error_of(folder, "--labels", tmp_path / "none.txt")
-    assert "--workers 0" in error_of(folder, "--workers", "0")
+    assert "--workers: '0' is no number from 1 on" in error_of(folder, "--workers", "0")
     assert not (folder / "manifest.csv").exists()
 
 

@@ -84,6 +84,45 @@ def test_a_data_set_with_quarantined_rows_is_recognised_and_read_again_when_aske
         run(manifest, tmp_path / "data", "--max_rejected", "0.2")
 
 
+def test_a_lesion_mask_that_cannot_be_read_is_another_source_than_none(cohort, tmp_path):
+    manifest = cohort(8)
+    run(manifest, tmp_path / "data")
+    lines = manifest.read_text().splitlines()
+    lines = [f"{lines[0]},lesion_mask", f"{lines[1]},none.tif", *(f"{one}," for one in lines[2:])]
+    manifest.write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match="other sources"):
+        run(manifest, tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda text: text.replace(",", ";").encode(), "was changed"),
+        (lambda text: text.encode("utf-16"), "cannot be read"),
+    ],
+)
+def test_a_list_that_a_spreadsheet_saved_anew_is_named(cohort, tmp_path, change, said):
+    manifest = cohort(8)
+    run(manifest, tmp_path / "data")
+    path = tmp_path / "data" / FINAL / "quality.csv"
+    path.write_bytes(change(path.read_text()))
+    with pytest.raises(UserError, match=rf"quality\.csv: {said}.*; build with --overwrite"):
+        run(manifest, tmp_path / "data")
+
+
+def test_reasons_of_a_fault_that_is_gone_are_gone(cohort, tmp_path):
+    manifest = cohort(8)
+    run(manifest, tmp_path / "data")
+    before = manifest.read_text()
+    add_row(manifest, "gone.dcm,X,normal")
+    with pytest.raises(UserError, match="cannot be used"):
+        run(manifest, tmp_path / "data", "--overwrite")
+    assert (tmp_path / "data" / "quarantine.csv").exists()
+    manifest.write_text(before)
+    run(manifest, tmp_path / "data")
+    assert not (tmp_path / "data" / "quarantine.csv").exists()
+
+
 def test_a_data_set_with_findings_is_not_enough_for_a_strict_build(cohort, tmp_path):
     manifest = cohort(4, CountsAccumulated=5)
     run(manifest, tmp_path / "data")

@@ -34,6 +34,23 @@ def test_records_are_encoded_as_tfds_encodes_them(reading, config):
             assert serialise(record, classes) == message.SerializeToString(deterministic=True)
 
 
+def test_two_views_of_one_name_in_a_file_stay_alone(reading):
+    anterior, posterior = reading.images
+
+    def as_of(image, file, **facts):
+        return replace(image, facts=replace(image.facts, file=file, **facts))
+
+    twice = as_of(posterior, 1, view="anterior", image_id="second")
+    images = (as_of(anterior, 1), twice, as_of(posterior, 2))
+    found = records_of(
+        replace(reading, images=images),
+        "studies",
+        keep_one_view=True,
+        classes=classes_of(["normal", "arthritis"]),
+    )
+    assert sorted(len(own) for _, own in found) == [1, 1, 1]
+
+
 @pytest.mark.parametrize("brightest", [3, 4000, 5000, 60000])
 def test_the_scale_is_a_percentile_of_pooled_counts_however_bright(rng, brightest):
     counts = rng.integers(0, brightest, (1024, 256)).astype(np.uint16)

@@ -20,6 +20,7 @@ from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import write_text, write_whole
 from tfds_builder.phantom.camera.protocol import Protocol
 from tfds_builder.phantom.checks.measure import STATISTICS, Measured, measure_patient
+from tfds_builder.phantom.cohort import check_values
 from tfds_builder.phantom.processes import run_all
 
 # A cache that cannot be written is worth no warning: matplotlib works all the same.
@@ -134,10 +135,7 @@ def holds(rows: Sequence[Row]) -> bool:
 def _check_values(patients: int, seed: int, protocol: Protocol, workers: int) -> None:
     if patients < 2:
         raise UserError(f"--patients must be at least 2 for a check, not {patients}")
-    if seed < 0:
-        raise UserError(f"--seed must be at least 0, not {seed}")
-    if workers < 1:
-        raise UserError(f"--workers must be at least 1, not {workers}")
+    check_values(patients, seed, workers)
     standard = Protocol().grid
     if protocol.grid != standard:
         rows, columns = standard.shape
@@ -253,10 +251,6 @@ def _short(value: float) -> str:
 
 
 def _write(out: Path, rows: Sequence[Row], heading: str) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be made ({error.strerror or error})") from error
     write_text(out / "check.csv", csv_text(rows))
     write_whole(out / "check.png", lambda part: _save(figure(rows, heading), part))
 

@@ -103,7 +103,7 @@ def read_cohort(folder: Path) -> list[Study]:
 def _table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8") as lines:
-            reader = csv.DictReader(lines)
+            reader = csv.DictReader(lines, restval="")
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
@@ -126,7 +126,7 @@ def _lesion(row: dict[str, str], number: int) -> Lesion:
 
 
 def _truth(text: str) -> bool:
-    return {"true": True, "false": False}[text.lower()]
+    return {"true": True, "false": False}[text]
 
 
 def confusion(studies: Sequence[Study]) -> np.ndarray:
