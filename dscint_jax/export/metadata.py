@@ -6,7 +6,6 @@ people.
 """
 
 import hashlib
-import importlib.metadata
 import json
 import re
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from dscint_jax.evaluate.restored import Chosen, TrainedWeights
 from dscint_jax.export.from_counts import COLUMNS, ROWS
 from dscint_jax.input_pipeline import NOUNS
 from dscint_jax.metrics.scores import METRIC_NAMES, in_words, interval_in_words
+from tfds_builder.commandline.command import installed_version
 from tfds_builder.commandline.errors import UserError
 
 USE = "research only: no finding for a patient's care"
@@ -84,7 +84,7 @@ def metadata_of(
         "temperature": str(chosen.temperature) if chosen else NOT_FITTED,
         "least_confidence": json.dumps({str(target): least for target, least in points.items()}),
         "dataset_fingerprint": fingerprint,
-        "dscint_jax": importlib.metadata.version("dscint-jax"),
+        "dscint_jax": installed_version("dscint-jax") or "unknown",
         "use": USE,
     }
 

@@ -85,15 +85,11 @@ def export(
     else:
         temperature = chosen.temperature if chosen else 1.0
         write_bytes(out, _function(format, trained, len(classes), temperature, metadata))
-    said = _written(out, trained, tensors)
-    return said if chosen else f"{said}; not calibrated: evaluate the checkpoint first"
-
-
-def _written(out: Path, trained: TrainedWeights, tensors: dict[str, np.ndarray]) -> str:
-    return (
+    said = (
         f"{out}: {len(tensors)} tensors of {trained.config.model} at step {trained.step}, SHA-256 "
         f"{hashlib.sha256(out.read_bytes()).hexdigest()[:16]}"
     )
+    return said if chosen else f"{said}; not calibrated: evaluate the checkpoint first"
 
 
 def _function(
@@ -120,7 +116,7 @@ def _function(
         batch = jax.export.symbolic_shape("batch")
         example = jax.ShapeDtypeStruct((*batch, *shape), COUNTS)
         exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(example)
-        return _zipped({"model": bytes(exported.serialize()), "metadata.json": metadata})
+        return _zipped(bytes(exported.serialize()), metadata)
     try:
         from dscint_jax.export.onnx_graph import onnx_model
     except ModuleNotFoundError as error:
@@ -131,14 +127,13 @@ def _function(
     return model.SerializeToString(deterministic=True)
 
 
-def _zipped(files: dict[str, bytes | dict[str, str]]) -> bytes:
-    """A zip archive; the same files give the same bytes."""
+def _zipped(model: bytes, metadata: dict[str, str]) -> bytes:
+    """A zip archive, not compressed; the same content gives the same bytes, as it has no time."""
     archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
-        for name, content in files.items():
-            if isinstance(content, dict):
-                content = json.dumps(content, indent=2, sort_keys=True).encode()
-            zipped.writestr(zipfile.ZipInfo(name), content)
+    with zipfile.ZipFile(archive, "w") as zipped:
+        zipped.writestr(zipfile.ZipInfo("model"), model)
+        text = json.dumps(metadata, indent=2, sort_keys=True)
+        zipped.writestr(zipfile.ZipInfo("metadata.json"), text)
     return archive.getvalue()
 
 

@@ -9,7 +9,6 @@ Source: ONNX operators, https://onnx.ai/onnx/operators/.
 """
 
 import dataclasses
-import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ import onnx
 from jax.extend import core
 from onnx import helper, numpy_helper
 
+from tfds_builder.commandline.command import installed_version
 from tfds_builder.commandline.errors import UserError
 
 OPSET = 18
@@ -107,7 +107,7 @@ def onnx_model(
     model = helper.make_model(
         proto,
         producer_name="dscint_jax",
-        producer_version=importlib.metadata.version("dscint-jax"),
+        producer_version=installed_version("dscint-jax"),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
     )

@@ -52,8 +52,8 @@ class ModelFile:
           UserError: the weights are not those of the network that the file names.
         """
         experiment = make_experiment(self.config, (1,) * len(self.classes))
-        shapes = (experiment.params, experiment.batch_stats)
-        weights = named_weights(*shapes)
+        like = experiment.state_shapes
+        weights = named_weights(like.params, like.batch_stats)
         differing = {
             name
             for name in weights.keys() | self.tensors.keys()
@@ -68,7 +68,7 @@ class ModelFile:
         filled = {weights[n].path: weights[n].from_torch(a) for n, a in self.tensors.items()}
         state = tuple(
             nnx.from_flat_state([(path, filled[path]) for path, _ in nnx.to_flat_state(part)])
-            for part in shapes
+            for part in (like.params, like.batch_stats)
         )
         params, batch_stats = replicate(state, data_mesh())
         return network_of(self.config, experiment, (params, batch_stats), images, step=self.step)

@@ -115,6 +115,9 @@ def complete_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(options)
     for option, default in (_defaults_of(_find(name)) or {}).items():
         if option == "dtype":
+            if default in (None, inspect.Parameter.empty):
+                # The network leaves the type to its layers.
+                continue
             default = jnp.dtype(default).name
         if isinstance(default, (str, int, float, bool, tuple, type(None))):
             found.setdefault(option, default)

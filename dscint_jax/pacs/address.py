@@ -5,13 +5,12 @@ In: AET@host:port, AET@host:port/tls, or the URL of a DICOMweb service. Out: `No
 
 import argparse
 import dataclasses
-import importlib.metadata
 import re
 import ssl
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tfds_builder.commandline.command import CommandParser
+from tfds_builder.commandline.command import CommandParser, installed_version
 from tfds_builder.commandline.errors import UserError, reason
 
 PACKAGES = ("pynetdicom", "dicomweb-client", "highdicom")
@@ -176,7 +175,5 @@ def own_tls(arguments: argparse.Namespace) -> Tls:
 def check_pacs() -> None:
     """Raises UserError where a package of the extra `pacs` is not installed."""
     for name in PACKAGES:
-        try:
-            importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            raise UserError(f"a PACS needs {name}: pip install 'dscint-jax[pacs]'") from None
+        if installed_version(name) is None:
+            raise UserError(f"a PACS needs {name}: pip install 'dscint-jax[pacs]'")

@@ -99,19 +99,17 @@ class Queue:
         """Instances of which nobody knows yet whose they are."""
         return sorted((self.root / RECEIVED).glob("*.dcm"))
 
-    def sort(self, path: Path, study: str, instance: str) -> bool:
+    def sort(self, path: Path, study: str, instance: str) -> None:
         """Puts a received instance to its study, by their UIDs; the same one replaces itself.
 
-        Returns:
-          Whether it is new: what was answered already is deleted.
+        What was answered already is deleted.
         """
         name, folder = f"{digest(instance)}.dcm", self.root / WAITING / digest(study)
         if name in self._known(digest(study)):
             path.unlink()
-            return False
-        folder.mkdir(exist_ok=True)
-        path.rename(folder / name)
-        return True
+        else:
+            folder.mkdir(exist_ok=True)
+            path.rename(folder / name)
 
     def quiet(self, seconds: float) -> list[str]:
         """Studies that got nothing for so many seconds of this process, and that are not under way.
@@ -130,21 +128,19 @@ class Queue:
         self._seen = seen
         return found
 
-    def take(self, study: str) -> bool:
+    def take(self, study: str) -> None:
         """Lets a waiting study be read; what comes of it from now on waits as a batch of its own.
 
-        Returns:
-          False where all of it was answered meanwhile, and is gone.
+        What was answered meanwhile is deleted.
         """
         folder = self.root / WAITING / study
         for one in instances_of(folder):
             if one.name in self._known(study):
                 one.unlink()
-        if not instances_of(folder):
+        if instances_of(folder):
+            self._move(folder, self.root / READING / study)
+        else:
             shutil.rmtree(folder)
-            return False
-        self._move(folder, self.root / READING / study)
-        return True
 
     def reading(self) -> list[Path]:
         """Folders of studies that are to be read."""
@@ -187,8 +183,10 @@ class Queue:
 
     def summary(self) -> str:
         """How many instances or studies each folder holds, in words."""
-        held = {name: sum(1 for _ in (self.root / name).glob("[!.]*")) for name in FOLDERS}
-        return ", ".join(f"{count} {name}" for name, count in held.items())
+        held = {name: list((self.root / name).glob("[!.]*")) for name in FOLDERS}
+        # Beside an instance that was set aside lies the reason, as text.
+        counts = {name: sum(path.suffix != ".txt" for path in own) for name, own in held.items()}
+        return ", ".join(f"{count} {name}" for name, count in counts.items())
 
     def _known(self, study: str) -> set[str]:
         """Names of instances of a study that were answered."""

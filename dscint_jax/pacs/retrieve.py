@@ -20,6 +20,7 @@ from dscint_jax.pacs.address import Address, Node, Tls, Web
 from dscint_jax.pacs.client import Refused, Unreachable, associated, web_client
 from dscint_jax.pacs.listener import CLASSES, SYNTAXES, be_silent
 from tfds_builder.commandline.errors import UserError
+from tfds_builder.commandline.files import write_error
 
 MODALITY = "NM"
 """Of the series that are retrieved: a study may hold CT, too, and our own answers."""
@@ -28,6 +29,7 @@ FIND, GET = UID("1.2.840.10008.5.1.4.1.2.2.1"), UID("1.2.840.10008.5.1.4.1.2.2.3
 """The study root models of C-FIND and C-GET."""
 
 PENDING = (0xFF00, 0xFF01)
+OUT_OF_RESOURCES = 0xA700
 
 
 def retrieve(
@@ -107,8 +109,15 @@ def _from_node(
         getting.add_requested_context(uid, list(SYNTAXES))
     roles = [build_role(uid, scp_role=True) for uid in CLASSES]
 
+    failures: list[UserError] = []
+
     def keep(event: Any) -> int:
-        place().write_bytes(event.encoded_dataset())
+        path = place()
+        try:
+            path.write_bytes(event.encoded_dataset())
+        except OSError as error:
+            failures.append(write_error(path, error))
+            return OUT_OF_RESOURCES
         return 0
 
     found: list[dict[str, str]] = []
@@ -125,6 +134,8 @@ def _from_node(
         for one in found:
             # The files come over this association, to `keep`.
             for status, _ in association.send_c_get(_query(one), GET):
+                if failures:
+                    raise failures[0]
                 _pending(source, status)
                 if failed := status.get("NumberOfFailedSuboperations"):
                     raise Refused(f"{source} did not send {failed} images of a series")

@@ -13,6 +13,8 @@ from pathlib import Path
 from dscint_jax.command import run_command
 from dscint_jax.pacs.address import (
     TLS_OPTIONS,
+    Address,
+    Tls,
     add_own_options,
     check_pacs,
     own_tls,
@@ -20,7 +22,7 @@ from dscint_jax.pacs.address import (
     read_dates,
     read_study_uid,
 )
-from tfds_builder.commandline.command import CommandParser
+from tfds_builder.commandline.command import CommandParser, positive_number
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.progress import say
 
@@ -94,7 +96,11 @@ def main() -> None:
     )
     parser.add_argument("--no_pages", action="store_false", dest="pages", help="write tables only")
     parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes that open files (default: 1)"
+        "--workers",
+        type=positive_number,
+        default=1,
+        metavar="N",
+        help="processes that open files (default: 1)",
     )
     _add_pacs_options(parser)
     arguments = parser.parse_args()
@@ -113,6 +119,9 @@ def main() -> None:
     if source or target:
         check_pacs()
     title, tls = arguments.ae_title, own_tls(arguments)
+    if any(getattr(one, "tls", False) for one in (source, target)):
+        # Certificates that cannot be read are told before studies are.
+        tls.client()
     wanted = arguments.study, arguments.study_date
     # After the arguments are known to be right: what follows takes seconds to import.
     from dscint_jax.predict.predict import INDEX_FILE, predict
@@ -134,17 +143,33 @@ def main() -> None:
             options |= {"inputs": [folder], "fetch": fetch}
         answers = predict(**options)
     if target:
-        from dscint_jax.pacs.send import send
-
-        results = sorted(out.glob("study_*.dcm"))
-        try:
-            if results:
-                send(results, target, title, tls)
-        except UserError as error:
-            raise UserError(f"{error}; the results lie in {out}, but not all in the PACS") from None
-        say(f"{len(results)} results sent to {target}")
+        _send_results(out, target, title, tls)
     read = sum(answer.said is not None for answer in answers)
     say(f"{read} of {len(answers)} studies read: {out / INDEX_FILE}")
+
+
+def _send_results(out: Path, target: Address, title: str, tls: Tls) -> None:
+    """Sends the results study by study, so that no more than two objects are held at once.
+
+    Raises:
+      UserError: the PACS did not take all of them; those of the other studies are there.
+    """
+    from dscint_jax.pacs.client import Unreachable
+    from dscint_jax.pacs.send import send
+
+    errors: list[UserError] = []
+    reports = sorted(out.glob("study_*_report.dcm"))
+    for report in reports:
+        picture = report.with_name(report.name.replace("_report", "_picture"))
+        try:
+            send([report, picture], target, title, tls)
+        except UserError as error:
+            errors.append(error)
+            if isinstance(error, Unreachable):
+                break
+    if errors:
+        raise UserError(f"{errors[0]}; the results lie in {out}, but not all in the PACS")
+    say(f"results of {len(reports)} studies sent to {target}")
 
 
 def _add_pacs_options(parser: CommandParser) -> None:

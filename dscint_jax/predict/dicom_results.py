@@ -7,7 +7,6 @@ highdicom (extra `dicom`).
 """
 
 import hashlib
-import importlib.metadata
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ from dscint_jax.predict.networks import Said
 from dscint_jax.predict.page import Verdict, scans_of
 from dscint_jax.predict.sources import EMPTY_WHERE_UNKNOWN, UIDS, UNICODE
 from dscint_jax.report.tables import plain
+from tfds_builder.commandline.command import installed_version
 from tfds_builder.commandline.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 RESEARCH = "For research use only. Not for diagnosis."
 NAME = "dscint-jax"
+VERSION = installed_version(NAME) or "unknown"
 SERIES = f"{NAME}: {RESEARCH}"
 """SeriesDescription of all that is made here, by which it is known when it comes back."""
 
@@ -99,7 +100,7 @@ def report(
 
     algorithm = sr.AlgorithmIdentification(
         name=NAME,
-        version=version(),
+        version=VERSION,
         parameters=[network[:1024], RESEARCH],
         family=codes.DCM.ArtificialIntelligence,
     )
@@ -131,7 +132,7 @@ def report(
             sr.SourceImageForMeasurementGroup(
                 sources[n].SOPClassUID,
                 sources[n].SOPInstanceUID,
-                own if int(sources[n].get("NumberOfFrames", 1)) > 1 else None,
+                own if int(sources[n].get("NumberOfFrames") or 1) > 1 else None,
             )
             for n, own in sorted(read.items())
         ],
@@ -142,7 +143,7 @@ def report(
     device = sr.ObserverContext(
         observer_type=codes.DCM.Device,
         observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
-            uid=_uid([], NAME, version()), name=NAME, manufacturer_name=NAME, model_name=NAME
+            uid=_uid([], NAME, VERSION), name=NAME, manufacturer_name=NAME, model_name=NAME
         ),
     )
     content = sr.MeasurementReport(
@@ -220,7 +221,7 @@ def picture_of(
 def _banner(
     columns: int, verdict: Verdict, remarks: Sequence[str]
 ) -> UInt8[np.ndarray, "rows columns 3"]:
-    paragraphs = [RESEARCH, verdict.text, f"{NAME} {version()}; red: what spoke for it"]
+    paragraphs = [RESEARCH, verdict.text, f"{NAME} {VERSION}; red: what spoke for it"]
     paragraphs += [f"Look at: {remark}" for remark in remarks]
     drawing = ImageDraw.Draw(Picture.new("RGB", (1, 1)))
     # No letter is wider than this one.
@@ -235,18 +236,8 @@ def _banner(
 
 def check_writer() -> None:
     """Raises UserError where highdicom is not installed."""
-    try:
-        importlib.metadata.version("highdicom")
-    except importlib.metadata.PackageNotFoundError:
-        raise UserError("--dicom needs highdicom: pip install 'dscint-jax[dicom]'") from None
-
-
-def version() -> str:
-    """Of this package."""
-    try:
-        return importlib.metadata.version("dscint-jax")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
+    if installed_version("highdicom") is None:
+        raise UserError("--dicom needs highdicom: pip install 'dscint-jax[dicom]'")
 
 
 def _burned_in(sources: Sequence[pydicom.Dataset]) -> str:

@@ -11,7 +11,9 @@ and tell nothing: means of its maps over positions put a flood and a pelvis amon
 import contextlib
 import dataclasses
 import io
+import zlib
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Float
@@ -171,7 +173,7 @@ def _read(path: Path) -> Familiarity:
                 tuple(held["counts"].tolist()),
                 tuple(held["spacing_mm"].tolist()),
             )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}); delete it") from None
 
 

@@ -167,13 +167,16 @@ class Incoming:
             if isinstance(error, UserError) or is_full(error) or is_passing(error):
                 # It lies not in the study: no worker can be started, the disk is full.
                 times, pause = self._pauses.failed(study.name)
-                say(f"study {study.name}: failed {times} times, again in {pause:.0f} s")
+                # Words of libraries may hold a name.
+                why = error if isinstance(error, UserError) else type(error).__name__
+                say(f"study {study.name}: {why}; failed {times} times, again in {pause:.0f} s")
                 return
             # Whatever this one provokes, in libraries too: it stops none of the others.
             reason = f"could not be read ({type(error).__name__})"
         if reason:
             self._queue.set_aside(study, reason)
             say(f"study {study.name}: set aside: it {reason}")
+            self._pauses.succeeded(study.name)
         else:
             say(f"study {study.name}: read in {time.monotonic() - started:.1f} s")
 
@@ -228,5 +231,6 @@ class Incoming:
                 say(f"study {study.name}: {why}; failed {times} times, again in {pause:.0f} s")
                 continue
             self._pauses.succeeded(self._target)
+            self._pauses.succeeded(study.name)
             self._queue.answered(study, self._target, keep=self._keep)
             say(f"study {study.name}: answered")

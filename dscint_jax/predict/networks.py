@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from dscint_jax.config import STUDIES
 from dscint_jax.evaluate.restored import TrainedNetwork
-from dscint_jax.explain.maps import Explained, explain
+from dscint_jax.explain.maps import TRUE, Explained, explain
 from dscint_jax.export.metadata import weights_digest
 from dscint_jax.input_pipeline import HeldImages, Scintigrams
 from dscint_jax.input_pipeline.records import STUDY_VIEWS, batch_of, keys_of
@@ -152,7 +152,7 @@ class Networks:
     def read(self, studies: Sequence[ReadStudy]) -> list[Said | None]:
         """What the runs say of some studies; None of one without an image that they read."""
         made = [list(records_of(study, self.records, True, NO_CLASSES)) for study in studies]
-        records = [record for own in made for record, _ in own]
+        records = [{**record, "label": 0} for own in made for record, _ in own]
         if not records:
             return [None] * len(studies)
         raw = []
@@ -186,14 +186,18 @@ class Networks:
         return said
 
     def explain(self, studies: Sequence[Said]) -> Iterator[list[Explained]]:
-        """Where the first run looks in each study's records, for the class that it reads in each.
+        """Where the first run looks in each study's records, for the class of the study.
 
         `read` has to come first.
         """
-        records = [record for said in studies for record in said.records]
+        records = [
+            {**record, "label": said.probabilities.argmax()}
+            for said in studies
+            for record in said.records
+        ]
         images = self._scintigrams(records, self._runs[0].config.data.pool)
         network = dataclasses.replace(self._restored[0], images=images)
-        explained = explain(network, np.arange(len(images)))
+        explained = explain(network, np.arange(len(images)), of=TRUE)
         for said in studies:
             yield list(itertools.islice(explained, len(said.records)))
 
@@ -206,12 +210,11 @@ class Networks:
         return self._familiarity.remarks(self._restored[0].images, np.array(known, np.float64))
 
     def _scintigrams(self, records: Sequence[Record], pool: int) -> Scintigrams:
-        """Records as the split of a data set; their classes are not known and stand as 0."""
-        known = [{**record, "label": 0} for record in records]
-        views = STUDY_VIEWS
+        """Records, whose classes are not known, as the split of a data set."""
+        known, views = records, STUDY_VIEWS
         if self.records != STUDIES:
             views = VIEW_NAMES
-            known = [{**record, "view": views.index(record["view"])} for record in known]
+            known = [{**record, "view": views.index(record["view"])} for record in records]
         return Scintigrams(
             split="new",
             classes=self.classes,

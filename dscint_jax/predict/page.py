@@ -1,4 +1,4 @@
-"""An HTML page a study, which needs nothing beside it, and one that lists all studies."""
+"""An HTML page a study, which needs nothing beside it."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -100,24 +100,6 @@ def study_page(
         else "; they are not calibrated",
         facts=list(facts.items()),
     )
-
-
-def index_page(
-    lead: str,
-    head: Sequence[str],
-    rows: Sequence[Mapping[str, object]],
-    unread: Sequence[tuple[str, str]],
-) -> str:
-    """The page that lists all studies.
-
-    Args:
-      lead: what was read.
-      head: names of the columns.
-      rows: a study each: 'name', 'page', where it has one, and 'cells'.
-      unread: files that could not be read, with the reason.
-    """
-    template = TEMPLATE / "index.html"
-    return render(template, scripts=(), lead=lead, head=head, rows=rows, unread=unread)
 
 
 def scans_of(said: Said) -> list[Float[np.ndarray, "view height width"]]:

@@ -19,27 +19,27 @@ from pydicom.dataelem import DataElement
 from dscint_jax.explain.maps import Explained
 from dscint_jax.predict.dicom_results import (
     NAME,
+    VERSION,
     capture,
     check_writer,
     picture_of,
     report,
-    version,
     without_identity,
 )
 from dscint_jax.predict.networks import Networks, Said
-from dscint_jax.predict.page import Verdict, index_page, study_page
+from dscint_jax.predict.page import TEMPLATE, Verdict, study_page
 from dscint_jax.predict.runs import run_of_file, run_of_workdir
 from dscint_jax.predict.studies import (
     REPEATS,
     Found,
     FoundStudy,
     Sources,
-    check_places,
     find_studies,
     name_of,
     read_studies,
     worker_pool,
 )
+from dscint_jax.report.html import render
 from dscint_jax.report.tables import plain
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import write_bytes, write_text
@@ -147,11 +147,11 @@ def predict(
     check_confidence(least_confidence)
     if dicom:
         check_writer()
-    if workers < 1:
-        raise UserError(f"--workers {workers}: at least 1 is needed")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is not empty; give a new folder")
-    check_places(inputs)
+    for place in inputs:
+        if not place.exists():
+            raise UserError(f"{place}: no such file or folder")
     networks = open_networks(workdirs, checkpoint, models)
     if least_accuracy is not None:
         least_confidence = networks.least_confidence(least_accuracy)
@@ -314,7 +314,7 @@ def dicom_results(
     ]
     if deidentified:
         sources, frames = [without_identity(sources)], []
-    network = f"{networks.identity}; least confidence {verdict.least}; {NAME} {version()}"
+    network = f"{networks.identity}; least confidence {verdict.least}; {NAME} {VERSION}"
     # Names of files say nothing where the objects go.
     remarks = [*answer.remarks, *_rejected(answer, True)]
     pixels = picture_of(said, explained, verdict, remarks)
@@ -478,4 +478,5 @@ def _index(
         for path, reason in sorted(found.unread.items())
     ]
     lead = f"{len(answers)} studies, read by {networks.description}."
-    return index_page(lead, head, rows, unread)
+    index = TEMPLATE / "index.html"
+    return render(index, scripts=(), lead=lead, head=head, rows=rows, unread=unread)

@@ -64,8 +64,9 @@ def run_of_workdir(workdir: Path, checkpoint: str) -> Run:
         fingerprint=attempts_of(workdir)[-1]["dataset_fingerprint"],
         chosen=chosen_by(result_of_test(workdir, step)),
         remedy=f"python -m dscint_jax.evaluate --workdir {workdir} --checkpoint {checkpoint}",
+        # Not 'best' or 'latest' once more: what was chosen is of this checkpoint.
         restore=lambda images: restore(
-            workdir, config, images, checkpoint=checkpoint, trained_on=False
+            workdir, config, images, checkpoint=str(step), trained_on=False
         ),
         familiarity=lambda: familiarity_of(workdir),
     )

@@ -15,7 +15,7 @@ from dscint_jax.predict.sources import source_of
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.progress import say
 from tfds_builder.manifest import Row
-from tfds_builder.scan.inventory import Chunk, Files, InspectedFile, inspect_files, list_files
+from tfds_builder.scan.inventory import Files, inspected, list_files
 from tfds_builder.scan.label_tables import Meanings
 from tfds_builder.scan.path_names import read_words
 from tfds_builder.scan.proposal import BY_HEADER, ProposedRow, propose
@@ -24,7 +24,6 @@ from tfds_builder.workers import Announce, Lost, WorkerPool
 
 FILE_SECONDS = 60.0
 WORKER_MEMORY = 2 * 2**30
-FILES_A_TASK = 16
 REPEATS = "has the SOPInstanceUID of another file of the study"
 
 
@@ -90,13 +89,6 @@ def worker_pool(workers: int) -> WorkerPool:
     )
 
 
-def check_places(inputs: Sequence[Path]) -> None:
-    """Raises UserError where a path is not there."""
-    for place in inputs:
-        if not place.exists():
-            raise UserError(f"{place}: no such file or folder")
-
-
 def find_studies(inputs: Sequence[Path], pool: WorkerPool, *, accept: bool = False) -> Found:
     """Finds the studies in files and folders, by their headers and names; no pixel is decoded.
 
@@ -115,46 +107,38 @@ def find_studies(inputs: Sequence[Path], pool: WorkerPool, *, accept: bool = Fal
     unread: dict[Path, str] = {}
     groups: dict[tuple[str, ...], list[tuple[Path, ProposedRow, str]]] = {}
     seen: set[Path] = set()
-    for folder, files in map(_files_of, inputs):
+    for folder, files in _listed(inputs):
         if not files.paths and not files.unusable:
             raise UserError(f"{folder}: holds no file that may be an image")
-        new = tuple(path for path in files.paths if folder / path not in seen)
+        new = tuple(path for path in dict.fromkeys(files.paths) if folder / path not in seen)
         if len(new) < len(files.paths):
             say(f"note: {len(files.paths) - len(new)} files are given twice; each is read once")
         seen.update(folder / path for path in new)
         names = {path: read_words(path) for path in new}
-        inspected = {file.path: file for file in _inspected(folder, new, pool, accept)}
+        headers = {file.path: file for file in inspected(pool, folder, new, accept=accept)}
         files = dataclasses.replace(files, paths=new)
-        proposal = propose(files, names, inspected.values(), (), Meanings({}))
+        proposal = propose(files, names, headers.values(), (), Meanings({}))
         unread |= {folder / path: reason for path, reason in proposal.unread.items()}
         for row in proposal.rows:
             patient, study = row.patient_id, row.study_id
             key = (str(folder), patient, study or str(row.path))
-            if inspected[row.path].study:
+            if headers[row.path].study:
                 # What names of files say of the patient differs from file to file.
                 patient = patient if row.patient_by == BY_HEADER else ""
                 key = (patient, study)
             own = dataclasses.replace(row, patient_id=patient)
-            groups.setdefault(key, []).append(
-                (folder / row.path, own, inspected[row.path].instance)
-            )
+            groups.setdefault(key, []).append((folder / row.path, own, headers[row.path].instance))
     studies = [_study(n, own, accept) for n, own in enumerate(groups.values(), 1)]
     return Found(tuple(studies), unread)
 
 
-def _files_of(place: Path) -> tuple[Path, Files]:
-    if place.is_dir():
-        return place.resolve(), list_files(place)
-    return place.resolve().parent, Files((PurePosixPath(place.name),), {}, Counter(), ())
-
-
-def _inspected(
-    folder: Path, paths: Sequence[PurePosixPath], pool: WorkerPool, accept: bool
-) -> Iterator[InspectedFile]:
-    starts = range(0, len(paths), FILES_A_TASK)
-    chunks = [Chunk(folder, tuple(paths[n : n + FILES_A_TASK]), accept) for n in starts]
-    for files in pool.map(inspect_files, chunks, Chunk.without):
-        yield from files
+def _listed(inputs: Sequence[Path]) -> list[tuple[Path, Files]]:
+    """Folders with their files. Files that are given one by one stand together by their folder."""
+    listed = [(place.resolve(), list_files(place)) for place in inputs if place.is_dir()]
+    single: dict[Path, list[PurePosixPath]] = {}
+    for path in (place.resolve() for place in inputs if not place.is_dir()):
+        single.setdefault(path.parent, []).append(PurePosixPath(path.name))
+    return listed + [(at, Files(tuple(own), {}, Counter(), ())) for at, own in single.items()]
 
 
 def _study(number: int, found: Sequence[tuple[Path, ProposedRow, str]], accept: bool) -> FoundStudy:

@@ -9,7 +9,7 @@ import pytest
 
 from dscint_jax.pacs.client import Refused
 from dscint_jax.pacs.queue import Queue, instances_of
-from dscint_jax.predict.incoming import Incoming, Whose
+from dscint_jax.predict.incoming import Incoming, Pauses, Whose
 from dscint_jax.predict.networks import Networks
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.workers import WorkerPool
@@ -118,7 +118,7 @@ def _check(root, sent, keep):
     summary = queue.summary()
     queue.close()
     under_way = "0 received, 0 waiting, 0 reading, 0 sending"
-    assert summary == f"{under_way}, 2 answered, 3 aside"
+    assert summary == f"{under_way}, 2 answered, 2 aside"
     markers = [*(root / "answered").glob("*/*.json")]
     assert len(markers) == 2
     images = [*(root / "answered").rglob("*.dcm")]
@@ -226,6 +226,36 @@ def test_whatever_sending_provokes_keeps_the_study_and_stops_no_other(tmp_path, 
     queue, steps = _service(tmp_path, [], send=send)
     steps.step(lambda: False)
     assert sent == ["report 2 b", "report 1 a"]
+    queue.close()
+
+
+def test_failure_that_is_not_the_studys_is_said_with_its_reason_and_then_forgotten(
+    tmp_path, capsys
+):
+    full = [True]
+
+    class Failing(Made):
+        def _answer(self, study):
+            if full:
+                raise UserError("no worker can be started")
+            return super()._answer(study)
+
+    queue = Queue(tmp_path, Clock())
+    networks = Networks.__new__(Networks)
+    pool = Pool(1, step_seconds=1.0, memory_bytes=1)
+    steps = Failing(queue, networks, pool, lambda paths: None, "PACS", quiet_seconds=0.0)
+    now = [0.0]
+    steps._pauses = Pauses(lambda: now[0])
+    queue.put(b"1 a")
+    for _ in range(3):
+        steps.step(lambda: False)
+    assert "no worker can be started; failed 1 times, again in 5 s" in capsys.readouterr().out
+    full.clear()
+    now[0] = 6.0
+    steps.step(lambda: False)
+    assert queue.summary().endswith("1 answered, 0 aside")
+    (name,) = (path.name for path in (tmp_path / "answered").iterdir())
+    assert steps._pauses.failed(name)[0] == 1
     queue.close()
 
 

@@ -5,6 +5,8 @@ import sys
 import pytest
 from pydicom import dcmread
 
+from dscint_jax.pacs.address import Tls, read_address
+from dscint_jax.pacs.client import Refused, Unreachable
 from dscint_jax.pacs.queue import Queue
 from dscint_jax.predict import __main__ as command
 from dscint_jax.predict import serve
@@ -87,6 +89,34 @@ def test_retrieval_that_does_not_fit_is_one_line(run, tmp_path, monkeypatch, wor
     own = ["--workdir", run, "--out", tmp_path / "out", *words]
     assert message in _refused(monkeypatch, command.main, own)
     assert not (tmp_path / "out").exists()
+
+
+def test_certificate_that_cannot_be_read_is_told_before_studies_are_read(
+    run, tmp_path, monkeypatch
+):
+    words = ["x", "--workdir", run, "--out", tmp_path / "out", "--to_pacs", "PACS@h:104/tls"]
+    words += ["--tls_ca", tmp_path / "none.pem"]
+    assert "no TLS with these files" in _refused(monkeypatch, command.main, words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_of_the_other_studies_are_sent_where_one_is_refused(tmp_path, monkeypatch):
+    sent = []
+
+    def send(paths, *_):
+        if "0001" in paths[0].name:
+            raise Refused("PACS refused 2 of 2")
+        if "0003" in paths[0].name:
+            raise Unreachable("PACS did not answer")
+        sent.extend(path.name for path in paths)
+
+    monkeypatch.setattr("dscint_jax.pacs.send.send", send)
+    for number in range(1, 5):
+        for kind in ("report", "picture"):
+            (tmp_path / f"study_000{number}_{kind}.dcm").touch()
+    with pytest.raises(UserError, match=r"PACS refused 2 of 2; the results lie in"):
+        command._send_results(tmp_path, read_address("PACS@h:104"), "DSCINT", Tls())
+    assert sent == ["study_0002_report.dcm", "study_0002_picture.dcm"]
 
 
 @pytest.mark.parametrize("wrong", ["workdir", "out"])

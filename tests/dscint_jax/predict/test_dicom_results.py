@@ -208,6 +208,14 @@ def test_header_that_lacks_what_objects_need_has_it_empty(run, sources, tmp_path
         assert made.AccessionNumber == made.StudyID == ""
 
 
+def test_number_of_frames_that_is_empty_makes_results_all_the_same(run, sources, tmp_path):
+    scan = pydicom.dcmread(sources[0])
+    scan.NumberOfFrames = None
+    scan.save_as(tmp_path / "empty.dcm")
+    predict([run], [tmp_path / "empty.dcm"], tmp_path / "out", pages=False, dicom=True)
+    assert len(list((tmp_path / "out").glob("study_0001_*.dcm"))) == 2
+
+
 @pytest.mark.parametrize(
     "name, held, value", [("PatientSex", "O", "W"), ("StudyDate", "20990101", "no date.")]
 )
@@ -321,7 +329,7 @@ def test_answer_of_another_reader_has_other_uids(
         chosen = Chosen(temperature=1.25, least_confidence={})
         monkeypatch.setattr("dscint_jax.predict.runs.chosen_by", lambda result: chosen)
     elif change == "version":
-        monkeypatch.setattr("dscint_jax.predict.predict.version", lambda: "another")
+        monkeypatch.setattr("dscint_jax.predict.predict.VERSION", "another")
     predict([run], sources[:1], tmp_path / "other", pages=False, dicom=True, **options)
     for kind in ("report", "picture"):
         before, after = (

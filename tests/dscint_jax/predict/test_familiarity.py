@@ -1,9 +1,13 @@
+import dataclasses
+import io
+
 import numpy as np
 import pytest
 
 from dscint_jax.input_pipeline import HeldImages, Scintigrams
 from dscint_jax.input_pipeline.records import TEXTS
-from dscint_jax.predict.familiarity import FEWEST_IMAGES, STRANGE, measure
+from dscint_jax.predict.familiarity import FEWEST_IMAGES, STRANGE, _read, measure
+from tfds_builder.commandline.errors import UserError
 
 SPACING = (2.2, 2.4)
 
@@ -81,6 +85,15 @@ def test_images_of_ones_own_patient_do_not_make_an_image_familiar():
     patients = np.repeat(np.arange(FEWEST_IMAGES), 6)
     assert measure(_images(often, patients), SPACING).limit > 0.5 * alone.limit
     assert measure(_images(often), SPACING).limit < 1e-6
+
+
+@pytest.mark.parametrize("kept", [0, 100, -20])
+def test_damaged_file_of_what_was_measured_is_to_be_deleted(known, tmp_path, kept):
+    content = io.BytesIO()
+    np.savez_compressed(content, **dataclasses.asdict(known))
+    (tmp_path / "familiarity.npz").write_bytes(content.getvalue()[:kept])
+    with pytest.raises(UserError, match=r"familiarity.npz cannot be read .*; delete it"):
+        _read(tmp_path / "familiarity.npz")
 
 
 def test_few_validation_images_are_no_measure_of_outlines():

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import shutil
 
@@ -11,7 +12,8 @@ from dscint_jax.evaluate.evaluate import evaluate
 from dscint_jax.export.metadata import weights_digest
 from dscint_jax.export.model_file import export
 from dscint_jax.metrics.calibration import with_temperature
-from dscint_jax.predict.predict import predict
+from dscint_jax.predict.predict import open_networks, predict
+from dscint_jax.predict.studies import find_studies, read_studies, worker_pool
 from dscint_jax.training.train import train
 from dscint_jax.weights.export_torch import write_safetensors
 from tests.dscint_jax.conftest import load_tiny_config
@@ -206,7 +208,6 @@ def test_run_that_was_not_evaluated_is_said_to_be_uncalibrated(workdir, incoming
         (["files"], "full", {}, "--out .*full is not empty; give a new folder"),
         (["files"], "out", {"least_confidence": 2.0}, "is no probability"),
         (["files"], "out", {"checkpoint": "77"}, "77"),
-        (["files"], "out", {"workers": 0}, "--workers 0: at least 1"),
     ],
 )
 def test_what_does_not_fit_is_one_line(inputs, out, options, message, workdir, tmp_path):
@@ -248,6 +249,34 @@ def test_temperature_of_another_checkpoint_is_not_taken(evaluated, incoming, tmp
     metrics.write_text(json.dumps(evaluated[1] | {"step": evaluated[1]["step"] - 1}))
     predict([tmp_path / "run"], [min(incoming.iterdir())], tmp_path / "out", pages=False)
     assert "not calibrated; first: python -m" in capsys.readouterr().out
+
+
+def test_network_is_of_the_checkpoint_whose_temperature_was_taken(evaluated, incoming, tmp_path):
+    shutil.copytree(evaluated[0], tmp_path / "run")
+    networks = open_networks([tmp_path / "run"], "best")
+    # Meanwhile the training finds another one to be the best.
+    step = evaluated[1]["step"]
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
+    with worker_pool(1) as pool:
+        found = find_studies([min(incoming.iterdir())], pool)
+        ((_, read, _),) = read_studies(found.studies, pool)
+    with pytest.raises(UserError, match="holds no complete checkpoint"):
+        networks.read([read])
+
+
+def test_maps_are_of_the_class_of_the_study(evaluated, incoming):
+    networks = open_networks([evaluated[0]], "best")
+    with worker_pool(1) as pool:
+        found = find_studies(sorted(incoming.iterdir())[:4], pool)
+        read = [own for _, own, _ in read_studies(found.studies, pool)]
+    studies = networks.read(read)
+    # As if other images of the study, or another network, had said something else.
+    others = [
+        dataclasses.replace(said, probabilities=np.roll(said.probabilities, 1)) for said in studies
+    ]
+    for said, explained in zip(others, networks.explain(others), strict=True):
+        assert {item.target for item in explained} == {said.probabilities.argmax()}
+        assert len(explained) == len(said.records)
 
 
 def _with_answers(workdir, *, step=0, least=0.4):

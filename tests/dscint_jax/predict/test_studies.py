@@ -66,6 +66,24 @@ def test_files_of_one_study_uid_without_a_patient_are_one_study(pool, scans, tmp
     assert {*again.files} == {*study.files}
 
 
+def test_files_given_one_by_one_are_what_their_folder_is(pool, scans, tmp_path):
+    _another(scans[0], tmp_path / "1.dcm", PatientID="")
+    _another(scans[0], tmp_path / "2.dcm")
+    _picture(tmp_path / "p17_anterior.png")
+    _picture(tmp_path / "p17_posterior.png")
+    as_folder = _names(find_studies([tmp_path], pool))
+    assert len(as_folder) == 2
+    assert _names(find_studies(sorted(tmp_path.iterdir()), pool)) == as_folder
+
+
+def test_link_to_a_file_is_read_where_it_leads(pool, tmp_path):
+    _picture(tmp_path / "store" / "scan.png")
+    _picture(tmp_path / "store" / "link.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "store" / "scan.png")
+    (study,) = find_studies([tmp_path / "link.png"], pool).studies
+    assert study.files == (tmp_path / "store" / "scan.png",)
+
+
 def test_two_patients_in_one_study_uid_stay_apart(pool, scans, tmp_path):
     for name in ("ANNA", "BERTA"):
         _another(scans[0], tmp_path / name, PatientID=name)
