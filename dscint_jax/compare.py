@@ -10,17 +10,14 @@ if all or none were evaluated with `--mirror`.
 import dataclasses
 import itertools
 import json
-import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
-from dscint_jax.config import MAY_CHANGE
+from dscint_jax.config import MAY_CHANGE, flat
 from dscint_jax.metrics.discrimination import auroc
 from dscint_jax.metrics.paired_tests import (
     Difference,
@@ -42,6 +39,7 @@ from dscint_jax.metrics.scores import (
 from tfds_builder.commandline.command import CommandParser
 from tfds_builder.commandline.errors import UserError, run_command
 from tfds_builder.commandline.files import read_json, write_json
+from tfds_builder.commandline.progress import say, show
 
 RECORDS, STUDIES, PATIENTS = "records", "studies", "patients"
 UNITS = {RECORDS: "", STUDIES: "study_key", PATIENTS: "patient_key"}
@@ -163,7 +161,9 @@ def compare_networks(
     found = [_pair(first, second, **times) for first, second in pairs]
     for table in ("metrics", "areas"):
         tests = [values for pair in found for values in pair[table].values()]
-        for values, adjusted in zip(tests, holm([_nan(v["p"]) for v in tests]), strict=True):
+        for values, adjusted in zip(
+            tests, holm(np.array([v["p"] for v in tests], float).tolist()), strict=True
+        ):
             values["p_holm"] = defined(adjusted)
     first = every[0].predictions
     return {
@@ -239,7 +239,7 @@ def check_alike(first: Run, run: Run) -> None:
 def _networks(runs: Sequence[Run]) -> list[Network]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        config = {k: v for k, v in _flat(run.config).items() if k not in ("seed", *MAY_CHANGE)}
+        config = {k: v for k, v in flat(run.config).items() if k not in ("seed", *MAY_CHANGE)}
         key = json.dumps([config, run.augmentation], sort_keys=True)
         groups.setdefault(key, []).append(run)
     models = [group[0].config["model"] for group in groups.values()]
@@ -255,15 +255,6 @@ def _networks(runs: Sequence[Run]) -> list[Network]:
                 )
         networks.append(Network(model + folder, tuple(by_seed)))
     return networks
-
-
-def _flat(values: dict[str, Any], place: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in values.items():
-        flat |= (
-            _flat(value, f"{place}{name}.") if isinstance(value, dict) else {place + name: value}
-        )
-    return flat
 
 
 def _scores(network: Network, *, resamples: int, seed: int) -> dict[str, Any]:
@@ -327,13 +318,8 @@ def _plain(difference: Difference) -> dict[str, float | None]:
     return {name: defined(value) for name, value in dataclasses.asdict(difference).items()}
 
 
-def _nan(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
 def print_comparison(result: dict[str, Any]) -> None:
     """Prints the scores of the networks, then every pair's differences."""
-    console = Console(width=max(shutil.get_terminal_size().columns, 80), highlight=False)
     noun = "images or studies" if result["unit"] == RECORDS else result["unit"]
     place = " ".join(filter(None, (result["data_set"], result["split"])))
     title = f"{place}: {result['support']} {noun} of {result['patients']} patients"
@@ -341,7 +327,7 @@ def print_comparison(result: dict[str, Any]) -> None:
     for network in result["networks"]:
         cells = (spread_in_words(network["metrics"][name]) for name in METRIC_NAMES)
         table.add_row(network["name"], str(len(network["seeds"])), *cells)
-    console.print(table)
+    show(table)
     for pair in result["pairs"]:
         table = Table(
             "",
@@ -363,14 +349,14 @@ def print_comparison(result: dict[str, Any]) -> None:
                 bounds if values["low"] is not None else in_words(None),
                 *(p_in_words(values[p]) for p in ("p", "p_holm")),
             )
-        console.print(table)
+        show(table)
         if found := pair["mcnemar"]:
-            print(
+            say(
                 f"Patients read without an error by {pair['first']} alone: "
                 f"{found['only_first']}, by {pair['second']} alone: "
                 f"{found['only_second']}; McNemar's exact p {p_in_words(found['p'])}"
             )
-    print(
+    say(
         f"Metrics: paired bootstrap and {result['permutations']} permutations of patients, so that "
         f"p is at least 1/{result['permutations'] + 1}. AUROC: DeLong, with patients as clusters. "
         "Holm: over all rows of a kind, of all pairs."

@@ -46,7 +46,9 @@ def ensemble(
     """
     if len(workdirs) < 2:
         raise UserError("one run is no ensemble; give two or more")
-    if (out / "checkpoints").exists():
+    if len({path.absolute() for path in workdirs}) != len(workdirs):
+        raise UserError("a work directory is given twice; give each once")
+    if any((out / name).exists() for name in ("checkpoints", "provenance.json")):
         raise UserError(f"--out {out} is a run; give another folder")
     runs = [read_run(workdir, Path(name) / split, RECORDS) for workdir in workdirs]
     together = _averaged(runs)

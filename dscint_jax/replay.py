@@ -8,7 +8,6 @@ Out: a table of what is not finite in that step, the first operation first.
 
 import dataclasses
 import functools
-import shutil
 import sys
 import sysconfig
 import traceback
@@ -21,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import safetensors.numpy
-from rich.console import Console
 from rich.table import Table
 
 from dscint_jax.command import run_command
@@ -42,6 +40,7 @@ from dscint_jax.training.step import Batch, StepSpec, eval_step, train_step
 from tfds_builder.commandline.command import CommandParser
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import read_json
+from tfds_builder.commandline.progress import show
 
 NOT_REPRODUCED = 1
 """Exit status where all is finite when the step is taken again."""
@@ -203,19 +202,17 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         return safetensors.numpy.load(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    # The library's own exception is of no public type.
-    except Exception as error:
+    except safetensors.SafetensorError as error:
         raise UserError(f"{path} is damaged: {error}; train again to keep the step anew") from error
 
 
 def _print_table(dump: Dump, found: list[Finding]) -> None:
-    console = Console(width=max(shutil.get_terminal_size().columns, 100), highlight=False)
     table = Table(title=f"step {dump.step}, taken on {dump.devices}: what is not finite")
     for column in ("what", "shape", "values", ""):
         table.add_column(column, overflow="fold")
     for finding in found:
         table.add_row(*finding)
-    console.print(table)
+    show(table)
 
 
 def main() -> None:

@@ -20,7 +20,6 @@ from dscint_jax.baselines.result import Baseline
 from dscint_jax.config import VIEWS
 from dscint_jax.input_pipeline import (
     NO_FOLD,
-    Copies,
     HostBatch,
     Sample,
     Scintigrams,
@@ -46,7 +45,7 @@ def linear_baseline(
     *,
     fold: int = NO_FOLD,
     records: str = VIEWS,
-    copies: Copies | None = None,
+    copies: int | None = None,
     sample: Sample | None = None,
     ranges: Augmentation = Augmentation(),  # noqa: B008 - it is frozen
     elsewhere: Scintigrams | None = None,

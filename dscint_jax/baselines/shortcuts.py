@@ -6,14 +6,12 @@ the acquisition. What a shortcut reaches, no network can claim for reading the s
 """
 
 import dataclasses
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
-from rich.console import Console
 from rich.table import Table
 
 from dscint_jax.baselines import NECK_STEPS
@@ -22,11 +20,11 @@ from dscint_jax.baselines.facts import fact_predictions
 from dscint_jax.baselines.inputs import Inputs, read_inputs
 from dscint_jax.baselines.linear_baseline import baseline_of, score_by_patient
 from dscint_jax.baselines.neck import BATCH_SIZE, neck_predictions
-from dscint_jax.input_pipeline import NO_FOLD, folds_of, open_dataset
+from dscint_jax.input_pipeline import NO_FOLD, check_split, folds_of, open_dataset
 from dscint_jax.metrics.intervals import METHOD, Interval
 from dscint_jax.metrics.scores import interval_in_words
 from tfds_builder.commandline.errors import UserError
-from tfds_builder.commandline.progress import ProgressBar
+from tfds_builder.commandline.progress import ProgressBar, show
 
 LIMITED = ("thumbnail", "neck")
 """The shortcuts that `--limit` holds down: those that see pixels."""
@@ -112,6 +110,7 @@ def report_of(
     Raises:
       UserError: no data set, no such split, or a `fold` that does not fit the data set.
     """
+    check_split(split)
     _check_fold(data_dir, fold)
     inputs = {}
     for name in dict.fromkeys(("train", "validation", split)):
@@ -139,7 +138,6 @@ def report_of(
 
 def print_table(report: dict[str, Any]) -> None:
     """Prints what every shortcut reaches."""
-    console = Console(width=max(shutil.get_terminal_size().columns, 80), highlight=False)
     title = f"{report['split']}, {report['images']} images of {report['patients']} patients"
     table = Table(title=title)
     for column in ("shortcut", "accuracy", "95 % interval", "F-1", "sees"):
@@ -152,7 +150,7 @@ def print_table(report: dict[str, Any]) -> None:
             f"{shortcut['scores']['f1']:.4f}",
             shortcut["sees"],
         )
-    console.print(table)
+    show(table)
 
 
 def reaching(report: dict[str, Any], limit: float) -> list[str]:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dscint_jax.benchmark.cells import retry_failed, run_cells
+from dscint_jax.benchmark.cells import Stopping, retry_failed, run_cells
 from dscint_jax.benchmark.page import page_text
 from dscint_jax.benchmark.plan import read_benchmark
 from dscint_jax.benchmark.results import FAILED, OPEN, RESULTS_FILE, collect
@@ -58,6 +58,8 @@ def main() -> None:
     parser.add_argument("--cell", help="of --verify: NETWORK/CONDITION/SEED (default: the first)")
     arguments = parser.parse_args()
     if arguments.verify:
+        if arguments.data_dir is None:
+            raise UserError("--data_dir is missing: where the data set of the results lies")
         place = arguments.workdir or Path("runs/benchmark/verify")
         name = (arguments.cell or "first").replace("/", "_")
         verify(arguments.verify, arguments.cell, arguments.data_dir, place / name)
@@ -88,12 +90,15 @@ def _run_on(devices: Sequence[str], arguments: argparse.Namespace) -> None:
     words += ["--workdir", str(arguments.workdir)]
     if arguments.data_dir:
         words += ["--data_dir", str(arguments.data_dir)]
-    processes = [
-        subprocess.Popen(words, env={**os.environ, "CUDA_VISIBLE_DEVICES": device})
-        for device in devices
-    ]
-    for process in processes:
-        process.wait()
+    with Stopping() as stopping:
+        processes = []
+        for device in devices:
+            own = {**os.environ, "CUDA_VISIBLE_DEVICES": device}
+            processes.append(subprocess.Popen(words, env=own, start_new_session=True))
+            stopping.watch(processes[-1])
+        for process in processes:
+            process.wait()
+        stopping.check()
 
 
 if __name__ == "__main__":

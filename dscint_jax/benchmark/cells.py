@@ -124,7 +124,7 @@ def run_cells(plan: Benchmark, workdir: Path) -> None:
         check_plan(plan, workdir, cell)
     with (
         ProgressBar("benchmark", total=len(cells) * steps, done=None, noun="steps") as bar,
-        _Stopping() as stopping,
+        Stopping() as stopping,
     ):
         while todo := open_cells(plan, workdir):
             settled = [
@@ -133,10 +133,14 @@ def run_cells(plan: Benchmark, workdir: Path) -> None:
                 if is_trained(workdir, cell) or failure_of(workdir, cell) is not None
             ]
             done = len(settled) * steps
-            # One, as others may have run what stood open when the list was made.
-            if not any(
-                _run_if_free(plan, workdir, cell, test, bar, done, stopping) for cell, test in todo
-            ):
+            for cell, test in todo:
+                folder = folder_of(workdir, cell)
+                with _claimed(folder) as mine:
+                    if mine:
+                        _run(plan, folder, cell, test, bar, done, stopping)
+                        # Others may have run meanwhile what stands open in the list.
+                        break
+            else:
                 bar.update(done, "other processes have what is left")
                 time.sleep(WAIT_S)
             stopping.check()
@@ -157,20 +161,27 @@ def check_plan(plan: Benchmark, workdir: Path, cell: Cell) -> None:
             )
 
 
+def commands_of(folder: Path) -> list[list[str]]:
+    """The commands that train a cell, by CONFIG in its folder, and read its test split."""
+    commands = (
+        ("main", "--config", str(folder / CONFIG), "--distributed", "off"),
+        ("evaluate", "--split", "test"),
+    )
+    return [
+        [sys.executable, "-m", f"dscint_jax.{command}", "--workdir", str(folder), *options]
+        for command, *options in commands
+    ]
+
+
 @contextlib.contextmanager
 def _claimed(folder: Path) -> Iterator[bool]:
     """Whether this process may run a cell; a process that is killed gives its claim back."""
     folder.mkdir(parents=True, exist_ok=True)
-    claim = filelock.FileLock(folder / CLAIM)
     try:
-        claim.acquire(timeout=0)
+        with filelock.FileLock(folder / CLAIM).acquire(timeout=0):
+            yield _is_free(folder)
     except filelock.Timeout:
         yield False
-        return
-    try:
-        yield _is_free(folder)
-    finally:
-        claim.release()
 
 
 def _is_free(folder: Path) -> bool:
@@ -182,23 +193,6 @@ def _is_free(folder: Path) -> bool:
     return True
 
 
-def _run_if_free(
-    plan: Benchmark,
-    workdir: Path,
-    cell: Cell,
-    test: bool,
-    bar: ProgressBar,
-    done: int,
-    stopping: "_Stopping",
-) -> bool:
-    """Runs a cell unless another process has it; returns whether it did."""
-    folder = folder_of(workdir, cell)
-    with _claimed(folder) as mine:
-        if mine:
-            _run(plan, folder, cell, test, bar, done, stopping)
-    return mine
-
-
 def _run(
     plan: Benchmark,
     folder: Path,
@@ -206,26 +200,22 @@ def _run(
     test: bool,
     bar: ProgressBar,
     done: int,
-    stopping: "_Stopping",
+    stopping: "Stopping",
 ) -> None:
     write_json(folder / CONFIG, plan.config(cell).to_dict())
     bar.say(f"{cell}")
-    train = ("main", "--config", str(folder / CONFIG), "--distributed", "off")
-    commands = [train, ("evaluate", "--split", "test")] if test else [train]
-    for command, *options in commands:
-        words = [sys.executable, "-m", f"dscint_jax.{command}", "--workdir", str(folder), *options]
+    for words in commands_of(folder)[: 1 + test]:
         with (folder / LOG).open("ab") as log:
             start = log.tell()
             process = subprocess.Popen(
                 words,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # A terminal would send Ctrl-C to both, and a second one ends it without saving.
                 start_new_session=True,
             )
             stopping.watch(process)
             while process.poll() is None:
-                lines = read_metrics(folder) if command == "main" else []
+                lines = read_metrics(folder)
                 bar.update(done + (lines[-1]["step"] if lines else 0), str(cell))
                 time.sleep(POLL_S)
         stopping.check()
@@ -253,14 +243,18 @@ def retry_failed(workdir: Path) -> None:
         path.unlink()
 
 
-class _Stopping:
-    """A context manager that passes signals on to the process that runs."""
+class Stopping:
+    """A context manager that passes signals on to the processes that run.
+
+    They should be started in sessions of their own: a terminal sends Ctrl-C to all of its session,
+    and a training that gets a second one ends without saving.
+    """
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
+        self._processes: list[subprocess.Popen[bytes]] = []
         self._received: int | None = None
 
-    def __enter__(self) -> "_Stopping":
+    def __enter__(self) -> "Stopping":
         self._earlier = {number: signal.signal(number, self._pass_on) for number in STOPS}
         return self
 
@@ -269,8 +263,8 @@ class _Stopping:
             signal.signal(number, handler)
 
     def watch(self, process: subprocess.Popen[bytes]) -> None:
-        """Takes the process that runs now; a signal that came before it is passed on at once."""
-        self._process = process
+        """Takes a process that runs now; a signal that came before it is passed on at once."""
+        self._processes.append(process)
         if self._received is not None:
             process.send_signal(self._received)
 
@@ -281,5 +275,6 @@ class _Stopping:
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self._received = number
-        if self._process and self._process.poll() is None:
-            self._process.send_signal(number)
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(number)

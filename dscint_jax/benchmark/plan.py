@@ -48,6 +48,11 @@ class Benchmark:
             values = getattr(self, kind)
             if not values or len(set(values)) != len(values):
                 raise UserError(f"the benchmark's {kind} are empty or have one twice")
+        if not isinstance(self.base.steps, int):
+            raise UserError(
+                f"the benchmark's steps are '{self.base.steps}'; give a number: all networks have "
+                "the same budget"
+            )
         names = [*self.networks, *self.ablations]
         for name in (*names, *self.conditions):
             if not NAME.fullmatch(name) or names.count(name) > 1:

@@ -11,7 +11,7 @@ import gzip
 import hashlib
 import json
 import math
-import shutil
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,10 +137,10 @@ def _collected(workdir: Path, cell: Cell, out: Path, chosen: bool) -> dict[str, 
         return found
     source, place = folder_of(workdir, cell), out / CELLS / cell.place
     _keep(source, place)
-    shutil.copyfile(source / METRICS, place / METRICS)
+    _copy(source / METRICS, place / METRICS)
     packed = source / PREDICTIONS
     plain = packed.with_suffix("")
-    predictions = plain.read_bytes() if plain.exists() else gzip.decompress(packed.read_bytes())
+    predictions = plain.read_bytes() if plain.exists() else _unpacked(packed)
     write_bytes(place / PREDICTIONS, gzip.compress(predictions, mtime=0))
     return {
         **found,
@@ -183,15 +183,26 @@ def metrics_of(place: Path) -> dict[str, float | None]:
 
 def _keep(source: Path, place: Path) -> None:
     """Copies what tells of a training, without the places of that machine."""
-    (place / METRICS).parent.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
-        shutil.copyfile(source / name, place / name)
+        _copy(source / name, place / name)
     for name in CONFIGS:
         config = read_json(source / name)
         config["data"]["dir"] = ""
         write_json(place / name, config)
     attempts = [{**attempt, "arguments": []} for attempt in attempts_of(source)]
     write_json(place / "provenance.json", attempts)
+
+
+def _copy(source: Path, place: Path) -> None:
+    """Whole at any moment: other processes may collect the same cells."""
+    write_bytes(place, source.read_bytes())
+
+
+def _unpacked(path: Path) -> bytes:
+    try:
+        return gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
 
 
 def _sha256(content: bytes) -> str:
@@ -206,9 +217,8 @@ def check_files(results: Mapping[str, Any], folder: Path) -> None:
         for name, wanted in cell.get("sha256", {}).items():
             path = folder / place_of(cell) / (PREDICTIONS if name == "predictions" else name)
             try:
-                content = path.read_bytes()
-                found = gzip.decompress(content) if name == "predictions" else content
-            except (OSError, EOFError) as error:
+                found = _unpacked(path) if name == "predictions" else path.read_bytes()
+            except OSError as error:
                 raise UserError(f"{path} cannot be read: {error}") from None
             if _sha256(found) != wanted:
                 raise UserError(f"{path} was changed: its checksum is another")

@@ -8,11 +8,11 @@ import hashlib
 import shutil
 import statistics
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dscint_jax.benchmark.cells import CONFIG, commands_of
 from dscint_jax.benchmark.results import (
     COMPLETE,
     STACK,
@@ -33,11 +33,7 @@ SPREADS = 3.0
 """Standard deviations over the seeds that a cell of another machine may be off."""
 
 
-class NotReproducedError(UserError):
-    """A cell came out otherwise than the results say."""
-
-
-def verify(path: Path, cell: str | None, data_dir: Path | None, workdir: Path) -> None:
+def verify(path: Path, cell: str | None, data_dir: Path, workdir: Path) -> None:
     """Checks a results.json and runs one of its cells again.
 
     Args:
@@ -47,8 +43,8 @@ def verify(path: Path, cell: str | None, data_dir: Path | None, workdir: Path) -
       workdir: where the cell is run; what is there is removed.
 
     Raises:
-      UserError: a file was changed, tables do not follow from predictions, the cell is not there.
-      NotReproducedError: the cell came out otherwise.
+      UserError: a file was changed, tables do not follow from predictions, the cell is not there,
+        or it came out otherwise.
     """
     results, folder = read_json(path), path.parent
     try:
@@ -66,9 +62,8 @@ def verify(path: Path, cell: str | None, data_dir: Path | None, workdir: Path) -
     _compare(chosen, results, workdir)
 
 
-def _run_again(cell: Mapping[str, Any], folder: Path, data_dir: Path | None, workdir: Path) -> None:
+def _run_again(cell: Mapping[str, Any], folder: Path, data_dir: Path, workdir: Path) -> None:
     config = read_config(folder / place_of(cell) / "config.json")
-    data_dir = Path(config.data.dir) if data_dir is None else data_dir
     if fingerprint_of(data_dir, config.data.records) != cell["dataset_fingerprint"]:
         raise UserError(
             f"--data_dir {data_dir} is another data set than that of the results (fingerprint "
@@ -77,15 +72,11 @@ def _run_again(cell: Mapping[str, Any], folder: Path, data_dir: Path | None, wor
     # What an earlier verification left would be taken for this one's.
     shutil.rmtree(workdir, ignore_errors=True)
     config = config.replaced({"data.dir": str(data_dir.absolute())})
-    write_json(workdir / "benchmark.json", config.to_dict())
+    write_json(workdir / CONFIG, config.to_dict())
     say(f"running {named(cell)} again in {workdir}")
-    for command, *options in (
-        ("main", "--config", str(workdir / "benchmark.json"), "--distributed", "off"),
-        ("evaluate", "--split", "test"),
-    ):
-        words = [sys.executable, "-m", f"dscint_jax.{command}", "--workdir", str(workdir)]
-        if status := subprocess.run([*words, *options]).returncode:
-            raise NotReproducedError(f"{named(cell)} failed with status {status}; see above")
+    for words in commands_of(workdir):
+        if status := subprocess.run(words).returncode:
+            raise UserError(f"{named(cell)} failed with status {status}; see above")
 
 
 def _compare(cell: Mapping[str, Any], results: Mapping[str, Any], workdir: Path) -> None:
@@ -99,7 +90,7 @@ def _compare(cell: Mapping[str, Any], results: Mapping[str, Any], workdir: Path)
         say(f"{named(cell)}: reproduced bit for bit ({len(predictions)} bytes of predictions)")
         return
     if not other:
-        raise NotReproducedError(
+        raise UserError(
             f"{named(cell)}: other predictions with the same code, stack, device and data; "
             f"accuracy {in_words(found['accuracy'])} here, {cell['metrics']['accuracy']:.4f} in "
             "the results"
@@ -117,7 +108,7 @@ def _compare(cell: Mapping[str, Any], results: Mapping[str, Any], workdir: Path)
             continue
         judged, spread, value = True, statistics.stdev(seeds), found[name]
         if value is None or abs(value - statistics.mean(seeds)) > SPREADS * spread:
-            raise NotReproducedError(
+            raise UserError(
                 f"{named(cell)}: {name} is {in_words(value)} here and "
                 f"{statistics.mean(seeds):.4f} ± {spread:.4f} in the results"
             )

@@ -10,12 +10,10 @@ data set in eval/NAME/SPLIT/, and a table.
 import contextlib
 import dataclasses
 import functools
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from dscint_jax.evaluate.restored import (
@@ -30,6 +28,7 @@ from dscint_jax.input_pipeline import (
     SPLITS,
     Leakage,
     Scintigrams,
+    check_split,
     fingerprint_of,
     leakage_in_words,
 )
@@ -46,6 +45,7 @@ from dscint_jax.metrics.scores import (
 from dscint_jax.metrics.summary import summarise
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import WriteError, read_json, write_json, write_text
+from tfds_builder.commandline.progress import say, show
 
 METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.csv"
 
@@ -99,7 +99,7 @@ def evaluate_all(
         workdir, split=first.split, checkpoint=checkpoint, data_dir=first.data_dir
     )
     if network.last_step < int(network.config.steps):
-        print(
+        say(
             f"note: training is not complete; {workdir} holds step {network.last_step} of "
             f"{network.config.steps}"
         )
@@ -193,9 +193,11 @@ def targets_of(
       out: folder of eval/, for a work directory that may not be written; None: that one.
 
     Raises:
-      UserError: as `result_folder` has it, or two would lie in the same folder.
+      UserError: no such split; as `result_folder` has it; or two would lie in the same folder.
     """
     found: dict[Path, Target] = {}
+    for split in splits:
+        check_split(split)
     for place, called in [(data_dir, name), *((other, None) for other in external)]:
         for split in dict.fromkeys(splits):
             folder = result_folder(workdir, split, data_dir=place, name=called, out=out)
@@ -249,7 +251,6 @@ def result_folder(
 
 def print_table(result: dict[str, Any]) -> None:
     """Prints the five metrics with their intervals, and each class."""
-    console = Console(width=max(shutil.get_terminal_size().columns, 80), highlight=False)
     noun = NOUNS[result["records"]]
     split = " ".join(filter(None, (result["data_set"], result["split"])))
     table = Table(title=f"{split}, step {result['step']}, {result['support']} {noun}")
@@ -263,7 +264,7 @@ def print_table(result: dict[str, Any]) -> None:
             interval_in_words(result["intervals"]["values"][name]),
             *[f"{PUBLISHED_DSCINT[name]:.4f}"] * published,
         )
-    console.print(table)
+    show(table)
     table = Table()
     columns = ("precision", "recall", "specificity", "f1", "support")
     for column in ("class", *columns):
@@ -273,10 +274,10 @@ def print_table(result: dict[str, Any]) -> None:
         # Dashes, as "not defined" in every column would not fit 80 columns.
         scores = ("-" if values[c] is None else in_words(values[c]) for c in columns[:-1])
         table.add_row(label, *scores, str(values["support"]))
-    console.print(table)
+    show(table)
     for note in notes(result):
-        print(note)
-    print(leakage_line(result))
+        say(note)
+    say(leakage_line(result))
 
 
 def notes(result: dict[str, Any]) -> list[str]:

@@ -35,7 +35,7 @@ from dscint_jax.training import parallel
 from dscint_jax.training.augment import images_seen
 from dscint_jax.training.experiment import Experiment, load_images, make_experiment
 from dscint_jax.training.state import evaluated_items
-from dscint_jax.training.step import NetworkMaps
+from dscint_jax.training.step import NetworkMaps, eval_step, maps_step
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import read_json
 from tfds_builder.commandline.progress import ProgressBar
@@ -147,7 +147,8 @@ def load_weights(workdir: Path, *, checkpoint: str, num_classes: int) -> Trained
     config = config_of(workdir)
     checkpointer = Checkpointer(workdir, read_only=True)
     experiment = make_experiment(config, (1,) * num_classes)
-    shapes = replicated_shapes((experiment.params, experiment.batch_stats), data_mesh())
+    like = experiment.state_shapes
+    shapes = replicated_shapes((like.params, like.batch_stats), data_mesh())
     step, weights = checkpointer.restore_first(checkpoint, evaluated_items(*shapes))
     checkpointer.close()
     return TrainedWeights(config, step, weights["params"], weights["batch_stats"])
@@ -194,8 +195,8 @@ def restore(
     """
     checkpointer = Checkpointer(workdir, read_only=True)
     experiment = make_experiment(config, images.class_counts)
-    mesh = data_mesh()
-    shapes = replicated_shapes((experiment.params, experiment.batch_stats), mesh)
+    like = experiment.state_shapes
+    shapes = replicated_shapes((like.params, like.batch_stats), data_mesh())
     step, weights = checkpointer.restore_first(checkpoint, evaluated_items(*shapes))
     last_step = max([step, *checkpointer.steps()])
     checkpointer.close()
@@ -227,12 +228,12 @@ def network_of(
         step=step,
         last_step=step,
         images=images,
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(experiment.params)),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(experiment.state_shapes.params)),
         trained_on=False,
         _mesh=mesh,
         _state=state,
-        _eval_step=parallel.compile_eval_step(experiment.spec, mesh),
-        _maps_step=parallel.compile_maps_step(experiment.spec, mesh),
+        _eval_step=parallel.compile_inference(eval_step, experiment.spec, mesh),
+        _maps_step=parallel.compile_inference(maps_step, experiment.spec, mesh),
     )
 
 
@@ -243,12 +244,19 @@ def _open(
     trained_on = data_dir is None or is_trained_on(workdir, data_dir)
     if data_dir is not None:
         config = config.replaced({"data.dir": str(data_dir)})
-        # A data set from elsewhere need not be in folds because the one trained on was.
-        if not folds_of(open_dataset(data_dir, config.data.records).info.splits):
+        folds = folds_of(open_dataset(data_dir, config.data.records).info.splits)
+        if folds and config.data.fold == NO_FOLD:
+            raise UserError(
+                f"{data_dir} is divided into {len(folds)} folds, and {workdir} was trained without "
+                f"any; build it with --split_fractions 0 0 1 to test on all of it"
+            )
+        if not folds:
+            # A data set from elsewhere need not be in folds because the one trained on was.
             config = config.replaced({"data.fold": NO_FOLD})
     if not trained_on:
-        # Copies are a way of training on a data set; of another one, the images are tested.
-        config = config.replaced({"protocol": PATIENT})
+        # Copies, or a share of the patients, are a way of training on a data set; of another one,
+        # the images are tested.
+        config = config.replaced({"protocol": PATIENT, "data.training_share": 1.0})
     noun = NOUNS[config.data.records]
     with ProgressBar(f"reading {split} {noun}", noun=noun) as bar:
         # Where training kept its images is of no concern here.

@@ -17,11 +17,13 @@ from typing import Any
 
 from dscint_jax.evaluate.evaluate import Target, evaluate_all, measure, targets_of
 from dscint_jax.evaluate.restored import TrainedNetwork, load_trained, validation_images
+from dscint_jax.input_pipeline import check_split
 from dscint_jax.metrics.scores import METRIC_NAMES, in_words
 from dscint_jax.run.checkpoint import complete_steps
 from dscint_jax.run.lock import pinned
 from dscint_jax.run.provenance import is_complete
 from dscint_jax.run.trackers.json_lines import JsonLines, read_lines
+from tfds_builder.commandline.progress import say
 
 HISTORY_FILE = "history.jsonl"
 
@@ -56,6 +58,8 @@ def watch(
     Raises:
       UserError: as `evaluate_all` has it.
     """
+    for split in splits:
+        check_split(split)
     with contextlib.ExitStack() as stack:
         # From now on none is lost, however long the rest takes to begin.
         checkpoints = stack.enter_context(HeldCheckpoints(workdir))
@@ -85,7 +89,12 @@ class _History:
     def __init__(self, workdir: Path, target: Target, mirror: bool):
         self._workdir, self._target, self._mirror = workdir, target, mirror
         path = target.folder / HISTORY_FILE
-        self.done = {line["step"] for line in read_lines(path) if "error" not in line}
+        self._alike = {"test_time_augmentation": "mirror" if mirror else None}
+        self.done = {
+            line["step"]
+            for line in read_lines(path)
+            if "error" not in line and self._alike.items() <= line.items()
+        }
         self._lines = JsonLines(path, start_step=FOREVER)
         self._network: TrainedNetwork | None = None
         self._known: dict[str, Any] = {}
@@ -111,15 +120,15 @@ class _History:
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             self._lines.write(step, {"error": reason})
-            print(f"{where} could not be evaluated: {reason}", flush=True)
+            say(f"{where} could not be evaluated: {reason}")
             return other
         scores = {name: result[name] for name in (*METRIC_NAMES, "loss")}
-        self._lines.write(step, {**scores, "intervals": result["intervals"]["values"]})
+        intervals = result["intervals"]["values"]
+        self._lines.write(step, {**scores, "intervals": intervals, **self._alike})
         took = time.monotonic() - started
-        print(
+        say(
             f"{where}: accuracy {in_words(scores['accuracy'])}, F-1 {in_words(scores['f1'])}, "
-            f"loss {scores['loss']:.4f} ({took:.1f} s)",
-            flush=True,
+            f"loss {scores['loss']:.4f} ({took:.1f} s)"
         )
         return network
 
@@ -192,15 +201,17 @@ class HeldCheckpoints:
 
     def _follow(self) -> None:
         while not self._ended.wait(LOOK_EVERY_S):
-            self._look()
+            # A network's file system fails now and then.
+            with contextlib.suppress(OSError):
+                self._look()
 
     def _look(self) -> None:
         with self._looking:
             for step in {*complete_steps(self._folder)} - self._seen:
-                self._seen.add(step)
                 with contextlib.ExitStack() as stack, contextlib.suppress(FileNotFoundError):
                     stack.enter_context(pinned(self._folder / str(step)))
                     self._held[step] = stack.pop_all()
+                self._seen.add(step)
 
 
 def _wait_for_training(workdir: Path) -> None:
@@ -208,6 +219,6 @@ def _wait_for_training(workdir: Path) -> None:
     told = False
     while not complete_steps(workdir / "checkpoints") and not is_complete(workdir):
         if not told:
-            print(f"waiting for the first checkpoint in {workdir}", flush=True)
+            say(f"waiting for the first checkpoint in {workdir}")
             told = True
         time.sleep(LOOK_EVERY_S)

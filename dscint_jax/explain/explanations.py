@@ -8,7 +8,6 @@ explanations.json in the folder of the split's results, and tables.
 
 import dataclasses
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from dscint_jax.evaluate.evaluate import or_elsewhere, result_folder
@@ -43,7 +41,7 @@ from dscint_jax.metrics.predictions import Predictions
 from dscint_jax.metrics.scores import defined, in_words, interval_in_words
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import write_json
-from tfds_builder.commandline.progress import ProgressBar
+from tfds_builder.commandline.progress import ProgressBar, say, show
 
 EXPLANATIONS_FILE = "explanations.json"
 
@@ -241,28 +239,27 @@ def _by_image(measured: Measured, methods: tuple[str, ...]) -> list[dict[str, An
 
 def print_tables(result: Mapping[str, Any]) -> None:
     """Prints the scores of each map, and what random weights say of it, within 80 columns."""
-    console = Console(width=max(shutil.get_terminal_size().columns, 80), highlight=False)
     noun = NOUNS[result["records"]]
     split = " ".join(filter(None, (result["data_set"], result["split"])))
-    print(
+    say(
         f"{split}, step {result['step']}: {result['images']} of {result['images_of_split']} {noun} "
         f"explained"
     )
     if result["not_scored"]:
-        print(f"Not scored: {result['not_scored']}.")
+        say(f"Not scored: {result['not_scored']}.")
     else:
-        _print_scores(console, result, noun)
+        _print_scores(result, noun)
     for method, found in result["random_weights"].items():
-        print(
+        say(
             f"{METHODS[method]} with random weights: rank correlation "
             f"{in_words(found['rank_correlation'], 2)} ({interval_in_words(found['interval'])})"
         )
 
 
-def _print_scores(console: Console, result: Mapping[str, Any], noun: str) -> None:
+def _print_scores(result: Mapping[str, Any], noun: str) -> None:
     scores = result["scores"]
     every = scores["all"]
-    print(
+    say(
         f"{every['images']} {noun} of {every['patients']} patients with lesions; tolerance "
         f"{result['tolerance_mm']:g} mm"
     )
@@ -274,9 +271,9 @@ def _print_scores(console: Console, result: Mapping[str, Any], noun: str) -> Non
             found = every[score][name]
             cells += [in_words(found["mean"], 3), interval_in_words(found["interval"])]
         table.add_row(TITLES[name], *cells)
-    console.print(table)
+    show(table)
     for verdict in verdicts(every[POINTING]):
-        print(verdict)
+        say(verdict)
     maps = [name for name in maps if name not in (RANDOM, CENTRE)]
     table = _table("pointing, by", noun, *(TITLES[name] for name in maps))
     for kind, groups in scores.items():
@@ -286,13 +283,13 @@ def _print_scores(console: Console, result: Mapping[str, Any], noun: str) -> Non
                 cells = ("-" if mean is None else f"{mean:.3f}" for mean in means)
                 table.add_row(f"{kind} {group}".replace("_", " "), str(found["images"]), *cells)
             table.add_section()
-    console.print(table)
+    show(table)
     for state, why in (
         (NO_LESION, "without lesions"),
         (NO_PIXEL_SIZE, "with lesions, whose records do not say how large a pixel is"),
     ):
         if result[state]:
-            print(f"Left out: {result[state]} {noun} {why}.")
+            say(f"Left out: {result[state]} {noun} {why}.")
 
 
 def _table(*columns: str) -> Table:

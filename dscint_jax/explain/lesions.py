@@ -136,7 +136,9 @@ def lesion_records(
     """
     if network.images.copies:
         return lambda indices: [None] * len(indices)
-    return LesionRecords(network.config, network.images.split).read
+    records = LesionRecords(network.config, network.images.split)
+    # Of a share of the patients, the images have other numbers in the split.
+    return lambda indices: records.read(network.images.sources(indices))
 
 
 def _annotated(record: dict[str, Any]) -> LesionRecord:

@@ -13,6 +13,7 @@ device_cache  a copy of the images on the devices, and batches gathered from it
 from dscint_jax.input_pipeline.dataset import (
     NO_FOLD,
     SPLITS,
+    check_split,
     fingerprint_of,
     folds_of,
     open_dataset,
@@ -28,7 +29,6 @@ from dscint_jax.input_pipeline.feeds import (
 from dscint_jax.input_pipeline.order import index_batches, training_order
 from dscint_jax.input_pipeline.placement import Accelerators, accelerators_of, place
 from dscint_jax.input_pipeline.protocol import (
-    Copies,
     Leakage,
     Sample,
     copies_of,

@@ -101,6 +101,14 @@ def parts_of(split: str, names: Iterable[str], fold: int) -> tuple[str, ...]:
     return {"train": train, "validation": (validation,), "test": (test,)}[split]
 
 
+def check_split(split: str) -> None:
+    """Raises UserError unless it is one of SPLITS."""
+    if split not in SPLITS:
+        raise UserError(
+            f"no split '{split}'; there are {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}"
+        )
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A question about the split that another name, such as 'val', may stand for; or nothing."""
     meant = MEANT.get(name.strip().lower(), name.strip().lower())

@@ -25,20 +25,6 @@ COPIES_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Copies:
-    """How a data set is augmented before it is split.
-
-    Copy k of image i has the running number i * number + k. Copy 0 is the image itself; any other
-    is moved once and for all by `augment.apply_copies`.
-
-    Attributes:
-      number: copies of every image, itself among them.
-    """
-
-    number: int
-
-
-@dataclasses.dataclass(frozen=True)
 class Sample:
     """Which training patients are trained on.
 
@@ -66,11 +52,9 @@ class Leakage:
     images_of_a_patient_in_training: int
 
 
-def copies_of(config: Config) -> Copies | None:
-    """The copies that a config asks for; None where images are split by patient."""
-    if config.protocol != AUGMENTED:
-        return None
-    return Copies(config.data.copies)
+def copies_of(config: Config) -> int | None:
+    """Copies of every image, itself among them; None where images are split by patient."""
+    return config.data.copies if config.protocol == AUGMENTED else None
 
 
 def sample_of(config: Config, split: str) -> Sample | None:
@@ -110,17 +94,22 @@ def share_out(count: int) -> dict[str, int]:
 
 
 def split_copies(
-    labels: Int[np.ndarray, " image"], copies: Copies
+    labels: Int[np.ndarray, " image"], copies: int
 ) -> dict[str, Int[np.ndarray, " copy"]]:
     """Which copies each split has, as running numbers in ascending order.
 
-    Class by class the copies are shuffled and shared out, whichever image and patient they are of;
-    `labels` are those of all images of the data set.
+    Copy k of image i has the running number i * copies + k. Copy 0 is the image itself; any other
+    is moved once and for all by `augment.apply_copies`. Class by class the copies are shuffled and
+    shared out, whichever image and patient they are of.
+
+    Args:
+      labels: of all images of the data set.
+      copies: of every image, itself among them.
     """
     parts: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
     for label in np.unique(labels):
         images = np.flatnonzero(labels == label)
-        numbers = (images[:, None] * copies.number + np.arange(copies.number)).ravel()
+        numbers = (images[:, None] * copies + np.arange(copies)).ravel()
         order = random_order(len(numbers), COPIES_SEED, zlib.crc32(b"copies"), int(label))
         shuffled = numbers[order]
         start = 0

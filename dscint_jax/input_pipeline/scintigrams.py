@@ -33,7 +33,6 @@ from dscint_jax.input_pipeline.placement import (
     place,
 )
 from dscint_jax.input_pipeline.protocol import (
-    Copies,
     Sample,
     draw_patients,
     leakage_of,
@@ -84,7 +83,7 @@ class Scintigrams:
     fingerprint: str
     images: Images
     records: str = VIEWS
-    copies: Copies | None = None
+    copies: int | None = None
     numbers: Int[np.ndarray, " image"] | None = None
     placement: Placement = UNDECIDED
     labels: Int[np.ndarray, " class"] | None = None
@@ -97,7 +96,7 @@ class Scintigrams:
     @property
     def _each(self) -> int:
         """Copies of every image, itself among them."""
-        return self.copies.number if self.copies else 1
+        return self.copies or 1
 
     def __len__(self) -> int:
         return sum(self.class_counts)
@@ -171,7 +170,7 @@ def load_split(
     cache: str = AUTO,
     fold: int = NO_FOLD,
     records: str = VIEWS,
-    copies: Copies | None = None,
+    copies: int | None = None,
     sample: Sample | None = None,
     accelerators: Accelerators | None = None,
     beside: Scintigrams | None = None,
@@ -235,7 +234,7 @@ def split_size(
     *,
     fold: int = NO_FOLD,
     records: str = VIEWS,
-    copies: Copies | None = None,
+    copies: int | None = None,
     sample: Sample | None = None,
 ) -> int:
     """How many images, or copies, a split has, without reading any but for a sample.
@@ -276,7 +275,7 @@ def check_patients(
 
 
 def _opened(
-    data_dir: Path, split: str, fold: int, records: str, copies: Copies | None
+    data_dir: Path, split: str, fold: int, records: str, copies: int | None
 ) -> tuple[Any, tuple[str, ...], tuple[int, ...]]:
     """The builder, its splits that a run's split is made of, and images or copies by class."""
     builder = open_dataset(data_dir, records)
@@ -285,14 +284,14 @@ def _opened(
     classes = builder.info.features["label"].names
     totals = [sum(counts[part][name] for part in parts) for name in classes]
     if copies:
-        totals = [share_out(total * copies.number)[split] for total in totals]
+        totals = [share_out(total * copies)[split] for total in totals]
     if not sum(totals):
         raise _empty(split, data_dir)
     return builder, parts, tuple(totals)
 
 
 def _parts(
-    data_dir: Path, builder: Any, split: str, fold: int, copies: Copies | None
+    data_dir: Path, builder: Any, split: str, fold: int, copies: int | None
 ) -> tuple[str, ...]:
     names = tuple(builder.info.splits)
     if not copies:

@@ -48,6 +48,7 @@ from dscint_jax.report.data_flow import (
 from dscint_jax.report.gallery import gallery
 from dscint_jax.report.html import TEMPLATE, render
 from dscint_jax.report.tables import FORMATS, Table
+from dscint_jax.run.checkpoint import complete_steps
 from dscint_jax.run.provenance import attempts_of
 from dscint_jax.run.trackers.json_lines import read_metrics
 from tfds_builder.commandline.errors import UserError
@@ -144,6 +145,11 @@ def _read(workdir: Path, folder: Path, data_dir: Path | None, out: Path | None) 
     if lacking:
         raise UserError(f"{folder / METRICS_FILE} lacks '{lacking[0]}'; evaluate again")
     predictions = read_predictions(folder / PREDICTIONS_FILE)
+    if result["step"] not in complete_steps(workdir / "checkpoints"):
+        raise UserError(
+            f"{folder / METRICS_FILE} was measured with the checkpoint of step {result['step']}, "
+            f"which is gone; evaluate again"
+        )
     network = load_trained(
         workdir, split=result["split"], checkpoint=str(result["step"]), data_dir=data_dir
     )

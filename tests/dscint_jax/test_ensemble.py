@@ -97,6 +97,13 @@ def test_what_cannot_be_averaged_is_named(tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match="is a run"):
         ensemble(runs, tmp_path / "run")
+    # Of a run that is published, no checkpoints are there.
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "provenance.json").touch()
+    with pytest.raises(UserError, match="is a run"):
+        ensemble(runs, tmp_path / "published")
+    with pytest.raises(UserError, match="given twice"):
+        ensemble([runs[0], runs[0]], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

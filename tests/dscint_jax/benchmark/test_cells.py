@@ -1,12 +1,17 @@
 import dataclasses
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 
 import pytest
 
 from dscint_jax.benchmark import cells
 from dscint_jax.benchmark.cells import (
     FAILURE,
+    Stopping,
     _claimed,
     _reason,
     chosen_rate,
@@ -98,3 +103,16 @@ def test_the_reason_of_a_failure_is_what_its_process_said_last(tmp_path, status,
     (tmp_path / "log.txt").write_text("error: of an earlier attempt\n" + log)
     reason = _reason(status, tmp_path / "log.txt", len("error: of an earlier attempt\n"))
     assert re.search(words, reason)
+
+
+def test_a_signal_reaches_all_processes_and_then_ends_this_one():
+    words = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with Stopping() as stopping:
+        processes = [subprocess.Popen(words, start_new_session=True) for _ in range(2)]
+        for process in processes:
+            stopping.watch(process)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert [process.wait(timeout=20) for process in processes] == [-signal.SIGTERM] * 2
+        with pytest.raises(SystemExit) as ended:
+            stopping.check()
+    assert ended.value.code == 128 + signal.SIGTERM

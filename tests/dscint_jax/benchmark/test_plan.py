@@ -70,6 +70,11 @@ def test_a_plan_that_cannot_be_is_named(plan, change, words):
         dataclasses.replace(plan, **change)
 
 
+def test_a_budget_in_epochs_is_refused(plan):
+    with pytest.raises(UserError, match="steps are '3 epochs'; give a number"):
+        dataclasses.replace(plan, base=plan.base.replaced({"steps": "3 epochs"}))
+
+
 @pytest.mark.parametrize(
     "text, words",
     [

@@ -2,11 +2,13 @@ import dataclasses
 import gzip
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
 
 from dscint_jax.benchmark import verify as verification
+from dscint_jax.benchmark.__main__ import main
 from dscint_jax.benchmark.cells import FAILURE, folder_of, open_cells
 from dscint_jax.benchmark.page import page_text
 from dscint_jax.benchmark.plan import Cell
@@ -275,6 +277,26 @@ def test_one_seed_does_not_judge_a_rerun_of_other_bits(rerun, capsys):
     assert "cannot be judged: one seed" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("damage", [lambda c: c[:-9], lambda c: c[:40] + b"x" + c[41:]])
+def test_damaged_predictions_are_named(plan, filled, out, damage):
+    results = read(out)
+    path = out / place_of(results["cells"][0]) / PREDICTIONS
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=r"predictions\.csv\.gz cannot be read"):
+        check_files(results, out)
+    # As from a copy of published results, which have no other predictions.
+    shutil.rmtree(filled / "cells")
+    shutil.copytree(out / "cells", filled / "cells")
+    with pytest.raises(UserError, match=r"predictions\.csv\.gz cannot be read"):
+        collect(plan, filled, filled / "again")
+
+
+def test_verification_needs_the_data_set(out, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--verify", str(out / "results.json")])
+    with pytest.raises(UserError, match="--data_dir is missing"):
+        main()
+
+
 def test_metrics_that_some_seeds_lack_are_left_out(rerun, capsys):
     def without_specificity(results):
         for cell in results["cells"]:
@@ -289,4 +311,4 @@ def test_metrics_that_some_seeds_lack_are_left_out(rerun, capsys):
 def test_what_is_no_results_file_is_named(tmp_path, text):
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(UserError, match=r"results\.json"):
-        verification.verify(tmp_path / "results.json", None, None, tmp_path)
+        verification.verify(tmp_path / "results.json", None, tmp_path, tmp_path)

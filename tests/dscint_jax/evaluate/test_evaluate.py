@@ -1,6 +1,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -12,7 +14,7 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from dscint_jax.baselines.linear_baseline import linear_baseline
 from dscint_jax.evaluate import restored
 from dscint_jax.evaluate.evaluate import evaluate, evaluate_all, notes, print_table
-from dscint_jax.input_pipeline import Copies, fingerprint_of, load_split
+from dscint_jax.input_pipeline import fingerprint_of, load_split
 from dscint_jax.metrics import intervals
 from dscint_jax.metrics.calibration import fit_temperature
 from dscint_jax.metrics.discrimination import best_point
@@ -246,7 +248,7 @@ def test_run_on_copies_is_evaluated_on_copies_of_which_training_has_others(
     workdir = _changed(evaluated[0], tmp_path / "run", **fields)
     result = evaluate(workdir, split="test", checkpoint="best")
     rows = _rows(workdir)
-    copies = Copies(4)
+    copies = 4
     images = load_split(folder, "test", pool=1, cache_gib=1.0, copies=copies)
     expected = images.read(np.arange(len(images)))["image_id"].tolist()
     assert [row["image_id"] for row in rows] == expected
@@ -274,6 +276,41 @@ def test_network_that_was_trained_on_copies_is_tested_on_images_from_elsewhere(
     assert result["support"] == 6
     assert result["leakage"] is None
     assert result["protocol"] == "patient"
+
+
+def test_share_of_the_training_patients_is_none_of_another_data_set(
+    evaluated, make_data_set, tmp_path
+):
+    workdir = _changed(evaluated[0], tmp_path / "run", data={"training_share": 0.3, "pool": 1})
+    elsewhere = make_data_set(train=9)
+    result = evaluate(workdir, split="train", checkpoint="best", data_dir=elsewhere)
+    assert result["support"] == 9
+
+
+def test_data_set_in_folds_from_elsewhere_is_refused_with_what_to_build(
+    evaluated, folds_dir, tmp_path
+):
+    workdir = _changed(evaluated[0], tmp_path / "run", data={"pool": 1})
+    with pytest.raises(UserError, match=r"divided into 5 folds.*--split_fractions 0 0 1"):
+        evaluate(workdir, split="test", checkpoint="best", data_dir=folds_dir)
+
+
+def test_split_that_is_none_is_told_before_any_is_evaluated(evaluated, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"no split 'val'; .* did you mean validation"):
+        evaluate_all(evaluated[0], splits=["test", "val"], checkpoint="best", out=out)
+    assert not out.exists()
+
+
+def test_results_are_kept_where_nobody_reads_the_tables(evaluated, tmp_path):
+    words = ["--workdir", evaluated[0], "--out", tmp_path]
+    command = [sys.executable, "-m", "dscint_jax.evaluate", *map(str, words)]
+    done = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done.stdout.close()
+    assert done.stderr.read() == ""
+    assert done.wait() == 0
+    for name in ("metrics.json", "predictions.csv"):
+        assert (tmp_path / "eval" / "test" / name).exists()
 
 
 def test_data_set_that_was_moved_is_still_the_one_trained_on(evaluated, data_dir, tmp_path):

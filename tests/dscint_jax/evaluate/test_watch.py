@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import time
 import pytest
 
 from dscint_jax.evaluate.watch import HeldCheckpoints, watch
+from dscint_jax.run.checkpoint import complete_steps
 from dscint_jax.run.lock import take_away
 from dscint_jax.run.provenance import is_complete
 from dscint_jax.run.trackers.json_lines import read_lines
@@ -97,6 +99,36 @@ def test_every_split_and_data_set_has_a_history_of_its_own(config, make_data_set
     for folder in folders:
         assert [line["step"] for line in read_lines(folder / "history.jsonl")] == steps
     assert f"{other.name} test, step {steps[0]}: accuracy" in capsys.readouterr().out
+
+
+def test_readings_of_mirror_images_are_a_history_of_their_own(config, tmp_path):
+    train(config, tmp_path / "run")
+    steps = len(os.listdir(tmp_path / "run" / "checkpoints"))
+    for mirror in (False, True, False):
+        watch(tmp_path / "run", splits=["test"], mirror=mirror)
+    found = [line["test_time_augmentation"] for line in _history(tmp_path / "run")]
+    assert found == [None] * steps + ["mirror"] * steps
+
+
+def test_split_that_is_none_is_not_waited_for(tmp_path):
+    with pytest.raises(UserError, match="no split 'val'"):
+        watch(tmp_path / "run", splits=["val"])
+
+
+def test_disk_that_fails_for_a_moment_ends_no_watch(tmp_path, monkeypatch):
+    fails = [True]
+
+    def steps_of(folder):
+        if fails and folder.parent == tmp_path:
+            fails.pop()
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return complete_steps(folder)
+
+    monkeypatch.setattr("dscint_jax.evaluate.watch.complete_steps", steps_of)
+    _checkpoint(tmp_path, 1)
+    with HeldCheckpoints(tmp_path) as checkpoints:
+        assert next(iter(checkpoints)) == 1
+    assert not fails
 
 
 def _checkpoint(folder, step):

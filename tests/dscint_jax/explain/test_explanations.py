@@ -11,10 +11,10 @@ from dscint_jax.evaluate.restored import load_trained
 from dscint_jax.explain import explanations
 from dscint_jax.explain.__main__ import main
 from dscint_jax.explain.explanations import measure, print_tables, write_explanations
-from dscint_jax.explain.lesions import LesionRecords
+from dscint_jax.explain.lesions import LesionRecords, lesion_records
 from dscint_jax.explain.maps import METHODS, TRUE, explain
 from dscint_jax.explain.scores import BASELINES, baseline_maps, energy, pointing, region_of
-from dscint_jax.input_pipeline import Copies, load_split
+from dscint_jax.input_pipeline import Sample, load_split
 from tfds_builder.commandline.errors import UserError
 
 MAPS = (*METHODS, *BASELINES)
@@ -156,11 +156,25 @@ def test_images_whose_pixel_size_is_not_known_are_counted(explained, monkeypatch
 
 def test_copies_are_explained_and_not_scored(explained, data_dir):
     network = load_trained(explained[0], split="train", checkpoint="best")
-    copies = load_split(data_dir, "train", pool=16, cache_gib=1.0, copies=Copies(2))
+    copies = load_split(data_dir, "train", pool=16, cache_gib=1.0, copies=2)
     network = dataclasses.replace(network, images=copies)
     measured = measure(network, np.arange(8), tuple(METHODS), 15.0)
     assert set(measured.state) == {"without_lesions"}
     assert "copies" in explanations._not_scored(network, measured)
+
+
+def test_lesions_are_those_of_the_images_of_a_share(explained, data_dir):
+    network = load_trained(explained[0], split="train", checkpoint="best")
+    some = load_split(data_dir, "train", pool=16, cache_gib=1.0, sample=Sample(0.4, seed=0))
+    assert len(some) < len(network.images)
+    every, own = (
+        lesion_records(one)(np.arange(len(one.images)))
+        for one in (network, dataclasses.replace(network, images=some))
+    )
+    places = some.sources(np.arange(len(some)))
+    assert list(places) != list(range(len(some)))
+    for record, place in zip(own, places, strict=True):
+        np.testing.assert_array_equal(record.counts, every[place].counts)
 
 
 @pytest.mark.exhaustive

@@ -172,7 +172,7 @@ def test_one_device_and_eight_give_the_same(name):
         mesh = jax.make_mesh(
             (devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
         )
-        step = parallel.compile_maps_step(spec, mesh)
+        step = parallel.compile_inference(maps_step, spec, mesh)
         maps = step(*replicate((params, batch_stats), mesh), shard_batch(batch, mesh))
         assert all(each.sharding.is_fully_replicated for each in jax.tree.leaves(maps))
         found.append([np.asarray(each) for each in jax.tree.leaves(maps)])

@@ -15,7 +15,6 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=int(number))
 
 from dscint_jax.input_pipeline import (  # noqa: E402
-    Copies,
     HeldImages,
     index_batches,
     load_split,
@@ -37,7 +36,7 @@ class Recorded(HeldImages):
 
 
 mesh = data_mesh()
-for copies in (None, Copies(3)):
+for copies in (None, 3):
     images = load_split(Path(folder), "train", pool=1, cache_gib=1.0, copies=copies)
     order = index_batches(len(images), batch_size=8, seed=5)
     batches, seen = {}, {}

@@ -11,7 +11,6 @@ import pytest
 from jax.sharding import AxisType
 
 from dscint_jax.input_pipeline import (
-    Copies,
     DeviceCache,
     HeldImages,
     Sample,
@@ -52,7 +51,7 @@ def test_device_and_host_feed_give_the_same_batches_from_any_start(
     else:
         # Not a multiple of the devices.
         folder = make_data_set(train=19, validation=3, test=3)
-        copies = Copies(3) if kind == "copies" else None
+        copies = 3 if kind == "copies" else None
         sample = Sample(0.6, seed=1) if kind == "sample" else None
         images = load_split(folder, "train", pool=1, cache_gib=0.0, copies=copies, sample=sample)
     mesh, order = make_mesh(devices), index_batches(len(images), batch_size=8, seed=5)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dscint_jax.config import Config
-from dscint_jax.input_pipeline import Copies, Leakage, leakage_of, load_split
+from dscint_jax.input_pipeline import Leakage, leakage_of, load_split
 from dscint_jax.input_pipeline.protocol import copies_of, leakage_in_words, share_out, split_copies
 
 SPLITS = ("train", "validation", "test")
@@ -10,7 +10,7 @@ SPLITS = ("train", "validation", "test")
 
 def test_copies_are_split_70_15_15_class_by_class():
     labels = np.repeat([0, 1, 3], [50, 20, 5])
-    parts = split_copies(labels, Copies(8))
+    parts = split_copies(labels, 8)
     numbers = np.concatenate([parts[split] for split in SPLITS])
     assert sorted(numbers) == list(range(75 * 8))
     for label, images in ((0, 50), (1, 20), (3, 5)):
@@ -20,7 +20,7 @@ def test_copies_are_split_70_15_15_class_by_class():
 
 
 def test_copies_of_one_image_fall_on_both_sides():
-    parts = split_copies(np.repeat([0, 1], 30), Copies(8))
+    parts = split_copies(np.repeat([0, 1], 30), 8)
     images = {split: set((numbers // 8).tolist()) for split, numbers in parts.items()}
     assert len(images["train"] & images["test"]) > 30
     assert len(images["validation"] & images["test"]) > 20
@@ -36,7 +36,7 @@ def test_runs_of_all_seeds_are_tested_on_the_same_copies(data_dir):
 
 
 def test_leakage_counts_what_the_identities_of_both_sides_tell(data_dir):
-    copies = Copies(3)
+    copies = 3
     train, test = (
         load_split(data_dir, split, pool=16, cache_gib=1.0, copies=copies)
         for split in ("train", "test")

@@ -6,7 +6,6 @@ import pytest
 from dscint_jax.config import Config
 from dscint_jax.input_pipeline import (
     Accelerators,
-    Copies,
     Sample,
     check_patients,
     evaluation_batches,
@@ -130,7 +129,7 @@ def test_unknown_split_and_pool_are_named(data_dir):
 
 
 SPLITS = ("train", "validation", "test")
-COPIES = Copies(5)
+COPIES = 5
 
 
 def _load_copies(data_dir, split, copies=COPIES, cache_gib=1.0, **options):

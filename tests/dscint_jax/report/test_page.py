@@ -13,7 +13,6 @@ from dscint_jax.evaluate.evaluate import evaluate
 from dscint_jax.evaluate.restored import load_trained
 from dscint_jax.explain.explanations import write_explanations
 from dscint_jax.explain.maps import METHODS, explain
-from dscint_jax.input_pipeline import Copies
 from dscint_jax.metrics.scores import METRIC_NAMES
 from dscint_jax.report.page import write_report
 from dscint_jax.run.workdir import config_of
@@ -264,6 +263,15 @@ def test_report_without_evaluation_says_what_to_run(trained):
         write_report(trained, split="validation")
 
 
+def test_checkpoint_that_is_gone_is_named_with_what_to_do(reported, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(reported[0], workdir)
+    path = workdir / "eval" / "test" / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"step": 999}))
+    with pytest.raises(UserError, match="checkpoint of step 999, which is gone; evaluate again"):
+        write_report(workdir)
+
+
 def test_linear_baseline_is_fitted_on_other_patients_and_repeats(data_dir, monkeypatch):
     first = linear_baseline(data_dir)
     assert first == linear_baseline(data_dir)
@@ -305,7 +313,7 @@ def test_page_on_copies_says_first_that_training_has_copies_of_the_same_images(
         f"and {leakage['images_of_a_patient_in_training']} are of a patient who is in training. "
         f"The score is not one for new patients."
     ) in top
-    copies = Copies(2)
+    copies = 2
     ranges = config_of(workdir).augmentation
     assert baseline == linear_baseline(data_dir, copies=copies, ranges=ranges)
     assert baseline != linear_baseline(data_dir, copies=copies)
