@@ -11,10 +11,11 @@ crashed at large entries (uwplasma/vmex pull request 142).
 
 import os
 import platform
-import sys
 from pathlib import Path
 
 import jax
+
+from tfds_builder.commandline.progress import warn
 
 MAX_BYTES = 2**30
 """Of all entries together; the longest unused go first."""
@@ -45,11 +46,9 @@ def use_compilation_cache() -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Of a user without a home directory, RuntimeError.
     except (OSError, RuntimeError) as error:
-        print(
-            f"warning: no compilation cache: {error}; set JAX_COMPILATION_CACHE_DIR to a folder, "
-            "or JAX_ENABLE_COMPILATION_CACHE=false",
-            file=sys.stderr,
-            flush=True,
+        warn(
+            f"no compilation cache: {error}; set JAX_COMPILATION_CACHE_DIR to a folder, or "
+            "JAX_ENABLE_COMPILATION_CACHE=false"
         )
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -16,7 +16,8 @@ MAY_BE_ZERO = ("optimizer.warmup_steps",)
 MOST_STEPS = 2**31 - 1
 """What the step number of a training state, an int32, can hold."""
 _DURATION = re.compile(
-    r"([0-9_]+(?:\.[0-9]+)?)\s*(steps?|epochs?|examples?|percent|%)?", re.ASCII | re.IGNORECASE
+    r"([0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?)\s*(steps?|epochs?|examples?|percent|%)?",
+    re.ASCII | re.IGNORECASE,
 )
 
 
@@ -63,14 +64,9 @@ def _parse_duration(field: str, value: Any) -> tuple[float, str]:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value, "step"
     match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
-    try:
-        number = float(match[1]) if match else None
-    except ValueError:
-        number = None
-    if match is None or number is None:
+    if match is None:
         raise UserError(
             f"config.{field} is {value!r}; it must be a whole number of steps, or a text such as "
             f"'30 epochs', '50000 examples' or '5 %'"
         )
-    unit = (match[2] or "step").lower().replace("%", "percent")
-    return number, unit if unit == "percent" else unit.rstrip("s")
+    return float(match[1]), (match[2] or "step").lower().replace("%", "percent").rstrip("s")

@@ -5,7 +5,6 @@
 Any field of the config: --config.batch_size=16, --config.data.dir=data.
 """
 
-import argparse
 import dataclasses
 import difflib
 import functools
@@ -23,7 +22,7 @@ from dscint_jax.config import DURATIONS, Config, fields_of, read_config
 from dscint_jax.config_fields import meaning_of
 from dscint_jax.config_files import located
 from tfds_builder.commandline.errors import UserError
-from tfds_builder.commandline.places import home_expanded, read_path
+from tfds_builder.commandline.places import home_expanded, path_of
 
 USAGE = """usage: python -m dscint_jax.main --config FILE --workdir DIR [--config.FIELD=VALUE ...]
 
@@ -195,10 +194,7 @@ def _read_config() -> Config:
 
 
 def _read_workdir() -> Path:
-    try:
-        return read_path(_WORKDIR.value or "")
-    except argparse.ArgumentTypeError as error:
-        raise UserError(f"--workdir: {error}") from error
+    return path_of(_WORKDIR.value or "", "--workdir")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -109,7 +109,8 @@ def main() -> int:
     config = get_config()
     classes = open_dataset(data_dir, config.data.records).info.features["label"].names
     experiment = make_experiment(config, (1,) * len(classes))
-    shapes = replicated_shapes((experiment.params, experiment.batch_stats), data_mesh())
+    like = experiment.state_shapes
+    shapes = replicated_shapes((like.params, like.batch_stats), data_mesh())
     outcomes: collections.Counter[str] = collections.Counter()
     with (arguments.out / "training.log").open("w") as log:
         trainer = subprocess.Popen(

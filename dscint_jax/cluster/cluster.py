@@ -6,7 +6,6 @@ part. Every wait has an end, and an error names the processes that did not come 
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import ipaddress
 import json
 import os
@@ -22,6 +21,7 @@ from typing import Any
 import jax
 
 from dscint_jax.config import Config, flat
+from tfds_builder.commandline.command import installed_version
 from tfds_builder.commandline.errors import UserError
 
 PREFIX = "dscint"
@@ -180,7 +180,10 @@ def check_software(cluster: Cluster) -> None:
     facts = {
         # JAX lets processes pass that were told different numbers.
         "the number of processes": str(cluster.process_count),
-        **{f"the version of {name}": _version(name) for name in PACKAGES},
+        **{
+            f"the version of {name}": installed_version(name) or "not installed"
+            for name in PACKAGES
+        },
         "JAX_PLATFORMS": jax.config.jax_platforms or "not set",  # pyright: ignore[reportAttributeAccessIssue]
         "the number of visible GPUs": str(visible_gpus()),
     }
@@ -295,10 +298,3 @@ def _failure_elsewhere() -> str:
         if failures := store().key_value_dir_get(FAILURES):
             return failures[0][1]
     return ""
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

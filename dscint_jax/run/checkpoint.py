@@ -310,9 +310,11 @@ class Checkpointer:
         """Steps by falling validation F-1; of equals the later first."""
         scores = {}
         for step in self.steps():
-            with contextlib.suppress(_DamagedError):
+            try:
                 if found := self._record(step)["scores"]:
                     scores[step] = found[SELECTION_METRIC]
+            except _DamagedError as error:
+                self._warn(step, error, "not counted among the best")
         return sorted(scores, key=lambda step: (scores[step], step), reverse=True)
 
     def _wait(self) -> None:
@@ -380,9 +382,13 @@ class Checkpointer:
         recorded = self._record(step)["arrays"]
         wanted = _summary(like)
         self._check_fit(step, {n: a for n, a in recorded.items() if _item(n) in like}, wanted)
-        read = self._read(
-            step, **{name: ocp.args.StandardRestore(item) for name, item in like.items()}
-        )
+        asked = {name: ocp.args.StandardRestore(item) for name, item in like.items()}
+        folder = _LiteralPath(self._directory / str(step))
+        try:
+            read = self._reader.restore(folder, args=ocp.args.Composite(**asked))
+        # What is damaged may fail anywhere within Orbax, and does so in many ways.
+        except Exception as error:
+            raise self._unreadable(step, error) from error
         items = {name: read[name] for name in like}
         for name, summary in _summary(items).items():
             if summary != recorded[name]:
@@ -399,14 +405,6 @@ class Checkpointer:
                     f"or optimizer: {name} is {there} there and {here} here"
                 )
 
-    def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
-        folder = _LiteralPath(self._directory / str(step))
-        try:
-            return self._reader.restore(folder, args=ocp.args.Composite(**items))
-        # What is damaged may fail anywhere within Orbax, and does so in many ways.
-        except Exception as error:
-            raise self._unreadable(step, error) from error
-
     def _unreadable(self, step: int, error: Exception) -> UserError | _DamagedError:
         if is_passing(error):
             return UserError(
@@ -416,10 +414,7 @@ class Checkpointer:
         return _DamagedError(reason(error))
 
     def _warn(self, step: int, error: Exception, what: str) -> None:
-        self._say(
-            f"warning: checkpoint {self._directory / str(step)} is damaged ({error}); {what}, "
-            "going on from the one before"
-        )
+        self._say(f"warning: checkpoint {self._directory / str(step)} is damaged ({error}); {what}")
 
     def _say(self, line: str) -> None:
         if jax.process_index() == 0:

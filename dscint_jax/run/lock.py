@@ -11,10 +11,10 @@ import fcntl
 import json
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tfds_builder.commandline import progress
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import write_error
 
@@ -110,10 +110,9 @@ def _take(descriptor: int, kind: int, *, warn: bool = False) -> bool:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except OSError as error:
         if warn and error.errno not in TAKEN:
-            print(
-                f"warning: the work directory lies on a file system without locks "
-                f"({error.strerror}); see to it that one training at a time uses it",
-                file=sys.stderr,
+            progress.warn(
+                f"the work directory lies on a file system without locks ({error.strerror}); see "
+                f"to it that one training at a time uses it"
             )
         return error.errno not in TAKEN
     return True

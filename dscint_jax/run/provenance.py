@@ -2,19 +2,18 @@
 
 import contextlib
 import datetime
-import importlib.metadata
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from dscint_jax.weights.import_torch import ImportReport
-from tfds_builder.commandline.command import available_cores
+from tfds_builder.commandline.command import available_cores, installed_version
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import read_json, write_json
 
@@ -70,7 +69,6 @@ def record_attempt(
     batch_size: int | None = None,
     imported: ImportReport | None = None,
     spmd: str = "jit",
-    arguments: Sequence[str] | None = None,
 ) -> None:
     """Appends to provenance.json what this attempt ran with and where it started.
 
@@ -84,7 +82,6 @@ def record_attempt(
       batch_size: fewer than config.batch_size where the training split is smaller.
       imported: the weights that it started from instead of random ones.
       spmd: of the config.
-      arguments: of the command line; None takes this process's.
     """
     if jax.process_index() != 0:
         return
@@ -96,11 +93,11 @@ def record_attempt(
             "start_step": start_step,
             "steps": steps,
             "batch_size": batch_size,
-            "arguments": list(sys.argv[1:] if arguments is None else arguments),
+            "arguments": sys.argv[1:],
             "init_from": imported and {"file": imported.file, "sha256": imported.sha256},
             "dataset_fingerprint": fingerprint,
             "classes": classes,
-            "versions": {p: _version(p) for p in RECORDED_PACKAGES},
+            "versions": {p: installed_version(p) or "unknown" for p in RECORDED_PACKAGES},
             "python": platform.python_version(),
             "platform": platform.platform(),
             "processor": processor(),
@@ -167,6 +164,16 @@ def _reason(error: BaseException | None) -> str:
     return f"error: {type(error).__name__}: {text}"[:ERROR_LENGTH].removesuffix(": ")
 
 
+def note_completed(workdir: Path, step: int) -> None:
+    """Has the newest attempt ended as complete, where a kill left no time to say so.
+
+    Between the last checkpoint and the end of a training lies the closing of trackers.
+    """
+    if attempts_of(workdir) and not is_complete(workdir):
+        with Ending(workdir, step, lambda step: {}):
+            pass
+
+
 def is_complete(workdir: Path) -> bool:
     """Whether the newest attempt took all of its steps; UserError where nothing tells."""
     attempts = attempts_of(workdir)
@@ -187,13 +194,6 @@ def check_data(workdir: Path, fingerprint: str) -> None:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def processor() -> str:

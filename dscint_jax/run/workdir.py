@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from dscint_jax.config import MAY_CHANGE, Config, flat, read_config
+from dscint_jax.config import DURATIONS, MAY_CHANGE, Config, fields_of, flat, read_config
 from dscint_jax.run.provenance import X64, attempts_of
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import write_json
@@ -25,7 +25,7 @@ def check_claim(workdir: Path, config: Config) -> int | None:
     """
     _check_settings(workdir)
     path = workdir / "config.json"
-    old = read_config(path) if path.exists() else config
+    old = _config_in(path) if path.exists() else config
     differences = [d for d in _differences(old, config) if d[0] not in MAY_CHANGE]
     # The same file may lie elsewhere; a resumed run does not read it.
     if Path(old.init_from).name != Path(config.init_from).name:
@@ -51,7 +51,7 @@ def claim(workdir: Path, config: Config) -> int | None:
     """
     fewer = check_claim(workdir, config)
     path = workdir / "config.json"
-    if not path.exists() or read_config(path) != config:
+    if not path.exists() or _config_in(path) != config:
         write_json(path, config.to_dict())
     return fewer
 
@@ -68,7 +68,19 @@ def config_of(workdir: Path) -> Config:
             f"--config ... --workdir {workdir}"
         )
     _check_settings(workdir)
-    return read_config(workdir / "config.json")
+    return _config_in(workdir / "config.json")
+
+
+def _config_in(path: Path) -> Config:
+    """A run's config.json, whose durations are in steps."""
+    config = read_config(path)
+    for name, _, value in fields_of(config):
+        if name in DURATIONS and not isinstance(value, int):
+            raise UserError(
+                f"{path}: config.{name} is '{value}'; a run's config has steps there, as it was "
+                f"written: put them back, or use another --workdir"
+            )
+    return config
 
 
 def _check_settings(workdir: Path) -> None:

@@ -36,7 +36,6 @@ class Experiment:
 
     Attributes:
       spec: what the steps need.
-      params, batch_stats: shapes and types of the network's parameters and statistics.
       state_shapes: shapes and types of a whole state.
       initial_state: makes the state before the first step.
       imported_state: the same with the weights of a file, and what was taken from it.
@@ -44,8 +43,6 @@ class Experiment:
     """
 
     spec: StepSpec
-    params: nnx.State
-    batch_stats: nnx.State
     state_shapes: TrainState
     initial_state: Callable[[], TrainState]
     imported_state: Callable[[Path], tuple[TrainState, ImportReport]]
@@ -54,7 +51,7 @@ class Experiment:
     @property
     def overview(self) -> str:
         """A printable table of the parameters."""
-        arrays = named_leaves(nnx.to_pure_dict(self.params))
+        arrays = named_leaves(nnx.to_pure_dict(self.state_shapes.params))
         return parameter_overview.get_parameter_overview(arrays, include_stats=False)
 
 
@@ -124,8 +121,6 @@ def make_experiment(
 
     return Experiment(
         spec=spec,
-        params=params,
-        batch_stats=batch_stats,
         state_shapes=jax.eval_shape(state_of, params, batch_stats),
         initial_state=lambda: state_of(*drawn()),
         imported_state=imported_state,

@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from tfds_builder.commandline.errors import UserError
-
 Loss = Callable[[Float[Array, "batch classes"], Int[Array, " batch"]], Float[Array, " batch"]]
 
 
@@ -58,12 +56,9 @@ def class_weights(kind: str, counts: tuple[int, ...]) -> tuple[float, ...]:
     """Factor of each class in the loss.
 
     Args:
-      kind: 'balanced' for total / (classes * count), as scikit-learn does; 'none' for ones; any
-        other raises UserError.
+      kind: 'balanced' for total / (classes * count), as scikit-learn does; 'none' for ones.
       counts: training images of each class.
     """
     if kind == "none":
         return (1.0,) * len(counts)
-    if kind == "balanced":
-        return tuple(sum(counts) / (len(counts) * max(count, 1)) for count in counts)
-    raise UserError(f"config.class_weights '{kind}' is neither 'balanced' nor 'none'")
+    return tuple(sum(counts) / (len(counts) * max(count, 1)) for count in counts)

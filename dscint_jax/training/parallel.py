@@ -15,13 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dscint_jax.mesh import AXIS, DeviceBatch
 from dscint_jax.metrics.passes import Evaluation
 from dscint_jax.training.state import TrainState
-from dscint_jax.training.step import (
-    NetworkMaps,
-    StepSpec,
-    eval_step,
-    maps_step,
-    train_step,
-)
+from dscint_jax.training.step import NetworkMaps, StepSpec, train_step
 
 TrainStep = Callable[[TrainState, DeviceBatch], tuple[TrainState, dict[str, jax.Array]]]
 EvalStep = Callable[[nnx.State, nnx.State, DeviceBatch], Evaluation]
@@ -78,17 +72,8 @@ def _pmapped(step: TrainStep, mesh: Mesh) -> TrainStep:
     return take_step
 
 
-def compile_eval_step(spec: StepSpec, mesh: Mesh) -> EvalStep:
-    """The jitted evaluation of (params, batch_stats, batch); results on every device."""
-    return _compile_inference(eval_step, spec, mesh)
-
-
-def compile_maps_step(spec: StepSpec, mesh: Mesh) -> MapsStep:
-    """The jitted maps of (params, batch_stats, batch); results on every device."""
-    return _compile_inference(maps_step, spec, mesh)
-
-
-def _compile_inference(step: Callable[..., Any], spec: StepSpec, mesh: Mesh) -> Callable[..., Any]:
+def compile_inference(step: Callable[..., Any], spec: StepSpec, mesh: Mesh) -> Callable[..., Any]:
+    """`eval_step` or `maps_step`, jitted: of (params, batch_stats, batch), results everywhere."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     return jax.jit(
         functools.partial(step, spec=spec),

@@ -7,14 +7,13 @@ it, slower by a little within the window; a trace that cannot be written is a wa
 import contextlib
 import dataclasses
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from tfds_builder.commandline.errors import UserError
-from tfds_builder.commandline.progress import say
+from tfds_builder.commandline.progress import say, warn
 
 FOLDER = "profile"
 MOST_STEPS = 100
@@ -122,17 +121,12 @@ class Profiler:
             self._give_up(error)
             return
         if self._shown:
-            print(
+            say(
                 f"the trace lies under {self._folder}; open it with: pip install xprof, then "
-                f"xprof --logdir {self._folder}",
-                flush=True,
+                f"xprof --logdir {self._folder}"
             )
 
     def _give_up(self, error: Exception) -> None:
         self._window = None
         reason = " ".join(str(error).split())
-        print(
-            f"warning: no trace could be written to {self._folder} ({reason}); training goes on",
-            file=sys.stderr,
-            flush=True,
-        )
+        warn(f"no trace could be written to {self._folder} ({reason}); training goes on")

@@ -4,7 +4,6 @@ In: a config and a work directory. Out: checkpoints and metrics in that director
 any moment and started again, it ends in the same parameters, bit for bit.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -47,7 +46,13 @@ from dscint_jax.mesh import (
 from dscint_jax.models import complete_options
 from dscint_jax.run import lock
 from dscint_jax.run.checkpoint import Checkpointer, completed_step, resumable
-from dscint_jax.run.provenance import Ending, attempts_of, check_data, record_attempt
+from dscint_jax.run.provenance import (
+    Ending,
+    attempts_of,
+    check_data,
+    note_completed,
+    record_attempt,
+)
 from dscint_jax.run.trackers.tracker import import_tracker
 from dscint_jax.run.trackers.trackers import Trackers, check_trackers, open_trackers
 from dscint_jax.run.workdir import check_claim, claim
@@ -58,6 +63,7 @@ from dscint_jax.training.loop import Loop
 from dscint_jax.training.nonfinite import check_finite
 from dscint_jax.training.profiling import Profiler, Window
 from dscint_jax.training.state import TrainState
+from dscint_jax.training.step import eval_step
 from dscint_jax.training.stopping import Interruption, Stop
 from dscint_jax.training.timing import StepTimer, memory_in_use
 from dscint_jax.training.validation import validate
@@ -65,7 +71,7 @@ from dscint_jax.weights.import_torch import ImportReport
 from tfds_builder.commandline.command import available_cores
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import WriteError, check_writable, remove_parts
-from tfds_builder.commandline.places import read_path
+from tfds_builder.commandline.places import path_of
 from tfds_builder.commandline.progress import ProgressBar, say
 
 LOADING_TIMEOUT_S = 3600.0
@@ -107,11 +113,13 @@ def train(
     check_trackers(config.trackers)
     for name in config.trackers if cluster.is_first else ():
         import_tracker(name)
-    init_from = str(_place(config.init_from, "init_from").absolute()) if config.init_from else ""
+    init_from = (
+        str(path_of(config.init_from, "config.init_from").absolute()) if config.init_from else ""
+    )
     config = config.replaced(
         {
             # Absolute, so that the run can be evaluated, and its config taken, from any folder.
-            "data.dir": str(_place(config.data.dir, "data.dir").absolute()),
+            "data.dir": str(path_of(config.data.dir, "config.data.dir").absolute()),
             "init_from": init_from,
             "model_options": complete_options(config.model, config.model_options),
         }
@@ -146,6 +154,7 @@ def train(
         with contextlib.suppress(WriteError):
             if cluster.is_first:
                 claim(workdir, config)
+                note_completed(workdir, int(config.steps))
         _say(cluster, f"training is complete: {workdir} holds step {config.steps}")
         return
     if cluster.is_first:
@@ -164,13 +173,6 @@ def train(
 
         interruption.nothing_to_save = cluster.process_count == 1
         _train(config, batch_size, workdir, cluster, window, interruption, begin_to_write)
-
-
-def _place(text: str, field: str) -> Path:
-    try:
-        return read_path(text)
-    except argparse.ArgumentTypeError as error:
-        raise UserError(f"config.{field}: {error}") from None
 
 
 def _train(
@@ -207,7 +209,7 @@ def _train(
     else:
         state = replicated_shapes(experiment.state_shapes, mesh)
     take_step = parallel.compile_train_step(experiment.spec, mesh, config.spmd)
-    evaluate = parallel.compile_eval_step(experiment.spec, mesh)
+    evaluate = parallel.compile_inference(eval_step, experiment.spec, mesh)
     _say(cluster, experiment.overview)
     _say(cluster, _in_words(mesh, cluster, training, validation))
     if imported:
@@ -240,7 +242,7 @@ def _train(
     if restored is not None:
         state = TrainState.from_items(restored)
     elif not new:
-        # All that were there are damaged.
+        _say(cluster, "no checkpoint is whole: training starts anew")
         state, imported = _first_state(config, experiment)
         state = replicate(state, mesh)
     start = int(state.step)
@@ -254,17 +256,6 @@ def _train(
                 f"note: {before} cores took the steps so far, and {now} go on: sums are rounded "
                 "otherwise, so the bits are not those of a run without a stop",
             )
-    if cluster.is_first:
-        record_attempt(
-            workdir,
-            fingerprint=training.fingerprint,
-            classes=training.classes,
-            start_step=start,
-            steps=int(config.steps),
-            batch_size=batch_size,
-            imported=imported,
-            spmd=config.spmd,
-        )
 
     # Steps
     timer = StepTimer(batch_size)
@@ -280,6 +271,16 @@ def _train(
         cache=training.placement.place,
         start=start,
         threads=config.data.threads,
+    )
+    record_attempt(
+        workdir,
+        fingerprint=training.fingerprint,
+        classes=training.classes,
+        start_step=start,
+        steps=int(config.steps),
+        batch_size=batch_size,
+        imported=imported,
+        spmd=config.spmd,
     )
     check = functools.partial(
         check_finite,

@@ -58,7 +58,9 @@ def sent(network):
         r"stablehlo.all_reduce.*?\}\) : \(tensor<([\dx]*)x?f32>\)", program, re.DOTALL
     )
     numbers = [math.prod(map(int, filter(None, shape.split("x")))) for shape in shapes]
-    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(experiment.params))
+    parameters = sum(
+        math.prod(leaf.shape) for leaf in jax.tree.leaves(experiment.state_shapes.params)
+    )
     return parameters, len(numbers), sum(numbers)
 
 

@@ -15,8 +15,8 @@ from dscint_jax.run.trackers.tracker import (
     keep_run_id,
     kept_run_id,
     one_line,
-    warn,
 )
+from tfds_builder.commandline.progress import warn
 
 MLFLOW_PARAMETERS_A_CALL = 100
 MLFLOW_PARAMETER_LENGTH = 6000

@@ -90,8 +90,3 @@ def one_line(error: Exception) -> str:
     """An error's kind and words, in one line of bounded length."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"[:300].removesuffix(": ")
-
-
-def warn(message: str) -> None:
-    """Prints a warning on stderr."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)

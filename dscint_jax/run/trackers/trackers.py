@@ -15,9 +15,10 @@ from dscint_jax.run.trackers.in_background import InBackground
 from dscint_jax.run.trackers.json_lines import METRICS_FILE, SPEED_FILE, JsonLines
 from dscint_jax.run.trackers.mlflow import Mlflow
 from dscint_jax.run.trackers.tensorboard import TensorBoard
-from dscint_jax.run.trackers.tracker import PACKAGES, Tracker, Values, one_line, warn
+from dscint_jax.run.trackers.tracker import PACKAGES, Tracker, Values, one_line
 from dscint_jax.run.trackers.weights_and_biases import Wandb
 from tfds_builder.commandline.errors import UserError
+from tfds_builder.commandline.progress import warn
 
 SPEED_PREFIX = "speed/"
 """What names of speeds begin with in the trackers."""

@@ -11,7 +11,14 @@ import jax
 import pytest
 
 from dscint_jax.run import provenance
-from dscint_jax.run.provenance import Ending, attempts_of, check_data, record_attempt
+from dscint_jax.run.provenance import (
+    Ending,
+    attempts_of,
+    check_data,
+    is_complete,
+    note_completed,
+    record_attempt,
+)
 from dscint_jax.run.workdir import check_claim, claim, config_of
 from tests.dscint_jax.conftest import load_tiny_config
 from tfds_builder.commandline.command import available_cores
@@ -42,10 +49,8 @@ def _advance(ending, step, error=None, why=""):
 
 
 def test_attempt_tells_what_it_ran_with(tmp_path):
-    arguments = ["--config", "tiny.py", "--workdir", "w"]
-    attempt = _record(tmp_path, start_step=7, arguments=arguments, spmd="pmap")
+    attempt = _record(tmp_path, start_step=7, spmd="pmap")
     assert attempt["start_step"] == 7
-    assert attempt["arguments"] == arguments
     assert (attempt["device_count"], attempt["local_device_count"]) == (8, 8)
     assert attempt["processor"]
     assert attempt["cores"] == available_cores()
@@ -61,7 +66,7 @@ def test_attempt_tells_what_it_ran_with(tmp_path):
     assert attempt["versions"]["jax"] == jax.__version__
 
 
-def test_arguments_are_those_of_the_command_unless_given(tmp_path, monkeypatch):
+def test_arguments_are_those_of_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main.py", "--workdir", "w"])
     assert _record(tmp_path)["arguments"] == ["--workdir", "w"]
 
@@ -70,7 +75,7 @@ def test_name_of_the_machine_is_left_out(tmp_path):
     name = socket.gethostname()
     if len(name) < 5:
         pytest.skip("too short a name to look for")
-    _record(tmp_path, arguments=[])
+    _record(tmp_path)
     assert name not in (tmp_path / "provenance.json").read_text()
 
 
@@ -93,6 +98,28 @@ def test_attempts_of_early_versions_are_read(tmp_path):
     check_data(tmp_path, "f" * 64)
     _end(tmp_path, 12)
     assert attempts_of(tmp_path)[-1]["ended"]["why"] == "completed"
+
+
+def test_run_killed_after_its_last_checkpoint_is_noted_as_complete(tmp_path):
+    note_completed(tmp_path, 12)
+    assert not (tmp_path / "provenance.json").exists()
+    _record(tmp_path)
+    assert not is_complete(tmp_path)
+    note_completed(tmp_path, 12)
+    assert is_complete(tmp_path)
+    before = (tmp_path / "provenance.json").read_bytes()
+    note_completed(tmp_path, 12)
+    assert (tmp_path / "provenance.json").read_bytes() == before
+
+
+def test_duration_that_was_put_into_a_runs_config_is_named(tmp_path):
+    config = load_tiny_config()
+    claim(tmp_path, config)
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace('"steps": 12', '"steps": "3 epochs"'))
+    for read in (lambda: check_claim(tmp_path, config), lambda: config_of(tmp_path)):
+        with pytest.raises(UserError, match=r"config\.json: config\.steps is '3 epochs'"):
+            read()
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
