@@ -19,6 +19,7 @@ from dscint_jax.input_pipeline import (
     parts_of,
     sum_pool,
 )
+from dscint_jax.input_pipeline.records import chunks_of, joined
 
 READ_POOL = 2
 """Blocks of 2 x 2 pixels: the neck's pixels are about as fine as the crop's."""
@@ -52,11 +53,10 @@ def read_inputs(
     """
     images = load_split(data_dir, split, pool=READ_POOL, cache_gib=0, fold=fold)
     chunks = []
-    for start in range(0, len(images), 64):
-        batch = images.read(np.arange(start, min(start + 64, len(images))))
-        chunks.append(_inputs_of(batch))
-        progress(min(start + 64, len(images)), len(images))
-    columns = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    for indices in chunks_of(np.arange(len(images))):
+        chunks.append(_inputs_of(images.read(indices)))
+        progress(int(indices[-1]) + 1, len(images))
+    columns = joined(chunks)
     shared = {name: columns[name] for name in ("label", "mask", *IDENTITY_FIELDS)}
     thumbnails = shared | {"counts": columns["thumbnail"], "scale": columns["scale"]}
     necks = shared | {"counts": columns["neck"], "scale": columns["neck_scale"]}

@@ -30,9 +30,9 @@ def titled(name: str) -> str:
     return OWN_WORDS.get(name, plain(name))
 
 
-def page_text(results: Mapping[str, Any], heading: str = "# Benchmark") -> str:
+def page_text(results: Mapping[str, Any]) -> str:
     """The page."""
-    parts = [heading, _lead(results), *map(markdown_text, tables(results))]
+    parts = ["# Benchmark", _lead(results), *map(markdown_text, tables(results))]
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
 
@@ -132,7 +132,7 @@ def _pairs_table(
 
 def _class_table(condition: str, found: Mapping[str, Any]) -> Table:
     def mean(network: Mapping[str, Any], labels: Sequence[str]) -> str:
-        by_seed = [network["class_f1"][label] for label in labels if label in found["classes"]]
+        by_seed = [network["class_f1"][label] for label in labels]
         values = [statistics.fmean(seed) for seed in zip(*by_seed, strict=True) if None not in seed]
         return spread_in_words(_spread_of(values))
 

@@ -96,7 +96,7 @@ def collect(plan: Benchmark, workdir: Path, out: Path) -> dict[str, Any]:
 def checksum(results: Mapping[str, Any]) -> str:
     """Of results.json without its checksum."""
     content = {name: value for name, value in results.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return sha256(json.dumps(content, sort_keys=True).encode())
 
 
 def place_of(cell: Mapping[str, Any]) -> Path:
@@ -146,7 +146,7 @@ def _collected(workdir: Path, cell: Cell, out: Path, chosen: bool) -> dict[str, 
         **found,
         "status": COMPLETE,
         **_facts(place),
-        "sha256": {**_checksums(place, CHECKED), "predictions": _sha256(predictions)},
+        "sha256": {**_checksums(place, CHECKED), "predictions": sha256(predictions)},
     }
 
 
@@ -172,7 +172,7 @@ def _score(workdir: Path, cell: Cell) -> float | None:
 
 
 def _checksums(place: Path, names: Sequence[str]) -> dict[str, str]:
-    return {name: _sha256((place / name).read_bytes()) for name in names}
+    return {name: sha256((place / name).read_bytes()) for name in names}
 
 
 def metrics_of(place: Path) -> dict[str, float | None]:
@@ -205,7 +205,8 @@ def _unpacked(path: Path) -> bytes:
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
-def _sha256(content: bytes) -> str:
+def sha256(content: bytes) -> str:
+    """In hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -220,7 +221,7 @@ def check_files(results: Mapping[str, Any], folder: Path) -> None:
                 found = _unpacked(path) if name == "predictions" else path.read_bytes()
             except OSError as error:
                 raise UserError(f"{path} cannot be read: {error}") from None
-            if _sha256(found) != wanted:
+            if sha256(found) != wanted:
                 raise UserError(f"{path} was changed: its checksum is another")
     # What can be computed must come out again: whoever changes a number can change a checksum.
     for cell in results["cells"]:

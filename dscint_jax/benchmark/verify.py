@@ -4,7 +4,6 @@ In: a results.json with its folder. Out: what was checked, in
 words, or an error that says what does not hold.
 """
 
-import hashlib
 import shutil
 import statistics
 import subprocess
@@ -20,6 +19,7 @@ from dscint_jax.benchmark.results import (
     metrics_of,
     named,
     place_of,
+    sha256,
 )
 from dscint_jax.config import read_config
 from dscint_jax.input_pipeline import fingerprint_of
@@ -86,7 +86,7 @@ def _compare(cell: Mapping[str, Any], results: Mapping[str, Any], workdir: Path)
     other = [name for name in (*STACK, "git") if here.get(name) != told[name]]
     found = metrics_of(workdir)
     predictions = (workdir / "eval/test/predictions.csv").read_bytes()
-    if hashlib.sha256(predictions).hexdigest() == cell["sha256"]["predictions"]:
+    if sha256(predictions) == cell["sha256"]["predictions"]:
         say(f"{named(cell)}: reproduced bit for bit ({len(predictions)} bytes of predictions)")
         return
     if not other:

@@ -34,7 +34,7 @@ from dscint_jax.explain.scores import (
     rank_correlation,
     region_of,
 )
-from dscint_jax.explain.summary import METHOD, agreement, score_table, verdicts
+from dscint_jax.explain.summary import MAP_TITLES, METHOD, agreement, score_table, verdicts
 from dscint_jax.input_pipeline import IDENTITY_FIELDS, NOUNS
 from dscint_jax.metrics.intervals import LEVEL
 from dscint_jax.metrics.predictions import Predictions
@@ -44,9 +44,6 @@ from tfds_builder.commandline.files import write_json
 from tfds_builder.commandline.progress import ProgressBar, say, show
 
 EXPLANATIONS_FILE = "explanations.json"
-
-TITLES = METHODS | {name: name for name in BASELINES}
-"""What the maps are called in tables."""
 
 SCORED, NO_LESION, NO_PIXEL_SIZE = "scored", "without_lesions", "pixel_size_unknown"
 """What becomes of an image: its maps are scored, or why they are not."""
@@ -270,12 +267,12 @@ def _print_scores(result: Mapping[str, Any], noun: str) -> None:
         for score in SCORES:
             found = every[score][name]
             cells += [in_words(found["mean"], 3), interval_in_words(found["interval"])]
-        table.add_row(TITLES[name], *cells)
+        table.add_row(MAP_TITLES[name], *cells)
     show(table)
     for verdict in verdicts(every[POINTING]):
         say(verdict)
     maps = [name for name in maps if name not in (RANDOM, CENTRE)]
-    table = _table("pointing, by", noun, *(TITLES[name] for name in maps))
+    table = _table("pointing, by", noun, *(MAP_TITLES[name] for name in maps))
     for kind, groups in scores.items():
         if kind != "all":
             for group, found in groups.items():

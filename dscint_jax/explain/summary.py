@@ -22,6 +22,9 @@ from dscint_jax.metrics.intervals import (
 from dscint_jax.metrics.predictions import Predictions
 from dscint_jax.metrics.scores import defined
 
+MAP_TITLES = METHODS | {name: name for name in BASELINES}
+"""What the maps are called in tables, the methods first."""
+
 METHOD = f"percentile bootstrap of the patients of each class, {RESAMPLES} resamples"
 
 

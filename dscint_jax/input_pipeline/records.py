@@ -72,10 +72,10 @@ class DiskImages:
         """The KEY_FIELDS of all images; read from the disk once."""
         if self._keys is None:
             chunks = []
-            for indices in _chunks(np.arange(len(self))):
+            for indices in chunks_of(np.arange(len(self))):
                 chunks.append(self._keys_of(_records(self._records, indices)))
                 progress(int(indices[-1]) + 1, len(self))
-            self._keys = _joined(chunks)
+            self._keys = joined(chunks)
         return self._keys
 
     def _keys_of(self, records: Sequence[dict[str, Any]]) -> HostBatch:
@@ -145,14 +145,14 @@ def read_columns(
     """
     columns: HostBatch = {}
     rest, done = [], 0
-    for chunk in _chunks(indices):
+    for chunk in chunks_of(indices):
         batch = images.read(chunk)
         held = columns.get("counts")
         columns["counts"] = _put(held, batch.pop("counts"), done, len(indices))
         rest.append(batch)
         done += len(chunk)
         progress(done, len(indices))
-    return columns | _joined(rest)
+    return columns | joined(rest)
 
 
 def count_type(most: int) -> type[np.integer]:
@@ -183,11 +183,13 @@ def _put(held: np.ndarray | None, counts: np.ndarray, start: int, total: int) ->
     return held
 
 
-def _chunks(indices: Int[np.ndarray, " image"]) -> list[Int[np.ndarray, " chunk"]]:
+def chunks_of(indices: Int[np.ndarray, " image"]) -> list[Int[np.ndarray, " chunk"]]:
+    """Parts of so many images as are read at once."""
     return [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
 
 
-def _joined(chunks: Sequence[HostBatch]) -> HostBatch:
+def joined(chunks: Sequence[HostBatch]) -> HostBatch:
+    """Batches one after the other as one."""
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 

@@ -12,6 +12,7 @@ from dscint_jax.input_pipeline import (
     Scintigrams,
     evaluation_batches,
 )
+from dscint_jax.input_pipeline.records import joined
 from dscint_jax.metrics.confusion import ConfusionMatrix
 from dscint_jax.metrics.predictions import Predictions
 from dscint_jax.metrics.scores import five_metrics
@@ -71,7 +72,7 @@ def predict_split(
         else:
             loss += float(result.loss)
         rows.append(fields)
-    columns = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    columns = joined(rows)
     predictions = Predictions(
         classes=images.classes,
         labels=columns["label"],

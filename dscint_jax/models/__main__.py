@@ -58,7 +58,6 @@ def main(argv: list[str] | None = None) -> None:
             "layers": [{**dataclasses.asdict(la), "parameters": la.parameters} for la in layers],
         }
         table = _layers_table(settings.layers, layers)
-        note = ""
     else:
         costs = _count(
             [*dict.fromkeys(settings.network or models.NETWORKS)], batch=settings.batch, **common
@@ -68,15 +67,14 @@ def main(argv: list[str] | None = None) -> None:
             "networks": [{"network": n, **dataclasses.asdict(c)} for n, c in costs.items()],
         }
         table = _costs_table(settings, costs)
-        note = NOTE
     if settings.json:
         asked = {name: getattr(settings, name) for name in ("size", "channels", "classes", "dtype")}
         print(json.dumps({**asked, **report}, indent=2))
         return
     console = Console(highlight=False)
     console.print(table)
-    if note:
-        console.print(note)
+    if not settings.layers:
+        console.print(NOTE)
 
 
 def _parser() -> CommandParser:

@@ -58,10 +58,6 @@ def browser_page(model: bytes, metadata: Mapping[str, str], packages: Path) -> s
     from dscint_jax.report.html import render
     from dscint_jax.report.tables import plain
 
-    scripts = [
-        _text_of(packages, name, file).replace("</script", "<\\/script")
-        for name, file in SCRIPTS.items()
-    ]
     parts = {"model": model} | {
         name: _file_of(packages, RUNTIME, file) for name, file in RUNTIME_FILES.items()
     }
@@ -79,7 +75,10 @@ def browser_page(model: bytes, metadata: Mapping[str, str], packages: Path) -> s
         TEMPLATE / "browser.html",
         scripts=(),
         title=f"{metadata['network']} in the browser",
-        libraries=[Markup(script) for script in scripts],
+        libraries=[
+            Markup(_text_of(packages, name, file).replace("</script", "<\\/script"))
+            for name, file in SCRIPTS.items()
+        ],
         parts={name: _packed(content) for name, content in parts.items()},
         about=about,
         card=metadata["card"],

@@ -231,12 +231,12 @@ def pictures(
     for own in explained:
         for name, heat in own.heat.items():
             planes = maps.setdefault(METHODS[name], [])
-            planes.extend(_peaks(plane, MAP_ROWS) for plane in heat)
+            planes.extend(_peaks(plane) for plane in heat)
     for own, record in zip(explained, records, strict=True):
         if record is not None:
             side = record.mask.shape[-1] // own.views.shape[-1]
             covered = record.covered(side).astype(np.float32)
-            maps.setdefault(LESIONS, []).extend(_peaks(plane, MAP_ROWS) for plane in covered)
+            maps.setdefault(LESIONS, []).extend(_peaks(plane) for plane in covered)
     return {
         "picture": _encoded(shades),
         "maps": {
@@ -262,11 +262,9 @@ def _reduced(
     return np.asarray(image.resize((width, height), Image.Resampling.BOX))
 
 
-def _peaks(
-    plane: Float[np.ndarray, "height width"], rows: int
-) -> Float[np.ndarray, "rows columns"]:
-    """The highest of blocks of pixels, so that `rows` are left at most and no peak is lost."""
-    height, width = shape_of(plane.shape, rows)
+def _peaks(plane: Float[np.ndarray, "height width"]) -> Float[np.ndarray, "rows columns"]:
+    """The highest of blocks of pixels: MAP_ROWS are left at most, and no peak is lost."""
+    height, width = shape_of(plane.shape, MAP_ROWS)
     side = plane.shape[0] // height
     return plane[: height * side, : width * side].reshape(height, side, width, side).max((1, 3))
 

@@ -11,9 +11,8 @@ from typing import Any
 
 from dscint_jax.baselines.result import Baseline
 from dscint_jax.explain.lesions import GROUPS
-from dscint_jax.explain.maps import METHODS
-from dscint_jax.explain.scores import BASELINES, BRIGHTEST, ENERGY, POINTING
-from dscint_jax.explain.summary import verdicts
+from dscint_jax.explain.scores import BRIGHTEST, ENERGY, POINTING
+from dscint_jax.explain.summary import MAP_TITLES, verdicts
 from dscint_jax.metrics.calibration import CONFIDENCE, fewest_read
 from dscint_jax.metrics.scores import (
     CLASS_METRICS,
@@ -126,14 +125,10 @@ def plain(name: str) -> str:
     return name.replace("_", " ")
 
 
-def with_interval(
-    value: float | None, bounds: Sequence[float] | None, digits: int = 3, missing: str = NOT_DEFINED
-) -> str:
+def with_interval(value: float | None, bounds: Sequence[float] | None) -> str:
     """A value, and its 95 % interval in brackets."""
-    if value is None:
-        return missing
-    text = in_words(value, digits)
-    return text if bounds is None else f"{text} ({interval_in_words(bounds)})"
+    text = in_words(value, 3)
+    return text if value is None or bounds is None else f"{text} ({interval_in_words(bounds)})"
 
 
 def metrics_table(
@@ -449,8 +444,7 @@ def pointing_group_table(found: Mapping[str, Any], noun: str) -> Table:
 
 def _maps(every: Mapping[str, Any]) -> dict[str, str]:
     """Names and titles of the maps, the methods first."""
-    titles = METHODS | {name: name for name in BASELINES}
-    return {name: title for name, title in titles.items() if name in every[POINTING]}
+    return {name: title for name, title in MAP_TITLES.items() if name in every[POINTING]}
 
 
 def _mean(found: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ HIDDEN, NO_IMAGE, NO_FILE, SECOND_NAME, LEADS_OUT = (
     "hidden",
     "files that are no images, by their names",
     "not plain files",
-    "links to what is here anyway",
+    "links to folders, or to files that are here anyway",
     "links that lead out of the folder, not followed",
 )
 NO_PATIENT_TEXT = "PatientID cannot be decoded (its character set?), so it is not used"

@@ -268,7 +268,7 @@ def test_links_that_lead_out_are_not_followed(draw, folder, capsys):
     assert "passed over: 2 links that lead out of the folder" in said
     assert "  folder\n" in said
     assert "  out.png\n" in said
-    assert "passed over: 1 links to what is here anyway" in said
+    assert "passed over: 1 links to folders, or to files that are here anyway" in said
     assert "gone.png: is not there" in said
 
 
