@@ -3,8 +3,8 @@
     python -m dscint_jax.device_check --workdir runs/device_check
 
 In: a machine. Out: `device_check.json`, one entry a part: do the networks compute what the CPU
-does; how fast do they train, beside PyTorch where it is installed; how fast does a whole training
-go, fed from the device's memory and from the host's; does a training repeated end in the same bits.
+does; how fast do they train, beside PyTorch where it has them; how fast does a whole training go,
+fed from the device's memory and from the host's; does a training repeated end in the same bits.
 A part that is there already is not done again, and one that fails leaves the others alone.
 """
 

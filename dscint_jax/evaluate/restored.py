@@ -170,30 +170,11 @@ def load_trained(
         backend computes wrongly.
     """
     config = config_of(workdir)
-    check_checkpoint(workdir, checkpoint)
-    config, images, trained_on = _open(workdir, config, split, data_dir)
-    return restore(workdir, config, images, checkpoint=checkpoint, trained_on=trained_on)
-
-
-def check_checkpoint(workdir: Path, checkpoint: str) -> int:
-    """The step of a run's checkpoint.
-
-    Raises:
-      UserError: there is no such checkpoint, or this machine computes wrongly.
-    """
     check_backend()
-    return Checkpointer(workdir, read_only=True).check(checkpoint)
-
-
-def restore(
-    workdir: Path, config: Config, images: Scintigrams, *, checkpoint: str, trained_on: bool
-) -> TrainedNetwork:
-    """Restores a network for images that are at hand; arguments as `TrainedNetwork` has them.
-
-    Raises:
-      UserError: no such checkpoint.
-    """
     checkpointer = Checkpointer(workdir, read_only=True)
+    # Images take long to read.
+    checkpointer.check(checkpoint)
+    config, images, trained_on = _open(workdir, config, split, data_dir)
     experiment = make_experiment(config, images.class_counts)
     like = experiment.state_shapes
     shapes = replicated_shapes((like.params, like.batch_stats), data_mesh())
@@ -245,7 +226,7 @@ def _open(
     if data_dir is not None:
         config = config.replaced({"data.dir": str(data_dir)})
         folds = folds_of(open_dataset(data_dir, config.data.records).info.splits)
-        if folds and config.data.fold == NO_FOLD:
+        if folds and config.data.fold == NO_FOLD and not trained_on:
             raise UserError(
                 f"{data_dir} is divided into {len(folds)} folds, and {workdir} was trained without "
                 f"any; build it with --split_fractions 0 0 1 to test on all of it"

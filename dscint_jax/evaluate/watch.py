@@ -89,11 +89,11 @@ class _History:
     def __init__(self, workdir: Path, target: Target, mirror: bool):
         self._workdir, self._target, self._mirror = workdir, target, mirror
         path = target.folder / HISTORY_FILE
-        self._alike = {"test_time_augmentation": "mirror" if mirror else None}
+        self._augmentation = "mirror" if mirror else None
         self.done = {
             line["step"]
             for line in read_lines(path)
-            if "error" not in line and self._alike.items() <= line.items()
+            if "error" not in line and line.get("test_time_augmentation") == self._augmentation
         }
         self._lines = JsonLines(path, start_step=FOREVER)
         self._network: TrainedNetwork | None = None
@@ -123,8 +123,12 @@ class _History:
             say(f"{where} could not be evaluated: {reason}")
             return other
         scores = {name: result[name] for name in (*METRIC_NAMES, "loss")}
-        intervals = result["intervals"]["values"]
-        self._lines.write(step, {**scores, "intervals": intervals, **self._alike})
+        told = {
+            **scores,
+            "intervals": result["intervals"]["values"],
+            "test_time_augmentation": self._augmentation,
+        }
+        self._lines.write(step, told)
         took = time.monotonic() - started
         say(
             f"{where}: accuracy {in_words(scores['accuracy'])}, F-1 {in_words(scores['f1'])}, "

@@ -107,7 +107,7 @@ def onnx_model(
     model = helper.make_model(
         proto,
         producer_name="dscint_jax",
-        producer_version=installed_version("dscint-jax"),
+        producer_version=installed_version("dscint-jax") or "unknown",
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
     )

@@ -12,9 +12,9 @@ from dscint_jax.config import Config
 from dscint_jax.evaluate.restored import (
     Chosen,
     TrainedNetwork,
-    check_checkpoint,
     chosen_by,
-    restore,
+    load_weights,
+    network_of,
     result_of_test,
 )
 from dscint_jax.export.read_model import read_model
@@ -22,6 +22,7 @@ from dscint_jax.input_pipeline import Scintigrams
 from dscint_jax.predict.familiarity import Familiarity, familiarity_of
 from dscint_jax.run.provenance import attempts_of, classes_of
 from dscint_jax.run.workdir import config_of
+from dscint_jax.training.experiment import make_experiment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,19 +56,24 @@ def run_of_workdir(workdir: Path, checkpoint: str) -> Run:
     Raises:
       UserError: no run, or no such checkpoint.
     """
-    config = config_of(workdir)
-    step = check_checkpoint(workdir, checkpoint)
+    check_backend()
+    config, classes = config_of(workdir), classes_of(workdir)
+    # Restored now: what was chosen on validation images is of this checkpoint and of no other.
+    weights = load_weights(workdir, checkpoint=checkpoint, num_classes=len(classes))
+
+    def restored(images: Scintigrams) -> TrainedNetwork:
+        experiment = make_experiment(config, images.class_counts)
+        state = (weights.params, weights.batch_stats)
+        return network_of(config, experiment, state, images, step=weights.step)
+
     return Run(
         place=workdir,
         config=config,
-        classes=classes_of(workdir),
+        classes=classes,
         fingerprint=attempts_of(workdir)[-1]["dataset_fingerprint"],
-        chosen=chosen_by(result_of_test(workdir, step)),
+        chosen=chosen_by(result_of_test(workdir, weights.step)),
         remedy=f"python -m dscint_jax.evaluate --workdir {workdir} --checkpoint {checkpoint}",
-        # Not 'best' or 'latest' once more: what was chosen is of this checkpoint.
-        restore=lambda images: restore(
-            workdir, config, images, checkpoint=str(step), trained_on=False
-        ),
+        restore=restored,
         familiarity=lambda: familiarity_of(workdir),
     )
 

@@ -134,11 +134,16 @@ def find_studies(inputs: Sequence[Path], pool: WorkerPool, *, accept: bool = Fal
 
 def _listed(inputs: Sequence[Path]) -> list[tuple[Path, Files]]:
     """Folders with their files. Files that are given one by one stand together by their folder."""
-    listed = [(place.resolve(), list_files(place)) for place in inputs if place.is_dir()]
-    single: dict[Path, list[PurePosixPath]] = {}
-    for path in (place.resolve() for place in inputs if not place.is_dir()):
-        single.setdefault(path.parent, []).append(PurePosixPath(path.name))
-    return listed + [(at, Files(tuple(own), {}, Counter(), ())) for at, own in single.items()]
+    given: dict[tuple[Path, bool], list[PurePosixPath]] = {}
+    for path in (place.resolve() for place in inputs):
+        if path.is_dir():
+            given[path, True] = []
+        else:
+            given.setdefault((path.parent, False), []).append(PurePosixPath(path.name))
+    return [
+        (folder, list_files(folder) if whole else Files(tuple(names), {}, Counter(), ()))
+        for (folder, whole), names in given.items()
+    ]
 
 
 def _study(number: int, found: Sequence[tuple[Path, ProposedRow, str]], accept: bool) -> FoundStudy:

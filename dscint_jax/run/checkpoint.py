@@ -314,7 +314,9 @@ class Checkpointer:
                 if found := self._record(step)["scores"]:
                     scores[step] = found[SELECTION_METRIC]
             except _DamagedError as error:
-                self._warn(step, error, "not counted among the best")
+                # One that a training beside has just deleted is not damaged.
+                if (self._directory / str(step)).exists():
+                    self._warn(step, error, "not counted among the best")
         return sorted(scores, key=lambda step: (scores[step], step), reverse=True)
 
     def _wait(self) -> None:

@@ -165,12 +165,16 @@ def _reason(error: BaseException | None) -> str:
 
 
 def note_completed(workdir: Path, step: int) -> None:
-    """Has the newest attempt ended as complete, where a kill left no time to say so.
+    """Has the newest attempt ended as complete, where it took all steps and says otherwise.
 
-    Between the last checkpoint and the end of a training lies the closing of trackers.
+    After the last checkpoint a kill, or a tracker that fails, may leave another end, or none; what
+    else was recorded of it stays.
     """
-    if attempts_of(workdir) and not is_complete(workdir):
-        with Ending(workdir, step, lambda step: {}):
+    attempts = attempts_of(workdir)
+    if attempts and not is_complete(workdir):
+        before = attempts[-1].get("ended") or {}
+        kept = {name: before[name] for name in before if name not in ("why", "step", "when")}
+        with Ending(workdir, step, lambda step: kept):
             pass
 
 

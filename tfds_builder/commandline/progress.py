@@ -167,7 +167,7 @@ def counted(
 
 
 def show(table: RenderableType) -> None:
-    """Prints a table, as wide as the terminal, 80 columns at least."""
+    """Prints a table as wide as the terminal, or COLUMNS, else PLAIN_WIDTH; 80 at least."""
     width = max(shutil.get_terminal_size((PLAIN_WIDTH, 0)).columns, 80)
     console = Console(width=width, highlight=False, markup=False)
     with console.capture() as captured:

@@ -103,12 +103,12 @@ def _stored(path: Path, column: str) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            rows = list(reader)
+            names, rows = {*(reader.fieldnames or ())}, list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
             f"{path}: cannot be read ({reason(error)}); build with --overwrite"
         ) from None
-    if not {"row", column} <= {*(reader.fieldnames or ())}:
+    if not {"row", column} <= names:
         raise UserError(f"{path}: was changed since it was written; build with --overwrite")
     return rows
 

@@ -113,8 +113,8 @@ class ReadStudy:
     Attributes:
       images: in the order of their image_id.
       rejected: (row, reason) of every row that cannot be used.
-      digests: row -> SHA-256 of the image file and of the lesion mask; no bytes where none is
-        named, a zero where one cannot be read.
+      digests: row -> SHA-256 of the image file and of the lesion mask; no bytes for an image that
+        cannot be read, or where no mask is named; a zero for a mask that cannot be read.
     """
 
     images: tuple[Image, ...]
@@ -139,7 +139,7 @@ def read_study(
     for row in study.rows:
         announce(row.number)
         content, mask = _contents(row)
-        digests[row.number] = _digest(content), _digest(mask)
+        digests[row.number] = _digests(content, mask)
         try:
             if refused and row.number in refused:
                 raise UserError(refused[row.number])
@@ -173,7 +173,7 @@ def digests_of_studies(
         for row in study.rows:
             announce(row.number)
             content, mask = _contents(row)
-            digests[row.number] = _digest(content), _digest(mask)
+            digests[row.number] = _digests(content, mask)
     return digests
 
 
@@ -189,9 +189,13 @@ def _content(path: Path) -> bytes | UserError:
         return error
 
 
-def _digest(content: bytes | UserError) -> bytes:
+def _digests(content: bytes | UserError, mask: bytes | UserError) -> tuple[bytes, bytes]:
+    return _digest(content, b""), _digest(mask, b"\0")
+
+
+def _digest(content: bytes | UserError, unreadable: bytes) -> bytes:
     if isinstance(content, UserError):
-        return b"\0"
+        return unreadable
     return hashlib.sha256(content).digest() if content else b""
 
 

@@ -115,7 +115,7 @@ def test_split_that_is_none_is_not_waited_for(tmp_path):
         watch(tmp_path / "run", splits=["val"])
 
 
-def test_disk_that_fails_for_a_moment_ends_no_watch(tmp_path, monkeypatch):
+def test_disk_that_fails_for_a_moment_ends_no_holding_of_checkpoints(tmp_path, monkeypatch):
     fails = [True]
 
     def steps_of(folder):

@@ -9,6 +9,7 @@ import safetensors
 from PIL import Image
 
 from dscint_jax.evaluate.evaluate import evaluate
+from dscint_jax.evaluate.restored import load_weights
 from dscint_jax.export.metadata import weights_digest
 from dscint_jax.export.model_file import export
 from dscint_jax.metrics.calibration import with_temperature
@@ -251,17 +252,29 @@ def test_temperature_of_another_checkpoint_is_not_taken(evaluated, incoming, tmp
     assert "not calibrated; first: python -m" in capsys.readouterr().out
 
 
-def test_network_is_of_the_checkpoint_whose_temperature_was_taken(evaluated, incoming, tmp_path):
+def test_network_is_of_the_checkpoint_that_was_best_when_it_was_opened(
+    evaluated, incoming, tmp_path
+):
     shutil.copytree(evaluated[0], tmp_path / "run")
     networks = open_networks([tmp_path / "run"], "best")
     # Meanwhile the training finds another one to be the best.
-    step = evaluated[1]["step"]
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
     with worker_pool(1) as pool:
         found = find_studies([min(incoming.iterdir())], pool)
         ((_, read, _),) = read_studies(found.studies, pool)
-    with pytest.raises(UserError, match="holds no complete checkpoint"):
-        networks.read([read])
+    assert networks.read([read])[0].images
+    assert f"step {evaluated[1]['step']}" in networks.description
+    assert networks.temperatures == [evaluated[1]["calibration"]["temperature"]]
+
+
+def test_no_temperature_is_taken_where_a_damaged_checkpoint_gives_way(evaluated, monkeypatch):
+    def of_another_step(*arguments, **options):
+        weights = load_weights(*arguments, **options)
+        return dataclasses.replace(weights, step=weights.step - 1)
+
+    monkeypatch.setattr("dscint_jax.predict.runs.load_weights", of_another_step)
+    networks = open_networks([evaluated[0]], "best")
+    assert len(networks.uncalibrated) == 1
 
 
 def test_maps_are_of_the_class_of_the_study(evaluated, incoming):

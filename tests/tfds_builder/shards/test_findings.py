@@ -98,6 +98,7 @@ def test_a_lesion_mask_that_cannot_be_read_is_another_source_than_none(cohort, t
     "change, said",
     [
         (lambda text: text.replace(",", ";").encode(), "was changed"),
+        (lambda text: b"", "was changed"),
         (lambda text: text.encode("utf-16"), "cannot be read"),
     ],
 )

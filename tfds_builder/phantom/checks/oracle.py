@@ -104,11 +104,11 @@ def _table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8") as lines:
             reader = csv.DictReader(lines, restval="")
-            rows = list(reader)
+            names, rows = reader.fieldnames or (), list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{path}: {reason}; --cohort is a folder made by phantom") from error
-    missing = [name for name in columns if name not in (reader.fieldnames or ())]
+    missing = [name for name in columns if name not in names]
     if missing:
         raise UserError(f"{path}: no column {missing[0]}; make the cohort anew")
     return rows
