@@ -14,8 +14,12 @@ from dscint_jax.command import run_command
 from dscint_jax.throughput.workload import JAX, ONNXRUNTIME, TORCH_COMPILE, Workload
 
 
-def main() -> None:
-    """Measures what the process was asked to."""
+def run() -> None:
+    """Measures what the process was asked to; an error is one line and status 2."""
+    run_command(_measure)
+
+
+def _measure() -> None:
     framework, weights = sys.argv[1], Path(sys.argv[2])
     told = json.load(sys.stdin)
     workload = Workload(**{**told, "size": tuple(told["size"])})
@@ -32,7 +36,3 @@ def main() -> None:
 
         measurement = measure_torch(workload, weights, compiled=framework == TORCH_COMPILE)
     print(json.dumps(dataclasses.asdict(measurement)))
-
-
-if __name__ == "__main__":
-    run_command(main)

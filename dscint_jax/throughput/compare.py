@@ -142,7 +142,8 @@ def measure_apart(
     Raises:
       UserError: the process failed; it said why.
     """
-    words = [sys.executable, "-m", "dscint_jax.throughput.child", framework, str(weights)]
+    program = "from dscint_jax.throughput.child import run; run()"
+    words = [sys.executable, "-c", program, framework, str(weights)]
     child = subprocess.run(
         words,
         input=json.dumps(dataclasses.asdict(workload)),
