@@ -201,7 +201,10 @@ def _lead(results: Mapping[str, Any]) -> str:
         f"{base['steps']} steps of {base['batch_size']} images, whose counts are summed over "
         f"{data['pool']}x{data['pool']} pixels. Conditions: {conditions}. Seeds: "
         f"{', '.join(map(str, results['seeds']))}. Data set: "
-        f"{', '.join(fingerprints) or 'none yet'}.\n"
+        f"{', '.join(fingerprints) or 'none yet'}.\n\n"
+        "`python -m dscint_jax.benchmark --verify results.json --cell NETWORK/CONDITION/SEED "
+        "--data_dir DIR` runs one cell again, such as "
+        f"`{named(results['cells'][0])}`.\n"
     )
 
 

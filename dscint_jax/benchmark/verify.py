@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from dscint_jax.benchmark.cells import CONFIG, commands_of
 from dscint_jax.benchmark.results import (
     COMPLETE,
@@ -27,7 +29,7 @@ from dscint_jax.metrics.scores import METRIC_NAMES, in_words
 from dscint_jax.run.provenance import attempts_of
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import read_json, write_json
-from tfds_builder.commandline.progress import say
+from tfds_builder.commandline.progress import say, show
 
 SPREADS = 3.0
 """Standard deviations over the seeds that a cell of another machine may be off."""
@@ -95,7 +97,8 @@ def _compare(cell: Mapping[str, Any], results: Mapping[str, Any], workdir: Path)
             f"accuracy {in_words(found['accuracy'])} here, {cell['metrics']['accuracy']:.4f} in "
             "the results"
         )
-    judged = False
+    table = Table("", "published", "now", "mean of the seeds", "SD", title=named(cell))
+    failed, judged = [], False
     for name in METRIC_NAMES:
         seeds = [
             one["metrics"][name]
@@ -104,21 +107,25 @@ def _compare(cell: Mapping[str, Any], results: Mapping[str, Any], workdir: Path)
             and (one["name"], one["condition"]) == (cell["name"], cell["condition"])
             and one["metrics"][name] is not None
         ]
-        if len(seeds) < 2:
-            continue
-        judged, spread, value = True, statistics.stdev(seeds), found[name]
-        if value is None or abs(value - statistics.mean(seeds)) > SPREADS * spread:
-            raise UserError(
-                f"{named(cell)}: {name} is {in_words(value)} here and "
-                f"{statistics.mean(seeds):.4f} ± {spread:.4f} in the results"
-            )
-    if not judged:
-        say(
-            f"{named(cell)}: cannot be judged: one seed; the bits differ, and so do "
-            f"{', '.join(other)}"
-        )
-        return
-    say(
-        f"{named(cell)}: reproduced within {SPREADS:g} standard deviations over the seeds; the "
-        f"bits differ, and so do {', '.join(other)}"
+        value, mean, spread = found[name], None, None
+        if len(seeds) > 1:
+            judged, mean, spread = True, statistics.mean(seeds), statistics.stdev(seeds)
+            if value is None or abs(value - mean) > SPREADS * spread:
+                failed.append(
+                    f"{named(cell)}: {name} is {in_words(value)} here and {mean:.4f} ± "
+                    f"{spread:.4f} in the results"
+                )
+        table.add_row(name, *map(in_words, (cell["metrics"][name], value, mean, spread)))
+    show(table)
+    if failed:
+        raise UserError(failed[0])
+    differing = ", ".join(
+        f"commit ({told['git'][:7]} then, {here['git'][:7]} now)" if name == "git" else name
+        for name in other
     )
+    verdict = (
+        f"reproduced within {SPREADS:g} standard deviations over the seeds"
+        if judged
+        else "cannot be judged: one seed"
+    )
+    say(f"{named(cell)}: {verdict}; not the same bits, and not the same {differing}")
