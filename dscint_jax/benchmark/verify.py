@@ -120,7 +120,7 @@ def _compare(cell: Mapping[str, Any], results: Mapping[str, Any], workdir: Path)
     if failed:
         raise UserError(failed[0])
     differing = ", ".join(
-        f"commit ({told['git'][:7]} then, {here['git'][:7]} now)" if name == "git" else name
+        f"commit ({_short(told['git'])} then, {_short(here['git'])} now)" if name == "git" else name
         for name in other
     )
     verdict = (
@@ -129,3 +129,8 @@ def _compare(cell: Mapping[str, Any], results: Mapping[str, Any], workdir: Path)
         else "cannot be judged: one seed"
     )
     say(f"{named(cell)}: {verdict}; not the same bits, and not the same {differing}")
+
+
+def _short(commit: str) -> str:
+    """A commit as it is shown: what stands behind its 40 digits, such as '+changes', stays."""
+    return commit[:7] + commit[40:]

@@ -273,8 +273,10 @@ def test_one_seed_does_not_judge_a_rerun_of_other_bits(rerun, capsys):
     def alone(results):
         results["cells"] = [cell for cell in results["cells"] if cell["seed"] == 0]
 
-    rerun(1.0, alone, processor="Another CPU")
-    assert "cannot be judged: one seed" in capsys.readouterr().out
+    rerun(1.0, alone, processor="Another CPU", git=f"{'0' * 40}+changes")
+    told = capsys.readouterr().out
+    assert "cannot be judged: one seed" in told
+    assert "processor, commit (0000000 then, 0000000+changes now)" in told
 
 
 @pytest.mark.parametrize("damage", [lambda c: c[:-9], lambda c: c[:40] + b"x" + c[41:]])
