@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from tfds_builder.commandline.errors import UserError
+from tfds_builder.readers.raster.container import bits_refused
 from tfds_builder.readers.raster.directory import TIFF_STARTS, Tiff
 from tfds_builder.readers.raster.reader import decoded
 from tfds_builder.readers.raster.tiff import BITS, LENGTH, WIDTH, cut_page
@@ -35,7 +36,7 @@ def read_masks(
     if content[:4] not in TIFF_STARTS:
         raise UserError("lesion mask is not a TIFF")
     with _named("lesion mask"):
-        tiff = Tiff.of(content)
+        tiff = Tiff(content)
         found = tiff.pages()
     if len(found) != pages:
         raise UserError(f"lesion mask has {len(found)} pages, but its image {pages} frames")
@@ -44,23 +45,22 @@ def read_masks(
 
 def _read_page(tiff: Tiff, at: int, frame: int, rows: int, columns: int) -> np.ndarray:
     with _named(f"lesion mask, page {frame}"):
-        directory = tiff.directory(at)[0]
-        bits = tiff.one(directory, BITS, 1)
+        page = tiff.directory(at)
+        bits = page.one(BITS, 1)
         if bits != 8:
-            raise UserError(f"has {bits} bit{'s' if bits > 1 else ''} a pixel; 8 are read")
-        height, width = tiff.one(directory, LENGTH), tiff.one(directory, WIDTH)
-    if (height, width) != (rows, columns):
-        raise UserError(
-            f"lesion mask has {height}x{width} pixels on page {frame}, but the image "
-            f"{rows}x{columns}; a lesion mask has the matrix of its image"
-        )
-    with _named(f"lesion mask, page {frame}"):
-        container = cut_page(tiff, directory)
-        page = decoded("TIFF", container.content, container)
-        if page.mode not in ("L", "P"):
-            raise UserError(f"has the channels {page.mode}; one is read")
-        mask = np.array(page, np.uint8)
-    return ~mask if container.white_is_zero else mask
+            raise bits_refused(bits, "8")
+        height, width = page.one(LENGTH), page.one(WIDTH)
+        if (height, width) == (rows, columns):
+            container = cut_page(page)
+            image = decoded("TIFF", container.content, container)
+            if image.mode not in ("L", "P"):
+                raise UserError(f"has the channels {image.mode}; one is read")
+            mask = np.array(image, np.uint8)
+            return ~mask if container.white_is_zero else mask
+    raise UserError(
+        f"lesion mask has {height}x{width} pixels on page {frame}, but the image "
+        f"{rows}x{columns}; a lesion mask has the matrix of its image"
+    )
 
 
 @contextmanager

@@ -79,9 +79,9 @@ def check_orientation(orientation: int) -> None:
         )
 
 
-def bits_refused(bits: int) -> UserError:
+def bits_refused(bits: int, read: str = "8 or 16") -> UserError:
     """The error for so many bits a pixel."""
-    return UserError(f"has {bits} bit{'s' if bits > 1 else ''} a pixel; 8 or 16 are read")
+    return UserError(f"has {bits} bit{'s' if bits > 1 else ''} a pixel; {read} are read")
 
 
 def damaged(kind: str, what: str) -> UserError:

@@ -12,11 +12,13 @@ from tfds_builder.commandline.errors import UserError
 from tfds_builder.readers.raster.container import MOST_PARTS, damaged
 
 TIFF_STARTS = {
-    b"II*\0": ("<", False),
-    b"MM\0*": (">", False),
-    b"II+\0": ("<", True),
-    b"MM\0+": (">", True),
+    b"II*\0": ("<", "H", "HHI4s", "I"),
+    b"MM\0*": (">", "H", "HHI4s", "I"),
+    b"II+\0": ("<", "Q", "HHQ8s", "Q"),
+    b"MM\0+": (">", "Q", "HHQ8s", "Q"),
 }
+"""Byte order, and how a directory's number of entries, an entry and a pointer are laid out."""
+
 ORIENTATION, MP_IMAGES = 274, 0xB001
 
 _MOST_PAGES = 1024
@@ -25,77 +27,39 @@ _TYPES = {1: "u1", _SHORT: "u2", _LONG: "u4", 16: "u8"}
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """A tag's type, how many values it has, and the field that holds or locates them."""
+class Directory:
+    """The numbers of one directory.
 
-    type: int
-    count: int
-    field: bytes
-
-
-Directory = dict[int, _Entry]
-
-
-@dataclass(frozen=True)
-class Tiff:
-    """Reads the numbers of a TIFF (TIFF 6.0; BigTIFF where `big`)."""
+    Attributes:
+      content: the file.
+      order: '<' or '>'.
+      entries: tag -> type, number of values, and the field that holds or locates them.
+    """
 
     content: bytes
     order: str
-    big: bool
+    entries: dict[int, tuple[int, int, bytes]]
 
-    @classmethod
-    def of(cls, content: bytes) -> "Tiff":
-        """The TIFF that begins with one of `TIFF_STARTS`."""
-        return cls(content, *TIFF_STARTS[content[:4]])
+    def __contains__(self, tag: int) -> bool:
+        return tag in self.entries
 
-    @property
-    def first(self) -> int:
-        """Where the first directory lies."""
-        return self._number("Q", 8) if self.big else self._number("I", 4)
-
-    def pages(self) -> list[int]:
-        """Where each page's directory lies."""
-        found: dict[int, None] = {}
-        at = self.first
-        while at:
-            if at in found:
-                raise damaged("TIFF", "pages in a loop")
-            if len(found) == _MOST_PAGES:
-                raise UserError(f"has more than {_MOST_PAGES} pages; save each view as a file")
-            found[at] = None
-            at = self._next(at)
-        if not found:
-            raise damaged("TIFF", "no pages")
-        return list(found)
-
-    def directory(self, at: int) -> tuple[Directory, int]:
-        """The entries of the directory that lies there, and how many bytes it takes."""
-        count, size, entry = self._extent(at)
-        entries: Directory = {}
-        if count > MOST_PARTS or at + size > len(self.content):
-            raise damaged("TIFF", "directory")
-        for values in struct.iter_unpack(entry, self.content[at + self._head : at + size]):
-            entries.setdefault(values[0], _Entry(*values[1:]))
-        return entries, size
-
-    def values(self, directory: Directory, tag: int) -> np.ndarray:
+    def values(self, tag: int) -> np.ndarray:
         """All whole numbers of a tag that is there."""
-        entry = directory[tag]
-        dtype = np.dtype(self.order + _TYPES[entry.type])
-        size = entry.count * dtype.itemsize
-        if size <= len(entry.field):
-            return np.frombuffer(entry.field[:size], dtype)
-        at = int.from_bytes(entry.field, "little" if self.order == "<" else "big")
+        kind, count, field = self.entries[tag]
+        dtype = np.dtype(self.order + _TYPES[kind])
+        size = count * dtype.itemsize
+        if size <= len(field):
+            return np.frombuffer(field[:size], dtype)
+        at = int.from_bytes(field, "little" if self.order == "<" else "big")
         if at + size > len(self.content):
             raise damaged("TIFF", "truncated")
-        return np.frombuffer(self.content, dtype, entry.count, at)
+        return np.frombuffer(self.content, dtype, count, at)
 
-    def one(self, directory: Directory, tag: int, default: int | None = None) -> int:
+    def one(self, tag: int, default: int | None = None) -> int:
         """The only or first number of a tag."""
-        if tag not in directory and default is not None:
+        if tag not in self and default is not None:
             return default
-        return int(self.values(directory, tag)[0])
+        return int(self.values(tag)[0])
 
     def with_only(self, numbers: dict[int, np.ndarray]) -> bytes:
         """The same file, never a BigTIFF, with these tags in its only directory, behind its end."""
@@ -117,29 +81,58 @@ class Tiff:
         rest = memoryview(self.content)[len(start) :]
         return b"".join((start, rest, gap, count, *entries, bytes(4), *arrays))
 
-    @property
-    def _head(self) -> int:
-        return 8 if self.big else 2
 
-    def _extent(self, at: int) -> tuple[int, int, str]:
-        """A directory's number of entries, its bytes up to the next pointer, an entry's layout."""
-        layout = self.order + ("HHQ8s" if self.big else "HHI4s")
-        count = self._number("Q" if self.big else "H", at)
-        return count, self._head + count * struct.calcsize(layout), layout
+class Tiff:
+    """Finds the directories of what begins with one of `TIFF_STARTS`."""
 
-    def _next(self, at: int) -> int:
-        _, size, _ = self._extent(at)
-        return self._number("Q" if self.big else "I", at + size)
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self._order, self._count, self._entry, self._pointer = TIFF_STARTS[content[:4]]
+
+    def first(self) -> int:
+        """Where the first directory lies."""
+        return self._number(self._pointer, struct.calcsize(self._pointer))
+
+    def pages(self) -> list[int]:
+        """Where each page's directory lies."""
+        found: dict[int, None] = {}
+        at = self.first()
+        while at:
+            if at in found:
+                raise damaged("TIFF", "pages in a loop")
+            if len(found) == _MOST_PAGES:
+                raise UserError(f"has more than {_MOST_PAGES} pages; save each view as a file")
+            found[at] = None
+            _, _, end = self._extent(at)
+            at = self._number(self._pointer, end)
+        if not found:
+            raise damaged("TIFF", "no pages")
+        return list(found)
+
+    def directory(self, at: int) -> Directory:
+        """The directory that lies there."""
+        count, start, end = self._extent(at)
+        entries: dict[int, tuple[int, int, bytes]] = {}
+        if count > MOST_PARTS or end > len(self._content):
+            raise damaged("TIFF", "directory")
+        layout = self._order + self._entry
+        for tag, kind, number, field in struct.iter_unpack(layout, self._content[start:end]):
+            entries.setdefault(tag, (kind, number, field))
+        return Directory(self._content, self._order, entries)
+
+    def _extent(self, at: int) -> tuple[int, int, int]:
+        """A directory's number of entries, where they begin, and where they end."""
+        count, start = self._number(self._count, at), at + struct.calcsize(self._count)
+        return count, start, start + count * struct.calcsize(self._order + self._entry)
 
     def _number(self, layout: str, at: int) -> int:
-        return struct.unpack_from(self.order + layout, self.content, at)[0]
+        return struct.unpack_from(self._order + layout, self._content, at)[0]
 
 
 def exif_value(content: bytes, tag: int) -> int:
     """A number in the first directory of EXIF or multi-picture data; 0 where there is none."""
     try:
-        tiff = Tiff.of(content)
-        directory, _ = tiff.directory(tiff.first)
-        return tiff.one(directory, tag, 0)
+        tiff = Tiff(content)
+        return tiff.directory(tiff.first()).one(tag, 0)
     except (UserError, LookupError, struct.error, ValueError):
         return 0

@@ -54,13 +54,12 @@ def cut_jpeg(content: bytes) -> Container:
                 )
         if _needs(marker, segment):
             start = b"\xff%c%b" % (marker, (len(segment) + 2).to_bytes(2, "big"))
-            kept += [start, segment, scan]
-            filled += [start, segment, scan, _FILLER if marker == _SOS else b""]
+            kept.append(start + segment + scan)
+            filled.append(kept[-1] + (_FILLER if marker == _SOS else b""))
     if size is None or not scans:
         raise damaged("JPEG", "no pixels")
-    kept.append(b"\xff\xd9")
-    filled.append(b"\xff\xd9")
-    return Container(b"".join(kept), *size, twin=b"".join(filled))
+    whole, twin = (b"".join((*parts, b"\xff\xd9")) for parts in (kept, filled))
+    return Container(whole, *size, twin=twin)
 
 
 def _segments(content: bytes) -> Iterable[tuple[int, bytes, bytes]]:

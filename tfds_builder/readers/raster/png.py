@@ -54,15 +54,18 @@ def cut_png(content: bytes) -> Container:
         elif name == b"IDAT":
             pixels.append(data)
         elif name == b"acTL":
-            _check_still(data)
+            frames = int.from_bytes(data[:4], "big")
+            if frames > 1:
+                raise UserError(
+                    f"is an animation of {frames} frames; save each view as a file of its own"
+                )
         elif name == b"eXIf":
             check_orientation(exif_value(bytes(data), ORIENTATION))
         elif name not in _KEPT and name[:1].isupper():
             raise damaged("PNG", "unknown critical chunk")
     if header is None:
         raise damaged("PNG", "no header")
-    columns, rows, bits, colour, interlaced = header
-    size = _size(rows, columns, bits * _SAMPLES[colour], interlaced)
+    rows, columns, size = header
     if not _inflates_to(size, pixels):
         raise damaged("PNG", "truncated")
     return Container(b"".join(kept), rows, columns)
@@ -86,8 +89,8 @@ def _chunks(whole: memoryview) -> Iterable[tuple[bytes, memoryview]]:
     raise damaged("PNG", f"more than {MOST_PARTS} chunks")
 
 
-def _header(data: memoryview) -> tuple[int, int, int, int, bool]:
-    """Columns, rows, bits a sample, colour type, and whether it is interlaced."""
+def _header(data: memoryview) -> tuple[int, int, int]:
+    """Rows, columns, and bytes of the filtered rows."""
     columns, rows, bits, colour, compression, filtering, interlace = struct.unpack(">2I5B", data)
     if colour not in _SAMPLES or compression or filtering or interlace > 1:
         raise damaged("PNG", "header")
@@ -96,13 +99,7 @@ def _header(data: memoryview) -> tuple[int, int, int, int, bool]:
     if bits not in ((2, 4, 8) if colour == 3 else (8, 16)):
         raise bits_refused(bits)
     check_size(rows, columns)
-    return columns, rows, bits, colour, bool(interlace)
-
-
-def _check_still(animation: memoryview) -> None:
-    frames = int.from_bytes(animation[:4], "big")
-    if frames > 1:
-        raise UserError(f"is an animation of {frames} frames; save each view as a file of its own")
+    return rows, columns, _size(rows, columns, bits * _SAMPLES[colour], bool(interlace))
 
 
 def _size(rows: int, columns: int, bits: int, interlaced: bool) -> int:

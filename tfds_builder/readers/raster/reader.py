@@ -18,6 +18,7 @@ from tfds_builder.readers.raster.tiff import cut_tiff
 from tfds_builder.readers.scintigram import GREY_VALUES, Scintigram, View, own_words
 from tfds_builder.readers.views import MANIFEST, NO_VIEW, UNKNOWN
 
+_STARTS = {PNG_START: "PNG", JPEG_START: "JPEG", **dict.fromkeys(TIFF_STARTS, "TIFF")}
 _HIGHEST = np.iinfo(np.uint16).max
 _OPAQUE = 255
 # A scan is mostly empty: where so much of it lies in the upper quarter, white stands for nothing.
@@ -28,7 +29,7 @@ Grey = tuple[np.ndarray, tuple[str, ...]]
 
 def is_raster(content: bytes) -> bool:
     """Whether this is a PNG, TIFF or JPEG by its first bytes."""
-    return content.startswith((PNG_START, JPEG_START, *TIFF_STARTS))
+    return content.startswith(tuple(_STARTS))
 
 
 def check_raster(content: bytes, frame: int = 1) -> int:
@@ -64,12 +65,9 @@ def read_raster(content: bytes, frame: int | None = None, view: str | None = Non
 
 def _kind_of(content: bytes) -> str:
     """'PNG', 'TIFF' or 'JPEG' by the first bytes."""
-    if content.startswith(PNG_START):
-        return "PNG"
-    if content.startswith(JPEG_START):
-        return "JPEG"
-    if content[:4] in TIFF_STARTS:
-        return "TIFF"
+    for start, kind in _STARTS.items():
+        if content.startswith(start):
+            return kind
     raise UserError("is not a PNG, TIFF or JPEG")
 
 

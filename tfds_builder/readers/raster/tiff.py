@@ -38,32 +38,32 @@ def cut_tiff(content: bytes, frame: int | None) -> Container:
 
     `frame` is that page, from 1, or None where there is one.
     """
-    tiff = Tiff.of(content)
+    tiff = Tiff(content)
     pages = tiff.pages()
     check_frame(frame, len(pages))
-    directory, _ = tiff.directory(pages[(frame or 1) - 1])
-    check_size(tiff.one(directory, LENGTH), tiff.one(directory, WIDTH))
-    return cut_page(tiff, directory, len(pages))
+    page = tiff.directory(pages[(frame or 1) - 1])
+    check_size(page.one(LENGTH), page.one(WIDTH))
+    return cut_page(page, len(pages))
 
 
-def cut_page(tiff: Tiff, directory: Directory, pages: int = 1) -> Container:
+def cut_page(page: Directory, pages: int = 1) -> Container:
     """Keeps the page that a directory is of, of any size; the rest is as for `cut_tiff`."""
-    rows, columns = tiff.one(directory, LENGTH), tiff.one(directory, WIDTH)
-    check_orientation(tiff.one(directory, ORIENTATION, 0))
-    bits, form, photometric = _pixels(tiff, directory)
-    compression = _compression(tiff, directory, bits)
-    layout = _TILES if _TILE_WIDTH in directory else _STRIPS
-    samples = tiff.one(directory, _SAMPLES, 1)
-    _check_pieces(tiff, directory, rows, columns, bits * samples, compression == _UNCOMPRESSED)
-    only = {t: tiff.values(directory, t) for t in (*_KEPT, *layout) if t in directory}
+    rows, columns = page.one(LENGTH), page.one(WIDTH)
+    check_orientation(page.one(ORIENTATION, 0))
+    bits, form, photometric = _pixels(page)
+    compression = _compression(page, bits)
+    layout = _TILES if _TILE_WIDTH in page else _STRIPS
+    samples = page.one(_SAMPLES, 1)
+    _check_pieces(page, rows, columns, bits * samples, compression == _UNCOMPRESSED)
+    only = {t: page.values(t) for t in (*_KEPT, *layout) if t in page}
     if compression in _PREDICTED:
-        only[_PREDICTOR] = _predictor(tiff, directory, form)
+        only[_PREDICTOR] = _predictor(page, form)
     # Pillow inverts 8 bits but not 16, and refuses unsigned 32 bits in one byte order.
     only[_PHOTOMETRIC] = np.array([photometric or 1])
     whole = _UNSIGNED if bits < 32 else _SIGNED
     only[_SAMPLE_FORMAT] = np.array([_FLOAT if form == _FLOAT else whole])
     return Container(
-        tiff.with_only(only),
+        page.with_only(only),
         rows,
         columns,
         pages=pages,
@@ -72,13 +72,13 @@ def cut_page(tiff: Tiff, directory: Directory, pages: int = 1) -> Container:
     )
 
 
-def _pixels(tiff: Tiff, directory: Directory) -> tuple[int, int, int]:
+def _pixels(page: Directory) -> tuple[int, int, int]:
     """Bits a sample, sample format, photometric interpretation."""
-    photometric = tiff.one(directory, _PHOTOMETRIC, 1)
+    photometric = page.one(_PHOTOMETRIC, 1)
     if photometric not in (0, 1, 2, 3):
         raise UserError(COLOUR)
-    samples = tiff.one(directory, _SAMPLES, 1)
-    bits, form = (_common(tiff, directory, tag) for tag in (BITS, _SAMPLE_FORMAT))
+    samples = page.one(_SAMPLES, 1)
+    bits, form = (_common(page, tag) for tag in (BITS, _SAMPLE_FORMAT))
     if bits == 16 and (samples > 1 or photometric > 1):
         raise UserError(DEEP_COLOUR)
     if bits not in ((8, 16, 32) if samples == 1 and photometric < 2 else (8,)):
@@ -87,63 +87,61 @@ def _pixels(tiff: Tiff, directory: Directory) -> tuple[int, int, int]:
     form = _UNSIGNED if form == _UNDEFINED else form
     if form not in forms[bits]:
         raise UserError(f"has {bits}-bit pixels that are not unsigned whole numbers")
-    if samples > 1 and tiff.one(directory, _PLANAR, 1) != 1:
+    if samples > 1 and page.one(_PLANAR, 1) != 1:
         raise UserError("stores its channels apart; export it as grey values")
-    if tiff.one(directory, _FILL_ORDER, 1) != 1:
+    if page.one(_FILL_ORDER, 1) != 1:
         raise UserError("stores its bits in reverse order; save it anew")
     return bits, form, photometric
 
 
-def _common(tiff: Tiff, directory: Directory, tag: int) -> int:
+def _common(page: Directory, tag: int) -> int:
     """What BitsPerSample or SampleFormat say of every sample; 1 where they say nothing."""
-    if tag not in directory:
+    if tag not in page:
         return 1
-    said = np.unique(tiff.values(directory, tag))
+    said = np.unique(page.values(tag))
     if len(said) != 1:
         raise UserError("has samples of different kinds; export it as grey values")
     return int(said[0])
 
 
-def _compression(tiff: Tiff, directory: Directory, bits: int) -> int:
-    compression = tiff.one(directory, _COMPRESSION, 1)
+def _compression(page: Directory, bits: int) -> int:
+    compression = page.one(_COMPRESSION, 1)
     if compression not in (_UNCOMPRESSED, _PACK_BITS, *_PREDICTED):
         raise UserError(
             f"is a TIFF of compression {compression}, which is not read; save it uncompressed, or "
             "with LZW or deflate"
         )
-    if compression != _UNCOMPRESSED and bits == 32 and tiff.order == ">":
+    if compression != _UNCOMPRESSED and bits == 32 and page.order == ">":
         # Pillow confuses their byte order.
         raise UserError("is a compressed big-endian 32-bit TIFF; save it uncompressed")
     return compression
 
 
-def _predictor(tiff: Tiff, directory: Directory, form: int) -> np.ndarray:
-    predictor = tiff.one(directory, _PREDICTOR, 1)
+def _predictor(page: Directory, form: int) -> np.ndarray:
+    predictor = page.one(_PREDICTOR, 1)
     if predictor not in ((1, 2, 3) if form == _FLOAT else (1, 2)):
         raise damaged("TIFF", "predictor")
     return np.array([predictor])
 
 
-def _check_pieces(
-    tiff: Tiff, directory: Directory, rows: int, columns: int, bits: int, uncompressed: bool
-) -> None:
+def _check_pieces(page: Directory, rows: int, columns: int, bits: int, uncompressed: bool) -> None:
     """Checks that strips or tiles cover the picture once, and lie in the file."""
-    if _TILE_WIDTH in directory:
-        height, width = tiff.one(directory, _TILE_LENGTH), tiff.one(directory, _TILE_WIDTH)
+    if _TILE_WIDTH in page:
+        height, width = page.one(_TILE_LENGTH), page.one(_TILE_WIDTH)
         if height % 16 or width % 16 or not 0 < height * width <= MAX_PIXELS:
             raise damaged("TIFF", "tiles")
         number, tags = -(-rows // height) * -(-columns // width), (_TILE_OFFSETS, _TILE_BYTES)
         needed = number * height * width * bits // 8
     else:
-        height = tiff.one(directory, _STRIP_ROWS, rows)
+        height = page.one(_STRIP_ROWS, rows)
         if height < 1:
             raise damaged("TIFF", "strips")
         number, tags = -(-rows // height), (_STRIP_OFFSETS, _STRIP_BYTES)
         needed = rows * columns * bits // 8
-    offsets, sizes = (tiff.values(directory, tag) for tag in tags)
+    offsets, sizes = (page.values(tag) for tag in tags)
     if len(offsets) != number or len(sizes) != number:
         raise damaged("TIFF", "number of strips or tiles")
-    size = len(tiff.content)
+    size = len(page.content)
     # Sizes are below 2**32 each, and few, so that their sum is exact.
     if max(offsets.max(), sizes.max()) > size or (offsets.astype("u8") + sizes > size).any():
         raise damaged("TIFF", "truncated")
