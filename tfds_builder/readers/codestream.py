@@ -9,8 +9,8 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-_J2K_START = b"\xff\x4f\xff\x51"
-_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+JPEG_START, J2K_START = b"\xff\xd8", b"\xff\x4f\xff\x51"
+_JPEG_END = b"\xff\xd9"
 # Start of frame: SOF0 to SOF15 but DHT (C4), JPG (C8) and DAC (CC), and JPEG-LS's SOF55.
 _FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _HUFFMAN_FRAMES, _SEQUENTIAL_FRAMES = (0xC0, 0xC1, 0xC2, 0xC3), (0xC0, 0xC1)
@@ -27,7 +27,7 @@ def claimed_size(frame: bytes) -> tuple[int, int, int, int] | None:
     Args:
       frame: JPEG, JPEG-LS, JPEG 2000 or HTJ2K. RLE has no such header.
     """
-    start = frame.find(_J2K_START, 0, 4096)
+    start = frame.find(J2K_START, 0, 4096)
     if start >= 0:
         return _j2k_size(frame[start + 4 : start + 44])
     for marker, segment in _jpeg_segments(frame):
@@ -41,7 +41,7 @@ def is_cut_off(frame: bytes) -> bool:
 
     Decoders differ in what they make of one: CharLS spends many seconds on it before it fails.
     """
-    return frame[:2] == _JPEG_START and _JPEG_END not in frame
+    return frame[:2] == JPEG_START and _JPEG_END not in frame
 
 
 def lacks_tables(frame: bytes) -> bool:
@@ -97,7 +97,7 @@ def _jpeg_size(segment: bytes) -> tuple[int, int, int, int] | None:
 
 def _jpeg_segments(frame: bytes) -> Iterator[tuple[int, bytes]]:
     """Yields the marker segments up to the first scan's header, or up to what is none."""
-    at = 2 if frame[:2] == _JPEG_START else len(frame)
+    at = 2 if frame[:2] == JPEG_START else len(frame)
     while at + 4 <= len(frame) and frame[at] == 0xFF:
         marker = frame[at + 1]
         if marker == 0xFF:

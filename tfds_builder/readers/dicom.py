@@ -26,22 +26,18 @@ from tfds_builder.classes import means_unknown
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.manifest import MAX_AGE
 from tfds_builder.readers.codestream import inflated
-from tfds_builder.readers.dicom_pixels import (
-    counts_ratio,
-    decode_counts,
-    held_frames,
-    require_decoder,
-)
+from tfds_builder.readers.dicom_pixels import decode_counts, held_frames, require_decoder
 from tfds_builder.readers.elements import numbers
 from tfds_builder.readers.scintigram import (
     GREY_VALUES,
     MAX_PIXELS,
+    FrameView,
     Scintigram,
     View,
     accepted,
     own_words,
 )
-from tfds_builder.readers.views import FrameView, resolve_views
+from tfds_builder.readers.views import GE_ELEMENTS, GE_GROUP, resolve_views
 
 _NM_CLASSES = ("1.2.840.10008.5.1.4.1.1.20", "1.2.840.10008.5.1.4.1.1.5")
 # Secondary Capture and its multi-frame byte and word forms.
@@ -97,8 +93,6 @@ _MOST_CHARACTER_SET_BYTES = 1024
 _FIRST_GROUP_OF_PIXELS = 0x5000
 # The colours of a palette; stored values are what is read.
 _PALETTE = (0x00281201, 0x00281202, 0x00281203)
-# Group and element in the block of the private texts that `views` reads.
-_GE_VIEW_TEXTS = ((0x0011, 0x12), (0x0011, 0x30))
 # What anonymisers write for everybody; with a number it may be one of their pseudonyms.
 _ANONYMISED = re.compile(r"anon\D*", re.I)
 _LARGE_HEADER = "has a header far larger than a bone scan's"
@@ -116,9 +110,7 @@ class Header:
       findings: what is odd about the file as a whole, in fixed words.
       patient_id: PatientID, empty where it names nobody; it must not reach the records.
       study, instance: StudyInstanceUID and SOPInstanceUID; they must not reach the records.
-      manufacturer: as written, or None.
-      sex: 'F', 'M', 'O' or None.
-      age: whole years or None.
+      manufacturer, sex, age: as in `Scintigram`.
     """
 
     views: tuple[FrameView, ...]
@@ -161,11 +153,9 @@ def read_dicom(
         header = _checked_header(dataset, frame, view, accept)
         dataset.NumberOfFrames = header.frames
         dataset.PhotometricInterpretation = _photometric(dataset)
-        stored, notes, findings = decode_counts(
-            dataset, (header.frames, header.rows, header.columns)
-        )
+        expected = header.frames, header.rows, header.columns
+        stored, ratio, notes, findings = decode_counts(dataset, expected)
         findings += header.findings
-        ratio = counts_ratio(dataset, stored)
         # What a workstation shows of a scan may be counts still, if they add up to what it says.
         if _sop_class(dataset) not in _NM_CLASSES and ratio != 1:
             notes += (GREY_VALUES,)
@@ -174,12 +164,12 @@ def read_dicom(
         return Scintigram(
             views=tuple(
                 View(
+                    one.frame,
+                    one.name,
+                    one.rule,
+                    one.notes + notes,
+                    one.findings + findings,
                     native=stored[one.frame - 1],
-                    frame=one.frame,
-                    name=one.name,
-                    rule=one.rule,
-                    notes=one.notes + notes,
-                    findings=one.findings + findings,
                 )
                 for one in header.views
             ),
@@ -250,7 +240,8 @@ def _check_header_size(dataset: Dataset) -> None:
     for element in dataset.values():
         tag = element.tag
         if tag.is_private:
-            decoded = tag.is_private_creator or (tag.group, tag.element & 0xFF) in _GE_VIEW_TEXTS
+            names_views = tag.group == GE_GROUP and tag.element & 0xFF in GE_ELEMENTS
+            decoded = tag.is_private_creator or names_views
         else:
             decoded = tag.group < _FIRST_GROUP_OF_PIXELS and tag not in _PALETTE
         if decoded and isinstance(element.value, bytes):

@@ -20,7 +20,13 @@ from pydicom.uid import (
 )
 
 from tfds_builder.commandline.errors import UserError
-from tfds_builder.readers.codestream import claimed_size, is_cut_off, lacks_tables
+from tfds_builder.readers.codestream import (
+    J2K_START,
+    JPEG_START,
+    claimed_size,
+    is_cut_off,
+    lacks_tables,
+)
 from tfds_builder.readers.elements import numbers
 
 _LOSSY_SYNTAXES = (
@@ -40,8 +46,6 @@ _DECODERS = (
     (r"\.4\.(57|70)$", ("gdcm", "pylibjpeg"), "python-gdcm (or pylibjpeg-libjpeg, GPL)"),
     (r"\.5$", ("pylibjpeg", "pydicom"), "pylibjpeg-rle"),
 )
-# How compressed frames begin: JPEG and JPEG-LS, JPEG 2000. Each of RLE is one fragment.
-_CODESTREAM_STARTS = (b"\xff\xd8", b"\xff\x4f\xff\x51")
 MASKED = "bits above BitsStored were set (an overlay?) and are masked"
 # Of the range of the pixels: a scan is mostly empty, so its middle value lies by the empty end.
 _EMPTY_SHARE = 0.25
@@ -92,10 +96,10 @@ def _decoders(syntax: UID) -> tuple[tuple[str, ...], str]:
 
 def decode_counts(
     dataset: Dataset, expected: tuple[int, int, int]
-) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...]]:
-    """All frames as unsigned counts (frames, rows, columns), notes, and findings.
+) -> tuple[np.ndarray, float, tuple[str, ...], tuple[str, ...]]:
+    """All frames as unsigned counts (frames, rows, columns), counts ratio, notes, and findings.
 
-    `expected` is frames, rows and columns by the header.
+    `expected` is frames, rows and columns by the header; the ratio is that of a `Scintigram`.
 
     Raises:
       UserError: the pixels are damaged, of another size, or no counts.
@@ -119,7 +123,15 @@ def decode_counts(
     notes += rescale_notes
     if dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
         notes += ("colour table left out: stored values are counts",)
-    return stored, notes + _loss_notes(dataset, stored), findings
+    total = _counts_accumulated(dataset)
+    ratio = int(stored.sum(dtype=np.int64)) / total if total else float("nan")
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax in _LOSSY_SYNTAXES or str(dataset.get("LossyImageCompression") or "") == "01":
+        notes += ("compressed with loss: counts are approximate",)
+        if abs(ratio - 1) > _MOST_LOSS:
+            notes += ("compressed with loss: counts do not add up",)
+        ratio = float("nan")  # No checksum, as counts were lost anyway.
+    return stored, ratio, notes, findings
 
 
 def held_frames(dataset: Dataset, pixels: int) -> int:
@@ -135,7 +147,9 @@ def held_frames(dataset: Dataset, pixels: int) -> int:
         return len(offsets)
     fragments = generate_fragments(content)
     next(fragments)  # The empty offset table.
-    return sum(syntax == RLELossless or one.startswith(_CODESTREAM_STARTS) for one in fragments)
+    # Each frame of RLE is one fragment.
+    starts = b"" if syntax == RLELossless else (JPEG_START, J2K_START)
+    return sum(one.startswith(starts) for one in fragments)
 
 
 def _decoded(dataset: Dataset) -> np.ndarray:
@@ -252,10 +266,8 @@ def _rescaled(dataset: Dataset, stored: np.ndarray) -> tuple[np.ndarray, tuple[s
     intercept = float(dataset.get("RescaleIntercept") or 0)
     if (slope, intercept) == (1, 0):
         return stored, ()
-    if slope == 0:
-        raise UserError("has an unusable RescaleSlope or RescaleIntercept")
     values = stored * slope + intercept
-    if not np.isfinite(values).all() or np.abs(values).max() > 2**40:
+    if slope == 0 or not np.isfinite(values).all() or np.abs(values).max() > 2**40:
         raise UserError("has an unusable RescaleSlope or RescaleIntercept")
     counts = np.rint(values)
     exact = np.allclose(counts, values, rtol=0, atol=1e-3)
@@ -264,31 +276,6 @@ def _rescaled(dataset: Dataset, stored: np.ndarray) -> tuple[np.ndarray, tuple[s
 
 
 def _counts_accumulated(dataset: Dataset) -> int | None:
+    """The sum over all frames, where the header says it."""
     said = numbers(dataset, "CountsAccumulated")
     return int(said[0]) if len(said) == 1 and said[0] > 0 else None
-
-
-def _is_lossy(dataset: Dataset) -> bool:
-    return (
-        dataset.file_meta.TransferSyntaxUID in _LOSSY_SYNTAXES
-        or str(dataset.get("LossyImageCompression") or "") == "01"
-    )
-
-
-def _loss_notes(dataset: Dataset, counts: np.ndarray) -> tuple[str, ...]:
-    if not _is_lossy(dataset):
-        return ()
-    off = abs(_sum_ratio(dataset, counts) - 1) > _MOST_LOSS
-    notes = ("compressed with loss: counts are approximate",)
-    return (*notes, "compressed with loss: counts do not add up") if off else notes
-
-
-def counts_ratio(dataset: Dataset, counts: np.ndarray) -> float:
-    """A checksum, unless compression lost counts anyway."""
-    return float("nan") if _is_lossy(dataset) else _sum_ratio(dataset, counts)
-
-
-def _sum_ratio(dataset: Dataset, counts: np.ndarray) -> float:
-    """CountsAccumulated is the sum over all frames; NaN where it is not there."""
-    said = _counts_accumulated(dataset)
-    return int(counts.sum(dtype=np.int64)) / said if said else float("nan")

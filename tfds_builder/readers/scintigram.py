@@ -19,24 +19,29 @@ GREY_VALUES = "grey values of a picture, not counts"
 
 
 @dataclass(frozen=True)
-class View:
-    """One view in the matrix of its file.
+class FrameView:
+    """One frame that is a view.
 
     Attributes:
-      native: whole, non-negative counts (rows, columns), any integer type, native orientation.
       frame: DICOM frame or TIFF page, from 1.
       name: 'anterior', 'posterior' or 'unknown'.
-      rule: what decided the name.
+      rule: what decided the name, for example 'coded view'.
       notes: what was assumed or changed, in fixed words: nothing of the patient, no text of a file.
       findings: what is odd about it and needs a look, in fixed words too.
     """
 
-    native: np.ndarray
     frame: int
     name: str
     rule: str
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class View(FrameView):
+    """One view: whole, non-negative counts (rows, columns) as its file has them, of any type."""
+
+    native: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pydicom.dataset import Dataset
 
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.readers.elements import numbers
+from tfds_builder.readers.scintigram import FrameView
 
 ANTERIOR, POSTERIOR, UNKNOWN = "anterior", "posterior", "unknown"
 TC99M_PHOTOPEAK_KEV = 140.5
@@ -26,8 +27,6 @@ MANIFEST, CODED, VENDOR, TEXT, ANGLE, ORDER = RANKS = (
     "start angle",
     "detector order",
 )
-# What tells frames apart without, or in spite of, vectors that cannot be meant.
-_TRUSTED_WITHOUT_VECTORS = (MANIFEST, CODED, VENDOR)
 
 NO_VIEW = "view unknown: no rule names it; give it in the manifest's 'view'"
 ASSUMED_OPPOSITE = "view assumed to be opposite to the file's other view"
@@ -79,32 +78,11 @@ _WHEN_BEFORE = re.compile(
     re.I,
 )
 _VIEW_BEHIND = re.compile(rf"{_GAP}(?:$|\||{_VIEW_WORD}\d*{_END})", re.I)
-_GE_GROUP, _GE_CREATOR, _GE_ELEMENTS = 0x0011, "GEMS_GENIE_1", (0x12, 0x30)
+GE_GROUP, _GE_CREATOR, GE_ELEMENTS = 0x0011, "GEMS_GENIE_1", (0x12, 0x30)
 _TEXT_FIELDS = ("ViewPosition", "SeriesDescription", "AcquisitionProtocolDescription", "ImageID")
 # StartAngle counts from the patient's back (PS3.3 C.8.4.11).
 _ANGLES = {POSTERIOR: 0.0, ANTERIOR: 180.0}
 _ANGLE_TOLERANCE = 10.0
-
-Says = Mapping[str, frozenset[str]]
-
-
-@dataclass(frozen=True)
-class FrameView:
-    """One frame that is a view.
-
-    Attributes:
-      frame: DICOM frame number, from 1.
-      name: 'anterior', 'posterior' or 'unknown'.
-      rule: what decided the name, for example 'coded view'.
-      notes: assumptions made, without anything of the patient.
-      findings: what contradicts the name or the header itself, in fixed words too.
-    """
-
-    frame: int
-    name: str
-    rule: str
-    notes: tuple[str, ...] = ()
-    findings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,7 +93,7 @@ class Evidence:
     """
 
     frame: int
-    says: Says
+    says: Mapping[str, frozenset[str]]
 
     def of(self, rank: str) -> frozenset[str]:
         """The views that a rank names."""
@@ -158,7 +136,8 @@ def _decided(
         for rank in RANKS
     }
     rank = next((rank for rank in RANKS if votes[rank]), None)
-    if doubt and rank not in _TRUSTED_WITHOUT_VECTORS:
+    # These tell frames apart without, or in spite of, vectors that cannot be meant.
+    if doubt and rank not in (MANIFEST, CODED, VENDOR):
         raise UserError(f"{doubt}; {_SETTLE}")
     if rank is None:
         if others and not named:
@@ -217,7 +196,6 @@ def resolve_views(
     window_doubt = _doubt("EnergyWindowVector", said_windows, count, known_windows)
     windows = [] if window_doubt else said_windows
     frames, detector_doubt = _frames(header, count)
-    doubts = [doubt for doubt in (window_doubt, detector_doubt) if doubt]
     chosen = _chosen(header, frames, windows, frame, window_doubt)
     if view and frame is None and len(chosen) > 1:
         raise UserError(
@@ -225,30 +203,21 @@ def resolve_views(
             "for each, or leave view empty"
         )
     is_prone = _is_prone(header)
-    evidence = _evidence(header, chosen, count, is_prone)
-    if view:
-        evidence = [
-            replace(one, says={**one.says, MANIFEST: frozenset({view})})
-            if frame in (None, one.frame)
-            else one
-            for one in evidence
-        ]
+    given = {frame or chosen[0].number: view}
+    evidence = _evidence(header, chosen, count, is_prone, given)
+    doubts = filter(None, (window_doubt, detector_doubt))
+    oddities = (*doubts, *_oddities(header, chosen, is_prone))
     order_note = ASSUMED_PRONE_ORDER if is_prone else ASSUMED_ORDER
     # Nothing is confused where there is one frame, nor by windows of which there is but one.
     if known_windows < 2 and len(set(said_windows)) < 2 and len(said_windows) <= count:
         window_doubt = ""
-    matter = " and ".join(doubt for doubt in (window_doubt, detector_doubt) if doubt)
+    matter = " and ".join(filter(None, (window_doubt, detector_doubt)))
     views = decide(evidence, frame, matter if count > 1 else "", order_note)
-    oddities = (*doubts, *_oddities(header, chosen, is_prone))
     return tuple(replace(one, findings=one.findings + oddities) for one in views)
 
 
 def _chosen(
-    header: Dataset,
-    frames: list[_Frame],
-    windows: list[int],
-    frame: int | None,
-    doubt: str,
+    header: Dataset, frames: list[_Frame], windows: list[int], frame: int | None, doubt: str
 ) -> list[_Frame]:
     """The frames to be named: one or two views of one energy window."""
     if frame is not None:
@@ -316,25 +285,30 @@ def _doubt(keyword: str, values: list[int], count: int, known: int) -> str:
 def _photopeak_window(header: Dataset, windows: list[int]) -> int:
     """The energy window around 140.5 keV; where several hold it, the one best centred on it."""
     items = header.get("EnergyWindowInformationSequence") or []
-    distances = {}
+    centred = []
     for window in windows:
         item = items[window - 1] if window <= len(items) else Dataset()
         for limits in item.get("EnergyWindowRangeSequence") or []:
             edges = ("EnergyWindowLowerLimit", "EnergyWindowUpperLimit")
             low, high = (numbers(limits, keyword) or [math.nan] for keyword in edges)
             if low[0] <= TC99M_PHOTOPEAK_KEV <= high[0]:
-                distance = abs((low[0] + high[0]) / 2 - TC99M_PHOTOPEAK_KEV)
-                distances[window] = min(distance, distances.get(window, distance))
-    if not distances:
+                centred.append((abs((low[0] + high[0]) / 2 - TC99M_PHOTOPEAK_KEV), window))
+    if not centred:
         raise UserError(
             f"has {len(windows)} energy windows, none of them known to hold "
             f"{TC99M_PHOTOPEAK_KEV} keV; name the frame to use in the manifest's 'frame'"
         )
-    return min(distances, key=lambda window: (distances[window], window))
+    return min(centred)[1]
 
 
-def _evidence(header: Dataset, frames: list[_Frame], count: int, is_prone: bool) -> list[Evidence]:
-    """All that the header says of each frame."""
+def _evidence(
+    header: Dataset,
+    frames: list[_Frame],
+    count: int,
+    is_prone: bool,
+    given: Mapping[int, str | None],
+) -> list[Evidence]:
+    """All that the header says of each frame; `given` is what the manifest says of some."""
     angles, orders = _views_by_angle(frames), _views_by_order(frames, is_prone)
     evidence = []
     for frame, angle, order in zip(frames, angles, orders, strict=True):
@@ -345,6 +319,7 @@ def _evidence(header: Dataset, frames: list[_Frame], count: int, is_prone: bool)
         if _OTHER_WORD.search(meaning):
             order = None
         says = {
+            MANIFEST: _known(given.get(frame.number)),
             CODED: coded,
             VENDOR: _vendor_views(header, frame.number, count),
             TEXT: _only(views_in(" | ".join(str(text) for text in texts if text))),
@@ -356,7 +331,7 @@ def _evidence(header: Dataset, frames: list[_Frame], count: int, is_prone: bool)
 
 
 def _known(name: str | None) -> frozenset[str]:
-    return frozenset() if name is None else frozenset({name})
+    return frozenset({name} if name else ())
 
 
 def _only(names: frozenset[str]) -> frozenset[str]:
@@ -391,10 +366,10 @@ def _vendor_views(header: Dataset, number: int, count: int) -> frozenset[str]:
     """
     names = set()
     try:
-        block = header.private_block(_GE_GROUP, _GE_CREATOR)
+        block = header.private_block(GE_GROUP, _GE_CREATOR)
     except KeyError:
         return frozenset()
-    for element in filter(block.__contains__, _GE_ELEMENTS):
+    for element in filter(block.__contains__, GE_ELEMENTS):
         value = block[element].value
         if isinstance(value, bytes):
             value = value.decode("ascii", "replace")
@@ -425,10 +400,8 @@ def _angle(frame: _Frame) -> float | None:
 
 
 def _facing(angle: float) -> str | None:
-    for name, expected in _ANGLES.items():
-        if abs((angle - expected + 180) % 360 - 180) <= _ANGLE_TOLERANCE:
-            return name
-    return None
+    distances = {name: abs((angle - own + 180) % 360 - 180) for name, own in _ANGLES.items()}
+    return next((name for name in _ANGLES if distances[name] <= _ANGLE_TOLERANCE), None)
 
 
 def _views_by_order(frames: list[_Frame], is_prone: bool) -> list[str | None]:

@@ -16,17 +16,11 @@ from tfds_builder.commandline.errors import UserError
 from tfds_builder.readers.dicom import Header, read_header
 from tfds_builder.readers.image_file import is_dicom, read_bytes
 from tfds_builder.readers.raster import check_raster
-from tfds_builder.readers.views import UNKNOWN, FrameView
+from tfds_builder.readers.scintigram import FrameView
+from tfds_builder.readers.views import UNKNOWN
 from tfds_builder.tables import plain_cell
 from tfds_builder.workers import Announce, Lost, WorkerPool
 
-HIDDEN, NO_IMAGE, NO_FILE, SECOND_NAME, LEADS_OUT = (
-    "hidden",
-    "files that are no images, by their names",
-    "not plain files",
-    "links to folders, or to files that are here anyway",
-    "links that lead out of the folder, not followed",
-)
 NO_PATIENT_TEXT = "PatientID cannot be decoded (its character set?), so it is not used"
 _NO_IMAGES = re.compile(
     r"\.(7z|bat|bz2|csv|db|dll|docx?|exe|gz|h5|hdf5|html?|inf|ini|ipynb|js|json|key|log|md|md5|mp4|"
@@ -107,7 +101,7 @@ def list_files(folder: Path) -> Files:
     links: list[PurePosixPath] = []
     skipped: Counter[str] = Counter()
     for parent, folders, names in os.walk(top, onerror=_refuse_folder):
-        skipped[HIDDEN] += sum(name.startswith(".") for name in folders)
+        skipped["hidden"] += sum(name.startswith(".") for name in folders)
         inside = PurePosixPath(Path(parent).relative_to(top).as_posix())
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         # The walk does not follow links to folders; they count like those to files.
@@ -115,18 +109,19 @@ def list_files(folder: Path) -> Files:
         for name in names:
             mode = os.lstat(os.path.join(parent, name)).st_mode
             if name.startswith("."):
-                skipped[HIDDEN] += 1
+                skipped["hidden"] += 1
             elif name.upper() == "DICOMDIR" or _NO_IMAGES.search(name):
-                skipped[NO_IMAGE] += 1
+                skipped["files that are no images, by their names"] += 1
             elif stat.S_ISLNK(mode):
                 links.append(inside / name)
             elif stat.S_ISREG(mode):
                 plain.append(inside / name)
             else:
-                skipped[NO_FILE] += 1
+                skipped["not plain files"] += 1
     followed, leading_out = _follow(top, plain, links)
-    skipped[LEADS_OUT] += len(leading_out)
-    skipped[SECOND_NAME] += len(links) - len(leading_out) - len(followed)
+    skipped["links that lead out of the folder, not followed"] += len(leading_out)
+    others = len(links) - len(leading_out) - len(followed)
+    skipped["links to folders, or to files that are here anyway"] += others
     paths = sorted([*plain, *followed], key=lambda path: path.parts)
     unusable = {path: reason for path in paths if (reason := _bad_name(path))}
     usable = tuple(path for path in paths if path not in unusable)

@@ -60,7 +60,8 @@ def read_raster(content: bytes, frame: int | None = None, view: str | None = Non
         native, notes = _upright_grey(kind, container)
     name, rule, view_notes = (view, MANIFEST, ()) if view else (UNKNOWN, "none", (NO_VIEW,))
     notes = (*view_notes, GREY_VALUES, *notes, "pixel spacing unknown")
-    return Scintigram(views=(View(native, frame or 1, name, rule, notes),), frames=container.pages)
+    only = View(frame or 1, name, rule, notes, native=native)
+    return Scintigram(views=(only,), frames=container.pages)
 
 
 def _kind_of(content: bytes) -> str:
