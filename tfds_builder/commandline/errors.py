@@ -9,7 +9,6 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Collection, Iterator
-from typing import NoReturn
 
 NOT_ALLOWED = "ask for the permission, or use another place"
 FULL = "make room, then start again"
@@ -29,13 +28,11 @@ ADVICE = {
 IN_WORDS = tuple(number for number in ADVICE if number != errno.EPERM)
 """What is told from the words of a library too: those that mean nothing else."""
 
-WORDS = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota of the disk is full"}
-"""Plainer than the system's own."""
+OUT_OF_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota of the disk is full"}
+"""In plainer words than the system's own."""
 
 FEWEST_FILES = 256
 """Open files that the libraries and their threads may need at a time."""
-
-OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 PASSING = (
     errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
@@ -68,8 +65,9 @@ def run_command(
     try:
         allow_open_files()
         main()
+        return
     except UserError as error:
-        _end(str(error))
+        line = str(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -80,7 +78,8 @@ def run_command(
             sys.stdout = None
         if line is None:
             raise
-        _end(line)
+    print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    sys.exit(2)
 
 
 def refusal(error: BaseException) -> str | None:
@@ -96,7 +95,8 @@ def refusal(error: BaseException) -> str | None:
         else:
             number = next((n for n in IN_WORDS if os.strerror(n) in str(one)), None)
         if number is not None:
-            return f"{_place(one)}{_words(number)}; {_advice(number)}"
+            files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            return f"{_place(one)}{_words(number)}; {ADVICE[number].format(files=files)}"
     return None
 
 
@@ -148,11 +148,6 @@ def reason(error: BaseException) -> str:
     return " ".join(text.split())[:REASON_LENGTH]
 
 
-def _end(line: str) -> NoReturn:
-    print(f"error: {' '.join(line.split())}", file=sys.stderr)
-    sys.exit(2)
-
-
 def _says(error: BaseException, numbers: Collection[int]) -> bool:
     """Whether an error, or what it arose from, is one of the operating system's by its number."""
     return any(
@@ -173,9 +168,4 @@ def _name(place: str | bytes | int) -> str:
 
 
 def _words(number: int) -> str:
-    return WORDS.get(number, os.strerror(number).lower())
-
-
-def _advice(number: int) -> str:
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return ADVICE[number].format(files=files)
+    return OUT_OF_ROOM.get(number, os.strerror(number).lower())

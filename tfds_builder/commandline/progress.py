@@ -57,8 +57,9 @@ class ProgressBar:
     ):
         self._title, self._total, self._factor, self._noun = title, total, rate_factor, noun
         self._unit, self._shown, self._clock = unit, shown, clock
-        self._first, self._started, self._spoke = done, clock(), clock()
-        self._recent = collections.deque([] if done is None else [(clock(), done)])
+        self._spoke = clock()
+        self._begun = None if done is None else (clock(), done)
+        self._recent = collections.deque([self._begun] if self._begun else [])
         self._bar: Progress | None = None
         if shown and _has_cursor():
             self._bar = Progress(
@@ -97,22 +98,19 @@ class ProgressBar:
         """
         self._total = total or self._total
         now = self._clock()
-        if self._first is None:
-            self._first, self._started = done, now
         self._recent.append((now, done))
+        begun = self._begun = self._begun or (now, done)
         while len(self._recent) > 2 and now - self._recent[1][0] > RECENT_S:
             self._recent.popleft()
         if not self._shown:
             return
-        text = ", ".join(
-            part for part in (self._speed(seconds_each), note, self._left(done)) if part
-        )
+        text = ", ".join(filter(None, (self._speed(seconds_each), note, self._left(begun))))
         if self._bar:
             self._bar.update(self._task, completed=done, total=self._total, note=text)
         elif now - self._spoke >= PLAIN_LINE_EVERY_S:
             self._spoke = now
             reached = f"{done}/{self._total}" if self._total else f"{done}"
-            say(", ".join(part for part in (f"{self._title}: {reached}", text) if part))
+            say(", ".join(filter(None, (f"{self._title}: {reached}", text))))
 
     def reached(self, done: int, total: int) -> None:
         """`update` as a callback: how many of how many."""
@@ -140,11 +138,11 @@ class ProgressBar:
         speed = f"{rate:.{digits}f} {self._noun}/s"
         return f"{speed}, {seconds_each:.3g} s a {self._unit}" if self._unit else speed
 
-    def _left(self, done: int) -> str:
-        if not self._total or self._first is None or done <= self._first:
+    def _left(self, begun: tuple[float, int]) -> str:
+        (then, before), (now, done) = begun, self._recent[-1]
+        if not self._total or done <= before:
             return ""
-        elapsed = self._clock() - self._started
-        return f"{_duration((self._total - done) * elapsed / (done - self._first))} left"
+        return f"{_duration((self._total - done) * (now - then) / (done - before))} left"
 
 
 def counted(
