@@ -41,12 +41,12 @@ def read_rows(path: Path) -> Rows:
     UserError names the file, and the row where there is one.
     """
     content = _content(path)
-    if content.startswith(_ZIP):
-        return list(_not_blank(_of_workbook(path, content)))
     if content.startswith(_OLE):
         raise UserError(f"{path}: is an old or an encrypted workbook; {_AS_CSV}")
-    text = _text(path, content)
-    return list(_not_blank(_of_text(path, text)))
+    is_workbook = content.startswith(_ZIP)
+    rows = _of_workbook(path, content) if is_workbook else _of_text(path, _text(path, content))
+    plain = ((number, [plain_cell(cell) for cell in cells]) for number, cells in rows)
+    return [(number, cells) for number, cells in plain if any(cells)]
 
 
 def composed(text: str) -> str:
@@ -81,13 +81,6 @@ def _text(path: Path, content: bytes) -> str:
         if "\0" not in text.partition("\n")[0]:
             return text
     raise UserError(f"{path}: not UTF-8 text; {_AS_CSV}")
-
-
-def _not_blank(rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
-    for number, cells in rows:
-        plain = [plain_cell(cell) for cell in cells]
-        if any(plain):
-            yield number, plain
 
 
 def plain_cell(cell: str) -> str:
@@ -171,13 +164,9 @@ def _of_sheet(sheet: Any) -> Iterator[tuple[int, list[str]]]:
         for row in range(area.min_row, min(area.max_row, rows) + 1)
         for column in range(area.min_col, min(area.max_col, columns) + 1)
     }
-    for cells in sheet.iter_rows(max_row=rows, max_col=columns):
-        values = []
-        for cell in cells:
-            place = merged.get((cell.row, cell.column))
-            values.append(_shown(sheet.cell(*place) if place else cell))
-        if cells:
-            yield cells[0].row, values
+    for row in range(1, rows + 1):
+        places = [(row, column) for column in range(1, columns + 1)]
+        yield row, [_shown(sheet.cell(*merged.get(place, place))) for place in places]
 
 
 def _shown(cell: Any) -> str:
