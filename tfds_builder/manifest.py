@@ -6,13 +6,14 @@ never a path or a patient: they end up in logs.
 """
 
 import difflib
+import itertools
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tfds_builder.classes import (
     MOST_CLASSES,
@@ -29,7 +30,8 @@ VIEWS = ("anterior", "posterior")
 SPLITS = ("train", "validation", "test")
 FOLD = re.compile(r"fold_(0|[1-9]\d{0,3})", re.ASCII)
 REQUIRED_COLUMNS = ("path", "patient_id", "label")
-OPTIONAL_COLUMNS = (
+COLUMNS = (
+    *REQUIRED_COLUMNS,
     "study_id",
     "view",
     "frame",
@@ -41,12 +43,11 @@ OPTIONAL_COLUMNS = (
     "accept",
     "comment",
 )
-COLUMNS = REQUIRED_COLUMNS + OPTIONAL_COLUMNS
 MAX_AGE = 130
 
 Value = TypeVar("Value")
 
-_SEXES = {"f": "F", "female": "F", "m": "M", "male": "M", "o": "O", "other": "O", "u": ""}
+_SEXES = {"f": "F", "female": "F", "m": "M", "male": "M", "o": "O", "other": "O", "u": None}
 # A column with gaps becomes one of decimals in many programs: 57.0.
 _AGE = re.compile(r"(\d{1,3})(?:Y|\.0)?", re.ASCII)
 _SHORTENED = re.compile(r"\d([.,]\d+)?E\+\d+", re.ASCII | re.I)
@@ -172,12 +173,7 @@ def _named_cells(columns: list[str], cells: list[str]) -> dict[str, str]:
         raise _Fault(
             f"has {len(cells)} cells, not {len(columns)}; quote a cell that holds a separator"
         )
-    padded = cells + [""] * (len(columns) - len(cells))
-    named = dict(zip(columns, padded, strict=False))
-    for name in OPTIONAL_COLUMNS:
-        if name in named and means_unknown(named[name]):
-            named[name] = ""
-    return named
+    return dict(itertools.zip_longest(columns, cells[: len(columns)], fillvalue=""))
 
 
 def _row(
@@ -189,26 +185,25 @@ def _row(
     path = files.inside("path", cells["path"])
     # One name in two spellings of Unicode would be two patients.
     cells = {name: composed(cell) for name, cell in cells.items()}
-
-    def optional(name: str, read: Callable[[str], Value]) -> Value | None:
-        return read(cells[name]) if cells.get(name) else None
-
+    optional: dict[str, Callable[[str], Any]] = {
+        "study_id": lambda study: _written_out("study_id", study),
+        "view": lambda view: _one_of("view", view, VIEWS),
+        "frame": _frame,
+        "split": _split,
+        "site": str,
+        "sex": lambda sex: _meaning("sex", sex, _SEXES, "F, M, O, unknown"),
+        "age": _age,
+        "lesion_mask": lambda mask: files.inside("lesion_mask", mask),
+        "accept": lambda yes: _meaning("accept", yes, _ANSWERS, "yes, no"),
+    }
+    known = [name for name in optional if not means_unknown(cells.get(name, ""))]
     return Row(
         number=number,
         path=path,
         relative_path=composed(path.relative_to(files.folder).as_posix()),
         patient_id=_patient_id(cells["patient_id"]),
         label=_label(cells["label"], classes),
-        study_id=optional("study_id", lambda study: _written_out("study_id", study)),
-        view=optional("view", lambda view: _one_of("view", view, VIEWS)),
-        frame=optional("frame", _frame),
-        split=optional("split", _split),
-        site=cells.get("site") or None,
-        sex=optional("sex", lambda sex: _meaning("sex", sex, _SEXES, "F, M, O, unknown")) or None,
-        age=optional("age", _age),
-        lesion_mask=optional("lesion_mask", lambda mask: files.inside("lesion_mask", mask)),
-        accept=optional("accept", lambda yes: _meaning("accept", yes, _ANSWERS, "yes, no"))
-        or False,
+        **{name: optional[name](cells[name]) for name in known},
     )
 
 
