@@ -129,9 +129,8 @@ def _check_places(settings: argparse.Namespace) -> None:
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "no such folder"
         raise UserError(f"{folder}: {what}; give the folder of the images")
-    written = [("--out", settings.out)]
-    if settings.unread:
-        written.append(("--unread", settings.unread))
+    places = (("--out", settings.out), ("--unread", settings.unread))
+    written = [(option, path) for option, path in places if path]
     for option, path in written:
         if path.is_dir() or not path.parent.is_dir():
             what = "is a folder" if path.is_dir() else "its folder is not there"

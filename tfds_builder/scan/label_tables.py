@@ -319,9 +319,12 @@ def join(files: Sequence[Keys], tables: Sequence[LabelTable], meanings: Meanings
                 for key, name in zip(keys, entry.names, strict=True)
                 if name and key in used
             ]
-            own = _agreed(names)
+            meant = [index.files(name) for index, name in names]
+            own = set.intersection(*meant) if meant else set()
             if not own:
-                found[_why_unmatched(table, entry, names)] += 1
+                is_header = entry is table.entries[0] and not table.keys
+                is_torn = meant and all(meant)
+                found["header" if is_header else "torn" if is_torn else "unused"] += 1
                 continue
             found["matched"] += 1
             found["without zeros"] += any(name not in index for index, name in names)
@@ -346,17 +349,6 @@ def join(files: Sequence[Keys], tables: Sequence[LabelTable], meanings: Meanings
 
 def _matched(table: LabelTable, named: _Named, column: int = 0) -> int:
     return sum(bool(named.files(entry.names[column])) for entry in table.entries)
-
-
-def _agreed(names: Sequence[tuple[_Named, str]]) -> set[int]:
-    """The files that all of an entry's names mean."""
-    return set.intersection(*(index.files(name) for index, name in names)) if names else set()
-
-
-def _why_unmatched(table: LabelTable, entry: Entry, names: Sequence[tuple[_Named, str]]) -> str:
-    if entry is table.entries[0] and not table.keys:
-        return "header"
-    return "torn" if names and all(index.files(name) for index, name in names) else "unused"
 
 
 def _remarks(

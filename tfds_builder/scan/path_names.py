@@ -57,15 +57,12 @@ def read_words(path: PurePosixPath) -> PathName:
     one study, in two folders or under two names, come together.
     """
     path = PurePosixPath(composed(str(path)))
-    folders = path.parent.parts
-    in_name, in_folders = (
-        _views_in(without_suffix(path.name)),
-        [_views_in(folder) for folder in folders],
-    )
-    in_folder = next((views for views in reversed(in_folders) if views), set())
+    full_name, folders = without_suffix(path.name), path.parent.parts
+    in_name = _views_in(full_name)
+    in_folder = next(filter(None, map(_views_in, reversed(folders))), set())
     said = in_name | in_folder
     view = next(iter(said)) if len(said) == 1 else ""
-    name = _without_views(without_suffix(path.name))
+    name = _without_views(full_name)
     if view and not in_name and _LETTERED.match(name) and _VIEWS[name[0].lower()] == view:
         name = name[1:]
     rest = [one for one in map(_without_views, folders) if one]
@@ -154,8 +151,8 @@ class PathPattern:
         )
 
     def _view(self, text: str, path: PurePosixPath) -> str:
-        views = {"ant": ANTERIOR, "post": POSTERIOR, "pos": POSTERIOR, "": ""} | _VIEWS
-        views |= {ANTERIOR: ANTERIOR, POSTERIOR: POSTERIOR}
+        views = dict.fromkeys(("a", "ant", "anterior"), ANTERIOR) | {"": ""}
+        views |= dict.fromkeys(("p", "pos", "post", "posterior"), POSTERIOR)
         if text.lower() not in views:
             raise UserError(
                 f"--pattern: its view '{text}' in {path} is neither anterior (a, ant) nor "
