@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     _print_summary(builder)
     if options.montage:
         pictures = _pictures(builder, options.split, options.per_class)
-        montage = _montage(pictures, _manifest_rows(builder), options.per_class)
+        montage = _montage(pictures, _manifest_rows(builder))
         write_whole(options.montage, lambda part: montage.save(part, format="PNG"))
         drawn = sum(map(len, pictures.values()))
         say(f"{options.montage}: {drawn} images of {options.split}")
@@ -156,12 +156,10 @@ def _size_on_disk(builder: Any, split: str) -> int:
     return sum(Path(path).stat().st_size for path in builder.info.splits[split].filepaths)
 
 
-def _montage(
-    pictures: dict[str, list[_Picture]], rows: dict[str, str], per_class: int
-) -> PIL.Image.Image:
+def _montage(pictures: dict[str, list[_Picture]], rows: dict[str, str]) -> PIL.Image.Image:
     """Draws images of every class, each over its manifest row and view."""
     height, width = next(own[0].pixels for own in pictures.values()).shape
-    columns = min(per_class, _MOST_COLUMNS, max(map(len, pictures.values())))
+    columns = min(_MOST_COLUMNS, max(map(len, pictures.values())))
     lines = {label: -(-len(own) // columns) for label, own in pictures.items()}
     size = (
         columns * (width + _GAP) + _GAP,
