@@ -6,6 +6,7 @@ never a path or a patient: they end up in logs.
 """
 
 import difflib
+import functools
 import itertools
 import os
 import re
@@ -275,7 +276,7 @@ class _Files:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._listed: dict[Path, dict[str, str]] = {}
+        self._names = functools.cache(_composed_names)
 
     def inside(self, field: str, value: str) -> Path:
         """The file that a cell names. It must lie in the manifest's folder, also behind its links.
@@ -309,12 +310,11 @@ class _Files:
             found /= part if there else self._names(found).get(composed(part), part)
         return found
 
-    def _names(self, folder: Path) -> dict[str, str]:
-        """Composed name -> name, of what is in a folder."""
-        if folder not in self._listed:
-            names = sorted(os.listdir(folder)) if folder.is_dir() else []
-            self._listed[folder] = {composed(name): name for name in names}
-        return self._listed[folder]
+
+def _composed_names(folder: Path) -> dict[str, str]:
+    """Composed name -> name, of what is in a folder."""
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    return {composed(name): name for name in names}
 
 
 def _duplicates(rows: list[Row]) -> Iterator[tuple[int, str]]:

@@ -32,7 +32,11 @@ def claimed_size(frame: bytes) -> tuple[int, int, int, int] | None:
         return _j2k_size(frame[start + 4 : start + 44])
     for marker, segment in _jpeg_segments(frame):
         if marker in _FRAME_MARKERS:
-            return _jpeg_size(segment)
+            if len(segment) < 6:
+                return None
+            # ISO/IEC 10918-1, B.2.2.
+            bits, rows, columns, components = struct.unpack_from(">B2HB", segment)
+            return rows, columns, components, bits
     return None
 
 
@@ -85,14 +89,6 @@ def _j2k_size(segment: bytes) -> tuple[int, int, int, int] | None:
         return None
     tiles = -(-(right - tiles_left) // tile_width) * -(-(bottom - tiles_top) // tile_height)
     return (rows, columns, components, (depth & 0x7F) + 1) if 0 < tiles <= _MOST_TILES else None
-
-
-def _jpeg_size(segment: bytes) -> tuple[int, int, int, int] | None:
-    """What the frame header says (ISO/IEC 10918-1, B.2.2)."""
-    if len(segment) < 6:
-        return None
-    bits, rows, columns, components = struct.unpack_from(">B2HB", segment)
-    return rows, columns, components, bits
 
 
 def _jpeg_segments(frame: bytes) -> Iterator[tuple[int, bytes]]:

@@ -12,12 +12,7 @@ from pydicom.encaps import generate_fragments, generate_frames, parse_basic_offs
 
 # Documented as a name of this package, which does not list its names.
 from pydicom.pixels import get_decoder  # pyright: ignore[reportPrivateImportUsage]
-from pydicom.uid import (
-    UID,
-    DeflatedExplicitVRLittleEndian,
-    JPEGExtended12Bit,
-    RLELossless,
-)
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGExtended12Bit, RLELossless
 
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.readers.codestream import (

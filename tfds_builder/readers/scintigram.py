@@ -16,6 +16,7 @@ from tfds_builder.commandline.errors import UserError
 
 MAX_PIXELS = 2**24
 GREY_VALUES = "grey values of a picture, not counts"
+TAKEN = "taken by the manifest's 'accept'"
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def accepted(reason: str, accept: bool) -> tuple[str, ...]:
     """
     if not accept:
         raise UserError(f"{reason}; 'yes' in the manifest's 'accept' takes it all the same")
-    return (f"taken by the manifest's 'accept', although it {reason}",)
+    return (f"{TAKEN}, although it {reason}",)
 
 
 @contextmanager

@@ -101,10 +101,7 @@ class Evidence:
 
 
 def decide(
-    frames: Sequence[Evidence],
-    wanted: int | None = None,
-    doubt: str = "",
-    order_note: str = "",
+    frames: Sequence[Evidence], wanted: int | None = None, doubt: str = "", order_note: str = ""
 ) -> tuple[FrameView, ...]:
     """Names the views of a file's one or two frames, which face each other, from all evidence.
 

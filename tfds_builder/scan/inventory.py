@@ -16,7 +16,7 @@ from tfds_builder.commandline.errors import UserError
 from tfds_builder.readers.dicom import Header, read_header
 from tfds_builder.readers.image_file import is_dicom, read_bytes
 from tfds_builder.readers.raster import check_raster
-from tfds_builder.readers.scintigram import FrameView
+from tfds_builder.readers.scintigram import TAKEN, FrameView
 from tfds_builder.readers.views import UNKNOWN
 from tfds_builder.tables import plain_cell
 from tfds_builder.workers import Announce, Lost, WorkerPool
@@ -56,8 +56,7 @@ class InspectedFile:
       path: relative to the folder.
       reason: why it cannot be used; then nothing else is known.
       is_dicom: whether it is a DICOM file.
-      patient_id, study, instance: PatientID, StudyInstanceUID and SOPInstanceUID; empty where there
-        are none.
+      patient_id, study, instance: as in `dicom.Header`, where they are text.
       views: one or two.
       notes: what is odd about the file as a whole.
       needs_accept: whether only a rule of thumb is against it.
@@ -201,12 +200,7 @@ def inspect_files(chunk: Chunk, announce: Announce) -> list[InspectedFile]:
 
 def _inspect(path: PurePosixPath, content: bytes, accept: bool) -> InspectedFile:
     if is_dicom(content):
-        try:
-            return _of_header(path, read_header(content))
-        except UserError:
-            if not accept:
-                raise
-        return replace(_of_header(path, read_header(content, accept=True)), needs_accept=True)
+        return _of_header(path, read_header(content, accept))
     pages = check_raster(content)
     if pages > _MOST_VIEWS:
         raise UserError(f"has {pages} pages, not one or two views")
@@ -228,4 +222,5 @@ def _of_header(path: PurePosixPath, header: Header) -> InspectedFile:
         instance=header.instance,
         views=header.views,
         notes=tuple(dict.fromkeys(findings)) + (() if known else (NO_PATIENT_TEXT,)),
+        needs_accept=any(one.startswith(TAKEN) for one in header.findings),
     )

@@ -5,7 +5,7 @@ name, with where that was found, since it may be wrong.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from tfds_builder.commandline.errors import UserError
@@ -65,14 +65,14 @@ def read_words(path: PurePosixPath) -> PathName:
     name = _without_views(full_name)
     if view and not in_name and _LETTERED.match(name) and _VIEWS[name[0].lower()] == view:
         name = name[1:]
-    rest = [one for one in map(_without_views, folders) if one]
+    parts = [part for part in (*map(_without_views, folders), name) if part]
     view_by = (BY_FILE_NAME if in_name else BY_FOLDER_NAME) if view else ""
-    patient_by = BY_FILE_NAME if name else BY_FOLDER_NAME
+    patient_by = (BY_FILE_NAME if name else BY_FOLDER_NAME) if parts else ""
     return PathName(
-        patient=name or (rest[-1] if rest else ""),
-        study="/".join([*rest, name] if name else rest),
+        patient=parts[-1] if parts else "",
+        study="/".join(parts),
         view=view,
-        patient_by=patient_by if name or rest else "",
+        patient_by=patient_by,
         view_by=view_by,
         contradiction=len(said) > 1,
     )
@@ -132,23 +132,16 @@ class PathPattern:
         found = self._expression.search(str(path))
         if not found:
             return None
-        words = read_words(path)
-        said = {
+        written = {
             field: "/".join(filter(None, (found[name] for name in names)))
             for field, names in self._groups.items()
         }
-        view = self._view(said["view"], path)
-        return PathName(
-            patient=said["patient"] or words.patient,
-            study=said["study"] or words.study,
-            view=view or words.view,
-            label=said["label"],
-            site=said["site"],
-            patient_by=BY_PATTERN if said["patient"] else words.patient_by,
-            study_by=BY_PATTERN if said["study"] else "",
-            view_by=BY_PATTERN if view else words.view_by,
-            contradiction=words.contradiction and not view,
-        )
+        written["view"] = self._view(written["view"], path)
+        said = {field: text for field, text in written.items() if text}
+        by = {f"{field}_by": BY_PATTERN for field in ("patient", "study", "view") if field in said}
+        words = read_words(path)
+        contradiction = words.contradiction and "view" not in said
+        return replace(words, **said, **by, contradiction=contradiction)
 
     def _view(self, text: str, path: PurePosixPath) -> str:
         views = dict.fromkeys(("a", "ant", "anterior"), ANTERIOR) | {"": ""}

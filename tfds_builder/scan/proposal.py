@@ -177,10 +177,7 @@ def _one_patient_a_study(found: Iterable[tuple[str, ProposedRow]]) -> list[Propo
         if row.patient_by not in _CERTAIN and row.patient_id != owner.patient_id:
             comments = ("patient from another file of its study", *row.comments[1:])
             row = replace(
-                row,
-                patient_id=owner.patient_id,
-                patient_by=owner.patient_by,
-                comments=comments,
+                row, patient_id=owner.patient_id, patient_by=owner.patient_by, comments=comments
             )
         rows.append(row)
     return rows

@@ -113,7 +113,7 @@ def test_a_patient_id_that_no_file_can_hold_names_no_patient(write_dicom, folder
     write_dicom("scans/seven_ant.dcm")
     content = (folder / "seven_ant.dcm").read_bytes()
     header = replace(read_header(content), patient_id="Canary\ud800zz.", study="1.2\udc80")
-    monkeypatch.setattr(inventory, "read_header", lambda content: header)
+    monkeypatch.setattr(inventory, "read_header", lambda content, accept: header)
     # In this process, where the header is as it is set above.
     monkeypatch.setattr(
         scan.WorkerPool,

@@ -42,12 +42,8 @@ def check_raster(content: bytes, frame: int = 1) -> int:
 def read_raster(content: bytes, frame: int | None = None, view: str | None = None) -> Scintigram:
     """Decodes a picture to one view of uint8 or uint16 grey values.
 
-    The pixel spacing is unknown: what such files say of dots per inch is the printer's.
-
-    Args:
-      content: a whole PNG, TIFF or JPEG file.
-      frame: TIFF page from 1; needed where there are several.
-      view: the manifest's view, or None, which makes it unknown.
+    The pixel spacing is unknown: what such files say of dots per inch is the printer's. The
+    arguments are those of `image_file.decode`; `frame` is needed where there are several pages.
 
     Raises:
       UserError: says why it cannot be used, in words and numbers of our own.
