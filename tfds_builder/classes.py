@@ -6,7 +6,7 @@ the order of the data set's ClassLabel; what can be no class, or looks misspelt,
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tfds_builder.commandline.errors import UserError
@@ -109,6 +109,29 @@ def fault_of(label: str) -> str:
     if len(label) > _LONGEST_NAME or "L" not in kinds or not kinds <= set("LMN"):
         return "is no name of a class (up to 40 letters, digits and _, not digits alone)"
     return ""
+
+
+def question_labels(found: Mapping[str, Sequence[str]], too_many: str, remedy: str) -> None:
+    """Asks about labels that are classes only because nothing says what the classes are.
+
+    Args:
+      found: label -> where each of its rows is.
+      too_many: what to say of more labels than classes, up to "are classes, list them".
+      remedy: how to mend a label that looks misspelt; {} is that label, then what it looks like.
+
+    Raises:
+      UserError: a label looks misspelt, or there are more of them than classes.
+    """
+    if len(found) > MOST_CLASSES:
+        raise UserError(f"{too_many} are classes, list them: --classes A,B,...")
+    alike = misspelt({label: len(places) for label, places in found.items()})
+    if alike:
+        label, other = alike
+        raise UserError(
+            f"{found[label][0]}: label '{label}' looks like '{other}' misspelt "
+            f"({len(found[label])}x); {remedy.format(label, other)}, or list the classes: "
+            f"--classes {','.join(classes_of(found).names)}"
+        )
 
 
 def misspelt(labels: Mapping[str, int]) -> tuple[str, str] | None:

@@ -10,20 +10,13 @@ import functools
 import itertools
 import os
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tfds_builder.classes import (
-    MOST_CLASSES,
-    classes_of,
-    fault_of,
-    means_unknown,
-    misspelt,
-    normalise,
-)
+from tfds_builder.classes import fault_of, means_unknown, normalise, question_labels
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.tables import composed, read_rows
 
@@ -141,7 +134,11 @@ def read_manifest(path: Path, classes: tuple[str, ...] | None = None) -> tuple[R
         tail = f" (and {more} more error{'s' if more > 1 else ''} in this manifest)" if more else ""
         raise UserError(f"{path}: row {number}: {text}{tail}")
     if not classes:
-        _question_labels(path, rows)
+        labels: dict[str, list[str]] = defaultdict(list)
+        for row in rows:
+            labels[row.label].append(f"{path}: row {row.number}")
+        many = f"{path}: column 'label' holds {len(labels)} different labels; if all"
+        question_labels(labels, many, "correct it")
     return tuple(rows)
 
 
@@ -364,22 +361,3 @@ def _patients_but_for_spelling(rows: list[Row]) -> Iterator[tuple[int, str]]:
                 "signs alone; write one patient the same way everywhere, and tell two apart by a "
                 "letter",
             )
-
-
-def _question_labels(path: Path, rows: list[Row]) -> None:
-    """Asks about labels that are classes only because nothing says what the classes are."""
-    labels = Counter(row.label for row in rows)
-    if len(labels) > MOST_CLASSES:
-        raise UserError(
-            f"{path}: column 'label' holds {len(labels)} different labels; if all are classes, "
-            "list them: --classes A,B,..."
-        )
-    found = misspelt(labels)
-    if found:
-        label, other = found
-        number = next(row.number for row in rows if row.label == label)
-        raise UserError(
-            f"{path}: row {number}: label '{label}' looks like '{other}' misspelt "
-            f"({labels[label]}x); correct it, or list the classes: --classes "
-            f"{','.join(classes_of(labels).names)}"
-        )

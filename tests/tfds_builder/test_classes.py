@@ -14,6 +14,7 @@ from tfds_builder.classes import (
     means_unknown,
     misspelt,
     normalise,
+    question_labels,
     read_classes,
 )
 from tfds_builder.commandline.errors import UserError
@@ -147,6 +148,16 @@ def test_other_words_are_no_misspellings(labels):
 
 def test_the_rarer_of_two_alike_is_questioned():
     assert misspelt({"fracture": 40, "fractur": 2}) == ("fractur", "fracture")
+
+
+def test_a_label_that_looks_misspelt_is_questioned_with_its_place():
+    found = {"abnormal": ["t: row 1", "t: row 2"], "abnormall": ["t: row 3"]}
+    said = (
+        r"t: row 3: label 'abnormall' looks like 'abnormal' misspelt \(1x\); say that "
+        r"abnormall is abnormal, or list the classes: --classes abnormal,abnormall$"
+    )
+    with pytest.raises(UserError, match=said):
+        question_labels(found, "many", "say that {} is {}")
 
 
 @pytest.mark.parametrize("text", ["", "a,,b", "normal,Normal", "normal,?", "1,2", "a;b"])

@@ -10,14 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from tfds_builder.classes import (
-    MOST_CLASSES,
-    classes_of,
-    fault_of,
-    means_unknown,
-    misspelt,
-    normalise,
-)
+from tfds_builder.classes import fault_of, means_unknown, normalise
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.manifest import number_of
 from tfds_builder.scan.path_names import without_suffix
@@ -159,29 +152,6 @@ def _plain(value: str) -> str:
     """Whole numbers without the '.0' that a column with gaps gives them."""
     plain = normalise(value)
     return re.sub(r"(?<=\d)\.0+$", "", plain)
-
-
-def question_labels(found: Mapping[str, Iterable[str]]) -> None:
-    """Raises UserError where a label looks misspelt, or where there are more of them than classes.
-
-    They are classes only because nothing says what the classes are. `found` is label -> where each
-    of its rows got it.
-    """
-    counts = {label: len(list(places)) for label, places in found.items()}
-    names = ",".join(classes_of(counts).names)
-    if len(counts) > MOST_CLASSES:
-        raise UserError(
-            f"{len(counts)} different labels are found; is it the column of the classes? If all "
-            "are classes, list them: --classes A,B,..."
-        )
-    alike = misspelt(counts)
-    if alike:
-        label, other = alike
-        raise UserError(
-            f"{next(iter(found[label]))}: label '{label}' looks like '{other}' misspelt "
-            f"({counts[label]}x); say so: --label_map '{label}={other}', or list the classes: "
-            f"--classes {names}"
-        )
 
 
 def read_table(path: Path) -> LabelTable:

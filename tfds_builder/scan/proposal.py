@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
+from tfds_builder.classes import question_labels
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.readers.views import UNKNOWN
 from tfds_builder.scan.inventory import Files, InspectedFile
@@ -18,7 +19,6 @@ from tfds_builder.scan.label_tables import (
     LabelTable,
     Meanings,
     join,
-    question_labels,
     resolve,
     unused_meanings,
 )
@@ -225,7 +225,8 @@ def _labelled(
             found[label].append(source)
         labelled.append(replace(row, label=label))
     if not meanings.classes:
-        question_labels(found)
+        many = f"{len(found)} different labels are found; is it the column of the classes? If all"
+        question_labels(found, many, "say so: --label_map '{}={}'")
     written = {entry.value for table in tables for entry in table.entries}
     unused = unused_meanings(meanings, written | {name.label for name in names.values()})
     return labelled, (*joined.remarks, *unused)

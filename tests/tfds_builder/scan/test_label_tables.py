@@ -9,7 +9,6 @@ from tfds_builder.scan.label_tables import (
     Keys,
     Meanings,
     join,
-    question_labels,
     read_meanings,
     read_table,
 )
@@ -278,8 +277,3 @@ def test_rows_that_say_nothing_are_counted(tmp_path):
         "1 labels say that they are unknown",
         "2 rows lack a name or a label",
     ]
-
-
-def test_a_label_that_looks_misspelt_is_questioned_with_its_place():
-    with pytest.raises(UserError, match=r"t: row 3: label 'abnormall' looks like 'abnormal'"):
-        question_labels({"abnormal": ["t: row 1", "t: row 2"], "abnormall": ["t: row 3"]})
