@@ -119,7 +119,8 @@ def _print_summary(builder: Any) -> None:
         column.justify = "right"
     for split, proof in metadata["split_proof"]["splits"].items():
         counts = metadata["class_counts"][split]
-        size = _size_on_disk(builder, split) / 2**20
+        files = builder.info.splits[split].filepaths if split in builder.info.splits else ()
+        size = sum(Path(file).stat().st_size for file in files) / 2**20
         table.add_row(
             split,
             *(str(counts[label]) for label in names),
@@ -148,12 +149,6 @@ def _print_summary(builder: Any) -> None:
         say(f"note: rows of the manifest left out: {metadata['rejected_rows']}")
     if metadata.get("images_left_out"):
         say(f"note: images in no record: {metadata['images_left_out']}")
-
-
-def _size_on_disk(builder: Any, split: str) -> int:
-    if split not in builder.info.splits:
-        return 0
-    return sum(Path(path).stat().st_size for path in builder.info.splits[split].filepaths)
 
 
 def _montage(pictures: dict[str, list[_Picture]], rows: dict[str, str]) -> PIL.Image.Image:

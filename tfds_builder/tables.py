@@ -96,11 +96,9 @@ def _of_text(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     # A spreadsheet does not show this line, so it counts as none.
     text, separator = (rest, said[1]) if said else (text, _separator(text))
     if separator:
-        yield from _separated(path, text, separator)
-        return
+        return _separated(path, text, separator)
     # The last word is a cell of its own; file names may hold spaces.
-    for number, line in enumerate(text.splitlines(), start=1):
-        yield number, line.rsplit(None, 1)
+    return ((n, line.rsplit(None, 1)) for n, line in enumerate(text.splitlines(), start=1))
 
 
 def _separator(text: str) -> str:

@@ -57,7 +57,10 @@ def cut_page(page: Directory, pages: int = 1) -> Container:
     _check_pieces(page, rows, columns, bits * samples, compression == _UNCOMPRESSED)
     only = {t: page.values(t) for t in (*_KEPT, *layout) if t in page}
     if compression in _PREDICTED:
-        only[_PREDICTOR] = _predictor(page, form)
+        predictor = page.one(_PREDICTOR, 1)
+        if predictor not in ((1, 2, 3) if form == _FLOAT else (1, 2)):
+            raise damaged("TIFF", "predictor")
+        only[_PREDICTOR] = np.array([predictor])
     # Pillow inverts 8 bits but not 16, and refuses unsigned 32 bits in one byte order.
     only[_PHOTOMETRIC] = np.array([photometric or 1])
     whole = _UNSIGNED if bits < 32 else _SIGNED
@@ -115,13 +118,6 @@ def _compression(page: Directory, bits: int) -> int:
         # Pillow confuses their byte order.
         raise UserError("is a compressed big-endian 32-bit TIFF; save it uncompressed")
     return compression
-
-
-def _predictor(page: Directory, form: int) -> np.ndarray:
-    predictor = page.one(_PREDICTOR, 1)
-    if predictor not in ((1, 2, 3) if form == _FLOAT else (1, 2)):
-        raise damaged("TIFF", "predictor")
-    return np.array([predictor])
 
 
 def _check_pieces(page: Directory, rows: int, columns: int, bits: int, uncompressed: bool) -> None:
