@@ -44,14 +44,8 @@ _SETTLE = "say in the manifest's 'frame' and 'view' which frame is which"
 _OPPOSITE = {ANTERIOR: POSTERIOR, POSTERIOR: ANTERIOR}
 # DICOM PS3.16 CID 26 (SNOMED RT and CT), codes retired from it, and a private scheme seen in use.
 _CODES = {
-    "G-5215": ANTERIOR,
-    "G-5200": ANTERIOR,
-    "399321004": ANTERIOR,
-    "AN": ANTERIOR,
-    "G-5216": POSTERIOR,
-    "G-5201": POSTERIOR,
-    "399001007": POSTERIOR,
-    "PO": POSTERIOR,
+    **dict.fromkeys(("G-5215", "G-5200", "399321004", "AN"), ANTERIOR),
+    **dict.fromkeys(("G-5216", "G-5201", "399001007", "PO"), POSTERIOR),
 }
 # DICOM PS3.16 CID 20, SNOMED RT and CT.
 _PRONE_CODES = ("F-10310", "1240000")
@@ -433,10 +427,8 @@ def _is_prone(header: Dataset) -> bool:
         return True
     for lying in header.get("PatientOrientationCodeSequence") or []:
         for code in [lying, *(lying.get("PatientOrientationModifierCodeSequence") or [])]:
-            meaning = str(code.get("CodeMeaning") or "")
-            if str(code.get("CodeValue") or "").strip() in _PRONE_CODES:
-                return True
-            if re.search(r"\bprone\b", meaning, re.I):
+            value, meaning = (str(code.get(of) or "") for of in ("CodeValue", "CodeMeaning"))
+            if value.strip() in _PRONE_CODES or re.search(r"\bprone\b", meaning, re.I):
                 return True
     return False
 

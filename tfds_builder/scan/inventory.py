@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from tfds_builder.commandline.errors import UserError
-from tfds_builder.readers.dicom import Header, read_header
+from tfds_builder.readers.dicom import read_header
 from tfds_builder.readers.image_file import is_dicom, read_bytes
 from tfds_builder.readers.raster import check_raster
 from tfds_builder.readers.scintigram import TAKEN, FrameView
@@ -199,18 +199,15 @@ def inspect_files(chunk: Chunk, announce: Announce) -> list[InspectedFile]:
 
 
 def _inspect(path: PurePosixPath, content: bytes, accept: bool) -> InspectedFile:
-    if is_dicom(content):
-        return _of_header(path, read_header(content, accept))
-    pages = check_raster(content)
-    if pages > _MOST_VIEWS:
-        raise UserError(f"has {pages} pages, not one or two views")
-    for page in range(2, pages + 1):
-        check_raster(content, page)
-    views = tuple(FrameView(page, UNKNOWN, "none") for page in range(1, pages + 1))
-    return InspectedFile(path, views=views)
-
-
-def _of_header(path: PurePosixPath, header: Header) -> InspectedFile:
+    if not is_dicom(content):
+        pages = check_raster(content)
+        if pages > _MOST_VIEWS:
+            raise UserError(f"has {pages} pages, not one or two views")
+        for page in range(2, pages + 1):
+            check_raster(content, page)
+        views = tuple(FrameView(page, UNKNOWN, "none") for page in range(1, pages + 1))
+        return InspectedFile(path, views=views)
+    header = read_header(content, accept)
     patient, study = header.patient_id.strip(), header.study.strip()
     known = _is_text(patient)
     findings = [*header.findings, *(one for view in header.views for one in view.findings)]
