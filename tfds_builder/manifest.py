@@ -315,18 +315,16 @@ def _composed_names(folder: Path) -> dict[str, str]:
 
 
 def _duplicates(rows: list[Row]) -> Iterator[tuple[int, str]]:
-    seen: dict[tuple[Path, int | None], int] = {}
-    first_of_path: dict[Path, int] = {}
+    rows_of: dict[Path, dict[int | None, int]] = defaultdict(dict)
     for row in rows:
-        whole, one = (row.path, None), (row.path, row.frame)
-        first = seen.get(one) or seen.get(whole)
-        if first is None and row.frame is None:
-            first = first_of_path.get(row.path)
+        seen = rows_of[row.path]
+        first = seen.get(row.frame) or seen.get(None)
+        if row.frame is None:
+            first = first or next(iter(seen.values()), None)
         if first is not None:
             what = "path" if row.frame is None else f"path with frame {row.frame}"
             yield row.number, f"{what} is already in row {first}"
-        seen.setdefault(one, row.number)
-        first_of_path.setdefault(row.path, row.number)
+        seen.setdefault(row.frame, row.number)
 
 
 def _torn_patients(rows: list[Row]) -> Iterator[tuple[int, str]]:

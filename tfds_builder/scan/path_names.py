@@ -25,6 +25,7 @@ _WORD = re.compile(
 _VIEWS = {"a": ANTERIOR, "p": POSTERIOR}
 _LETTERED = re.compile(r"[AP](?=\d+$)")
 _SEPARATORS = " _.-"
+_DOUBLED = re.compile(r"([ _.-])[ _.-]+")
 _SUFFIX = re.compile(r"\.(dcm|dicom|dic|ima|png|tiff?|jpe?g)$", re.I)
 
 
@@ -91,8 +92,7 @@ def _without_views(text: str) -> str:
     bare = _WORD.sub("", text)
     if bare == text:
         return text
-    doubled = re.compile(f"[{re.escape(_SEPARATORS)}]{{2,}}")
-    return doubled.sub(lambda found: found[0][0], bare).strip(_SEPARATORS)
+    return _DOUBLED.sub(r"\1", bare).strip(_SEPARATORS)
 
 
 class PathPattern:
