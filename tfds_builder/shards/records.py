@@ -15,7 +15,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from tfds_builder.classes import Classes
 from tfds_builder.manifest import VIEWS
 from tfds_builder.studies.matrix import COLUMNS, ROWS
-from tfds_builder.studies.study import Image, ReadStudy
+from tfds_builder.studies.study import Image, ReadStudy, scan_id
 
 VIEWS_CONFIG, STUDIES_CONFIG = "views", "studies"
 CONFIGS = (VIEWS_CONFIG, STUDIES_CONFIG)
@@ -23,6 +23,7 @@ IMAGE_SHAPE = (ROWS, COLUMNS, 1)
 VIEW_NAMES = (*VIEWS, "unknown")
 
 _OF_THE_STUDY = ("patient_key", "study_key", "site_key", "sex", "age_band", "manufacturer")
+_NO_COUNTS = np.zeros(IMAGE_SHAPE, np.uint16)
 _NO_LESION = np.zeros(IMAGE_SHAPE, np.uint8)
 
 Record = dict[str, Any]
@@ -31,29 +32,24 @@ Record = dict[str, Any]
 def features(config: str, classes: Sequence[str] = ()) -> tfds.features.FeaturesDict:
     """The features of a record of a configuration; no classes where a data set is to tell them."""
     text, tensor = tfds.features.Text, tfds.features.Tensor
-    common = {
-        "label": tfds.features.ClassLabel(names=list(classes) or None),
-        **{name: text() for name in ("image_id", "view_rule", "notes", *_OF_THE_STUDY)},
-    }
+    views = (len(VIEWS),)
     if config == VIEWS_CONFIG:
-        shape = IMAGE_SHAPE
-        own = {
-            "view": tfds.features.ClassLabel(names=list(VIEW_NAMES)),
-            "pixel_spacing_mm": np.float32,
-            "scale": np.float32,
-        }
+        shape, number = IMAGE_SHAPE, np.float32
+        own = {"view": tfds.features.ClassLabel(names=list(VIEW_NAMES))}
     else:
-        shape = (len(VIEWS), *IMAGE_SHAPE)
-        own = {
-            "has_view": tensor(shape=(len(VIEWS),), dtype=np.bool_),
-            "pixel_spacing_mm": tensor(shape=(len(VIEWS),), dtype=np.float32),
-            "scale": tensor(shape=(len(VIEWS),), dtype=np.float32),
+        shape, number = (*views, *IMAGE_SHAPE), tensor(shape=views, dtype=np.float32)
+        own = {"has_view": tensor(shape=views, dtype=np.bool_)}
+    return tfds.features.FeaturesDict(
+        {
+            "label": tfds.features.ClassLabel(names=list(classes) or None),
+            **{name: text() for name in ("image_id", "view_rule", "notes", *_OF_THE_STUDY)},
+            "image": tensor(shape=shape, dtype=np.uint16, encoding="bytes"),
+            "lesion_mask": tensor(shape=shape, dtype=np.uint8, encoding="bytes"),
+            "pixel_spacing_mm": number,
+            "scale": number,
+            **own,
         }
-    images = {
-        "image": tensor(shape=shape, dtype=np.uint16, encoding="bytes"),
-        "lesion_mask": tensor(shape=shape, dtype=np.uint8, encoding="bytes"),
-    }
-    return tfds.features.FeaturesDict(common | images | own)
+    )
 
 
 def records_of(
@@ -76,51 +72,47 @@ def records_of(
         for image in read.images:
             yield _view_record(image), (image,)
         return
-    scans = {_scan_id(scan): scan for scan in _scans(read)}
-    for scan_id in sorted(scans):
-        scan = scans[scan_id]
+    scans = {_record_id(scan): scan for scan in _scans(read)}
+    for record_id in sorted(scans):
+        scan = scans[record_id]
         if keep_one_view or len(scan) == len(VIEWS):
             own = tuple(scan[view] for view in VIEWS if view in scan)
-            yield _study_record(scan, scan_id, classes), own
+            yield _study_record(scan, record_id, classes), own
 
 
-def _scans(read: ReadStudy) -> Iterator[dict[str, Image]]:
+def _scans(read: ReadStudy) -> list[dict[str, Image]]:
     """View -> image, of each pair and of each view that is alone."""
     by_file: dict[int, list[Image]] = defaultdict(list)
     for image in read.images:
         if image.facts.view in VIEWS:
             by_file[image.facts.file].append(image)
-    alone = []
-    for images in by_file.values():
-        if _are_a_pair(images):
-            yield {image.facts.view: image for image in images}
-        else:
-            alone += images
+    files = by_file.values()
+    scans = [images for images in files if _are_a_pair(images)]
+    alone = [image for images in files if not _are_a_pair(images) for image in images]
     if _are_a_pair(alone) and not read.rejected:
-        yield {image.facts.view: image for image in alone}
+        scans.append(alone)
     else:
-        yield from ({image.facts.view: image} for image in alone)
+        scans += [[image] for image in alone]
+    return [{image.facts.view: image for image in images} for images in scans]
 
 
 def _are_a_pair(images: Sequence[Image]) -> bool:
     return sorted(image.facts.view for image in images) == sorted(VIEWS)
 
 
-def _scan_id(scan: dict[str, Image]) -> str:
-    """'<study_key>' or '<study_key>-<nth>'; of a view that is alone, its image_id."""
-    facts = next(iter(scan.values())).facts
-    if len(scan) == 1:
-        return facts.image_id
-    nth = max(image.facts.nth for image in scan.values())
-    return facts.study_key if nth == 1 else f"{facts.study_key}-{nth}"
+def _record_id(scan: dict[str, Image]) -> str:
+    """The name of the scan; of a view that is alone, its image_id."""
+    facts = [image.facts for image in scan.values()]
+    if len(facts) == 1:
+        return facts[0].image_id
+    return scan_id(facts[0].study_key, max(own.nth for own in facts))
 
 
 def _view_record(image: Image) -> Record:
     facts = image.facts
-    mask = image.lesion_mask
     return {
         "image": image.counts[..., None],
-        "lesion_mask": _NO_LESION if mask is None else mask[..., None],
+        "lesion_mask": _lesion_mask(image),
         "label": facts.label,
         "image_id": facts.image_id,
         "view": facts.view,
@@ -132,22 +124,15 @@ def _view_record(image: Image) -> Record:
     }
 
 
-def _study_record(scan: dict[str, Image], study_id: str, classes: Classes) -> Record:
+def _study_record(scan: dict[str, Image], record_id: str, classes: Classes) -> Record:
     """Anterior first. Where the views' labels differ, the study has the most serious one."""
     pair = [scan.get(view) for view in VIEWS]
     known = [image.facts for image in pair if image]
-    counts = np.zeros((len(VIEWS), *IMAGE_SHAPE), np.uint16)
-    masks = np.zeros((len(VIEWS), *IMAGE_SHAPE), np.uint8)
-    for n, image in enumerate(pair):
-        if image is not None:
-            counts[n, ..., 0] = image.counts
-            if image.lesion_mask is not None:
-                masks[n, ..., 0] = image.lesion_mask
     return {
-        "image": counts,
-        "lesion_mask": masks,
+        "image": np.stack([image.counts[..., None] if image else _NO_COUNTS for image in pair]),
+        "lesion_mask": np.stack([_lesion_mask(image) for image in pair]),
         "label": classes.most_serious([facts.label for facts in known]),
-        "image_id": study_id,
+        "image_id": record_id,
         "has_view": np.array([image is not None for image in pair]),
         "view_rule": "; ".join(f"{facts.view}: {facts.view_rule}" for facts in known),
         "notes": "; ".join(f"{facts.view}: {note}" for facts in known for note in facts.notes),
@@ -158,6 +143,11 @@ def _study_record(scan: dict[str, Image], study_id: str, classes: Classes) -> Re
         "scale": np.array([image.facts.scale if image else 1.0 for image in pair], np.float32),
         **{name: getattr(known[0], name) for name in _OF_THE_STUDY},
     }
+
+
+def _lesion_mask(image: Image | None) -> np.ndarray:
+    mask = image.lesion_mask if image else None
+    return _NO_LESION if mask is None else mask[..., None]
 
 
 def serialise(record: Record, classes: Classes) -> bytes:

@@ -7,7 +7,7 @@ cannot be used, each with the reason.
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,10 +60,10 @@ class Facts:
 
     Attributes:
       row: manifest row.
-      file: which of the study's files it comes from, from 1.
+      file: the first manifest row of its file.
       frame: frame or page in the file, from 1.
       nth: which of the study's scans it belongs to, from 1.
-      image_id: '<study_key>-<view>', or '<study_key>-<nth>-<view>' from the second scan on.
+      image_id: '<scan>-<view>', the scan as `scan_id` calls it.
       view_rule: what decided the view.
       notes: what was assumed, changed or found, in fixed words.
       findings: those of the notes that need a look and come from the file, not from its pixels.
@@ -135,15 +135,13 @@ def read_study(
     images: list[Image] = []
     rejected: list[tuple[int, str]] = []
     digests: dict[int, tuple[bytes, bytes]] = {}
-    used: set[tuple[str, int]] = set()
     for row in study.rows:
         announce(row.number)
-        content, mask = _contents(row)
-        digests[row.number] = _digests(content, mask)
+        content, mask, digests[row.number] = _read_files(row)
         try:
             if refused and row.number in refused:
                 raise UserError(refused[row.number])
-            own = _read_row(study, row, content, mask)
+            images += _read_row(study, row, content, mask, images)
         except MemoryError:
             raise  # The worker pool tries again, in a fresh worker.
         except UserError as error:
@@ -151,8 +149,6 @@ def read_study(
         except Exception as error:
             # Whatever one file provokes in a decoder must not cost the others.
             rejected.append((row.number, f"{UNFORESEEN} ({type(error).__name__})"))
-        else:
-            images += _numbered(own, used)
     # Two rows may have taken two frames of one file for the same view.
     times = Counter((image.facts.file, image.facts.view) for image in images)
     for n, image in enumerate(images):
@@ -172,68 +168,72 @@ def digests_of_studies(
     for study in studies:
         for row in study.rows:
             announce(row.number)
-            content, mask = _contents(row)
-            digests[row.number] = _digests(content, mask)
+            *_, digests[row.number] = _read_files(row)
     return digests
 
 
-def _contents(row: Row) -> tuple[bytes | UserError, bytes | UserError]:
-    """The image file and the lesion mask of a row, or why there is none; no bytes for no mask."""
-    return _content(row.path), _content(row.lesion_mask) if row.lesion_mask else b""
+def scan_id(study_key: str, nth: int) -> str:
+    """What the nth scan of a study is called: '<study_key>', then '<study_key>-2'."""
+    return study_key if nth == 1 else f"{study_key}-{nth}"
 
 
-def _content(path: Path) -> bytes | UserError:
+def _read_files(row: Row) -> tuple[bytes | UserError, bytes | UserError, tuple[bytes, bytes]]:
+    """The image file and the lesion mask of a row, or why there is none, and their digests."""
+    content, digest = _read_file(row.path, b"")
+    mask, of_mask = _read_file(row.lesion_mask, b"\0") if row.lesion_mask else (b"", b"")
+    return content, mask, (digest, of_mask)
+
+
+def _read_file(path: Path, unreadable: bytes) -> tuple[bytes | UserError, bytes]:
     try:
-        return read_bytes(path)
+        content = read_bytes(path)
     except UserError as error:
-        return error
-
-
-def _digests(content: bytes | UserError, mask: bytes | UserError) -> tuple[bytes, bytes]:
-    return _digest(content, b""), _digest(mask, b"\0")
-
-
-def _digest(content: bytes | UserError, unreadable: bytes) -> bytes:
-    if isinstance(content, UserError):
-        return unreadable
-    return hashlib.sha256(content).digest() if content else b""
+        return error, unreadable
+    return content, hashlib.sha256(content).digest()
 
 
 def _read_row(
-    study: Study, row: Row, content: bytes | UserError, mask: bytes | UserError
+    study: Study,
+    row: Row,
+    content: bytes | UserError,
+    mask: bytes | UserError,
+    earlier: Sequence[Image],
 ) -> list[Image]:
+    """The images of a row, in the first of the study's scans that has no such view `earlier`."""
     if isinstance(content, UserError):
         raise content
     if isinstance(mask, UserError):
         raise mask
     scintigram = decode(content, row.frame, row.view, row.accept)
-    rows, columns = scintigram.views[0].native.shape
-    fit = fit_of(rows, columns)
-    masks = _masks(mask, scintigram, fit)
+    views = scintigram.views
+    fit = fit_of(*views[0].native.shape)
+    masks: Sequence[np.ndarray | None] = [None] * len(views)
+    if mask:
+        frames = tuple(view.frame for view in views)
+        native = read_masks(mask, frames, scintigram.frames, fit.rows, fit.columns)
+        masks = [fit.mask(one) for one in native]
+    used = {(image.facts.view, image.facts.nth) for image in earlier}
+    nth = next(n for n in itertools.count(1) if used.isdisjoint((view.name, n) for view in views))
     return [
-        _image(study, row, scintigram, view, fit, own)
-        for view, own in zip(scintigram.views, masks, strict=True)
+        _image(study, row, nth, scintigram, view, fit, own)
+        for view, own in zip(views, masks, strict=True)
     ]
-
-
-def _masks(content: bytes, scintigram: Scintigram, fit: Fit) -> list[np.ndarray] | list[None]:
-    if not content:
-        return [None] * len(scintigram.views)
-    frames = tuple(view.frame for view in scintigram.views)
-    native = read_masks(content, frames, scintigram.frames, fit.rows, fit.columns)
-    return [fit.mask(mask) for mask in native]
 
 
 def _image(
     study: Study,
     row: Row,
+    nth: int,
     scintigram: Scintigram,
     view: View,
     fit: Fit,
     mask: np.ndarray | None,
 ) -> Image:
     counts = fit.counts(view.native)
-    findings, cut_off = view.findings, _share_cut_off(fit, view.native, counts)
+    quality = assess(view.native, scintigram.pixel_spacing_mm, scintigram.counts_ratio)
+    findings = view.findings
+    whole = quality.total * fit.repeat**2
+    cut_off = 1 - int(counts.sum(dtype=np.int64)) / whole if fit.crops and whole else 0.0
     if cut_off > _MOST_CUT_OFF:
         # Two views side by side in one picture would be cropped to half of either.
         findings += accepted(
@@ -241,17 +241,14 @@ def _image(
             "of its counts: are both views side by side? cut it into one picture a view",
             row.accept,
         )
-    quality = assess(view.native, scintigram.pixel_spacing_mm, scintigram.counts_ratio)
     if NOT_A_BODY in quality.findings:
         findings += accepted(f"has {NOT_A_BODY}", row.accept)
-    age = scintigram.age if row.age is None else row.age
-    paths = list(dict.fromkeys(own.relative_path for own in study.rows))
     facts = Facts(
         row=row.number,
-        file=1 + paths.index(row.relative_path),
+        file=min(own.number for own in study.rows if own.relative_path == row.relative_path),
         frame=view.frame,
-        nth=1,
-        image_id=f"{study.study_key}-{view.name}",
+        nth=nth,
+        image_id=f"{scan_id(study.study_key, nth)}-{view.name}",
         patient_key=study.patient_key,
         study_key=study.study_key,
         site_key=study.site_key,
@@ -261,7 +258,7 @@ def _image(
         notes=(
             *view.notes,
             *findings,
-            *_patient_notes(row.patient_id, scintigram.patient_id),
+            *([ZEROS_LOST] if _lost_zeros(row.patient_id, scintigram.patient_id) else []),
             *filter(None, (fit.description, CROPPED if cut_off > 0 else "")),
             *quality.findings,
         ),
@@ -269,7 +266,7 @@ def _image(
         pixel_spacing_mm=scintigram.pixel_spacing_mm * fit.spacing_factor,
         scale=intensity_scale(counts),
         sex=row.sex or scintigram.sex or deidentify.UNKNOWN,
-        age_band=deidentify.age_band(age),
+        age_band=deidentify.age_band(scintigram.age if row.age is None else row.age),
         manufacturer=deidentify.manufacturer(scintigram.manufacturer),
         counts_ratio=scintigram.counts_ratio,
         quality=quality,
@@ -279,37 +276,15 @@ def _image(
     return Image(facts, counts, mask)
 
 
-def _share_cut_off(fit: Fit, native: np.ndarray, counts: np.ndarray) -> float:
-    if not fit.crops:
-        return 0.0
-    before = int(native.sum(dtype=np.int64)) * fit.repeat**2
-    return 1 - int(counts.sum(dtype=np.int64)) / before if before else 0.0
-
-
-def _patient_notes(written: str, own: str) -> tuple[str, ...]:
-    own = own.strip()
-    same = written != own and number_of(written) and number_of(written) == number_of(own)
-    return (ZEROS_LOST,) if same else ()
+def _lost_zeros(written: str, own: str) -> bool:
+    number = number_of(written)
+    return number != "" and written != own.strip() and number == number_of(own.strip())
 
 
 def _patient_digest(salt: bytes, patient_id: str) -> bytes:
     # Any character set is possible in a file, also one that gives no valid text.
     number = patient_id.encode("utf-8", "surrogatepass")
     return hashlib.sha256(salt + number).digest()[:8] if number else b""
-
-
-def _numbered(images: list[Image], used: set[tuple[str, int]]) -> list[Image]:
-    """The nth scan of a study: <study_key>-2-anterior. `used`: the views that each scan has."""
-    views = [image.facts.view for image in images]
-    nth = next(n for n in itertools.count(1) if used.isdisjoint((view, n) for view in views))
-    used.update((view, nth) for view in views)
-    if nth == 1:
-        return images
-    numbered = []
-    for image in images:
-        image_id = f"{image.facts.study_key}-{nth}-{image.facts.view}"
-        numbered.append(replace(image, facts=replace(image.facts, nth=nth, image_id=image_id)))
-    return numbered
 
 
 def intensity_scale(counts: np.ndarray) -> float:
