@@ -118,12 +118,7 @@ def _residual(counts: np.ndarray) -> np.ndarray | None:
     rows = roots[_BLOCK_COLUMNS:-_BLOCK_COLUMNS] * 2
     rows -= roots[: -2 * _BLOCK_COLUMNS]
     rows -= roots[2 * _BLOCK_COLUMNS :]
-    second = rows[1:-1] * 2
-    second -= rows[:-2]
-    second -= rows[2:]
-    fourth = second[1:-1] * 2
-    fourth -= second[:-2]
-    fourth -= second[2:]
+    fourth = np.diff(rows, n=4)
     margin = _BLOCK_COLUMNS + 2
     residual = np.zeros_like(roots)
     np.multiply(fourth, ~left_out[margin:-margin], out=residual[margin:-margin])
@@ -136,8 +131,7 @@ def _residual(counts: np.ndarray) -> np.ndarray | None:
     limit = np.float32(np.floor(_CLIP * usual))
     if left_out.size - np.count_nonzero(left_out) < _FEWEST_BODY_BLOCKS or not limit:
         return None
-    np.minimum(residual, limit, out=residual)
-    np.maximum(residual, -limit, out=residual)
+    np.clip(residual, -limit, limit, out=residual)
     residual *= ~left_out
     return residual.reshape(_BLOCK_ROWS, _BLOCK_COLUMNS)
 

@@ -102,8 +102,7 @@ def assess(native: np.ndarray, pixel_spacing_mm: float, counts_ratio: float) -> 
     highest = int(native.max(initial=0))
     sums = _row_sums(native, highest)
     by_column = sums.sum(axis=0, dtype=np.int64)
-    rest = native[sums.shape[0] * _BLOCK :]
-    total = int(by_column.sum()) + int(rest.sum(dtype=np.int64))
+    total = int(native.sum(dtype=np.int64))
     shortest, longest = _FIELD_OF_VIEW_MM
     height = native.shape[0] * pixel_spacing_mm
     found = {
