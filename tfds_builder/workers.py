@@ -60,9 +60,7 @@ class _Job:
     function: Callable[[Any, Announce], Any]
     task: Any
     retry: Callable[[Any, Lost], Any]
-    done: bool = False
-    result: Any = None
-    error: Exception | None = None
+    outcome: tuple[str, Any] | None = None
 
 
 @dataclass
@@ -144,11 +142,13 @@ class WorkerPool:
                 self._draw(new_jobs)
                 if not self._jobs:
                     return
-                self._look(0 if self._jobs[0].done else _LOOK_SECONDS)
-                if self._jobs[0].error:
-                    raise self._jobs[0].error
-                if self._jobs[0].done:
-                    yield self._jobs[0].result
+                first = self._jobs[0]
+                self._look(0 if first.outcome else _LOOK_SECONDS)
+                if first.outcome:
+                    kind, value = first.outcome
+                    if kind == "error":
+                        raise value
+                    yield value
                     self._jobs.popleft()
         finally:
             self._jobs.clear()
@@ -222,19 +222,15 @@ class WorkerPool:
         match pickle.loads(message):
             case "ready", _:
                 self._send(worker, worker.job)
-            case "begun", _:
-                self._false_starts = 0
-                worker.begun = True
-                worker.deadline = self._clock + self._step_seconds
             case "step", step:
-                worker.step = step
+                self._false_starts = 0
+                worker.begun, worker.step = True, step
                 worker.deadline = self._clock + self._step_seconds
             case "memory", _:
                 # Its decoder may have leaked, and the next task is not to pay for that.
                 self._replace(worker, "needed too much memory")
-            case kind, outcome:
-                worker.job.done, worker.job.result = True, outcome
-                worker.job.error = outcome if kind == "error" else None
+            case outcome:
+                worker.job.outcome = outcome
                 worker.job, worker.deadline = None, math.inf
                 self._feed()
 
@@ -249,7 +245,7 @@ class WorkerPool:
             job.task = job.retry(job.task, lost)
             if job.task is None:
                 where = "a task" if lost.step is None else f"step {lost.step}"
-                job.done, job.error = True, UserError(f"{where} was given up: {reason}")
+                job.outcome = "error", UserError(f"{where} was given up: {reason}")
                 return
         else:
             self._false_starts += 1
@@ -307,7 +303,7 @@ def _work(connection: Connection, memory_bytes: int) -> None:
     connection.send(("ready", None))
     while True:
         message = connection.recv_bytes()
-        connection.send(("begun", None))
+        connection.send(("step", None))
         connection.send_bytes(_outcome(message, lambda step: connection.send(("step", int(step)))))
 
 
