@@ -252,10 +252,11 @@ def _report_left_out(ingested: Ingested) -> None:
     if ingested.plan.options.config != STUDIES_CONFIG:
         return
     shards = [shard for own in ingested.shards.values() for shard in own]
-    studies, mixed = sum(s.records for s in shards), sum(s.mixed_labels for s in shards)
-    one_view = sum(s.one_view for s in shards)
+    studies = [record for shard in shards for record in shard.records]
+    one_view = sum(len(record) == 1 for record in studies)
+    mixed = sum(len({facts.label for facts in record}) > 1 for record in studies)
     say(
-        f"{studies} studies, {one_view} of them with one view; "
+        f"{len(studies)} studies, {one_view} of them with one view; "
         f"{len(ingested.left_out)} images in no study (no certain opposite view, or view unknown)",
     )
     if mixed:

@@ -15,9 +15,8 @@ import tensorflow_datasets as tfds
 from tfds_builder import build, staging
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.scintigraphy.scintigraphy_dataset_builder import Builder
-from tfds_builder.shards.ingest import ShardStore
 from tfds_builder.splits.file import read_splits
-from tfds_builder.studies.deidentify import patient_pseudonym
+from tfds_builder.studies.deidentify import pseudonym
 
 FINAL = Path("scintigraphy", "views", "1.1.0")
 
@@ -173,7 +172,8 @@ def test_a_finished_build_is_recognised_without_decoding(cohort, tmp_path, capsy
     manifest = cohort(4)
     run(manifest, tmp_path / "data")
     before = contents(tmp_path / "data")
-    monkeypatch.setattr(ShardStore, "missing", lambda *_: pytest.fail("decoded"))
+    decode = "tfds_builder.scintigraphy.conductor.ingest"
+    monkeypatch.setattr(decode, lambda *_: pytest.fail("decoded"))
     run(manifest, tmp_path / "data")
     assert "already built" in capsys.readouterr().out
     assert contents(tmp_path / "data") == before
@@ -201,7 +201,7 @@ def test_given_splits_are_honoured(write_dicom, write_manifest, tmp_path):
         rows.append({"path": f"{n}.dcm", "patient_id": n, "label": "normal", "split": split})
     run(write_manifest(*rows), tmp_path / "data")
     key = bytes.fromhex((tmp_path / "pseudonym.key").read_text())
-    expected = {patient_pseudonym(key, str(row["patient_id"])): row["split"] for row in rows}
+    expected = {pseudonym(key, str(row["patient_id"])): row["split"] for row in rows}
     found = {
         patient: split
         for patient, (_, split) in read_splits(tmp_path / "data" / "splits.csv").items()

@@ -7,6 +7,7 @@ DATA_DIR/splits.csv, which keeps patients in their split at later builds.
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from tfds_builder import splits
@@ -24,7 +25,7 @@ from tfds_builder.shards.findings import (
     remove_stale,
     write_findings,
 )
-from tfds_builder.shards.ingest import Ingested, ShardStore
+from tfds_builder.shards.ingest import Ingested, ingest
 from tfds_builder.shards.plan import Options, Plan, plan_data_set, rows_to_ask
 from tfds_builder.shards.shard import FILE_SECONDS, Shard, ShardTask, shard_pool, write_shard
 from tfds_builder.staging import move_into_place, staging_folder
@@ -82,7 +83,9 @@ def build_data_set(request: Request) -> Ingested | None:
             if final.exists() and _is_up_to_date(final, plan, pool, request.overwrite):
                 refuse_stored(final, plan)
                 return None
-            ingested = _write_shards(request, plan, staging / "shards", pool)
+            shards = staging / "shards"
+            shards.mkdir()
+            ingested = ingest(plan, shards, partial(_run, request, pool))
             refuse_unacceptable(ingested, request.data_dir)
             built = staging / request.place
             built.mkdir(parents=True)
@@ -140,21 +143,7 @@ def _report_recognised(plan: Plan) -> None:
     )
 
 
-def _write_shards(request: Request, plan: Plan, folder: Path, pool: WorkerPool) -> Ingested:
-    """Writes all shards, then again those that change because patients share a scan."""
-    folder.mkdir()
-    store = ShardStore(plan, folder)
-    assigned = plan.assign()
-    tasks = store.missing(assigned)
-    store.add(tasks, _run(request, tasks, pool))
-    duplicates = store.find_duplicates()
-    assigned = plan.assign(duplicates.groups())
-    if tasks := store.missing(assigned):
-        store.add(tasks, _run(request, tasks, pool))
-    return store.ingested(assigned, duplicates, VERSION)
-
-
-def _run(request: Request, tasks: Sequence[ShardTask], pool: WorkerPool) -> Iterable[Shard]:
+def _run(request: Request, pool: WorkerPool, tasks: Sequence[ShardTask]) -> Iterable[Shard]:
     if request.beam_runner:
         return run_on_beam(
             tasks,
@@ -175,7 +164,7 @@ def _is_up_to_date(final: Path, plan: Plan, pool: WorkerPool, overwrite: bool) -
     except (OSError, ValueError, KeyError):
         fingerprint, rejected = None, 0
     # With splits.csv in place all its patients are known, so no split can change any more.
-    same = fingerprint == plan.fingerprint(plan.assign(), _digests(plan, pool), VERSION)
+    same = fingerprint == plan.fingerprint(plan.assign(), _digests(plan, pool))
     if not same and not overwrite:
         raise UserError(
             f"{final}: holds a data set built from other sources or splits; "

@@ -7,18 +7,19 @@ with TFDS's metadata, readable without this package. Configuration `views` has o
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 import tensorflow_datasets as tfds
 
-from tfds_builder import splits
+from tfds_builder.classes import Classes
 from tfds_builder.commandline.files import write_text
 from tfds_builder.shards.ingest import Ingested
-from tfds_builder.shards.records import STUDIES_CONFIG, VIEWS_CONFIG, features
+from tfds_builder.shards.records import STUDIES_CONFIG, VERSION, VIEWS_CONFIG, features
+from tfds_builder.shards.shard import Shard
 
 NAME = "scintigraphy"
-VERSION = "1.1.0"
 RELEASE_NOTES = {
     "1.1.0": "Configuration studies; records keep site, view rule and notes.",
     "1.0.0": "First release.",
@@ -103,16 +104,16 @@ def _place_split(split: str, ingested: Ingested, folder: Path) -> tfds.core.Spli
         Path(shard.path).rename(name)
     return tfds.core.SplitInfo(
         name=split,
-        shard_lengths=[shard.records for shard in shards],
+        shard_lengths=[len(shard.records) for shard in shards],
         num_bytes=sum(shard.size for shard in shards),
         filename_template=template,
     )
 
 
-class Metadata(TypedDict):
-    """What metadata.json holds.
+def metadata_of(ingested: Ingested) -> dict[str, Any]:
+    """What metadata.json holds of a data set that is written.
 
-    Attributes:
+    Returns:
       class_counts: split -> class -> records.
       fingerprint: see `Plan.fingerprint`.
       split_proof: what each split holds, and that they share nothing.
@@ -121,43 +122,29 @@ class Metadata(TypedDict):
       rejected_rows: rows of the manifest that cannot be used.
       images_left_out: images in no record.
     """
-
-    class_counts: dict[str, dict[str, int]]
-    fingerprint: str
-    split_proof: splits.Proof
-    view_rules: dict[str, int]
-    notes: dict[str, int]
-    manufacturers: dict[str, int]
-    pixel_spacings_mm: dict[str, int]
-    sexes: dict[str, int]
-    age_bands: dict[str, int]
-    rejected_rows: int
-    images_left_out: int
-
-
-def metadata_of(ingested: Ingested) -> Metadata:
-    """The metadata of a data set that is written."""
-    images, names = ingested.images, ingested.plan.classes.names
-    records = {
-        split: sum((shard.labels for shard in own), Counter())
-        for split, own in ingested.shards.items()
-    }
+    images, classes = ingested.images, ingested.plan.classes
     return {
         "class_counts": {
-            split: {label: counts[label] for label in names} for split, counts in records.items()
+            split: _class_counts(own, classes) for split, own in ingested.shards.items()
         },
         "fingerprint": ingested.fingerprint,
         "split_proof": ingested.proof,
-        "view_rules": _sorted(Counter(facts.view_rule for facts in images)),
-        "notes": _sorted(ingested.notes()),
-        "manufacturers": _sorted(Counter(facts.manufacturer for facts in images)),
-        "pixel_spacings_mm": _sorted(Counter(f"{facts.pixel_spacing_mm:.2f}" for facts in images)),
-        "sexes": _sorted(Counter(facts.sex for facts in images)),
-        "age_bands": _sorted(Counter(facts.age_band for facts in images)),
+        "view_rules": _tally(facts.view_rule for facts in images),
+        "notes": _tally(ingested.notes()),
+        "manufacturers": _tally(facts.manufacturer for facts in images),
+        "pixel_spacings_mm": _tally(f"{facts.pixel_spacing_mm:.2f}" for facts in images),
+        "sexes": _tally(facts.sex for facts in images),
+        "age_bands": _tally(facts.age_band for facts in images),
         "rejected_rows": len(ingested.rejected),
         "images_left_out": len(ingested.left_out),
     }
 
 
-def _sorted(counts: Counter[str]) -> dict[str, int]:
-    return dict(sorted(counts.items()))
+def _class_counts(shards: Iterable[Shard], classes: Classes) -> dict[str, int]:
+    records = [record for shard in shards for record in shard.records]
+    counts = Counter(classes.most_serious([facts.label for facts in own]) for own in records)
+    return {label: counts[label] for label in classes.names}
+
+
+def _tally(values: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(values).items()))

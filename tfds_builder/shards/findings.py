@@ -14,20 +14,17 @@ from typing import Any
 from tfds_builder.commandline.errors import UserError, reason
 from tfds_builder.commandline.files import write_text
 from tfds_builder.manifest import SPLITS, VIEWS
-from tfds_builder.shards.ingest import CROWDED, Duplicate, Ingested
+from tfds_builder.shards.ingest import CROWDED, TWO_LABELS, Duplicate, Ingested
 from tfds_builder.shards.plan import Plan
 from tfds_builder.studies.study import CROPPED, Facts
 from tfds_builder.tables import csv_text
 
 QUALITY, QUARANTINE, SPLIT_PROOF = "quality.csv", "quarantine.csv", "split_proof.json"
 
-_SAME_SCAN_IN_TWO_LABELS = "the same scan under two labels"
-
 
 def write_findings(ingested: Ingested, folder: Path) -> None:
     """Writes all three files."""
-    write_text(folder / QUALITY, quality_text(ingested))
-    write_text(folder / QUARANTINE, quarantine_text(ingested))
+    _write_lists(ingested, folder)
     write_text(folder / SPLIT_PROOF, json.dumps(ingested.proof, indent=2) + "\n")
 
 
@@ -37,19 +34,18 @@ def refuse_unacceptable(ingested: Ingested, data_dir: Path) -> None:
     Raises:
       UserError: more rows than allowed cannot be used, or none can; under `strict`, any finding.
     """
-    rejected, options = ingested.rejected, ingested.plan.options
-    if _too_many(len(rejected), ingested.plan):
-        write_text(data_dir / QUARANTINE, quarantine_text(ingested))
-        raise _rejected_error(rejected, ingested.plan, data_dir)
+    rejected, plan = ingested.rejected, ingested.plan
+    if _too_many(len(rejected), plan):
+        _write_quarantine(ingested, data_dir)
+        raise _rejected_error(rejected, plan, data_dir)
     if not ingested.images:
         raise _nothing_left_error(ingested)
     empty = [split for split, own in ingested.shards.items() if not own]
     if empty and set(ingested.shards) != set(SPLITS):
         raise UserError(f"{empty[0]} holds no image: use fewer --folds")
     found = [row for row in _quality_rows(ingested) if row["findings"]]
-    if options.strict and (found or rejected):
-        write_text(data_dir / QUALITY, quality_text(ingested))
-        write_text(data_dir / QUARANTINE, quarantine_text(ingested))
+    if plan.options.strict and (found or rejected):
+        _write_lists(ingested, data_dir)
         raise _strict_error(found, len(rejected), data_dir)
 
 
@@ -119,15 +115,15 @@ def remove_stale(data_dir: Path) -> None:
         (data_dir / name).unlink(missing_ok=True)
 
 
-def quarantine_text(ingested: Ingested) -> str:
-    """quarantine.csv: row, reason."""
-    return csv_text(("row", "reason"), ingested.rejected)
-
-
-def quality_text(ingested: Ingested) -> str:
+def _write_lists(ingested: Ingested, folder: Path) -> None:
     """quality.csv: a line for every image that was read (one at least), by row and frame."""
     rows = list(_quality_rows(ingested))
-    return csv_text(list(rows[0]), (list(row.values()) for row in rows))
+    write_text(folder / QUALITY, csv_text(list(rows[0]), (list(row.values()) for row in rows)))
+    _write_quarantine(ingested, folder)
+
+
+def _write_quarantine(ingested: Ingested, folder: Path) -> None:
+    write_text(folder / QUARANTINE, csv_text(("row", "reason"), ingested.rejected))
 
 
 def _quality_rows(ingested: Ingested) -> Iterator[dict[str, Any]]:
@@ -153,7 +149,7 @@ def _quality_row(
         findings.append(CROWDED)
     findings += filter(None, [ingested.duplicates.of_number(facts)])
     if any(other.label != facts.label for other, _ in copies):
-        findings.append(_SAME_SCAN_IN_TWO_LABELS)
+        findings.append(TWO_LABELS)
     return {
         "row": facts.row,
         "frame": facts.frame,

@@ -1,19 +1,20 @@
-"""From written shards to the data set that they make, and to all that was found on the way.
+"""From a plan to shards that are written, and to all that was found on the way.
 
-In: a plan, and its shards as they are written. Out: the shards that are still missing, the scans
-that were exported twice, the proof that the splits are disjoint, and the findings. Which scans were
-exported twice is known only when all are read; then the few shards that this changes are written
-again.
+In: a plan, a folder, and what writes shards there. Out: the shards, the scans that were exported
+twice, the proof that the splits are disjoint, and the findings. Which scans were exported twice is
+known only when all are read; then the few shards that this changes are written again.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tfds_builder import splits
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.shards.plan import Plan
+from tfds_builder.shards.proof import prove_disjoint
 from tfds_builder.shards.shard import Shard, ShardTask
 from tfds_builder.studies.duplicates import find_copies
 from tfds_builder.studies.study import Facts, Study
@@ -21,6 +22,7 @@ from tfds_builder.studies.study import Facts, Study
 CROWDED = "looks like too many others (lettering in the picture?): copies cannot be told"
 SHARED_NUMBER = "its DICOM PatientID stands under another patient_id too (kept in one split)"
 PLACEHOLDER = "its DICOM PatientID stands under many patient_ids (a placeholder?)"
+TWO_LABELS = "the same scan under two labels"
 
 # A person may be registered this often, or be a patient anew with each study.
 _MOST_REGISTRATIONS = 8
@@ -32,19 +34,12 @@ class Duplicate:
 
     Attributes:
       first, second: the images, in the order of their image_id.
-      exact: whether they are the same pixel for pixel, as far as their statistics tell.
-      mirrored: whether one is the other's mirror image.
+      kind: 'exact copy', pixel for pixel as far as statistics tell, 'mirrored copy' or 'near copy'.
     """
 
     first: Facts
     second: Facts
-    exact: bool
-    mirrored: bool
-
-    @property
-    def kind(self) -> str:
-        """'exact copy', 'mirrored copy' or 'near copy'."""
-        return "mirrored copy" if self.mirrored else "exact copy" if self.exact else "near copy"
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -85,7 +80,7 @@ class Ingested:
       assigned: pseudonym -> split.
       duplicates: what is there more than once.
       rejected: (row, reason) of rows that cannot be used, by row.
-      proof: what `splits.prove_disjoint` returned.
+      proof: what `prove_disjoint` returned.
       fingerprint: see `Plan.fingerprint`.
     """
 
@@ -95,7 +90,7 @@ class Ingested:
     assigned: dict[str, str]
     duplicates: Duplicates
     rejected: tuple[tuple[int, str], ...]
-    proof: splits.Proof
+    proof: dict[str, dict[str, dict[str, Any]]]
     fingerprint: str
 
     @property
@@ -110,85 +105,80 @@ class Ingested:
         now = {patient: (label, self.assigned[patient]) for patient, label in labels.items()}
         return self.plan.known | now
 
-    def notes(self) -> Counter[str]:
-        """What was assumed, changed or found, and how often."""
-        notes = Counter(note for facts in self.images for note in facts.notes)
-        notes.update(_duplicate_notes(self.duplicates.pairs))
-        if self.duplicates.crowded:
-            notes[CROWDED] = len(self.duplicates.crowded)
-        notes.update(filter(None, map(self.duplicates.of_number, self.images)))
-        return notes
+    def notes(self) -> Iterator[str]:
+        """What was assumed, changed or found, as often as it was."""
+        for facts in self.images:
+            yield from (*facts.notes, *filter(None, [self.duplicates.of_number(facts)]))
+        for pair in self.duplicates.pairs:
+            alone = pair.first.patient_key == pair.second.patient_key
+            under = "one patient" if alone else "two patients, kept in one split"
+            yield f"{pair.kind} of another image under {under}"
+            if pair.first.label != pair.second.label:
+                yield TWO_LABELS
+        yield from [CROWDED] * len(self.duplicates.crowded)
 
 
-class ShardStore:
-    """The shards of a planned data set, as many as are written, in a folder that exists."""
+def ingest(
+    plan: Plan, folder: Path, write: Callable[[Sequence[ShardTask]], Iterable[Shard]]
+) -> Ingested:
+    """Writes all shards, then again those that change because patients share a scan.
 
-    def __init__(self, plan: Plan, folder: Path) -> None:
-        self._plan, self._folder = plan, folder
-        self._written: dict[tuple[str, ...], Shard] = {}
+    Args:
+      plan: what to make.
+      folder: where the shards go; it exists.
+      write: writes shards, and returns what became of each, in order.
 
-    def missing(self, assigned: Mapping[str, str]) -> list[ShardTask]:
-        """The shards that a division (pseudonym -> split) needs and that are not written."""
-        layout = self._plan.lay_out(assigned)
-        missing = [s for own in layout.values() for s in own if _name(s) not in self._written]
-        return [
-            ShardTask(
-                studies=studies,
-                path=str(self._folder / f"{len(self._written) + n}.array_record"),
-                config=self._plan.options.config,
-                classes=self._plan.classes,
-                keep_one_view=self._plan.options.keep_one_view,
-            )
-            for n, studies in enumerate(missing)
+    Raises:
+      UserError: the same scan, or one PatientID, stands in two given splits.
+    """
+    written: dict[tuple[str, ...], Shard] = {}
+
+    def write_missing(assigned: Mapping[str, str]) -> None:
+        layout = plan.lay_out(assigned)
+        missing = [s for own in layout.values() for s in own if _name(s) not in written]
+        tasks = [
+            ShardTask(studies, str(folder / f"{n}.array_record"), plan.options, plan.classes)
+            for n, studies in enumerate(missing, len(written))
         ]
+        if tasks:
+            written.update(zip(map(_name, missing), write(tasks), strict=True))
 
-    def add(self, tasks: Sequence[ShardTask], shards: Iterable[Shard]) -> None:
-        """Takes what became of each task, in order."""
-        for task, shard in zip(tasks, shards, strict=True):
-            self._written[_name(task.studies)] = shard
+    write_missing(plan.assign())
+    duplicates = _find_duplicates(plan, written.values())
+    assigned = plan.assign(duplicates.groups())
+    write_missing(assigned)
+    used = {
+        split: [written[_name(studies)] for studies in own]
+        for split, own in plan.lay_out(assigned).items()
+    }
+    shards = [shard for own in used.values() for shard in own]
+    images = {split: [facts for s in own for facts in s.images] for split, own in used.items()}
+    digests = {row: pair for shard in shards for row, pair in shard.digests.items()}
+    return Ingested(
+        plan=plan,
+        shards={split: tuple(s for s in own if s.records) for split, own in used.items()},
+        left_out=tuple(facts for shard in shards for facts in shard.left_out),
+        assigned=assigned,
+        duplicates=duplicates,
+        rejected=tuple(sorted(row for shard in shards for row in shard.rejected)),
+        proof=prove_disjoint(images, plan.classes.names),
+        fingerprint=plan.fingerprint(assigned, digests),
+    )
 
-    def find_duplicates(self) -> Duplicates:
-        """Compares all images, also those in no record: a scan left out here is in one elsewhere.
 
-        Raises UserError where the same scan stands in two given splits.
-        """
-        written = self._written.values()
-        images = [facts for shard in written for facts in (*shard.images, *shard.left_out)]
-        images.sort(key=lambda facts: facts.image_id)
-        copies = find_copies([facts.signature for facts in images])
-        pairs = tuple(
-            Duplicate(
-                first=images[a],
-                second=images[b],
-                exact=not mirrored and _statistics(images[a]) == _statistics(images[b]),
-                mirrored=mirrored,
-            )
-            for a, b, mirrored in copies.pairs
-        )
-        _refuse_torn(self._plan, pairs)
-        crowded = frozenset(images[n].image_id for n in copies.crowded)
-        return Duplicates(pairs, crowded, _shared_numbers(images))
-
-    def ingested(self, assigned: dict[str, str], duplicates: Duplicates, version: str) -> Ingested:
-        """The data set of a division (pseudonym -> split) whose shards are all written."""
-        plan, layout = self._plan, self._plan.lay_out(assigned)
-        used = {
-            split: [self._written[_name(studies)] for studies in own]
-            for split, own in layout.items()
-        }
-        shards = [shard for own in used.values() for shard in own]
-        digests = {row: pair for shard in shards for row, pair in shard.digests.items()}
-        rejected = {row: reason for shard in shards for row, reason in shard.rejected}
-        return Ingested(
-            plan=plan,
-            shards={split: tuple(s for s in own if s.records) for split, own in used.items()},
-            left_out=tuple(facts for shard in shards for facts in shard.left_out),
-            assigned=assigned,
-            duplicates=duplicates,
-            rejected=tuple(sorted(rejected.items())),
-            proof=splits.prove_disjoint(_memberships(used), plan.classes.names, tuple(layout)),
-            fingerprint=plan.fingerprint(assigned, digests, version),
-        )
+def _find_duplicates(plan: Plan, written: Iterable[Shard]) -> Duplicates:
+    """Compares all images, also those in no record: a scan left out here is in one elsewhere."""
+    images = [facts for shard in written for facts in (*shard.images, *shard.left_out)]
+    images.sort(key=lambda facts: facts.image_id)
+    copies = find_copies([facts.signature for facts in images])
+    pairs = []
+    for a, b, mirrored in copies.pairs:
+        exact = _statistics(images[a]) == _statistics(images[b])
+        kind = "mirrored copy" if mirrored else "exact copy" if exact else "near copy"
+        pairs.append(Duplicate(images[a], images[b], kind))
+    _refuse_torn(plan, pairs)
+    crowded = frozenset(images[n].image_id for n in copies.crowded)
+    return Duplicates(tuple(pairs), crowded, _shared_numbers(images))
 
 
 def _name(studies: Iterable[Study]) -> tuple[str, ...]:
@@ -209,32 +199,6 @@ def _refuse_torn(plan: Plan, duplicates: Iterable[Duplicate]) -> None:
                 f"exported twice, but their patients are in '{given[0]}' and '{given[1]}'; give "
                 f"both patients one split (manifest, or {splits.FILE_NAME}), or remove a row"
             )
-
-
-def _memberships(used: dict[str, list[Shard]]) -> Iterator[splits.Membership]:
-    for split, shards in used.items():
-        for shard in shards:
-            for facts in shard.images:
-                yield splits.Membership(
-                    facts.image_id,
-                    facts.study_key,
-                    facts.patient_key,
-                    facts.label,
-                    split,
-                    facts.site_key,
-                )
-
-
-def _duplicate_notes(duplicates: Iterable[Duplicate]) -> Iterator[str]:
-    for pair in duplicates:
-        under = (
-            "one patient"
-            if pair.first.patient_key == pair.second.patient_key
-            else "two patients, kept in one split"
-        )
-        yield f"{pair.kind} of another image under {under}"
-        if pair.first.label != pair.second.label:
-            yield "the same scan under two labels"
 
 
 def _shared_numbers(images: Iterable[Facts]) -> dict[bytes, frozenset[str]]:

@@ -6,8 +6,8 @@ divided by patient, and shards that depend on nothing but the studies in them.
 
 import hashlib
 import secrets
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -16,15 +16,13 @@ from tfds_builder import splits
 from tfds_builder.classes import Classes, classes_of
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.manifest import Row, number_of
-from tfds_builder.shards.records import STUDIES_CONFIG, VIEWS_CONFIG
+from tfds_builder.shards.records import STUDIES_CONFIG, VERSION, VIEWS_CONFIG
 from tfds_builder.studies import deidentify
 from tfds_builder.studies.study import Study
 
 ROWS_PER_SHARD = 64
 
 _MOST_DIGITS = 24
-
-Layout = dict[str, tuple[tuple[Study, ...], ...]]
 
 
 @dataclass(frozen=True)
@@ -94,19 +92,20 @@ class Plan:
                 groups=groups,
             )
         except splits.TornGroup as torn:
-            one, other = (self._first_row(patient) for patient in torn.patients)
+            one, other = (self._first_row(patient) for patient in torn.args)
+            split, second = (self.fixed[patient] for patient in torn.args)
             raise UserError(
                 f"{self.manifest}: rows {one} and {other}: their patients share a scan or a DICOM "
-                f"PatientID, perhaps through others, but are in '{torn.splits[0]}' and "
-                f"'{torn.splits[1]}'; give both one split (manifest, or {splits.FILE_NAME}) or one "
+                f"PatientID, perhaps through others, but are in '{split}' and '{second}'; "
+                f"give both one split (manifest, or {splits.FILE_NAME}) or one "
                 "patient_id, or remove a row"
             ) from None
 
     def _first_row(self, patient: str) -> int:
-        own = (study for study in self.studies if study.patient_key == patient)
-        return min(row.number for study in own for row in study.rows)
+        own = [study.rows for study in self.studies if study.patient_key == patient]
+        return min(row.number for rows in own for row in rows)
 
-    def lay_out(self, assigned: Mapping[str, str]) -> Layout:
+    def lay_out(self, assigned: Mapping[str, str]) -> dict[str, tuple[tuple[Study, ...], ...]]:
         """Divides the studies into splits and shards.
 
         A shard holds a range of study keys, which are as good as random: where a study moves, one
@@ -120,10 +119,7 @@ class Plan:
         }
 
     def fingerprint(
-        self,
-        assigned: Mapping[str, str],
-        digests: Mapping[int, tuple[bytes, bytes]],
-        version: str,
+        self, assigned: Mapping[str, str], digests: Mapping[int, tuple[bytes, bytes]]
     ) -> str:
         """SHA-256 of what decides the records: files, rows, classes, splits, options, version.
 
@@ -131,7 +127,7 @@ class Plan:
         leaves the same fingerprint as with the codec.
         """
         classes = f"{','.join(self.classes.names)} {','.join(self.classes.severity)}"
-        head = f"{version} {self.options.config} {self.options.keep_one_view} {classes}"
+        head = f"{VERSION} {self.options.config} {self.options.keep_one_view} {classes}"
         lines = sorted(
             " ".join(
                 [
@@ -167,22 +163,19 @@ def plan_data_set(
     Raises:
       UserError: a fault in the given splits; a study of several labels that nothing ranks.
     """
-    written = rows
-    rows = _under_known_ids(manifest, rows, key, known, numbers or {})
+
+    def is_known(patient_id: str) -> bool:
+        return deidentify.pseudonym(key, patient_id) in known
+
+    meant = _earlier_ids(manifest, rows, is_known, numbers or {})
+    recognised = tuple(row.number for row in rows if row.patient_id in meant)
+    rows = tuple(replace(row, patient_id=meant.get(row.patient_id, row.patient_id)) for row in rows)
     classes = classes_of((row.label for row in rows), options.classes)
-    patients = {row.patient_id: deidentify.patient_pseudonym(key, row.patient_id) for row in rows}
-    by_patient = sorted(rows, key=lambda row: row.patient_id)
-    labels: dict[str, str] = {}
-    sites: dict[str, str] = {}
-    for patient, group in groupby(by_patient, key=lambda row: row.patient_id):
-        own = tuple(group)
-        labels[patients[patient]] = classes.stratum(row.label for row in own)
-        # The one named most often; of equals, the first by name.
-        named = Counter(sorted(row.site for row in own if row.site))
-        if named:
-            site = named.most_common(1)[0][0]
-            sites[patients[patient]] = deidentify.site_pseudonym(key, site)
-    studies = _studies(rows, patients, key)
+    studies = _studies(rows, key)
+    by_patient: dict[str, list[Row]] = defaultdict(list)
+    for study in studies:
+        by_patient[study.patient_key] += study.rows
+    named = {p: [row.site for row in own if row.site] for p, own in by_patient.items()}
     if options.config == STUDIES_CONFIG:
         _refuse_unranked(manifest, studies, classes)
     return Plan(
@@ -190,16 +183,20 @@ def plan_data_set(
         rows=rows,
         studies=studies,
         classes=classes,
-        labels=labels,
-        sites=sites,
+        labels={
+            patient: classes.stratum(row.label for row in own)
+            for patient, own in by_patient.items()
+        },
+        # The one named most often; of equals, the first by name.
+        sites={
+            patient: _site_key(key, max(sorted(set(own)), key=own.count))
+            for patient, own in named.items()
+            if own
+        },
         known=known,
-        fixed=_fixed_splits(manifest, rows, patients, known, tuple(options.fractions)),
+        fixed=_fixed_splits(manifest, rows, key, known, tuple(options.fractions)),
         options=options,
-        recognised=tuple(
-            row.number
-            for row, before in zip(rows, written, strict=True)
-            if row.patient_id != before.patient_id
-        ),
+        recognised=recognised,
     )
 
 
@@ -207,59 +204,51 @@ def rows_to_ask(
     rows: Sequence[Row], key: bytes, known: Mapping[str, tuple[str, str]]
 ) -> tuple[Row, ...]:
     """Rows of new patients, where patients of earlier builds are missing: are they the same?"""
-    pseudonyms = {row.patient_id: deidentify.patient_pseudonym(key, row.patient_id) for row in rows}
+    pseudonyms = {row.patient_id: deidentify.pseudonym(key, row.patient_id) for row in rows}
     if known.keys() <= set(pseudonyms.values()):
         return ()
     return tuple(row for row in rows if pseudonyms[row.patient_id] not in known)
 
 
-def _under_known_ids(
+def _earlier_ids(
     manifest: Path,
     rows: tuple[Row, ...],
-    key: bytes,
-    known: Mapping[str, tuple[str, str]],
+    is_known: Callable[[str], bool],
     numbers: Mapping[int, str],
-) -> tuple[Row, ...]:
-    """The rows, with the patient_id of an earlier build where it has changed since.
+) -> dict[str, str]:
+    """patient_id -> that of an earlier build, of those that have changed since.
 
     Only pseudonyms are known of earlier builds. So a number is looked for with any zeros before it,
     and any other patient_id by the PatientID of its files, where no other patient has the same.
     """
-    meant = _by_zeros(manifest, rows, key, known)
+    meant = _by_zeros(manifest, rows, is_known)
     present = {meant.get(row.patient_id, row.patient_id) for row in rows}
     own: dict[str, set[str]] = {}
     owners: dict[str, set[str]] = {}
     for row in rows:
-        own.setdefault(row.patient_id, set()).add(numbers.get(row.number, ""))
-        owners.setdefault(numbers.get(row.number, ""), set()).add(row.patient_id)
+        number = numbers.get(row.number, "")
+        own.setdefault(row.patient_id, set()).add(number)
+        owners.setdefault(number, set()).add(row.patient_id)
     for patient, found in own.items():
         number = min(found)
         alone = number and len(found) == 1 and owners[number] == {patient}
-        missing = number not in present and deidentify.patient_pseudonym(key, number) in known
-        if alone and missing and patient not in meant:
+        if alone and number not in present and is_known(number) and patient not in meant:
             meant[patient] = number
-    return tuple(replace(row, patient_id=meant.get(row.patient_id, row.patient_id)) for row in rows)
+    return meant
 
 
 def _by_zeros(
-    manifest: Path,
-    rows: tuple[Row, ...],
-    key: bytes,
-    known: Mapping[str, tuple[str, str]],
+    manifest: Path, rows: tuple[Row, ...], is_known: Callable[[str], bool]
 ) -> dict[str, str]:
-    """patient_id -> that of an earlier build, of numbers that differ in the zeros before them."""
-    patients = {row.patient_id for row in rows}
+    """The same, of numbers that differ in the zeros before them."""
     meant: dict[str, str] = {}
-    for patient in sorted(patients):
+    for patient in sorted({row.patient_id for row in rows}):
         number = number_of(patient)
-        if not number or deidentify.patient_pseudonym(key, patient) in known:
+        if not number or is_known(patient):
             continue
         spelled = [number.zfill(digits) for digits in range(len(number), _MOST_DIGITS + 1)]
-        found = [
-            one
-            for one in (*spelled, *(f"{one}.0" for one in spelled))
-            if deidentify.patient_pseudonym(key, one) in known
-        ]
+        spelled += [f"{one}.0" for one in spelled]
+        found = [one for one in spelled if is_known(one)]
         if len(found) > 1:
             row = next(row for row in rows if row.patient_id == patient)
             raise UserError(
@@ -271,7 +260,7 @@ def _by_zeros(
     return meant
 
 
-def _studies(rows: Iterable[Row], patients: Mapping[str, str], key: bytes) -> tuple[Study, ...]:
+def _studies(rows: Iterable[Row], key: bytes) -> tuple[Study, ...]:
     def name(row: Row) -> tuple[str, str]:
         return row.patient_id, row.study_id or row.relative_path
 
@@ -283,14 +272,18 @@ def _studies(rows: Iterable[Row], patients: Mapping[str, str], key: bytes) -> tu
         site = next((row.site for row in own if row.site), None)
         studies.append(
             Study(
-                study_key=deidentify.study_pseudonym(key, patient, study),
-                patient_key=patients[patient],
-                site_key=deidentify.site_pseudonym(key, site),
+                study_key=deidentify.pseudonym(key, patient, study),
+                patient_key=deidentify.pseudonym(key, patient),
+                site_key=_site_key(key, site) if site else "",
                 rows=own,
                 salt=salt,
             )
         )
     return tuple(sorted(studies, key=lambda study: study.study_key))
+
+
+def _site_key(key: bytes, site: str) -> str:
+    return deidentify.pseudonym(key, "", "site", site)
 
 
 def _refuse_unranked(manifest: Path, studies: Iterable[Study], classes: Classes) -> None:
@@ -309,15 +302,15 @@ def _refuse_unranked(manifest: Path, studies: Iterable[Study], classes: Classes)
 def _fixed_splits(
     manifest: Path,
     rows: Iterable[Row],
-    patients: Mapping[str, str],
+    key: bytes,
     known: Mapping[str, tuple[str, str]],
     names: tuple[str, ...],
 ) -> dict[str, str]:
     fixed = {patient: split for patient, (_, split) in known.items()}
     for row in rows:
-        patient = patients[row.patient_id]
         if row.split is None:
             continue
+        patient = deidentify.pseudonym(key, row.patient_id)
         if row.split not in names:
             raise UserError(
                 f"{manifest}: row {row.number}: split '{row.split}', but the data set is to "
@@ -335,8 +328,8 @@ def _fixed_splits(
 
 def _shards(studies: Sequence[Study]) -> tuple[tuple[Study, ...], ...]:
     count = max(1, round(sum(len(study.rows) for study in studies) / ROWS_PER_SHARD))
-    shards: list[list[Study]] = [[] for _ in range(count)]
-    for study in studies:
-        digits = len(study.study_key)
-        shards[int(study.study_key, 16) * count >> 4 * digits].append(study)
-    return tuple(tuple(shard) for shard in shards if shard)
+
+    def shard_of(study: Study) -> int:
+        return int(study.study_key, 16) * count >> 4 * len(study.study_key)
+
+    return tuple(tuple(own) for _, own in groupby(studies, key=shard_of))

@@ -17,6 +17,9 @@ from tfds_builder.manifest import VIEWS
 from tfds_builder.studies.matrix import COLUMNS, ROWS
 from tfds_builder.studies.study import Image, ReadStudy, scan_id
 
+VERSION = "1.1.0"
+"""Of the data set; raised where the same files give other records."""
+
 VIEWS_CONFIG, STUDIES_CONFIG = "views", "studies"
 CONFIGS = (VIEWS_CONFIG, STUDIES_CONFIG)
 IMAGE_SHAPE = (ROWS, COLUMNS, 1)

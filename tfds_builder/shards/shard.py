@@ -5,7 +5,6 @@ not grow with the data. What became of every row comes back as a small summary.
 """
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,8 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 
 from tfds_builder.classes import Classes
 from tfds_builder.commandline.errors import UserError
-from tfds_builder.shards.records import STUDIES_CONFIG, records_of, serialise
+from tfds_builder.shards.plan import Options
+from tfds_builder.shards.records import records_of, serialise
 from tfds_builder.studies.study import Facts, Study, read_study
 from tfds_builder.workers import Announce, Lost, WorkerPool
 
@@ -34,18 +34,16 @@ class ShardTask:
     Attributes:
       studies: in the order of their study_key.
       path: the file to write.
-      config: 'views' or 'studies'.
+      options: how the data set is to be made.
       classes: the classes of the data set.
-      keep_one_view: see `records.records_of`.
       suspected: rows at which a worker was lost once, be it for another reason; None: before any.
       refused: (row, reason) of rows at which workers were lost twice.
     """
 
     studies: tuple[Study, ...]
     path: str
-    config: str
+    options: Options
     classes: Classes
-    keep_one_view: bool = False
     suspected: tuple[int | None, ...] = ()
     refused: tuple[tuple[int, str], ...] = ()
 
@@ -74,27 +72,24 @@ class Shard:
 
     Attributes:
       path: its file.
-      records: how many records it holds.
-      size: their bytes before compression.
-      images: the images in its records.
+      records: the images of each of its records.
+      size: bytes of the records before compression.
       left_out: images in no record: of unknown view, or without a certain opposite view.
-      labels: how many records have which label.
-      one_view: study records with one view.
-      mixed_labels: study records whose views have different labels.
       rejected: (row, reason) of the rows that cannot be used.
-      digests: row -> SHA-256 of the image file and of the lesion mask.
+      digests: see `ReadStudy`.
     """
 
     path: str
-    records: int = 0
+    records: list[tuple[Facts, ...]] = field(default_factory=list)
     size: int = 0
-    images: list[Facts] = field(default_factory=list)
     left_out: list[Facts] = field(default_factory=list)
-    labels: Counter[str] = field(default_factory=Counter)
-    one_view: int = 0
-    mixed_labels: int = 0
     rejected: list[tuple[int, str]] = field(default_factory=list)
     digests: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
+
+    @property
+    def images(self) -> list[Facts]:
+        """The images in its records."""
+        return [facts for record in self.records for facts in record]
 
 
 def shard_pool(workers: int, file_seconds: float = FILE_SECONDS) -> WorkerPool:
@@ -113,12 +108,24 @@ def write_shard(task: ShardTask, announce: Announce = lambda row: None) -> Shard
     `announce` is told each manifest row before its file is touched. Raises UserError where the file
     cannot be written.
     """
-    shard = Shard(task.path)
+    shard, refused = Shard(task.path), dict(task.refused)
+    config, keep_one_view = task.options.config, task.options.keep_one_view
     with _naming_a_full_disk():
         writer = array_record_module.ArrayRecordWriter(task.path, _WRITER_OPTIONS)
-    for record in _serialised(task, shard, announce):
-        with _naming_a_full_disk():
-            writer.write(record)
+    for study in task.studies:
+        read = read_study(study, announce, refused)
+        shard.rejected += read.rejected
+        shard.digests |= read.digests
+        in_records: set[str] = set()
+        for record, images in records_of(read, config, keep_one_view, task.classes):
+            serialised = serialise(record, task.classes)
+            with _naming_a_full_disk():
+                writer.write(serialised)
+            shard.size += len(serialised)
+            shard.records.append(tuple(image.facts for image in images))
+            in_records |= {image.facts.image_id for image in images}
+        facts = [image.facts for image in read.images]
+        shard.left_out += [one for one in facts if one.image_id not in in_records]
     with _naming_a_full_disk():
         writer.close()
         # A disk that fills up at the end of a file is not always reported.
@@ -136,26 +143,3 @@ def _naming_a_full_disk() -> Iterator[None]:
         raise UserError(
             f"cannot write the data set, is the disk full? ({type(error).__name__})"
         ) from error
-
-
-def _serialised(task: ShardTask, shard: Shard, announce: Announce) -> Iterator[bytes]:
-    refused = dict(task.refused)
-    for study in task.studies:
-        read = read_study(study, announce, refused)
-        shard.rejected += read.rejected
-        shard.digests |= read.digests
-        in_records: set[str] = set()
-        found = records_of(read, task.config, task.keep_one_view, task.classes)
-        for record, images in found:
-            serialised = serialise(record, task.classes)
-            shard.records += 1
-            shard.size += len(serialised)
-            shard.labels[record["label"]] += 1
-            shard.one_view += task.config == STUDIES_CONFIG and len(images) == 1
-            shard.mixed_labels += len({image.facts.label for image in images}) > 1
-            shard.images += [image.facts for image in images]
-            in_records |= {image.facts.image_id for image in images}
-            yield serialised
-        shard.left_out += [
-            image.facts for image in read.images if image.facts.image_id not in in_records
-        ]

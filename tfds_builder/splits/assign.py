@@ -9,28 +9,23 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from tfds_builder.classes import Classes, classes_of
+from tfds_builder.classes import Classes
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.manifest import SPLITS
 
+FRACTIONS = (0.7, 0.15, 0.15)
+FEWEST_FOLDS = 3
+"""One fold to test, one to validate, and one at least to train."""
 
-class TornGroup(UserError):
-    """Two patients (pseudonyms) who must stay together are given different splits."""
 
-    def __init__(self, patients: tuple[str, str], splits: tuple[str, str]):
-        super().__init__(
-            f"the same scan stands under patient {patients[0]} in '{splits[0]}' and under patient "
-            f"{patients[1]} in '{splits[1]}'; give both patients the same split"
-        )
-        self.patients = patients
-        self.splits = splits
+class TornGroup(Exception):
+    """Two patients (pseudonyms, its `args`) who must stay together are given different splits."""
 
 
 @dataclass(frozen=True)
 class _Unit:
     """Patients who stay together; nearly always it is one patient alone."""
 
-    first: str
     patients: tuple[str, ...]
     label: str
     site: str
@@ -41,12 +36,34 @@ class _Unit:
         return len(self.patients)
 
 
+def shares_of(
+    folds: int | None = None, fractions: tuple[float, float, float] = FRACTIONS
+) -> dict[str, float]:
+    """The share of patients that each split is to get: train, validation and test, or fold_N.
+
+    Args:
+      folds: how many, of equal shares; None: train, validation and test.
+      fractions: shares of train, validation and test; they add up to 1.
+
+    Raises:
+      UserError: fewer folds than `FEWEST_FOLDS`.
+    """
+    if folds is None:
+        return dict(zip(SPLITS, fractions, strict=True))
+    if folds < FEWEST_FOLDS:
+        raise UserError(
+            f"--folds {folds}: at least {FEWEST_FOLDS} are needed, to test, to validate and to "
+            "train on"
+        )
+    return {f"fold_{n}": 1 / folds for n in range(folds)}
+
+
 def assign_splits(
     labels: Mapping[str, str],
     fixed: Mapping[str, str] | None = None,
     *,
     fractions: Mapping[str, float],
-    classes: Classes | None = None,
+    classes: Classes,
     seed: int = 0,
     sites: Mapping[str, str] | None = None,
     groups: Iterable[Collection[str]] = (),
@@ -71,7 +88,7 @@ def assign_splits(
       labels: pseudonym -> label of every patient.
       fixed: pseudonym -> split of patients whose split is given or known.
       fractions: split -> share, as `shares_of` returns them; they add up to 1.
-      classes: what the labels are; by default, those that occur.
+      classes: what the labels are.
       seed: another seed, another division.
       sites: pseudonym -> site, of patients whose site is known.
       groups: pseudonyms of patients who must stay together; groups that share one are joined.
@@ -84,19 +101,17 @@ def assign_splits(
       TornGroup: patients of one group are given different splits.
       UserError: a fold would be empty.
     """
-    classes = classes or classes_of(labels.values())
     units = _units(labels, fixed or {}, sites or {}, groups, classes)
+    units.sort(key=lambda unit: _order(seed, unit.patients[0]))
     splits: dict[str, str] = {}
-    progress: dict[str, Counter[str]] = {unit.site: Counter() for unit in units}
-    sizes = Counter()
-    for unit in units:
-        sizes[unit.site] += unit.size
+    sizes = Counter(unit.site for unit in units for _ in unit.patients)
+    progress: dict[str, Counter[str]] = {site: Counter() for site in sizes}
     sites_in_order = sorted(sizes, key=lambda site: (sizes[site], _order(seed, f"site {site}")))
     for label in classes.names:
         own = [unit for unit in units if unit.label == label]
         by_site = {site: [unit for unit in own if unit.site == site] for site in sites_in_order}
-        splits |= _divide_class(by_site, _neediest_first(fractions, splits), progress, seed)
-    splits |= _filled(units, splits, fractions, seed)
+        splits |= _divide_class(by_site, _neediest_first(fractions, splits), progress)
+    splits |= _filled(units, splits, fractions)
     empty = [name for name in fractions if name not in SPLITS and name not in splits.values()]
     if empty:
         raise UserError(
@@ -107,12 +122,12 @@ def assign_splits(
 
 
 def _filled(
-    units: Iterable[_Unit], splits: dict[str, str], fractions: Mapping[str, float], seed: int
+    units: Iterable[_Unit], splits: dict[str, str], fractions: Mapping[str, float]
 ) -> dict[str, str]:
     """What changes so that no split of train, validation and test is empty where it need not be."""
     in_train: dict[str, list[_Unit]] = {}
-    for unit in sorted(units, key=lambda unit: _order(seed, unit.first)):
-        if splits[unit.first] == "train":
+    for unit in units:
+        if splits[unit.patients[0]] == "train":
             in_train.setdefault(unit.label, []).append(unit)
     changed: dict[str, str] = {}
     for name in reversed(SPLITS):
@@ -142,7 +157,6 @@ def _units(
 ) -> list[_Unit]:
     return [
         _Unit(
-            first=patients[0],
             patients=patients,
             label=classes.stratum(labels[patient] for patient in patients),
             site=sites.get(patients[0], ""),
@@ -177,7 +191,7 @@ def _given_split(patients: tuple[str, ...], fixed: Mapping[str, str]) -> str | N
     given = [patient for patient in patients if patient in fixed]
     for patient in given[1:]:
         if fixed[patient] != fixed[given[0]]:
-            raise TornGroup((given[0], patient), (fixed[given[0]], fixed[patient]))
+            raise TornGroup(given[0], patient)
     return fixed[given[0]] if given else None
 
 
@@ -197,41 +211,27 @@ def _divide_class(
     by_site: Mapping[str, list[_Unit]],
     fractions: Mapping[str, float],
     progress: Mapping[str, Counter[str]],
-    seed: int,
 ) -> dict[str, str]:
     """The splits of the patients of one class; adds them to the `progress` of their sites."""
     own = [unit for units in by_site.values() for unit in units]
-    have = Counter()
-    for unit in own:
-        if unit.given:
-            have[unit.given] += unit.size
-    totals = _totals(sum(unit.size for unit in own), have, fractions)
+    given = Counter(unit.given for unit in own if unit.given for _ in unit.patients)
+    room = _room(sum(unit.size for unit in own), given, fractions)
     splits: dict[str, str] = {}
     for site, units in by_site.items():
-        free = [unit for unit in units if unit.given is None]
         placed = progress[site]
         for unit in units:
             if unit.given:
                 placed[unit.given] += unit.size
                 splits |= dict.fromkeys(unit.patients, unit.given)
-        in_class = Counter(splits.values())
-        count = sum(unit.size for unit in free)
-        # Patients of the site in all classes so far, and of the class at all sites so far.
-        reached = placed.total() + in_class.total() + 2 * count
+        free = [unit for unit in units if not unit.given]
         lacking = _site_numbers(
-            count,
-            room={name: totals[name] - have[name] for name in fractions},
-            even={name: share * count for name, share in fractions.items()},
-            behind={
-                name: share * reached - placed[name] - in_class[name]
-                for name, share in fractions.items()
-            },
+            sum(unit.size for unit in free), room, fractions, placed, Counter(splits.values())
         )
-        for unit in sorted(free, key=lambda unit: _order(seed, unit.first)):
+        for unit in free:
             fitting = [name for name in reversed(lacking) if lacking[name] >= unit.size]
             split = fitting[0] if fitting else max(lacking, key=lacking.__getitem__)
             lacking[split] -= unit.size
-            have[split] += unit.size
+            room[split] -= unit.size
             placed[split] += unit.size
             splits |= dict.fromkeys(unit.patients, split)
     return splits
@@ -241,18 +241,17 @@ def _order(seed: int, name: str) -> str:
     return hashlib.sha256(f"{seed} {name}".encode()).hexdigest()
 
 
-def _totals(count: int, have: Counter[str], fractions: Mapping[str, float]) -> Counter[str]:
-    """How many patients of a class each split will hold, those that it has included.
+def _room(count: int, given: Counter[str], fractions: Mapping[str, float]) -> dict[str, int]:
+    """How many of a class of `count` patients each split gets beside those that it is given.
 
     Where given splits exceed their share, the splits that come first give way.
     """
-    totals = have.copy()
-    free = count - have.total()
+    free = count - given.total()
+    room = dict.fromkeys(fractions, 0)
     for name, share in reversed(_shares(count, fractions).items()):
-        more = min(max(share - have[name], 0), free)
-        totals[name] += more
-        free -= more
-    return totals
+        room[name] = min(max(share - given[name], 0), free)
+        free -= room[name]
+    return room
 
 
 def _shares(count: int, fractions: Mapping[str, float]) -> dict[str, int]:
@@ -271,7 +270,11 @@ def _shares(count: int, fractions: Mapping[str, float]) -> dict[str, int]:
 
 
 def _site_numbers(
-    count: int, *, room: dict[str, int], even: dict[str, float], behind: dict[str, float]
+    count: int,
+    room: Mapping[str, int],
+    fractions: Mapping[str, float],
+    placed: Counter[str],
+    in_class: Counter[str],
 ) -> dict[str, int]:
     """How many of a site's free patients of a class each split gets, one by one.
 
@@ -280,15 +283,17 @@ def _site_numbers(
     Args:
       count: free patients.
       room: how many more of the class each split may get, at all sites together.
-      even: the splits' exact parts of `count`.
-      behind: how many patients each split is behind its part of the site in all classes so far,
-        and behind its part of the class at all sites so far.
+      fractions: split -> share.
+      placed: patients of the site in each split, of all classes so far.
+      in_class: patients of the class in each split, at all sites so far.
     """
-    numbers = dict.fromkeys(room, 0)
+    numbers = dict.fromkeys(fractions, 0)
+    reached = placed.total() + in_class.total() + 2 * count
 
     def claim(name: str) -> tuple[bool, bool, float]:
-        more = numbers[name] + 1
-        return more <= even[name] + 1e-9, more < even[name] + 1, behind[name] - numbers[name]
+        share, more = fractions[name], numbers[name] + 1
+        behind = share * reached - placed[name] - in_class[name]
+        return more <= share * count + 1e-9, more < share * count + 1, behind - numbers[name]
 
     for _ in range(count):
         split = max((name for name in room if numbers[name] < room[name]), key=claim)

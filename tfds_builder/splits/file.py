@@ -3,12 +3,12 @@
 import csv
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from tfds_builder.classes import fault_of
 from tfds_builder.commandline.errors import UserError
-from tfds_builder.splits.names import is_split_name
+from tfds_builder.manifest import FOLD, SPLITS
 from tfds_builder.tables import csv_text
 
 FILE_NAME = "splits.csv"
@@ -31,7 +31,8 @@ def read_splits(path: Path) -> dict[str, tuple[str, str]]:
         raise UserError(f"{path}: row 1 must be {','.join(_FIELDS)}; restore the file or remove it")
     known: dict[str, tuple[str, str]] = {}
     for number, row in enumerate(table[1:], start=2):
-        if len(row) != len(_FIELDS) or fault_of(row[1]) or not is_split_name(row[2]):
+        whole = len(row) == len(_FIELDS) and not fault_of(row[1])
+        if not whole or not (row[2] in SPLITS or FOLD.fullmatch(row[2])):
             raise UserError(f"{path}: row {number}: not patient_key,label,split; restore the file")
         if not _KEY.fullmatch(row[0]):
             raise UserError(
@@ -47,3 +48,25 @@ def read_splits(path: Path) -> dict[str, tuple[str, str]]:
 def splits_text(known: Mapping[str, tuple[str, str]]) -> str:
     """The content of splits.csv: pseudonyms, labels and splits, sorted."""
     return csv_text(_FIELDS, ((patient, *known[patient]) for patient in sorted(known)))
+
+
+def check_division(found: set[str], names: tuple[str, ...], file: Path) -> None:
+    """Checks that the splits found in a file are those that patients are to be divided into.
+
+    The file holds a whole division: four folds are never the first four of five. Raises UserError.
+    """
+    divided, wanted = _division(found), _division(names)
+    if found and (divided != wanted or not found <= set(names)):
+        raise UserError(
+            f"{file} divides into {divided}, not into {wanted}: use another --data_dir, or remove "
+            "the file to divide all patients anew"
+        )
+
+
+def _division(names: Collection[str]) -> str:
+    if set(names) <= set(SPLITS):
+        return ", ".join(SPLITS)
+    folds = [int(fold[1]) for name in names if (fold := FOLD.fullmatch(name))]
+    if len(folds) == len(names):
+        return f"{1 + max(folds)} folds"
+    return ", ".join(sorted(names))

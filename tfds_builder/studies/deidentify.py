@@ -4,6 +4,7 @@ In: identifiers from the manifest and the file's header, and a secret that the s
 that says nothing about the person to whoever lacks the secret.
 """
 
+import functools
 import hashlib
 import hmac
 import os
@@ -67,10 +68,10 @@ def _create_key(path: Path) -> bytes:
     """Under a name of its own first: a build that is ended here must not leave half a key."""
     key = secrets.token_bytes(32)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    for_owner = functools.partial(os.open, mode=0o600)
     try:
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            with open(part, "x", encoding="ascii", opener=for_owner) as file:
                 file.write(key.hex() + "\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -89,24 +90,13 @@ def _create_key(path: Path) -> bytes:
     return key
 
 
-def patient_pseudonym(key: bytes, patient_id: str) -> str:
-    """16 hexadecimal characters: the head of HMAC-SHA256(key, patient_id)."""
-    return _pseudonym(key, patient_id)
+def pseudonym(key: bytes, *names: str) -> str:
+    """16 hexadecimal characters: the head of HMAC-SHA256(key, names with NUL between them).
 
-
-def study_pseudonym(key: bytes, patient_id: str, study: str) -> str:
-    """The same for a study; the patient is part of it, since study numbers recur."""
-    return _pseudonym(key, f"{patient_id}\0{study}")
-
-
-def site_pseudonym(key: bytes, site: str | None) -> str:
-    """The same for a site; empty where the manifest names none."""
-    # No patient_id is empty, so no study's text begins like this.
-    return _pseudonym(key, f"\0site\0{site}") if site else ""
-
-
-def _pseudonym(key: bytes, text: str) -> str:
-    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()[:16]
+    `names` are a patient_id; or a patient_id and a study, since study numbers recur; or, as no
+    patient_id is empty, '', 'site' and a site.
+    """
+    return hmac.new(key, "\0".join(names).encode(), hashlib.sha256).hexdigest()[:16]
 
 
 def age_band(age: int | None) -> str:

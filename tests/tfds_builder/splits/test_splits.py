@@ -2,7 +2,6 @@ import hashlib
 import random
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +15,8 @@ from tfds_builder.splits import (
     assign_splits,
     check_division,
     shares_of,
-    split_names,
 )
 from tfds_builder.splits.file import read_splits, splits_text
-from tfds_builder.splits.proof import Membership, prove_disjoint
 
 
 def patients(count: int, seed: int = 3) -> dict[str, str]:
@@ -32,6 +29,10 @@ def divide(labels, fixed=None, fractions=FRACTIONS, folds=None, **options) -> di
     return assign_splits(
         labels, fixed, classes=classes, fractions=shares_of(folds, fractions), **options
     )
+
+
+def split_names(folds: int | None = None) -> tuple[str, ...]:
+    return tuple(shares_of(folds))
 
 
 def sites_of(labels: dict[str, str], sizes: tuple[int, ...]) -> dict[str, str]:
@@ -212,11 +213,9 @@ def test_a_group_takes_the_split_that_one_of_it_is_given():
 
 def test_a_group_given_two_splits_is_refused_with_both_patients():
     labels = dict.fromkeys("abcd", "normal")
-    with pytest.raises(TornGroup, match="the same scan") as caught:
+    with pytest.raises(TornGroup) as caught:
         divide(labels, {"b": "test", "c": "train"}, groups=["abc"])
-    assert caught.value.patients == ("b", "c")
-    assert caught.value.splits == ("test", "train")
-    assert "\n" not in str(caught.value)
+    assert caught.value.args == ("b", "c")
 
 
 def test_a_group_counts_under_its_most_serious_label():
@@ -303,59 +302,6 @@ def test_given_splits_may_be_some_of_them_but_a_whole_division_may_not():
     check(split_names(5), 5)
     with pytest.raises(UserError, match=r"into 4 folds, not into 5 folds"):
         check(split_names(4), 5)
-
-
-def members(folds: int | None = None) -> list[Membership]:
-    labels = patients(60)
-    splits = divide(labels, folds=folds)
-    return [
-        Membership(f"s-{patient}-{view}", f"s-{patient}", patient, labels[patient], splits[patient])
-        for patient in labels
-        for view in ("anterior", "posterior")
-    ]
-
-
-def test_the_proof_counts_what_there_is():
-    everyone = members()
-    proof = prove_disjoint(everyone, PUBLISHED)
-    assert sum(found["images"] for found in proof["splits"].values()) == len(everyone)
-    for split, found in proof["splits"].items():
-        own = [m for m in everyone if m.split == split]
-        assert found["patients"] == len({m.patient_key for m in own})
-        assert found["images_by_class"] == {k: sum(m.label == k for m in own) for k in PUBLISHED}
-    assert all(
-        shared == {"patients": 0, "studies": 0, "images": 0}
-        for shared in proof["intersections"].values()
-    )
-    assert len(proof["intersections"]) == 3
-
-
-def test_the_proof_knows_folds_and_sites():
-    everyone = [replace(m, site=f"site-{int(m.patient_key, 16) % 3}") for m in members(folds=4)]
-    proof = prove_disjoint(everyone, PUBLISHED, split_names(4))
-    assert list(proof["splits"]) == list(split_names(4))
-    assert len(proof["intersections"]) == 6
-    for split, found in proof["splits"].items():
-        own = {(m.patient_key, m.site) for m in everyone if m.split == split}
-        assert found["patients_by_site"] == {
-            f"site-{n}": sum(site == f"site-{n}" for _, site in own) for n in range(3)
-        }
-    assert "patients_by_site" not in prove_disjoint(members(), PUBLISHED)["splits"]["train"]
-
-
-def test_an_image_in_a_split_unknown_to_the_proof_does_not_escape_it():
-    with pytest.raises(KeyError):
-        prove_disjoint(members(folds=4), PUBLISHED)
-
-
-@pytest.mark.parametrize("field", ["patient_key", "study_key", "image_id"])
-def test_anything_shared_by_two_splits_is_refused(field):
-    everyone = members()
-    a = next(n for n, m in enumerate(everyone) if m.split == "train")
-    b = next(n for n, m in enumerate(everyone) if m.split == "test")
-    everyone[a] = replace(everyone[a], **{field: getattr(everyone[b], field)})
-    with pytest.raises(UserError, match=r"share|twice"):
-        prove_disjoint(everyone, PUBLISHED)
 
 
 @pytest.mark.parametrize("folds", [None, 12])

@@ -27,18 +27,18 @@ def test_a_damaged_key_is_refused_and_left_alone(tmp_path, content):
 
 def test_a_pseudonym_is_the_head_of_the_hmac():
     # RFC 4231, test case 2: HMAC-SHA256("Jefe", "what do ya want for nothing?").
-    pseudonym = deidentify.patient_pseudonym(b"Jefe", "what do ya want for nothing?")
+    pseudonym = deidentify.pseudonym(b"Jefe", "what do ya want for nothing?")
     assert pseudonym == "5bdcc146bf60754e"
 
 
 def test_pseudonyms_depend_on_key_and_patient():
-    keys = [deidentify.patient_pseudonym(key, p) for key in (b"1" * 32, b"2" * 32) for p in "ab"]
+    keys = [deidentify.pseudonym(key, p) for key in (b"1" * 32, b"2" * 32) for p in "ab"]
     assert len(set(keys)) == 4
 
 
 def test_the_same_study_number_of_two_patients_is_two_studies():
     key = b"k" * 32
-    first, second = (deidentify.study_pseudonym(key, patient, "1") for patient in ("a", "b"))
+    first, second = (deidentify.pseudonym(key, patient, "1") for patient in ("a", "b"))
     assert first != second
 
 
