@@ -171,7 +171,7 @@ def serialise(record: Record, classes: Classes) -> bytes:
         elif value.dtype == np.float32:
             feature.float_list.value.extend(np.atleast_1d(value).tolist())
         elif value.dtype == np.bool_:
-            feature.int64_list.value.extend(value.tolist())
+            feature.int64_list.value.extend(value.astype(np.int64).tolist())
         else:
             feature.bytes_list.value.append(value.tobytes())
     return example.SerializeToString(deterministic=True)
