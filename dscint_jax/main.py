@@ -207,10 +207,10 @@ def main(argv: Sequence[str]) -> None:
     def train_until_stopped(cluster: Cluster) -> None:
         # And these after the processes have met: it takes seconds, and they may not fit.
         from dscint_jax.compilation_cache import use_compilation_cache
-        from dscint_jax.training.profiling import parse_window
+        from dscint_jax.training.profiling import NO_STEPS, parse_window
         from dscint_jax.training.train import train
 
-        window = parse_window(_PROFILE.value) if _PROFILE.value is not None else None
+        window = NO_STEPS if _PROFILE.value is None else parse_window(_PROFILE.value)
         use_compilation_cache()
         train(
             _read_config(),

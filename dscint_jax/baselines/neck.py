@@ -8,7 +8,13 @@ import numpy as np
 
 from dscint_jax.baselines import NECK_STEPS
 from dscint_jax.config import Augmentation, Config, Optimizer
-from dscint_jax.input_pipeline import HostBatch, Scintigrams, device_fields, training_batches
+from dscint_jax.input_pipeline import (
+    HostBatch,
+    Scintigrams,
+    device_fields,
+    host_batches,
+    training_order,
+)
 from dscint_jax.metrics.passes import Evaluation, predict_split
 from dscint_jax.metrics.predictions import Predictions
 from dscint_jax.training.experiment import make_experiment
@@ -73,7 +79,8 @@ def neck_predictions(
         return predict_split(evaluate, images, batch_size=batch_size)
 
     state, best, highest = experiment.initial_state(), None, None
-    batches = training_batches(necks["train"], batch_size=batch_size, seed=seed, start=0)
+    order = training_order(necks["train"], batch_size=batch_size, seed=seed)
+    batches = host_batches(necks["train"], order=order, start=0)
     for step in range(1, steps + 1):
         state, _ = step_once(state, device_fields(next(batches)))
         if step % VALIDATE_EVERY == 0 or step == steps:

@@ -23,7 +23,7 @@ from dscint_jax.input_pipeline.device_cache import DeviceCache
 from dscint_jax.input_pipeline.feeds import (
     device_fields,
     evaluation_batches,
-    training_batches,
+    host_batches,
     training_feed,
 )
 from dscint_jax.input_pipeline.order import index_batches, training_order
@@ -37,8 +37,6 @@ from dscint_jax.input_pipeline.protocol import (
     sample_of,
 )
 from dscint_jax.input_pipeline.records import (
-    COPY,
-    DEVICE_FIELDS,
     IDENTITY_FIELDS,
     HeldImages,
     HostBatch,

@@ -21,6 +21,7 @@ from dscint_jax.input_pipeline.records import (
     HostBatch,
     Images,
     count_type,
+    padded,
     read_columns,
 )
 from dscint_jax.input_pipeline.scintigrams import Scintigrams
@@ -59,7 +60,7 @@ class DeviceCache:
 
 
 def _on_devices(images: Images, mesh: Mesh) -> dict[str, jax.Array]:
-    """All images, as many on each device; what is missing at the end is zero."""
+    """All images, as many on each device."""
     each = -(-len(images) // mesh.size)
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
     places = sharding.addressable_devices_indices_map((each * mesh.size,))
@@ -76,7 +77,8 @@ def _on_devices(images: Images, mesh: Mesh) -> dict[str, jax.Array]:
         part = parts.pop(device)
         part["counts"] = part["counts"].astype(kind, copy=False)
         for name in DEVICE_FIELDS:
-            shards[name].append(jax.device_put(_filled(part[name], each), device))
+            column = padded(part[name], each - len(part[name]))
+            shards[name].append(jax.device_put(column, device))
     return {
         name: jax.make_array_from_single_device_arrays(
             (each * mesh.size, *arrays[0].shape[1:]), sharding, arrays
@@ -90,12 +92,6 @@ def _agreed_type(most: int) -> type[np.integer]:
     if jax.process_count() > 1:
         most = int(multihost_utils.process_allgather(np.int32(most)).max())
     return count_type(most)
-
-
-def _filled(values: np.ndarray, rows: int) -> np.ndarray:
-    if len(values) == rows:
-        return values
-    return np.concatenate([values, np.zeros((rows - len(values), *values.shape[1:]), values.dtype)])
 
 
 def _gather(columns: Columns, indices: Int[Array, " batch"], *, mesh: Mesh) -> dict[str, jax.Array]:

@@ -12,40 +12,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dscint_jax.input_pipeline.device_cache import DeviceCache
-from dscint_jax.input_pipeline.order import training_order
 from dscint_jax.input_pipeline.placement import DEVICE
-from dscint_jax.input_pipeline.records import COPY, DEVICE_FIELDS, HostBatch
+from dscint_jax.input_pipeline.records import COPY, DEVICE_FIELDS, HostBatch, padded
 from dscint_jax.input_pipeline.scintigrams import Scintigrams
 from dscint_jax.mesh import DeviceBatch, local_rows, shard_batch
 
 LOOK_AHEAD = 2
 """Batches on the devices: the one that a step takes, and the next."""
-
-
-class TrainingFeed(Iterator[DeviceBatch]):
-    """Endless batches on the devices; closed, it gives no more and what it held is free.
-
-    Args:
-      batches: the batches.
-      close: ends what they are read by.
-    """
-
-    def __init__(self, batches: Iterable[DeviceBatch], close: Callable[[], None] = lambda: None):
-        self._batches, self._close = _ahead(batches), close
-
-    def __next__(self) -> DeviceBatch:
-        return next(self._batches)
-
-    def close(self) -> None:
-        """Ends all reading; may be called again."""
-        self._batches.close()
-        self._close()
-
-    def __enter__(self) -> "TrainingFeed":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def training_feed(
@@ -56,8 +29,10 @@ def training_feed(
     cache: str,
     start: int,
     threads: int = 2,
-) -> TrainingFeed:
+) -> Generator[DeviceBatch, None, None]:
     """Endless batches on the devices, beginning with the one of step `start`.
+
+    Closed, it gives no more, all reading has ended, and what it held is free.
 
     Args:
       images: the split.
@@ -70,30 +45,28 @@ def training_feed(
     """
     if cache == DEVICE:
         held = DeviceCache(images, mesh)
-        return TrainingFeed(held.batch(indices) for indices in _from(order, start))
+        # Grain's hints have None for what a filter leaves out, and an order has no filter.
+        steps = range(start, len(order))
+        return _ahead(held.batch(np.asarray(order[step])) for step in steps)
     rows = local_rows(len(np.asarray(order[0])), mesh)
     batches = host_batches(images, order=order, rows=rows, threads=threads, start=start)
     on_devices = (shard_batch(device_fields(batch), mesh) for batch in batches)
     # Older versions of Grain end their threads when nothing refers to them any more.
-    return TrainingFeed(on_devices, getattr(batches, "close", lambda: None))
-
-
-def training_batches(
-    images: Scintigrams, *, batch_size: int, seed: int, start: int, threads: int = 2
-) -> Iterator[HostBatch]:
-    """Endless shuffled batches on the host, beginning with the one of step `start`.
-
-    Raises:
-      UserError: the split is smaller than one batch.
-    """
-    order = training_order(images, batch_size=batch_size, seed=seed)
-    return host_batches(images, order=order, rows=slice(None), threads=threads, start=start)
+    return _ahead(on_devices, getattr(batches, "close", lambda: None))
 
 
 def host_batches(
-    images: Scintigrams, *, order: grain.MapDataset, rows: slice, threads: int, start: int
+    images: Scintigrams,
+    *,
+    order: grain.MapDataset,
+    start: int,
+    rows: slice = slice(None),
+    threads: int = 2,
 ) -> Iterator[HostBatch]:
-    """Some rows of every batch, beginning with the one of step `start`, read ahead by threads."""
+    """Endless batches on the host, or some rows of each, read ahead by threads.
+
+    Arguments as for `training_feed`.
+    """
     batches = order.map(lambda indices: images.read(indices[rows]))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     iterator = batches.to_iter_dataset(options).__iter__()
@@ -115,7 +88,7 @@ def evaluation_batches(
         batch = images.read(real if len(real) else np.zeros(1, np.int64))
         batch["mask"] = batch["mask"] & bool(len(real))
         missing = len(wanted) - len(batch["label"])
-        yield {name: _pad(values, missing) for name, values in batch.items()}
+        yield {name: padded(values, missing) for name, values in batch.items()}
 
 
 def device_fields(batch: HostBatch) -> HostBatch:
@@ -123,28 +96,19 @@ def device_fields(batch: HostBatch) -> HostBatch:
     return {name: batch[name] for name in (*DEVICE_FIELDS, COPY) if name in batch}
 
 
-def _from(order: grain.MapDataset, start: int) -> Iterator[np.ndarray]:
-    for step in range(start, len(order)):
-        # Grain's hints have None for what a filter leaves out, and an order has no filter.
-        yield np.asarray(order[step])
-
-
-def _ahead(batches: Iterable[DeviceBatch]) -> Generator[DeviceBatch, None, None]:
-    """The same batches, each begun before the one before it is taken.
+def _ahead(
+    batches: Iterable[DeviceBatch], close: Callable[[], None] = lambda: None
+) -> Generator[DeviceBatch, None, None]:
+    """The same batches, each begun before the one before it is taken; `close` ends their reading.
 
     Copies to devices and gathers on them run beside the step, so that no thread is needed.
     """
     waiting = collections.deque()
-    for batch in batches:
-        waiting.append(batch)
-        if len(waiting) == LOOK_AHEAD:
-            yield waiting.popleft()
-    yield from waiting
-
-
-def _pad(values: np.ndarray, missing: int) -> np.ndarray:
-    if not missing:
-        return values
-    # A scale of 1 keeps the padding finite; all else is zero, False or empty.
-    filler = np.ones if values.dtype == np.float32 else np.zeros
-    return np.concatenate([values, filler((missing, *values.shape[1:]), values.dtype)])
+    try:
+        for batch in batches:
+            waiting.append(batch)
+            if len(waiting) == LOOK_AHEAD:
+                yield waiting.popleft()
+        yield from waiting
+    finally:
+        close()

@@ -193,6 +193,15 @@ def joined(chunks: Sequence[HostBatch]) -> HostBatch:
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
+def padded(values: np.ndarray, missing: int) -> np.ndarray:
+    """A column with so many rows more, for which there is no image."""
+    if not missing:
+        return values
+    # A scale of 1 keeps the padding finite; all else is zero, False or empty.
+    filler = np.ones if values.dtype == np.float32 else np.zeros
+    return np.concatenate([values, filler((missing, *values.shape[1:]), values.dtype)])
+
+
 def _records(source: Any, indices: Int[np.ndarray, " batch"]) -> list[dict[str, Any]]:
     return source.__getitems__([int(i) for i in indices])
 

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import jax
 
-from dscint_jax.cluster import Cluster
+from dscint_jax.cluster import AgreedStop, Cluster
 from dscint_jax.mesh import DeviceBatch
 from dscint_jax.run.checkpoint import Checkpointer
 from dscint_jax.run.provenance import Ending
@@ -22,7 +22,7 @@ from dscint_jax.training.finite import STEPS_TAKEN
 from dscint_jax.training.log import RunLog
 from dscint_jax.training.profiling import Profiler
 from dscint_jax.training.state import TrainState
-from dscint_jax.training.stopping import Interrupted, Interruption, Stop, requeue
+from dscint_jax.training.stopping import Interrupted, Interruption, requeue
 from dscint_jax.training.timing import StepTimer
 from tfds_builder.commandline.progress import say
 
@@ -50,7 +50,7 @@ class Loop:
     check_finite: Callable[[float, TrainState], None]
     validate: Callable[[int, TrainState], dict[str, float]]
     checkpointer: Checkpointer
-    stop: Stop
+    stop: AgreedStop
     timer: StepTimer
     profiler: Profiler
     ending: Ending
@@ -116,7 +116,7 @@ class Loop:
         self.log.validated(step, scores)
 
     def _save_and_stop(self, step: int, state: TrainState) -> NoReturn:
-        self.ending.why = reason = self.stop.reason
+        self.ending.why = reason = str(self.stop.reason)
         if self.checkpointer.last_step() != step:
             self.checkpointer.save(step, state.items)
         self.checkpointer.close()

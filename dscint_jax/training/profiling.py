@@ -1,11 +1,10 @@
 """A trace of a few steps: what the devices and the host do at every moment, to open in xprof.
 
-In: a window of steps, FIRST:COUNT. Out: a trace under workdir/profile. Training goes on as without
+In: a window of steps. Out: a trace under workdir/profile. Training goes on as without
 it, slower by a little within the window; a trace that cannot be written is a warning.
 """
 
 import contextlib
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -19,25 +18,15 @@ FOLDER = "profile"
 MOST_STEPS = 100
 """Of one window: a trace grows with every step."""
 
+NO_STEPS = range(0)
+"""The window of a run that is not traced."""
+
 STEP_NAME = "train"
 """What the steps are called in the trace."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Window:
-    """The steps to trace: the first one, counted from 1 over all attempts, and how many."""
-
-    first: int
-    count: int
-
-    @property
-    def last(self) -> int:
-        """The last one."""
-        return self.first + self.count - 1
-
-
-def parse_window(text: str) -> Window:
-    """Reads FIRST:COUNT, such as '20:10': ten steps from the 20th on.
+def parse_window(text: str) -> range:
+    """Reads FIRST:COUNT, such as '20:10': ten steps from the 20th on, over all attempts.
 
     Raises:
       UserError: it is something else, or too long.
@@ -54,7 +43,7 @@ def parse_window(text: str) -> Window:
             f"--profile {text} is {count} steps long; {MOST_STEPS} at most, because the trace "
             f"grows with each"
         )
-    return Window(first, count)
+    return range(first, first + count)
 
 
 class Profiler:
@@ -66,7 +55,7 @@ class Profiler:
     The processes of one run each write theirs; those that are `shown` print where it lies.
     """
 
-    def __init__(self, workdir: Path, window: Window | None, *, shown: bool = True):
+    def __init__(self, workdir: Path, window: range, *, shown: bool = True):
         self._folder, self._window, self._shown = workdir / FOLDER, window, shown
         self._active = self._begun = False
         self._step = contextlib.ExitStack()
@@ -77,11 +66,11 @@ class Profiler:
     def __exit__(self, *_: object) -> None:
         self._stop()
         if self._window and not self._begun and self._shown:
-            say(f"no profile: no step from {self._window.first} to {self._window.last} was taken")
+            say(f"no profile: no step from {self._window[0]} to {self._window[-1]} was taken")
 
     def before(self, step: int) -> None:
         """Called before a step takes its batch."""
-        if self._window is None or not self._window.first <= step <= self._window.last:
+        if step not in self._window:
             return
         self._begun = True
         if not self._active:
@@ -93,7 +82,7 @@ class Profiler:
     def after(self, step: int, result: Any) -> None:
         """Called after a step's dispatch; waits for its result only at the window's end."""
         self._step.close()
-        if self._active and self._window and step >= self._window.last:
+        if self._active and step == self._window[-1]:
             jax.block_until_ready(result)
             self._stop()
 
@@ -127,6 +116,6 @@ class Profiler:
             )
 
     def _give_up(self, error: Exception) -> None:
-        self._window = None
+        self._window = NO_STEPS
         reason = " ".join(str(error).split())
         warn(f"no trace could be written to {self._folder} ({reason}); training goes on")

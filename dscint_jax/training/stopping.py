@@ -5,12 +5,12 @@ and SIGUSR1 from SLURM before the time is over, where `#SBATCH --signal=SIGUSR1@
 then the job goes into the queue again. Of several processes all stop after the same step, or the
 same evaluated batch.
 
-While there is nothing to save, as during compilation, which can take longer than a scheduler waits,
-all but SIGINT end the process at once, and with success: it did as it was told.
+A checkpoint is saved before the process ends. While there is nothing to save, as during
+compilation, which can take longer than a scheduler waits, all but SIGINT end a process that trains
+alone at once, and with success: it did as it was told. Of several, each goes on to its first step.
 """
 
 import contextlib
-import itertools
 import os
 import signal
 import socket
@@ -20,7 +20,6 @@ import threading
 from collections.abc import Mapping
 from types import FrameType
 
-from dscint_jax.cluster import AgreedStop
 from tfds_builder.commandline.progress import let_go_of_readers, say
 
 STOPPING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -51,6 +50,10 @@ class Interruption:
         self.status = status
         self._nothing_to_save, self._changing = False, threading.Lock()
         self._previous = {}
+
+    def wish(self) -> str | None:
+        """The name of the signal."""
+        return self.signal.name if self.signal else None
 
     @property
     def nothing_to_save(self) -> bool:
@@ -114,24 +117,6 @@ class Interruption:
             if number is signal.SIGUSR1:
                 requeue()
         os._exit(self.status)
-
-
-class Stop:
-    """Asked after every step and before every evaluated batch, in all processes alike."""
-
-    def __init__(self, interruption: Interruption, agreed: AgreedStop):
-        self._interruption, self._agreed = interruption, agreed
-        self._moments = itertools.count(1)
-
-    def asked(self) -> bool:
-        """Whether to stop now."""
-        wish = self._interruption.signal.name if self._interruption.signal else None
-        return self._agreed.should_stop_after(next(self._moments), wish)
-
-    @property
-    def reason(self) -> str:
-        """The signal's name, of whichever process got it."""
-        return str(self._agreed.reason)
 
 
 def requeue(environment: Mapping[str, str] = os.environ) -> None:

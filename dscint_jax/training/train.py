@@ -7,7 +7,6 @@ any moment and started again, it ends in the same parameters, bit for bit.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +60,10 @@ from dscint_jax.training.experiment import Experiment, load_images, make_experim
 from dscint_jax.training.log import RunLog
 from dscint_jax.training.loop import Loop
 from dscint_jax.training.nonfinite import check_finite
-from dscint_jax.training.profiling import Profiler, Window
+from dscint_jax.training.profiling import NO_STEPS, Profiler
 from dscint_jax.training.state import TrainState
 from dscint_jax.training.step import eval_step
-from dscint_jax.training.stopping import Interruption, Stop
+from dscint_jax.training.stopping import Interruption
 from dscint_jax.training.timing import StepTimer, memory_in_use
 from dscint_jax.training.validation import validate
 from dscint_jax.weights.import_torch import ImportReport
@@ -83,7 +82,7 @@ def train(
     workdir: Path,
     *,
     cluster: Cluster = ALONE,
-    window: Window | None = None,
+    window: range = NO_STEPS,
     status_when_stopped: int = 0,
 ) -> None:
     """Trains until `config.steps`, resuming from the newest checkpoint in `workdir`.
@@ -94,17 +93,14 @@ def train(
     total; with the others the rate goes up again where it had come down. `provenance.json` has the
     total of every attempt.
 
-    On SIGTERM, SIGHUP, SIGUSR1 or Ctrl-C a checkpoint is saved before the process ends; after
-    SIGUSR1 a SLURM job goes into the queue again. On one of the first three before the first step
-    there is nothing to save, and a process that trains alone ends at once; of several, each goes on
-    to its first step, so that all end together.
+    A signal that asks for a stop is obeyed as `stopping` says.
 
     Args:
       config: its durations may be in any unit.
       workdir: where checkpoints and metrics go; the same folder in all processes.
       cluster: the processes that train together.
       window: steps to trace for a profile.
-      status_when_stopped: exit status after one of these three.
+      status_when_stopped: exit status after a stop by any signal but Ctrl-C's.
 
     Raises:
       UserError: a config value, the data set or the work directory does not fit, another
@@ -164,15 +160,8 @@ def train(
         resumable(workdir),
         contextlib.ExitStack() as writing,
     ):
-
-        def begin_to_write() -> None:
-            interruption.nothing_to_save = False
-            if cluster.is_first:
-                writing.enter_context(lock.held(workdir))
-                remove_parts(workdir)
-
         interruption.nothing_to_save = cluster.process_count == 1
-        _train(config, batch_size, workdir, cluster, window, interruption, begin_to_write)
+        _train(config, batch_size, workdir, cluster, window, interruption, writing)
 
 
 def _train(
@@ -180,9 +169,9 @@ def _train(
     batch_size: int,
     workdir: Path,
     cluster: Cluster,
-    window: Window | None,
+    window: range,
     interruption: Interruption,
-    begin_to_write: Callable[[], None],
+    writing: contextlib.ExitStack,
 ) -> None:
     # Devices
     check_backend()
@@ -204,8 +193,7 @@ def _train(
     new = completed_step(workdir) is None
     imported = None
     if new:
-        state, imported = _first_state(config, experiment)
-        state = replicate(state, mesh)
+        state, imported = _first_state(config, experiment, mesh)
     else:
         state = replicated_shapes(experiment.state_shapes, mesh)
     take_step = parallel.compile_train_step(experiment.spec, mesh, config.spmd)
@@ -222,11 +210,13 @@ def _train(
         take_step if config.spmd == "jit" else parallel.compile_train_step(experiment.spec, mesh)
     )
     shapes = batch_shapes(device_fields(example), mesh)
-    _check_network(config, len(training.classes), (traced, evaluate), state, shapes)
+    _check_network(config, len(training.classes), traced, evaluate, state, shapes)
 
     # Checkpoints
-    begin_to_write()
+    interruption.nothing_to_save = False
     if cluster.is_first:
+        writing.enter_context(lock.held(workdir))
+        remove_parts(workdir)
         fewer = claim(workdir, config)
         if fewer:
             _say(
@@ -243,8 +233,7 @@ def _train(
         state = TrainState.from_items(restored)
     elif not new:
         _say(cluster, "no checkpoint is whole: training starts anew")
-        state, imported = _first_state(config, experiment)
-        state = replicate(state, mesh)
+        state, imported = _first_state(config, experiment, mesh)
     start = int(state.step)
     if start:
         _say(cluster, f"resuming after step {start}")
@@ -293,9 +282,9 @@ def _train(
     with (
         Ending(workdir, start, functools.partial(_details, timer, start)) as ending,
         contextlib.closing(trackers),
-        AgreedStop(cluster) as agreed,
+        AgreedStop(interruption.wish, cluster) as stop,
         Profiler(workdir, window, shown=cluster.is_first) as profiler,
-        feed as batches,
+        contextlib.closing(feed) as batches,
         ProgressBar(
             "training",
             total=int(config.steps),
@@ -306,7 +295,6 @@ def _train(
             shown=cluster.is_first,
         ) as progress,
     ):
-        stop = Stop(interruption, agreed)
         loop = Loop(
             steps=int(config.steps),
             log_every=int(config.log_every),
@@ -344,11 +332,14 @@ def _details(timer: StepTimer, start: int, step: int) -> dict[str, Any]:
     }
 
 
-def _first_state(config: Config, experiment: Experiment) -> tuple[TrainState, ImportReport | None]:
-    """The state before the first step, and what of it came from a file."""
-    if config.init_from:
-        return experiment.imported_state(Path(config.init_from))
-    return experiment.initial_state(), None
+def _first_state(
+    config: Config, experiment: Experiment, mesh: Mesh
+) -> tuple[TrainState, ImportReport | None]:
+    """The state before the first step, on every device, and what of it came from a file."""
+    if not config.init_from:
+        return replicate(experiment.initial_state(), mesh), None
+    state, imported = experiment.imported_state(Path(config.init_from))
+    return replicate(state, mesh), imported
 
 
 def _size(config: Config, split: str) -> int:
@@ -429,16 +420,12 @@ def _say(cluster: Cluster, text: str) -> None:
 def _check_network(
     config: Config,
     classes: int,
-    steps: tuple[parallel.TrainStep, parallel.EvalStep],
+    take_step: parallel.TrainStep,
+    evaluate: parallel.EvalStep,
     state: TrainState,
     batch: dict[str, jax.ShapeDtypeStruct],
 ) -> None:
     """Raises UserError unless both steps can be traced and give logits of the right kind."""
-    take_step, evaluate = steps
-    examples = (
-        f"config.model {config.model} does not take examples of shape "
-        f"{batch['counts'].shape[1:]} (config.data.records is {config.data.records})"
-    )
     try:
         found = jax.eval_shape(evaluate, *state.evaluated, batch).probabilities
         wanted = (*batch["label"].shape, classes)
@@ -453,4 +440,8 @@ def _check_network(
         raise
     # A user's own network may raise anything.
     except Exception as error:
-        raise UserError(f"{examples}: {type(error).__name__}: {error}") from error
+        raise UserError(
+            f"config.model {config.model} does not take examples of shape "
+            f"{batch['counts'].shape[1:]} (config.data.records is {config.data.records}): "
+            f"{type(error).__name__}: {error}"
+        ) from error

@@ -6,12 +6,13 @@ In: the training state. Out: the scores that decide which checkpoint is the best
 import numpy as np
 from jax.sharding import Mesh
 
+from dscint_jax.cluster import AgreedStop
 from dscint_jax.input_pipeline import HostBatch, Scintigrams, device_fields
 from dscint_jax.mesh import local_rows, shard_batch
 from dscint_jax.metrics.passes import Evaluation, score_split
 from dscint_jax.training import parallel
 from dscint_jax.training.state import TrainState
-from dscint_jax.training.stopping import Interrupted, Stop
+from dscint_jax.training.stopping import Interrupted
 from tfds_builder.commandline.errors import UserError
 
 
@@ -23,7 +24,7 @@ def validate(
     eval_step: parallel.EvalStep,
     mesh: Mesh,
     batch_size: int,
-    stop: Stop,
+    stop: AgreedStop,
 ) -> dict[str, float]:
     """The mean cross-entropy ('loss', nats) and the five metrics of a state.
 

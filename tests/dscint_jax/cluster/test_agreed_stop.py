@@ -9,12 +9,12 @@ LOOP = """\
 draw = random.Random(f"{seed} {{index}}")
 wishes = []
 signal.signal(signal.{name}, lambda *_: wishes.append("{name}"))
-with AgreedStop(cluster) as stop:
+with AgreedStop(lambda: wishes[0] if wishes else None, cluster) as stop:
     for step in range(101, 1000):
         time.sleep(draw.uniform(0, 0.02 + 0.03 * index))
         if step == {told_at} and index in {told}:
             os.kill(os.getpid(), signal.{name})
-        if stop.should_stop_after(step, *wishes[:1]):
+        if stop.asked():
             break
 print("stopped after", step, stop.reason)
 """
@@ -37,7 +37,8 @@ def test_all_stop_after_the_same_step_whoever_is_told_and_know_why(run, told, na
 
 
 def test_lone_process_stops_at_once():
-    with AgreedStop() as stop:
-        assert not stop.should_stop_after(1)
-        assert stop.should_stop_after(2, "SIGTERM")
+    wishes = iter([None, "SIGTERM"])
+    with AgreedStop(lambda: next(wishes)) as stop:
+        assert not stop.asked()
+        assert stop.asked()
         assert stop.reason == "SIGTERM"

@@ -3,6 +3,7 @@
 Compares the batches of the device cache with those of the host feed, and says 'same batches'.
 """
 
+import contextlib
 import dataclasses
 import sys
 from pathlib import Path
@@ -43,7 +44,8 @@ for copies in (None, 3):
     for cache in ("device", "host"):
         recorded = Recorded(images.images)
         part = dataclasses.replace(images, images=recorded)
-        with training_feed(part, order=order, mesh=mesh, cache=cache, start=3) as feed:
+        feed = training_feed(part, order=order, mesh=mesh, cache=cache, start=3)
+        with contextlib.closing(feed):
             batches[cache] = [next(feed) for _ in range(4)]
         seen[cache] = recorded.seen
     for on_devices, on_host in zip(batches["device"], batches["host"], strict=True):

@@ -3,6 +3,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -58,8 +59,8 @@ def test_device_and_host_feed_give_the_same_batches_from_any_start(
     for start in (0, 1, 7):
         options = {"order": order, "mesh": mesh, "start": start}
         with (
-            training_feed(images, cache="device", **options) as on_devices,
-            training_feed(images, cache="host", **options) as on_host,
+            closing(training_feed(images, cache="device", **options)) as on_devices,
+            closing(training_feed(images, cache="host", **options)) as on_host,
         ):
             for step in range(start, start + 4):
                 batch = next(on_devices)

@@ -2,6 +2,7 @@ import dataclasses
 import itertools
 import threading
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -9,12 +10,11 @@ import pytest
 from dscint_jax.input_pipeline import (
     HeldImages,
     evaluation_batches,
+    host_batches,
     index_batches,
     load_split,
-    training_batches,
     training_feed,
 )
-from dscint_jax.input_pipeline.feeds import host_batches
 from dscint_jax.mesh import data_mesh
 
 
@@ -28,7 +28,8 @@ def _load_studies(studies_dir, split="train", pool=16, cache_gib=1.0):
 
 def test_batches_resumed_at_any_step_are_those_of_an_undisturbed_run(data_dir):
     images = _load(data_dir)
-    start = lambda step: training_batches(images, batch_size=8, seed=1, start=step)  # noqa: E731
+    order = index_batches(len(images), batch_size=8, seed=1)
+    start = lambda step: host_batches(images, order=order, start=step)  # noqa: E731
     whole = start(0)
     undisturbed = [next(whole) for _ in range(7)]
     for step in range(7):
@@ -87,7 +88,7 @@ def test_image_that_cannot_be_read_ends_the_feed_with_its_error(data_dir, thread
     torn = dataclasses.replace(images, images=_Torn(images.images, order[2][5]))
     options = {"order": order, "mesh": data_mesh(), "cache": "host", "threads": threads}
     with (
-        training_feed(torn, start=0, **options) as feed,
+        closing(training_feed(torn, start=0, **options)) as feed,
         pytest.raises(OSError, match=r"the disk is gone"),
     ):
         list(itertools.islice(feed, 4))
@@ -123,8 +124,8 @@ def test_next_batch_is_on_its_way_before_a_step_takes_the_one_before(data_dir, c
     steps = []
     order = index_batches(len(images), batch_size=8, seed=1)
     order = order.map(lambda indices: steps.append(1) or indices)
-    mesh = data_mesh()
-    with training_feed(images, order=order, mesh=mesh, cache=cache, start=0, threads=1) as feed:
+    feed = training_feed(images, order=order, mesh=data_mesh(), cache=cache, start=0, threads=1)
+    with closing(feed):
         next(feed)
         assert len(steps) >= 2
         # The look-ahead is bounded: two batches, and on the host what threads read ahead.
