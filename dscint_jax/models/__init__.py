@@ -93,9 +93,16 @@ def build(
             plain["dtype"] = jnp.dtype(plain["dtype"])
         if "in_channels" in plain:
             check_size("in_channels", plain["in_channels"])
-        model = _call(name, network, {"num_classes": num_classes, "rngs": rngs, **plain})
+        model = network(num_classes=num_classes, rngs=rngs, **plain)
     except OptionError as error:
         raise UserError(f"{field}.{error}") from error
+    except UserError:
+        raise
+    # A user's own function may raise anything, and so may ours on an option of the wrong type.
+    except Exception as error:
+        raise UserError(
+            f"config.model: {name} failed with its model_options ({type(error).__name__}: {error})"
+        ) from error
     if not isinstance(model, nnx.Module):
         raise UserError(
             f"config.model: {name} returned a {type(model).__name__}; it must be a flax.nnx.Module"
@@ -164,18 +171,6 @@ def _find(name: str) -> Callable[..., object]:
     if not callable(network):
         raise UserError(f"config.model '{name}': {module_name} has no function '{attribute}'")
     return network
-
-
-def _call(name: str, network: Callable[..., object], arguments: Mapping[str, Any]) -> object:
-    try:
-        return network(**arguments)
-    except UserError:
-        raise
-    # A user's own function may raise anything, and so may ours on an option of the wrong type.
-    except Exception as error:
-        raise UserError(
-            f"config.model: {name} failed with its model_options ({type(error).__name__}: {error})"
-        ) from error
 
 
 def _defaults_of(network: Callable[..., object]) -> dict[str, Any] | None:

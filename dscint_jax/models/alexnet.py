@@ -7,26 +7,15 @@ weights.
 """
 
 import functools
+import math
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from dscint_jax.models.convolution import Maps
-from dscint_jax.models.layers import (
-    Conv,
-    Dropout,
-    Logits,
-    WideLinear,
-    apply_layers,
-    built,
-    flatten,
-)
+from dscint_jax.models.layers import Conv, Dropout, GridNetwork, WideLinear
 from dscint_jax.models.options import check_dropout, check_factor
-from dscint_jax.models.pooling import adaptive_average_pool, max_pool
-
-GRID = (6, 6)
-"""Rows and columns that the last maps are averaged to, whatever the size of the image."""
+from dscint_jax.models.pooling import max_pool
 
 WIDTHS = (64, 192, 384, 256, 256)
 """Channels of each convolution."""
@@ -35,7 +24,7 @@ HIDDEN = 4096
 """Units of each of the first two fully connected layers."""
 
 
-class AlexNet(nnx.Module):
+class AlexNet(GridNetwork):
     """The network.
 
     Args:
@@ -47,6 +36,7 @@ class AlexNet(nnx.Module):
     """
 
     STEM, HEAD = "features.0", "classifier.6"
+    GRID = (6, 6)
 
     def __init__(
         self,
@@ -86,7 +76,7 @@ class AlexNet(nnx.Module):
             nnx.List(
                 [
                     Dropout(dropout),
-                    linear(channels[-1] * GRID[0] * GRID[1], hidden),
+                    linear(channels[-1] * math.prod(self.GRID), hidden),
                     nnx.relu,
                     Dropout(dropout),
                     linear(hidden, hidden),
@@ -97,16 +87,3 @@ class AlexNet(nnx.Module):
             if num_classes
             else None
         )
-
-    def feature_maps(self, images: Maps) -> Maps:
-        """Returns the last maps, about a 32nd of the image's height and width."""
-        return apply_layers(self.features, images)
-
-    def __call__(self, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
-        """Returns float32 logits of normalised images; `rngs`: `dropout`, in training only."""
-        return self.classify(self.feature_maps(images), images, rngs=rngs)
-
-    def classify(self, maps: Maps, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
-        """Returns the logits of the last maps; `images` are not looked at."""
-        x = flatten(adaptive_average_pool(maps, GRID))
-        return apply_layers(built(self.classifier), x, rngs=rngs).astype(jnp.float32)

@@ -70,10 +70,8 @@ def network_cost(
     Raises:
       UserError: as `models.build` does, or the network does not take such images.
     """
-    model = abstract_network(name, num_classes=num_classes, channels=channels, options=options)
-    shape = _example_shape(model, size, channels)
-    convolutions, fully_connected = kernel_counts(model)
-    with _reading(name, shape):
+    with _read(name, num_classes, size, channels, options) as (model, shape):
+        convolutions, fully_connected = kernel_counts(model)
         return Cost(
             parameters=parameter_count(model),
             convolutions=convolutions,
@@ -86,25 +84,50 @@ def network_cost(
 def network_layers(
     name: str,
     *,
-    num_classes: int = 4,
-    size: tuple[int, int] = (1024, 256),
-    channels: int = 1,
-    options: Mapping[str, Any] | None = None,
+    num_classes: int,
+    size: tuple[int, int],
+    channels: int,
+    options: Mapping[str, Any],
 ) -> list[Layer]:
     """Every module that has parameters of its own, in the order of the forward pass.
 
     Arguments and errors as for `network_cost`.
     """
-    model = abstract_network(name, num_classes=num_classes, channels=channels, options=options)
-    shape = _example_shape(model, size, channels)
-    with _reading(name, shape):
-        return _layers_of(model, shape)
+    with _read(name, num_classes, size, channels, options) as (model, shape):
+        evaluate, (params, *rest) = _evaluation(model, shape)
+        program = jax.make_jaxpr(evaluate)(params, *rest).jaxpr
+    first_use: dict[core.Var, int] = {}
+    for number, equation in enumerate(program.eqns):
+        for variable in equation.invars:
+            if isinstance(variable, core.Var):
+                first_use.setdefault(variable, number)
+    leaves, structure = jax.tree.flatten(params)
+    turns = [first_use.get(v, len(program.eqns)) for v in program.invars[: len(leaves)]]
+    turn_of = dict(nnx.to_flat_state(jax.tree.unflatten(structure, turns)))
+    kinds = {path: type(node).__name__ for path, node in nnx.iter_graph(model)}
+    layers: dict[tuple, Layer] = {}
+    in_turn = sorted(nnx.to_flat_state(params), key=lambda item: turn_of[item[0]].get_value())
+    for (*path, name), variable in in_turn:
+        owner = tuple(path)
+        layer = layers.setdefault(owner, Layer(".".join(map(str, owner)), kinds[owner], {}))
+        layer.shapes[str(name)] = tuple(variable.shape)
+    return list(layers.values())
 
 
 @contextlib.contextmanager
-def _reading(name: str, shape: tuple[int, ...]) -> Iterator[None]:
+def _read(
+    name: str,
+    num_classes: int,
+    size: tuple[int, int],
+    channels: int,
+    options: Mapping[str, Any] | None,
+) -> Iterator[tuple[nnx.Module, tuple[int, ...]]]:
+    """A network and the shape of an example that it reads: a view, or the two of a study."""
+    model = abstract_network(name, num_classes=num_classes, channels=channels, options=options)
+    reads_studies = getattr(model, "RECORDS", "views") == "studies"
+    shape = (*((2,) if reads_studies else ()), *size, channels)
     try:
-        yield
+        yield model, shape
     # A user's own network may raise anything.
     except Exception as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -133,12 +156,6 @@ def abstract_network(
     return nnx.eval_shape(build)
 
 
-def _example_shape(model: nnx.Module, size: tuple[int, int], channels: int) -> tuple[int, ...]:
-    """(height, width, channel), or (2, height, width, channel) of a network that reads studies."""
-    view = (*size, channels)
-    return (2, *view) if getattr(model, "RECORDS", "views") == "studies" else view
-
-
 def parameter_count(model: nnx.Module) -> int:
     """Trained numbers; running statistics are none."""
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
@@ -151,27 +168,6 @@ def kernel_counts(model: nnx.Module) -> tuple[int, int]:
     """
     axes = [leaf.ndim for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))]
     return axes.count(4), axes.count(2)
-
-
-def _layers_of(model: nnx.Module, shape: Sequence[int]) -> list[Layer]:
-    evaluate, (params, *rest) = _evaluation(model, shape)
-    program = jax.make_jaxpr(evaluate)(params, *rest).jaxpr
-    first_use: dict[core.Var, int] = {}
-    for number, equation in enumerate(program.eqns):
-        for variable in equation.invars:
-            if isinstance(variable, core.Var):
-                first_use.setdefault(variable, number)
-    leaves, structure = jax.tree.flatten(params)
-    turns = [first_use.get(v, len(program.eqns)) for v in program.invars[: len(leaves)]]
-    turn_of = dict(nnx.to_flat_state(jax.tree.unflatten(structure, turns)))
-    kinds = {path: type(node).__name__ for path, node in nnx.iter_graph(model)}
-    layers: dict[tuple, Layer] = {}
-    in_turn = sorted(nnx.to_flat_state(params), key=lambda item: turn_of[item[0]].get_value())
-    for (*path, name), variable in in_turn:
-        owner = tuple(path)
-        layer = layers.setdefault(owner, Layer(".".join(map(str, owner)), kinds[owner], {}))
-        layer.shapes[str(name)] = tuple(variable.shape)
-    return list(layers.values())
 
 
 def forward_flops(model: nnx.Module, shape: Sequence[int]) -> int:

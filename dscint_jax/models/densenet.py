@@ -14,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from dscint_jax.models.convolution import Maps
-from dscint_jax.models.layers import BatchNorm, Conv, Logits, built, he_normal
+from dscint_jax.models.layers import BatchNorm, Conv, Logits, Network, built, he_normal
 from dscint_jax.models.options import check_size
 from dscint_jax.models.pooling import average_pool, max_pool
 
@@ -56,7 +56,7 @@ class Transition(nnx.Module):
         return average_pool(self.conv(nnx.relu(self.norm(x))), 2, stride=2)
 
 
-class DenseNet(nnx.Module):
+class DenseNet(Network):
     """The network.
 
     Args:
@@ -114,10 +114,6 @@ class DenseNet(nnx.Module):
             if block < len(self.depths):
                 x = self.features[f"transition{block}"](x)
         return nnx.relu(self.features["norm5"](x))
-
-    def __call__(self, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
-        """Returns float32 logits of normalised images; nothing in it is random."""
-        return self.classify(self.feature_maps(images), images)
 
     def classify(self, maps: Maps, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
         """Returns the logits of the last maps; `images` are not looked at."""

@@ -17,7 +17,6 @@ layer. Nothing else of it could be read, so everything else here is our choice:
 - two fully connected layers follow, the second of them the logits; softmax is left to the loss.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from jax.typing import DTypeLike
 
 from dscint_jax.models.attention import ATTENTION_KINDS, AttentionMaps, HybridAttention
 from dscint_jax.models.convolution import Maps
-from dscint_jax.models.layers import NORMS, ConvBlock, Dropout, Logits, built
+from dscint_jax.models.layers import NORMS, ConvBlock, Dropout, Logits, Network, built
 from dscint_jax.models.options import (
     OptionError,
     check_choice,
@@ -41,22 +40,14 @@ from dscint_jax.models.options import (
 )
 from dscint_jax.models.pooling import REGION_POOLINGS, downsample_max, pool_regions
 
+READINGS = {"eight": (32, 48, 64, 96, 96, 128, 128, 128), "six": (32, 48, 64, 96, 128, 128)}
+"""What "eight weight layers" may mean, as the channels of each convolution."""
 
-@dataclasses.dataclass(frozen=True)
-class Reading:
-    """What "eight weight layers" may mean: two options of `Dscint`."""
-
-    widths: tuple[int, ...]
-    pool_after: tuple[int, ...]
+POOL_AFTER = (2, 3, 4)
+"""Of both readings, the numbers of the convolutions that 2x2 maxima follow."""
 
 
-READINGS: dict[str, Reading] = {
-    "eight": Reading(widths=(32, 48, 64, 96, 96, 128, 128, 128), pool_after=(2, 3, 4)),
-    "six": Reading(widths=(32, 48, 64, 96, 128, 128), pool_after=(2, 3, 4)),
-}
-
-
-class Dscint(nnx.Module):
+class Dscint(Network):
     """The network.
 
     Args:
@@ -64,8 +55,8 @@ class Dscint(nnx.Module):
       width: factor of the reading's channels.
       widths: channels of each convolution, instead of the reading's.
       strides: stride of each convolution; by default 2 of the first and 1 of the others.
-      pool_after: numbers, from 1, of the convolutions that 2x2 maxima follow, instead of the
-        reading's.
+      pool_after: numbers, from 1, of the convolutions that 2x2 maxima follow, instead of
+        POOL_AFTER.
       kernel: side of the convolutions.
       norm: 'batch', 'group', 'layer' or 'instance' (`layers.NORMS`).
       norm_layers: indices of the normalised convolutions; 0 first, -1 last; none if empty.
@@ -113,7 +104,7 @@ class Dscint(nnx.Module):
         check_choice("reading", reading, READINGS)
         check_factor("width", width)
         if widths is None:
-            widths = [max(round(channels * width), 1) for channels in READINGS[reading].widths]
+            widths = [max(round(channels * width), 1) for channels in READINGS[reading]]
         elif width != 1 or reading != "eight":
             raise OptionError(
                 "widths", "takes the place of width and reading; give the one or the others"
@@ -123,7 +114,7 @@ class Dscint(nnx.Module):
         if strides is None:
             strides = (2, *[1] * (layers - 1))
         if pool_after is None:
-            pool_after = READINGS[reading].pool_after
+            pool_after = POOL_AFTER
         check_sizes("strides", strides)
         if len(strides) != layers:
             raise OptionError(
@@ -177,10 +168,6 @@ class Dscint(nnx.Module):
         self.hidden = linear(pooled, hidden) if num_classes else None
         self.dropout = Dropout(dropout)
         self.head = linear(hidden, num_classes) if num_classes else None
-
-    def __call__(self, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
-        """Returns float32 logits of normalised images; `rngs`: `dropout`, in training only."""
-        return self.classify(self.feature_maps(images), images, rngs=rngs)
 
     def classify(self, maps: Maps, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
         """Returns the logits of the last maps; `images` are not looked at."""

@@ -24,7 +24,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from dscint_jax.models.attention import AttentionMaps
-from dscint_jax.models.layers import Dropout, Logits
+from dscint_jax.models.layers import Dropout, Logits, Network
 from dscint_jax.models.options import OptionError, check_choice, check_dropout, check_size
 from tfds_builder.commandline.errors import UserError
 
@@ -57,7 +57,7 @@ class StudyAttention(nnx.Module):
         return jax.nn.softmax(scores, axis=(1, 2, 3))
 
 
-class DualView(nnx.Module):
+class DualView(Network):
     """The network; it reads studies.
 
     A view whose pixels are all zero is missing, as the records of `studies` have it: it has no
@@ -101,14 +101,6 @@ class DualView(nnx.Module):
     def STEM(self) -> str:
         """Path of the encoder's first convolution."""
         return f"encoder.{self.encoder.STEM}"
-
-    def __call__(self, images: Views, *, rngs: nnx.Rngs | None = None) -> Logits:
-        """Returns float32 logits of normalised views; `rngs`: `dropout`, in training only.
-
-        Raises:
-          UserError: the images are no pairs of views.
-        """
-        return self.classify(self.feature_maps(images), images, rngs=rngs)
 
     def feature_maps(self, images: Views) -> Views:
         """Returns the encoder's last maps of both views.

@@ -13,7 +13,16 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from dscint_jax.models.convolution import Maps
-from dscint_jax.models.layers import BatchNorm, Conv, Dropout, Layer, Logits, apply_layers, built
+from dscint_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    Dropout,
+    Layer,
+    Logits,
+    Network,
+    apply_layers,
+    built,
+)
 from dscint_jax.models.options import OptionError, check_dropout, check_factor, check_sizes
 from dscint_jax.models.pooling import average_pool, max_pool
 
@@ -169,7 +178,7 @@ def stem(conv: Callable[..., ConvNorm]) -> list[nnx.Module]:
     ]
 
 
-class InceptionV4(nnx.Module):
+class InceptionV4(Network):
     """The network.
 
     Args:
@@ -231,10 +240,6 @@ class InceptionV4(nnx.Module):
     def feature_maps(self, images: Maps) -> Maps:
         """Returns the last maps, about a 32nd of the image's height and width."""
         return apply_layers(self.features, images)
-
-    def __call__(self, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
-        """Returns float32 logits of normalised images; `rngs`: `dropout`, in training only."""
-        return self.classify(self.feature_maps(images), images, rngs=rngs)
 
     def classify(self, maps: Maps, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
         """Returns the logits of the last maps; `images` are not looked at."""

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dscint_jax.models.convolution import Maps, PaddingRule, convolve, is_on_one_cpu
+from dscint_jax.models.pooling import adaptive_average_pool
 from tfds_builder.commandline.errors import UserError
 
 he_normal = nnx.initializers.he_normal()
@@ -162,10 +163,6 @@ class BatchNorm(nnx.BatchNorm):
     Under an axis name (`axis_name`, set for training on many devices) the batch is that of all.
     The variance is the mean of squares less the squared mean, in one pass over the features: good
     where a channel's mean is not hundreds of times its spread.
-
-    Args:
-      features: channels.
-      epsilon: added to the variance.
     """
 
     def __init__(self, features: int, *, epsilon: float = 1e-5, dtype: DTypeLike, rngs: nnx.Rngs):
@@ -253,9 +250,6 @@ class Dropout(nnx.Dropout):
     So an example loses the same features however the batch is divided over devices. Under an axis
     name (`axis_name`, set for training on many devices) the key is `rngs.dropout_by_example()`,
     which all devices share, elsewhere `rngs.dropout()`.
-
-    Args:
-      rate: probability that a feature is set to zero.
     """
 
     def __init__(self, rate: float):
@@ -307,10 +301,9 @@ the positions of each channel; only 'batch' looks at other images."""
 class ConvBlock(nnx.Module):
     """Square convolution ('SAME' padding, kernel by He et al. 2015), normalisation, ReLU.
 
+    Arguments are those of `Conv`, but for two.
+
     Args:
-      in_features, out_features: channels.
-      kernel: side of the kernel in pixels.
-      stride: step of the convolution in pixels, the same in both directions.
       standardised: whether the kernel is standardised (`StandardisedConv`) or plain.
       norm: which of NORMS stands between convolution and ReLU; the bias is then its own. None for
         no normalisation.
@@ -361,3 +354,42 @@ def flatten(
 ) -> Float[Array, "batch channel_height_width"]:
     """One row an image, channel by channel: the order in which reference weights expect it."""
     return jnp.moveaxis(x, -1, 1).reshape(x.shape[0], -1)
+
+
+class Network(nnx.Module):
+    """The call of the networks here, in two parts, between which Grad-CAM looks."""
+
+    def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> Logits:
+        """Returns float32 logits of normalised images; `rngs`: `dropout`, in training only."""
+        return self.classify(self.feature_maps(images), images, rngs=rngs)
+
+    def feature_maps(self, images: jax.Array) -> jax.Array:
+        """Returns the last maps."""
+        raise NotImplementedError
+
+    def classify(
+        self, maps: jax.Array, images: jax.Array, *, rngs: nnx.Rngs | None = None
+    ) -> Logits:
+        """Returns the logits of the last maps."""
+        raise NotImplementedError
+
+
+class GridNetwork(Network):
+    """`features`, a row of layers, whose maps are averaged to a grid for the row `classifier`.
+
+    Attributes:
+      GRID: rows and columns of the grid, whatever the size of the image.
+    """
+
+    GRID: tuple[int, int]
+    features: nnx.List
+    classifier: nnx.List | None
+
+    def feature_maps(self, images: Maps) -> Maps:
+        """Returns the last maps, about a 32nd of the image's height and width."""
+        return apply_layers(self.features, images)
+
+    def classify(self, maps: Maps, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
+        """Returns the logits of the last maps; `images` are not looked at."""
+        x = flatten(adaptive_average_pool(maps, self.GRID))
+        return apply_layers(built(self.classifier), x, rngs=rngs).astype(jnp.float32)

@@ -13,12 +13,15 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from dscint_jax.models.convolution import Maps
-from dscint_jax.models.layers import BatchNorm, Conv, Logits, apply_layers, built
+from dscint_jax.models.layers import BatchNorm, Conv, Logits, Network, apply_layers, built
 from dscint_jax.models.options import check_factor
 from dscint_jax.models.pooling import max_pool
 
 WIDTHS = (64, 128, 256, 512)
 """Of the blocks of each stage."""
+
+Maker = functools.partial
+"""Makes a layer; what all layers of a network share is given already."""
 
 
 class BasicBlock(nnx.Module):
@@ -28,15 +31,12 @@ class BasicBlock(nnx.Module):
       in_features: channels of the input.
       width: of the block.
       stride: of the first convolution and of the shortcut.
+      conv, norm: make a convolution and a BatchNorm.
     """
 
     EXPANSION = 1
 
-    def __init__(
-        self, in_features: int, width: int, *, stride: int, dtype: DTypeLike, rngs: nnx.Rngs
-    ):
-        conv = functools.partial(Conv, dtype=dtype, rngs=rngs)
-        norm = functools.partial(BatchNorm, dtype=dtype, rngs=rngs)
+    def __init__(self, in_features: int, width: int, *, stride: int, conv: Maker, norm: Maker):
         self.conv1 = conv(in_features, width, 3, stride=stride, padding=1)
         self.bn1 = norm(width)
         self.conv2 = conv(width, width, 3, padding=1)
@@ -55,11 +55,7 @@ class Bottleneck(nnx.Module):
 
     EXPANSION = 4
 
-    def __init__(
-        self, in_features: int, width: int, *, stride: int, dtype: DTypeLike, rngs: nnx.Rngs
-    ):
-        conv = functools.partial(Conv, dtype=dtype, rngs=rngs)
-        norm = functools.partial(BatchNorm, dtype=dtype, rngs=rngs)
+    def __init__(self, in_features: int, width: int, *, stride: int, conv: Maker, norm: Maker):
         out_features = width * self.EXPANSION
         self.conv1 = conv(in_features, width, 1)
         self.bn1 = norm(width)
@@ -78,11 +74,7 @@ class Bottleneck(nnx.Module):
 
 
 def _shortcut(
-    in_features: int,
-    out_features: int,
-    stride: int,
-    conv: functools.partial,
-    norm: functools.partial,
+    in_features: int, out_features: int, stride: int, conv: Maker, norm: Maker
 ) -> nnx.List:
     """Empty where the block keeps the shape of its input."""
     if stride == 1 and in_features == out_features:
@@ -90,7 +82,7 @@ def _shortcut(
     return nnx.List([conv(in_features, out_features, 1, stride=stride), norm(out_features)])
 
 
-class ResNet(nnx.Module):
+class ResNet(Network):
     """The network.
 
     Args:
@@ -118,13 +110,15 @@ class ResNet(nnx.Module):
         check_factor("width", width)
         widths = [max(round(full * width), 1) for full in WIDTHS]
         features = widths[0]
-        self.conv1 = Conv(in_channels, features, 7, stride=2, padding=3, dtype=dtype, rngs=rngs)
-        self.bn1 = BatchNorm(features, dtype=dtype, rngs=rngs)
+        conv = functools.partial(Conv, dtype=dtype, rngs=rngs)
+        norm = functools.partial(BatchNorm, dtype=dtype, rngs=rngs)
+        self.conv1 = conv(in_channels, features, 7, stride=2, padding=3)
+        self.bn1 = norm(features)
         for stage, (planes, depth) in enumerate(zip(widths, depths, strict=True), start=1):
             blocks = []
             for i in range(depth):
                 stride = 2 if i == 0 and stage > 1 else 1
-                blocks.append(block(features, planes, stride=stride, dtype=dtype, rngs=rngs))
+                blocks.append(block(features, planes, stride=stride, conv=conv, norm=norm))
                 features = planes * block.EXPANSION
             setattr(self, f"layer{stage}", nnx.List(blocks))
         self.num_features = features
@@ -137,10 +131,6 @@ class ResNet(nnx.Module):
         for stage in range(1, len(WIDTHS) + 1):
             x = apply_layers(getattr(self, f"layer{stage}"), x)
         return x
-
-    def __call__(self, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
-        """Returns float32 logits of normalised images; nothing in it is random."""
-        return self.classify(self.feature_maps(images), images)
 
     def classify(self, maps: Maps, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
         """Returns the logits of the last maps; `images` are not looked at."""

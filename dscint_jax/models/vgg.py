@@ -7,28 +7,16 @@ weights.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from dscint_jax.models.convolution import Maps
-from dscint_jax.models.layers import (
-    BatchNorm,
-    Conv,
-    Dropout,
-    Logits,
-    WideLinear,
-    apply_layers,
-    built,
-    flatten,
-)
+from dscint_jax.models.layers import BatchNorm, Conv, Dropout, GridNetwork, WideLinear
 from dscint_jax.models.options import check_dropout, check_factor
-from dscint_jax.models.pooling import adaptive_average_pool, max_pool
-
-GRID = (7, 7)
-"""Rows and columns that the last maps are averaged to, whatever the size of the image."""
+from dscint_jax.models.pooling import max_pool
 
 WIDTHS = (64, 128, 256, 512, 512)
 """Channels of each stage; a maximum over 2x2 pixels ends each."""
@@ -40,7 +28,7 @@ HIDDEN = 4096
 narrow_normal = nnx.initializers.normal(0.01)
 
 
-class VGG(nnx.Module):
+class VGG(GridNetwork):
     """The network.
 
     Args:
@@ -54,6 +42,7 @@ class VGG(nnx.Module):
     """
 
     STEM, HEAD = "features.0", "classifier.6"
+    GRID = (7, 7)
 
     def __init__(
         self,
@@ -87,7 +76,7 @@ class VGG(nnx.Module):
         self.classifier = (
             nnx.List(
                 [
-                    linear(channels * GRID[0] * GRID[1], hidden),
+                    linear(channels * math.prod(self.GRID), hidden),
                     nnx.relu,
                     Dropout(dropout),
                     linear(hidden, hidden),
@@ -99,19 +88,6 @@ class VGG(nnx.Module):
             if num_classes
             else None
         )
-
-    def feature_maps(self, images: Maps) -> Maps:
-        """Returns the last maps, a 32nd of the image's height and width."""
-        return apply_layers(self.features, images)
-
-    def __call__(self, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
-        """Returns float32 logits of normalised images; `rngs`: `dropout`, in training only."""
-        return self.classify(self.feature_maps(images), images, rngs=rngs)
-
-    def classify(self, maps: Maps, images: Maps, *, rngs: nnx.Rngs | None = None) -> Logits:
-        """Returns the logits of the last maps; `images` are not looked at."""
-        x = flatten(adaptive_average_pool(maps, GRID))
-        return apply_layers(built(self.classifier), x, rngs=rngs).astype(jnp.float32)
 
 
 vgg16 = functools.partial(VGG, depths=(2, 2, 3, 3, 3), norm=False)

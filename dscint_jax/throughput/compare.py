@@ -17,7 +17,7 @@ from typing import Any
 
 from dscint_jax import models
 from dscint_jax.models import cost
-from dscint_jax.models.dscint import READINGS
+from dscint_jax.models.dscint import POOL_AFTER, READINGS
 from dscint_jax.throughput.workload import CLASSES, JAX, TOLERANCE, Measurement, Workload
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.progress import say
@@ -118,9 +118,9 @@ def workload_of(network: str, **fields: Any) -> Workload:
     options = models.complete_options(network, {})
     options.pop("dtype", None)
     if network == "dscint":
-        reading = READINGS[options["reading"]]
-        options |= {"widths": reading.widths, "pool_after": reading.pool_after}
-        options["strides"] = (2, *[1] * (len(reading.widths) - 1))
+        widths = READINGS[options["reading"]]
+        options |= {"widths": widths, "pool_after": POOL_AFTER}
+        options["strides"] = (2, *[1] * (len(widths) - 1))
     else:
         options = {name: value for name, value in options.items() if name == "dropout"}
     if "dropout" in options:
