@@ -92,14 +92,13 @@ class Checkpointer:
             )
         self._keep_last, self._keep_best = keep_last, keep_best
         self._replaced: set[int] = set()
-        self._in_use: set[int] = set()
         self._pending = False
         for name in ("asyncio", "absl"):
             logging.getLogger(name).addFilter(_is_news)
         self._reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
         # Which are kept is decided here: Orbax would read every checkpoint's scores as it starts,
         # and fail on one that is damaged.
-        self._manager = None
+        self._manager: Any = None
         if not read_only:
             if jax.process_index() == 0:
                 # Left of a deletion by a process that was killed.
@@ -109,12 +108,6 @@ class Checkpointer:
                 _LiteralPath(self._directory),
                 options=ocp.CheckpointManagerOptions(create=True, cleanup_tmp_directories=True),
             )
-
-    @property
-    def _writer(self) -> ocp.CheckpointManager:
-        if self._manager is None:
-            raise RuntimeError("this process only reads checkpoints")
-        return self._manager
 
     def save(
         self, step: int, items: Mapping[str, Any], scores: Mapping[str, float] | None = None
@@ -140,7 +133,7 @@ class Checkpointer:
             self._add_scores(step, scores)
             return
         try:
-            self._writer.save(
+            self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     **{name: ocp.args.StandardSave(item) for name, item in items.items()},
@@ -155,7 +148,7 @@ class Checkpointer:
 
     def raise_if_failed(self) -> None:
         """Notices at once, not only at the next save, that saving has failed; waits for nothing."""
-        if self._pending and not self._writer.is_saving_in_progress():
+        if self._pending and not self._manager.is_saving_in_progress():
             self._wait()
 
     def has_scores(self, step: int) -> bool:
@@ -322,7 +315,7 @@ class Checkpointer:
     def _wait(self) -> None:
         self._pending = False
         try:
-            self._writer.wait_until_finished()
+            self._manager.wait_until_finished()
         except Exception as error:
             raise self._given_up(error) from error
 
@@ -354,20 +347,17 @@ class Checkpointer:
     def _delete_others(self) -> None:
         """Deletes what is kept no more; what is being read, at the next call."""
         kept = {*self.steps()[-self._keep_last :], *self._best_first()[: self._keep_best]}
-        others = {*self.steps()} - kept
-        self._replaced |= others
-        if jax.process_index() == 0:
-            self._in_use = {s for s in self._in_use | others if not self._delete(s)}
-
-    def _delete(self, step: int) -> bool:
-        folder = self._directory / str(step)
-        place = folder.with_name(f"{step}{REPLACED}")
-        try:
-            taken = take_away(folder, place)
-        except OSError as error:
-            raise write_error(folder, error) from error
-        shutil.rmtree(place, ignore_errors=True)
-        return taken
+        self._replaced |= {*self.steps()} - kept
+        if jax.process_index() != 0:
+            return
+        for step in self._replaced.intersection(complete_steps(self._directory)):
+            folder = self._directory / str(step)
+            place = folder.with_name(f"{step}{REPLACED}")
+            try:
+                take_away(folder, place)
+            except OSError as error:
+                raise write_error(folder, error) from error
+            shutil.rmtree(place, ignore_errors=True)
 
     def _record(self, step: int) -> dict[str, Any]:
         """The scores and the summaries of a checkpoint, see `_new_record`."""
@@ -400,7 +390,9 @@ class Checkpointer:
     def _check_fit(self, step: int, recorded: dict[str, str], wanted: dict[str, str]) -> None:
         """Raises UserError unless arrays have the same names, shapes and types."""
         for name in sorted({*recorded, *wanted}):
-            there, here = (_shape_and_type(s.get(name, "nothing")) for s in (recorded, wanted))
+            there, here = (
+                " ".join(summary.get(name, "nothing").split()[:2]) for summary in (recorded, wanted)
+            )
             if there != here:
                 raise UserError(
                     f"checkpoint {self._directory / str(step)} does not fit this config's network "
@@ -432,7 +424,7 @@ class Checkpointer:
             folder.mkdir(exist_ok=True)
             (self._directory / str(step)).rename(place)
         _together("damage set aside")
-        self._writer.reload()
+        self._manager.reload()
         return place
 
 
@@ -497,10 +489,6 @@ def _summary_of(leaf: jax.Array | jax.ShapeDtypeStruct) -> str:
         return kind
     values = np.ascontiguousarray(leaf)
     return f"{kind} {zlib.crc32(values.view(np.uint8).data):08x}"
-
-
-def _shape_and_type(summary: str) -> str:
-    return " ".join(summary.split()[:2])
 
 
 def _item(name: str) -> str:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import read_json, write_json
@@ -73,17 +73,19 @@ def _hidden(package: str) -> Iterator[None]:
 
 def kept_run_id(workdir: Path, name: str) -> str | None:
     """The id under which a tracker knows this run; None before it does."""
-    path = workdir / RUN_IDS_FILE
-    ids = read_json(path) if path.exists() else {}
-    run = ids.get(name) if isinstance(ids, dict) else None
+    run = _run_ids(workdir).get(name)
     return run if isinstance(run, str) else None
 
 
 def keep_run_id(workdir: Path, name: str, run: str) -> None:
     """Keeps the id under which a tracker knows this run, so that it is resumed there too."""
+    write_json(workdir / RUN_IDS_FILE, {**_run_ids(workdir), name: run})
+
+
+def _run_ids(workdir: Path) -> dict[str, Any]:
     path = workdir / RUN_IDS_FILE
     ids = read_json(path) if path.exists() else {}
-    write_json(path, {**ids, name: run})
+    return ids if isinstance(ids, dict) else {}
 
 
 def one_line(error: Exception) -> str:
