@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
-from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from dscint_jax.config import Optimizer
 
@@ -22,12 +21,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """An optimiser after clipping by the global norm; what has one axis does not decay.
 
-    So biases and scales of normalisation stay as they are; kernels and embeddings decay.
-
-    Args:
-      config: its name and numbers.
-      schedule: the learning rate by step.
-      head: path of the layer that makes the logits, with dots, which Muon leaves to AdamW.
+    So biases and scales of normalisation stay as they are; kernels and embeddings decay. `head` is
+    the path of the layer that makes the logits, with dots, which Muon leaves to AdamW.
     """
 
     def decays(params: Any) -> Any:
@@ -80,8 +75,8 @@ def make_schedule(config: Optimizer, *, steps: int) -> optax.Schedule:
     )
 
 
-def update_ema(ema: nnx.State, current: nnx.State, step: Int[Array, ""], decay: float) -> nnx.State:
-    """The running mean of a network's parameters, or statistics, after a step.
+def update_ema(ema: PyTree, current: PyTree, step: Int[Array, ""], decay: float) -> PyTree:
+    """The running mean of a network's parameters and statistics after a step.
 
     The decay is min(decay, (1 + step) / (10 + step)), as TensorFlow's ExponentialMovingAverage has
     it: a short run is not held back by the random parameters it began with.

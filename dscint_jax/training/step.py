@@ -128,12 +128,7 @@ def train_step(
         updates, optimizer = spec.optimizer.update(gradients, state.optimizer, state.params)
     # Optax gives back the type that it is given.
     params: Any = optax.apply_updates(state.params, updates)
-    ema = state.ema and jax.tree.map(
-        lambda old, new: update_ema(old, new, state.step, spec.ema),
-        state.ema,
-        (params, batch_stats),
-        is_leaf=lambda node: isinstance(node, nnx.State),
-    )
+    ema = state.ema and update_ema(state.ema, (params, batch_stats), state.step, spec.ema)
     metrics["gradient_norm"] = optax.tree.norm(gradients)
     new = TrainState(state.step + 1, params, batch_stats, optimizer, ema)
     return guarded(state, new, metrics)
