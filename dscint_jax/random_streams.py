@@ -7,13 +7,7 @@ from jaxtyping import Array, Int, Key
 
 
 def stream_key(seed: int, stream: str, step: Int[Array, ""] | int = 0) -> Key[Array, ""]:
-    """The key of one stream at one step.
-
-    Args:
-      seed: of the run.
-      stream: what it is for, such as 'augment'; two names never share a key.
-      step: of the training.
-    """
+    """The key of one stream, such as 'augment', at one step; two names never share a key."""
     # What does not depend on the step is computed once, not in every step.
     with jax.ensure_compile_time_eval():
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))

@@ -93,10 +93,10 @@ def read_dump(workdir: Path, step: int | None = None) -> Dump:
         like = experiment.state_shapes
         leaves = [arrays[name].astype(leaf.dtype) for name, leaf in named_leaves(like).items()]
         state = jax.tree.unflatten(jax.tree.structure(like), leaves)
-        told = facts["step"], state, batch, facts["image_id"], facts["devices"]
+        names, devices = facts["image_id"], facts["devices"]
+        return Dump(facts["step"], state, batch, names, devices, experiment.spec)
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder} does not fit the run's config: {error} is missing") from error
-    return Dump(*told, experiment.spec)
 
 
 def replay(workdir: Path, step: int | None = None) -> tuple[Dump, list[Finding]]:

@@ -7,7 +7,6 @@ normally, with an error (`cluster`), or after the same step (`agreed_stop`).
 """
 
 import contextlib
-import functools
 import os
 import sys
 import traceback
@@ -58,7 +57,8 @@ def run_together(
         all machines, and which this is, from 0; the three go together.
       distributed: 'auto' asks the environment where these three are not given; 'off' runs alone.
       initialization_timeout_s: how long to wait for the other processes.
-      workdir: a folder that all processes see, in which they note that they have started.
+      workdir: a folder that all processes see, in which they note that they have started, so that
+        an error can name who has not.
     """
 
     def find_and_run() -> None:
@@ -109,23 +109,23 @@ def _end(cluster: Cluster, error: BaseException) -> NoReturn:
     """Ends this process in an error as `run_command` would, and lets the others know."""
     if cluster.watch:
         cluster.watch.close()
-        error = cause_elsewhere(cluster, error)
+    cause = cause_elsewhere(cluster, error) if cluster.watch else error
+
+    def fail() -> NoReturn:
+        raise cause
+
     status = 1
     try:
-        run_command(functools.partial(_raise, error))
+        run_command(fail)
     except SystemExit as ending:
         status = ending.code
     except BaseException:
         traceback.print_exc()
     if cluster.watch:
-        publish_failure(cluster, " ".join(str(error).split()) or type(error).__name__)
+        publish_failure(cluster, " ".join(str(cause).split()) or type(cause).__name__)
     for stream in (sys.stdout, sys.stderr):
         # A stream that could not be written is None, or fails again.
         with contextlib.suppress(AttributeError, OSError, ValueError):
             stream.flush()
     # A normal exit would wait for the others, which wait for this process.
     os._exit(status if isinstance(status, int) and status else 1)
-
-
-def _raise(error: BaseException) -> NoReturn:
-    raise error

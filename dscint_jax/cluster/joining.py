@@ -81,8 +81,7 @@ def join(cluster: Cluster, timeout_s: float, workdir: Path | None) -> Cluster:
 
     Args:
       cluster: as `find_cluster` gives it.
-      timeout_s: how long to wait for the others.
-      workdir: where each notes that it has started, so that an error can name who has not.
+      timeout_s, workdir: as for `run_together`.
 
     Raises:
       UserError: some do not come, or the coordinator's name or port cannot be used.

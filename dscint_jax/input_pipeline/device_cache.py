@@ -33,9 +33,7 @@ Columns = Mapping[str, jax.Array]
 class DeviceCache:
     """The images of a split on the devices; each process reads those of its own devices.
 
-    Args:
-      images: the split. Of copies, the images that they are copies of are held once.
-      mesh: of the devices.
+    Of copies, the images that they are copies of are held once.
     """
 
     def __init__(self, images: Scintigrams, mesh: Mesh):

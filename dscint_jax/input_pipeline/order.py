@@ -27,13 +27,9 @@ def training_order(
     seed: int,
     sampling: str = SHUFFLED,
 ) -> grain.MapDataset:
-    """The indices of every training batch of a split; element i is the batch of step i.
+    """The indices of every training batch of a split, as `index_batches` gives them.
 
-    Args:
-      images: the split.
-      batch_size: images a step, over all processes.
-      seed: of the run.
-      sampling: `config.data.sampling`; see `index_batches`.
+    `sampling` is `config.data.sampling`.
 
     Raises:
       UserError: the split is smaller than one batch.
@@ -62,7 +58,7 @@ def index_batches(
 
     Args:
       count: images.
-      batch_size: images a step.
+      batch_size: images a step, over all processes.
       seed: less than 2**32.
       labels: the class of each image, to be balanced by; None: they are shuffled.
     """

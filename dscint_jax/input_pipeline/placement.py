@@ -9,7 +9,6 @@ import dataclasses
 from jax.sharding import Mesh
 
 from dscint_jax.config import AUTO, DEVICE, HOST, NONE
-from dscint_jax.mesh import Device
 from tfds_builder.commandline.errors import UserError
 
 DEVICE_SHARE = 0.25
@@ -51,7 +50,11 @@ def accelerators_of(mesh: Mesh) -> Accelerators:
 
     Several processes have to agree on the least of their figures before they decide.
     """
-    return Accelerators(mesh.size, _least_free(mesh.local_devices))
+    memories = [device.memory_stats() or {} for device in mesh.local_devices]
+    if not all("bytes_limit" in memory for memory in memories):
+        return Accelerators(mesh.size, None)
+    free = min(memory["bytes_limit"] - memory.get("bytes_in_use", 0) for memory in memories)
+    return Accelerators(mesh.size, free)
 
 
 def place(
@@ -98,20 +101,10 @@ def place(
     if cache == HOST or (cache == AUTO and in_memory):
         share = f"{_gib(size)} GiB of {cache_gib}"
         return Placement(HOST, f"{images} stay in this machine's memory ({share})")
-    why = "config.data.cache is 'none'"
-    if cache != NONE:
-        why = f"config.data.cache_gib is {cache_gib}"
+    why = (
+        "config.data.cache is 'none'" if cache == NONE else f"config.data.cache_gib is {cache_gib}"
+    )
     return Placement(NONE, f"{images} are read from the disk ({_gib(size)} GiB; {why})")
-
-
-def _least_free(devices: list[Device]) -> int | None:
-    free = []
-    for device in devices:
-        memory = device.memory_stats() or {}
-        if "bytes_limit" not in memory:
-            return None
-        free.append(memory["bytes_limit"] - memory.get("bytes_in_use", 0))
-    return min(free)
 
 
 def _gib(size: int) -> str:

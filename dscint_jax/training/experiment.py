@@ -137,14 +137,9 @@ def load_images(
     accelerators: Accelerators | None = None,
     beside: Scintigrams | None = None,
 ) -> Scintigrams:
-    """Opens a split as the config describes.
+    """Opens a split as the config describes; arguments as for `load_split`.
 
-    Args:
-      config: of the run.
-      split: 'train', 'validation' or 'test'.
-      progress: told how many of how many images were read.
-      cache: where the images stay; None: where the config says.
-      accelerators, beside: as for `load_split`.
+    `cache` is None where the images stay as the config says.
     """
     return load_split(
         Path(config.data.dir),

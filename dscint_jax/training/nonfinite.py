@@ -24,7 +24,6 @@ from tfds_builder.commandline.files import remove_parts, write_bytes, write_json
 WRITING_TIMEOUT_S = 3600.0
 """How long the other processes wait for the one that writes."""
 
-
 FOLDER = "nonfinite"
 STATE_FILE, BATCH_FILE, STEP_FILE = "state.safetensors", "batch.safetensors", "step.json"
 NAMED_IMAGES = 8
@@ -46,10 +45,8 @@ def check_finite(
     Args:
       steps_taken: the metric `finite.STEPS_TAKEN`.
       state: after that step or a later one.
-      workdir: the run's directory.
       cluster: the processes; the first writes.
       images, order: the training split, and its images by step.
-      seed: of the run.
 
     Raises:
       UserError: it was not finite; it is kept then.
