@@ -148,7 +148,8 @@ def measure(
       methods: those of METHODS that the network has.
       tolerance_mm: how far from a lesion the maximum of a map may lie.
     """
-    untrained, records = network.with_random_weights(), lesion_records(network)
+    untrained = network.with_random_weights()
+    records = lesion_records(network.config, network.images)
     noun = network.images.noun
     rows: list[tuple[Any, ...]] = []
     with ProgressBar(f"explaining {noun}", total=len(indices), noun=noun) as bar:

@@ -15,8 +15,7 @@ from scipy import ndimage
 
 from dscint_jax.baselines.body import Body, find_body
 from dscint_jax.config import Config
-from dscint_jax.evaluate.restored import TrainedNetwork
-from dscint_jax.input_pipeline import open_dataset, parts_of, sum_pool
+from dscint_jax.input_pipeline import Scintigrams, open_dataset, parts_of, sum_pool
 
 MASK, SPACING = "lesion_mask", "pixel_spacing_mm"
 
@@ -104,41 +103,33 @@ class Lesion:
         return (*own, ("contrast", _name_of(self.contrast, CONTRASTS)))
 
 
-class LesionRecords:
-    """The masks of a split at random access, in the order of its images.
+def lesion_records(
+    config: Config, images: Scintigrams
+) -> Callable[[Int[np.ndarray, " image"]], Sequence[LesionRecord | None]]:
+    """Reads a split's records by their indices; of copies, which are moved, masks would be beside.
 
     Args:
       config: of the run; `config.data` says which data set.
-      split: its name.
-    """
-
-    def __init__(self, config: Config, split: str):
-        import tensorflow_datasets as tfds
-
-        builder = open_dataset(Path(config.data.dir), config.data.records)
-        parts = parts_of(split, builder.info.splits, config.data.fold)
-        skip = tfds.decode.SkipDecoding()
-        others = {n: skip for n in builder.info.features if n not in ("image", MASK, SPACING)}
-        self._records = builder.as_data_source(split="+".join(parts), decoders=others)
-
-    def read(self, indices: Int[np.ndarray, " image"]) -> list[LesionRecord]:
-        """Records by their indices in the split."""
-        return [_annotated(r) for r in self._records.__getitems__([int(i) for i in indices])]
-
-
-def lesion_records(
-    network: TrainedNetwork,
-) -> Callable[[Int[np.ndarray, " image"]], Sequence[LesionRecord | None]]:
-    """Reads a split's records by their indices; of copies, which are moved, masks would be beside.
+      images: the split.
 
     Returns:
       A function of indices; what it returns is None for copies.
     """
-    if network.images.copies:
+    import tensorflow_datasets as tfds
+
+    if images.copies:
         return lambda indices: [None] * len(indices)
-    records = LesionRecords(network.config, network.images.split)
-    # Of a share of the patients, the images have other numbers in the split.
-    return lambda indices: records.read(network.images.sources(indices))
+    builder = open_dataset(Path(config.data.dir), config.data.records)
+    parts = parts_of(images.split, builder.info.splits, config.data.fold)
+    skip = tfds.decode.SkipDecoding()
+    others = {n: skip for n in builder.info.features if n not in ("image", MASK, SPACING)}
+    records = builder.as_data_source(split="+".join(parts), decoders=others)
+
+    def read(indices: Int[np.ndarray, " image"]) -> list[LesionRecord]:
+        # Of a share of the patients, the images have other numbers in the split.
+        return [_annotated(r) for r in records.__getitems__(images.sources(indices).tolist())]
+
+    return read
 
 
 def _annotated(record: dict[str, Any]) -> LesionRecord:

@@ -7,6 +7,7 @@ highdicom (extra `dicom`).
 """
 
 import hashlib
+import io
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,11 +17,15 @@ import pydicom
 from jaxtyping import Float, UInt8
 from PIL import Image as Picture
 from PIL import ImageDraw
+from pydicom.config import RAISE
+from pydicom.datadict import dictionary_VM
+from pydicom.dataelem import DataElement
 from pydicom.uid import ExplicitVRLittleEndian, NuclearMedicineImageStorage, generate_uid
 
 from dscint_jax.explain.maps import Explained, resize
-from dscint_jax.predict.networks import Said
-from dscint_jax.predict.page import Verdict, scans_of
+from dscint_jax.predict.answers import Answer, Verdict
+from dscint_jax.predict.networks import Networks, Said
+from dscint_jax.predict.page import scans_of
 from dscint_jax.predict.sources import EMPTY_WHERE_UNKNOWN, UIDS, UNICODE
 from dscint_jax.report.tables import plain
 from tfds_builder.commandline.command import installed_version
@@ -53,6 +58,59 @@ MARGIN = 4
 REPORT_SERIES, PICTURE_SERIES = 9001, 9002
 WHITE = 1.2
 """The normalised pixel that is drawn black; dark is many counts."""
+
+
+def dicom_results(
+    answer: Answer,
+    explained: Sequence[Explained],
+    networks: Networks,
+    *,
+    deidentified: bool = False,
+) -> dict[str, bytes]:
+    """The report and the picture of a study, as DICOM files; none of one that is no DICOM study.
+
+    Raises:
+      UserError: its header lacks what they need, or holds what no object made anew may have.
+    """
+    said, verdict = answer.said, answer.verdict
+    assert said
+    assert verdict
+    if isinstance(answer.sources, UserError):
+        raise answer.sources
+    files = answer.files
+    if not all(path in answer.sources for path in files):
+        return {}
+    sources = [answer.sources[path] for path in files]
+    frames = [(files.index(answer.study.files[image.row]), image.frame) for image in said.facts]
+    if deidentified:
+        sources, frames = [without_identity(sources)], []
+    network = f"{networks.identity}; least confidence {verdict.least}; {NAME} {VERSION}"
+    # Names of files say nothing where the objects go.
+    remarks = answer.to_look_at(named=False)
+    pixels = picture_of(said, explained, verdict, remarks)
+    try:
+        made = report(
+            sources, frames, said.probabilities, verdict, networks.classes, network, remarks
+        )
+        picture = capture(sources, pixels, network)
+        return {"report": _part_10(made), "picture": _part_10(picture)}
+    except (AttributeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"has a header that does not allow them: {reason}") from error
+
+
+def _part_10(dataset: pydicom.Dataset) -> bytes:
+    """A DICOM object as a file; ValueError names the element whose value is none of its type."""
+    for element in dataset:
+        try:
+            DataElement(element.tag, element.VR, element.value, validation_mode=RAISE)
+        except ValueError:
+            raise ValueError(f"{element.keyword} has a value that is none of its type") from None
+        if element.VM > 1 and dictionary_VM(element.tag) == "1":
+            raise ValueError(f"{element.keyword} has several values")
+    content = io.BytesIO()
+    dataset.save_as(content, enforce_file_format=True)
+    return content.getvalue()
 
 
 def without_identity(sources: Sequence[pydicom.Dataset]) -> pydicom.Dataset:

@@ -5,70 +5,23 @@ picture a study. Every step begins and ends on disk, so that a process that is k
 is followed by one that goes on. What is said of studies are digests, never names.
 """
 
-import dataclasses
 import time
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from dscint_jax.pacs.client import Unreachable
-from dscint_jax.pacs.queue import PICTURE, REPORT, Queue, instances_of
-from dscint_jax.predict.dicom_results import SERIES
+from dscint_jax.pacs.queue import PICTURE, RECEIVED, REPORT, Queue, instances_of
+from dscint_jax.predict.answers import answer_of
+from dscint_jax.predict.dicom_results import SERIES, dicom_results
 from dscint_jax.predict.networks import Networks
-from dscint_jax.predict.predict import answer_of, dicom_results, explained_of
 from dscint_jax.predict.studies import find_studies, read_studies
 from tfds_builder.commandline.errors import UserError, is_full, is_passing
 from tfds_builder.commandline.progress import say
-from tfds_builder.readers.dicom import read_header
-from tfds_builder.readers.image_file import read_bytes
-from tfds_builder.workers import Announce, Lost, WorkerPool
+from tfds_builder.scan.inventory import inspected
+from tfds_builder.workers import WorkerPool
 
-OWN = "is an answer of our own"
 NO_VIEW = "has no image whose view is known"
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 600.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Whose:
-    """To which study a received file belongs, or why to none.
-
-    Attributes:
-      study, instance: StudyInstanceUID and SOPInstanceUID.
-      reason: why it is not for the network; empty where it may be.
-    """
-
-    study: str = ""
-    instance: str = ""
-    reason: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class File:
-    """A received file for a worker; `lost` says how an earlier worker ended on it."""
-
-    path: Path
-    accept: bool
-    lost: str = ""
-
-    def without(self, lost: Lost) -> "File":
-        """The same file, which is not to be opened again."""
-        return dataclasses.replace(self, lost=lost.reason)
-
-
-def whose(file: File, announce: Announce) -> Whose:
-    """Looks at the header of a received file; runs in a worker, as the file may be anything."""
-    announce(0)
-    if file.lost:
-        return Whose(reason=file.lost)
-    try:
-        content = read_bytes(file.path)
-        if SERIES.encode() in content:
-            return Whose(reason=OWN)
-        header = read_header(content, file.accept)
-    except UserError as error:
-        return Whose(reason=str(error))
-    if not header.study or not header.instance:
-        return Whose(reason="has no StudyInstanceUID or no SOPInstanceUID")
-    return Whose(header.study, header.instance)
 
 
 class Pauses:
@@ -148,15 +101,18 @@ class Incoming:
 
     def _sort(self) -> None:
         paths = self._queue.received()
-        files = [File(path, self._accept) for path in paths]
-        for path, found in zip(paths, self._pool.map(whose, files, File.without), strict=True):
-            if found.reason == OWN:
+        names = [PurePosixPath(path.name) for path in paths]
+        files = inspected(self._pool, self._queue.root / RECEIVED, names, accept=self._accept)
+        for path, file in zip(paths, files, strict=True):
+            if SERIES.encode() in path.read_bytes():
+                # An answer of our own that comes back.
                 path.unlink()
-            elif found.reason:
-                self._queue.set_aside(path, found.reason)
-                say(f"instance {path.stem}: set aside: it {found.reason}")
+            elif file.reason:
+                self._set_aside(path, file.reason)
+            elif not file.study or not file.instance:
+                self._set_aside(path, "has no StudyInstanceUID or no SOPInstanceUID")
             else:
-                self._queue.sort(path, found.study, found.instance)
+                self._queue.sort(path, file.study, file.instance)
 
     def _read(self, study: Path) -> None:
         """Predicts a study, and puts the answer to it; or sets it aside."""
@@ -166,16 +122,14 @@ class Incoming:
         except Exception as error:
             if isinstance(error, UserError) or is_full(error) or is_passing(error):
                 # It lies not in the study: no worker can be started, the disk is full.
-                times, pause = self._pauses.failed(study.name)
                 # Words of libraries may hold a name.
                 why = error if isinstance(error, UserError) else type(error).__name__
-                say(f"study {study.name}: {why}; failed {times} times, again in {pause:.0f} s")
+                self._failed(study, study.name, why)
                 return
             # Whatever this one provokes, in libraries too: it stops none of the others.
             reason = f"could not be read ({type(error).__name__})"
         if reason:
-            self._queue.set_aside(study, reason)
-            say(f"study {study.name}: set aside: it {reason}")
+            self._set_aside(study, reason)
             self._pauses.succeeded(study.name)
         else:
             say(f"study {study.name}: read in {time.monotonic() - started:.1f} s")
@@ -196,7 +150,7 @@ class Incoming:
             return next(iter(reasons.values()), NO_VIEW)
         if isinstance(sources, UserError):
             return str(sources)
-        ((_, explained),) = explained_of([answer], self._networks)
+        (explained,) = self._networks.explain([said])
         try:
             results = dicom_results(answer, explained, self._networks)
         except UserError:
@@ -206,9 +160,7 @@ class Incoming:
         used = {path.name for path in answer.files}
         for path in instances_of(study):
             if path.name not in used:
-                reason = reasons.get(path.name, NO_VIEW)
-                self._queue.set_aside(path, reason)
-                say(f"instance {path.stem}: set aside: it {reason}")
+                self._set_aside(path, reasons.get(path.name, NO_VIEW))
         self._queue.read(study, results["report"], results["picture"])
         return ""
 
@@ -224,13 +176,20 @@ class Incoming:
                 # Whatever an answer of the PACS provokes: it stops none of the others. Where nobody
                 # answers, none of the others is tried either.
                 name = self._target if isinstance(error, Unreachable) else study.name
-                times, pause = self._pauses.failed(name)
-                why = (
-                    error if isinstance(error, UserError) else f"not sent ({type(error).__name__})"
-                )
-                say(f"study {study.name}: {why}; failed {times} times, again in {pause:.0f} s")
+                known = isinstance(error, UserError)
+                self._failed(study, name, error if known else f"not sent ({type(error).__name__})")
                 continue
             self._pauses.succeeded(self._target)
             self._pauses.succeeded(study.name)
             self._queue.answered(study, self._target, keep=self._keep)
             say(f"study {study.name}: answered")
+
+    def _set_aside(self, place: Path, reason: str) -> None:
+        what = f"study {place.name}" if place.is_dir() else f"instance {place.stem}"
+        self._queue.set_aside(place, reason)
+        say(f"{what}: set aside: it {reason}")
+
+    def _failed(self, study: Path, name: str, why: object) -> None:
+        """Has what `name` says, a study or the PACS, wait for its next trial."""
+        times, pause = self._pauses.failed(name)
+        say(f"study {study.name}: {why}; failed {times} times, again in {pause:.0f} s")

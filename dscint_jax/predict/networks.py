@@ -5,6 +5,7 @@ every image and of every study. An image is computed exactly as `dscint_jax.eval
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -22,8 +23,8 @@ from dscint_jax.metrics.passes import predict_split
 from dscint_jax.predict.runs import Run
 from tfds_builder.classes import Classes
 from tfds_builder.commandline.errors import UserError
-from tfds_builder.shards.records import VIEW_NAMES, Image, Record, records_of
-from tfds_builder.studies.study import ReadStudy
+from tfds_builder.shards.records import VIEW_NAMES, Record, records_of
+from tfds_builder.studies.study import Facts, ReadStudy
 
 NO_CLASSES = Classes((), ())
 
@@ -34,7 +35,7 @@ class Said:
 
     Attributes:
       records: its images, or its pairs of views, as the networks see them.
-      images: what each record is made of.
+      facts: of the images that the records are made of.
       raw: softmax of every record, the mean over the runs.
       probabilities: of the study: the mean over its records and the runs, each run's softmax at its
         own temperature.
@@ -42,7 +43,7 @@ class Said:
     """
 
     records: tuple[Record, ...]
-    images: tuple[tuple[Image, ...], ...]
+    facts: tuple[Facts, ...]
     raw: Float[np.ndarray, "record classes"]
     probabilities: Float[np.ndarray, " classes"]
     strange: tuple[str, ...]
@@ -81,7 +82,6 @@ class Networks:
         self.temperatures = [run.chosen.temperature if run.chosen else 1.0 for run in runs]
         self.uncalibrated = [run for run in runs if run.chosen is None]
         self._restored: list[TrainedNetwork] = []
-        self._weights: list[str] = []
         self._familiarity = first.familiarity()
 
     def least_confidence(self, accuracy: float) -> float:
@@ -138,14 +138,15 @@ class Networks:
             for run, step in zip(self._runs, steps, strict=True)
         )
 
-    @property
+    @functools.cached_property
     def identity(self) -> str:
         """The runs by all that their answers depend on, without their places; once restored."""
         return "; ".join(
             f"{run.config.model}, seed {run.config.seed}, step {network.step}, data set "
-            f"{run.fingerprint[:12]}, weights {weights[:12]}, temperature {temperature}"
-            for run, network, weights, temperature in zip(
-                self._runs, self._restored, self._weights, self.temperatures, strict=True
+            f"{run.fingerprint[:12]}, weights {weights_digest(network.weights())[:12]}, "
+            f"temperature {temperature}"
+            for run, network, temperature in zip(
+                self._runs, self._restored, self.temperatures, strict=True
             )
         )
 
@@ -160,7 +161,6 @@ class Networks:
             images = self._scintigrams(records, run.config.data.pool)
             if n == len(self._restored):
                 self._restored.append(run.restore(images))
-                self._weights.append(weights_digest(self._restored[n].weights()))
             network = dataclasses.replace(self._restored[n], images=images)
             self._restored[n] = network
             predictions, _ = predict_split(network.evaluate, images, batch_size=network.batch_size)
@@ -174,7 +174,7 @@ class Networks:
             said.append(
                 Said(
                     records=tuple(record for record, _ in own),
-                    images=tuple(images for _, images in own),
+                    facts=tuple(image.facts for _, images in own for image in images),
                     raw=mean[place],
                     probabilities=warm[place].mean(0),
                     strange=tuple(dict.fromkeys(itertools.chain(*strange[place]))),
@@ -185,20 +185,23 @@ class Networks:
             start += len(own)
         return said
 
-    def explain(self, studies: Sequence[Said]) -> Iterator[list[Explained]]:
-        """Where the first run looks in each study's records, for the class of the study.
+    def explain(self, studies: Sequence[Said | None]) -> Iterator[list[Explained]]:
+        """Where the first run looks in the records of each study that was read, for its class.
 
         `read` has to come first.
         """
+        known = [said for said in studies if said]
+        if not known:
+            return
         records = [
             {**record, "label": said.probabilities.argmax()}
-            for said in studies
+            for said in known
             for record in said.records
         ]
         images = self._scintigrams(records, self._runs[0].config.data.pool)
         network = dataclasses.replace(self._restored[0], images=images)
         explained = explain(network, np.arange(len(images)), of=TRUE)
-        for said in studies:
+        for said in known:
             yield list(itertools.islice(explained, len(said.records)))
 
     def _strange(self, records: Sequence[Record]) -> list[list[str]]:

@@ -1,6 +1,5 @@
-"""An HTML page a study, which needs nothing beside it."""
+"""An HTML page a study, which needs nothing beside it, and one that lists all of them."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,7 +7,9 @@ import numpy as np
 from jaxtyping import Float
 
 from dscint_jax.explain.maps import Explained
-from dscint_jax.predict.networks import Said
+from dscint_jax.predict.answers import Answer
+from dscint_jax.predict.networks import Networks, Said
+from dscint_jax.predict.studies import Found, shown
 from dscint_jax.report.gallery import pictures, shape_of, viewer
 from dscint_jax.report.html import render
 from dscint_jax.report.tables import plain
@@ -18,87 +19,89 @@ TEMPLATE = Path(__file__).parent / "template"
 PICTURE_ROWS = 1024
 
 
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What is said of a study.
-
-    Attributes:
-      label: the class of the largest probability.
-      confidence: that probability.
-      least: the confidence below which nothing is said.
-    """
-
-    label: str
-    confidence: float
-    least: float
-
-    @property
-    def abstains(self) -> bool:
-        """Whether nothing is said."""
-        return self.confidence < self.least
-
-    @property
-    def text(self) -> str:
-        """In words."""
-        if self.abstains:
-            return (
-                f"No answer: the largest probability, {self.confidence:.2f} for "
-                f"{plain(self.label)}, is below {self.least:g}."
-            )
-        return f"Read as {plain(self.label)}, probability {self.confidence:.2f}."
-
-
 def study_page(
-    name: str,
-    said: Said,
-    verdict: Verdict,
-    classes: Sequence[str],
-    explained: Sequence[Explained],
-    *,
-    clip: float,
-    calibrated: bool,
-    remarks: Sequence[str],
-    facts: Mapping[str, str],
+    answer: Answer, explained: Sequence[Explained], networks: Networks, *, deidentified: bool
 ) -> str:
-    """The page of one study.
-
-    Args:
-      name: its heading.
-      said: what the networks say.
-      verdict: what comes of it.
-      classes: names, in the order of the probabilities.
-      explained: each of its records, with maps.
-      clip: upper limit of a normalised pixel.
-      calibrated: whether the study's probabilities are at temperatures that were chosen.
-      remarks: what has to be looked at.
-      facts: what else is known, by its name.
-    """
-    scans = scans_of(said)
-    item = pictures(explained, [None] * len(scans), clip, rows=PICTURE_ROWS, scans=scans)
+    """The page of a study that was read, with the maps of its records."""
+    study, said, verdict = answer.study, answer.said, answer.verdict
+    assert said
+    assert verdict
+    scans, classes = scans_of(said), networks.classes
+    item = pictures(explained, [None] * len(scans), networks.clip, rows=PICTURE_ROWS, scans=scans)
     item["views"] = [view for record in said.records for view in _views(record)]
     shape = shape_of(scans[0].shape[-2:], PICTURE_ROWS)
     head = [
-        _record_name(record, classes, raw)
+        f"{' and '.join(_views(record))}: {plain(classes[int(raw.argmax())])}"
         for record, raw in zip(said.records, said.raw, strict=True)
     ]
     rows = [
         (plain(label), f"{said.probabilities[n]:.3f}", *(f"{raw[n]:.3f}" for raw in said.raw))
         for n, label in enumerate(classes)
     ]
+    identity = {
+        "patient": study.patient_id,
+        "study UID or name": study.study_id,
+        "files": study.files_in_words,
+    }
+    facts = {
+        **({} if deidentified else identity),
+        "views": "; ".join(f"{image.view} by {image.view_rule}" for image in said.facts),
+        "counts": ", ".join(f"{image.quality.total:,}" for image in said.facts),
+        "notes": "; ".join(answer.notes) or "none",
+        "networks": networks.description,
+        "compared with the images of training": "yes" if networks.knows_training else "no",
+    }
     return render(
         TEMPLATE / "study.html",
         scripts=("viewer",),
-        name=name,
+        name=study.name.replace("_", " ").capitalize(),
         verdict=verdict.text,
-        remarks=remarks,
-        display=viewer(clip, shape, item["maps"]),
+        remarks=answer.to_look_at(named=not deidentified),
+        display=viewer(networks.clip, shape, item["maps"]),
         item=item,
         views=head,
         rows=rows,
-        calibration=", at the temperature that was chosen on validation images"
-        if calibrated
-        else "; they are not calibrated",
+        calibration="; they are not calibrated"
+        if networks.uncalibrated
+        else ", at the temperature that was chosen on validation images",
         facts=list(facts.items()),
+    )
+
+
+def index_page(
+    networks: Networks,
+    found: Found,
+    answers: Sequence[Answer],
+    *,
+    deidentified: bool,
+    pages: bool,
+) -> str:
+    """The page that lists all studies, with links to their own where there are `pages`."""
+    rows = [
+        {
+            "name": answer.study.name.replace("_", " "),
+            "page": f"{answer.study.name}.html" if pages and answer.said else None,
+            "cells": [
+                *([] if deidentified else [answer.study.patient_id]),
+                "no answer"
+                if answer.verdict is None or answer.verdict.abstains
+                else plain(answer.verdict.label),
+                f"{answer.verdict.confidence:.2f}" if answer.verdict else "",
+                answer.summary(named=not deidentified),
+            ],
+        }
+        for answer in answers
+    ]
+    return render(
+        TEMPLATE / "index.html",
+        scripts=(),
+        lead=f"{len(answers)} studies, read by {networks.description}.",
+        head=["study", *([] if deidentified else ["patient"]), "read as", "probability", "remarks"],
+        rows=rows,
+        unread=[
+            ("a file" if deidentified else shown(path), f"it {reason}")
+            for path, reason in sorted(found.unread.items())
+        ],
     )
 
 
@@ -114,7 +117,3 @@ def scans_of(said: Said) -> list[Float[np.ndarray, "view height width"]]:
 
 def _views(record: Mapping[str, object]) -> list[str]:
     return [str(record["view"])] if "view" in record else [*VIEWS]
-
-
-def _record_name(record: Mapping[str, object], classes: Sequence[str], raw: np.ndarray) -> str:
-    return f"{' and '.join(_views(record))}: {plain(classes[int(raw.argmax())])}"

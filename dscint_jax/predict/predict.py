@@ -4,104 +4,31 @@ In: trained runs or model files, and files or folders of images. Out: studies.cs
 study or a file that could not be read; predictions.csv, a row an image; pages.
 """
 
-import dataclasses
-import io
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
-
-import numpy as np
-import pydicom
-from pydicom.config import RAISE
-from pydicom.datadict import dictionary_VM
-from pydicom.dataelem import DataElement
+from pathlib import Path
 
 from dscint_jax.explain.maps import Explained
-from dscint_jax.predict.dicom_results import (
-    NAME,
-    VERSION,
-    capture,
-    check_writer,
-    picture_of,
-    report,
-    without_identity,
-)
-from dscint_jax.predict.networks import Networks, Said
-from dscint_jax.predict.page import TEMPLATE, Verdict, study_page
+from dscint_jax.predict.answers import Answer, answer_of
+from dscint_jax.predict.dicom_results import check_writer, dicom_results
+from dscint_jax.predict.networks import Networks
+from dscint_jax.predict.page import index_page, study_page
 from dscint_jax.predict.runs import run_of_file, run_of_workdir
 from dscint_jax.predict.studies import (
-    REPEATS,
     Found,
     FoundStudy,
     Sources,
     find_studies,
-    name_of,
     read_studies,
+    shown,
     worker_pool,
 )
-from dscint_jax.report.html import render
-from dscint_jax.report.tables import plain
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import write_bytes, write_text
 from tfds_builder.commandline.progress import ProgressBar, say
-from tfds_builder.scan.path_names import printable
 from tfds_builder.studies.study import ReadStudy
 from tfds_builder.tables import csv_text
 
 STUDIES_FILE, PREDICTIONS_FILE, INDEX_FILE = "studies.csv", "predictions.csv", "index.html"
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """What becomes of one study.
-
-    Attributes:
-      study: where it lies, and whose it is.
-      said: what the networks say; None where no image of it could be read.
-      verdict: what comes of it.
-      remarks: what has to be looked at: findings in the images.
-      notes: what was assumed or changed.
-      rejected: (file, reason) of what was not read.
-      sources: headers that DICOM results are made from, where they were asked for.
-    """
-
-    study: FoundStudy
-    said: Said | None
-    verdict: Verdict | None
-    remarks: tuple[str, ...]
-    notes: tuple[str, ...]
-    rejected: tuple[tuple[Path, str], ...]
-    sources: Sources
-
-    @property
-    def files(self) -> list[Path]:
-        """Files of the images that the networks read, in the order of the study's."""
-        images = itertools.chain(*(self.said.images if self.said else ()))
-        rows = sorted(image.facts.row for image in images)
-        return list(dict.fromkeys(self.study.files[row] for row in rows))
-
-    def without_pixels(self) -> "Answer":
-        """The same without images and headers, of which a thousand studies would fill the memory.
-
-        Of its records stays what is said of them.
-        """
-        if not self.said:
-            return dataclasses.replace(self, sources={})
-        said = dataclasses.replace(
-            self.said,
-            records=tuple(
-                {name: value for name, value in record.items() if np.ndim(value) < 2}
-                for record in self.said.records
-            ),
-            images=tuple(
-                tuple(
-                    dataclasses.replace(image, counts=image.counts[:0].copy(), lesion_mask=None)
-                    for image in images
-                )
-                for images in self.said.images
-            ),
-        )
-        return dataclasses.replace(self, said=said, sources={})
 
 
 def predict(
@@ -172,17 +99,22 @@ def predict(
                     for own, one in zip(group, said, strict=True)
                 ]
                 if pages or dicom:
-                    for answer, explained in explained_of(new, networks):
-                        place = out / name_of(answer.study)
+                    known = (answer for answer in new if answer.said)
+                    maps = networks.explain([answer.said for answer in new])
+                    for answer, explained in zip(known, maps, strict=True):
+                        place = out / answer.study.name
                         if pages:
-                            page = _page(answer, explained, networks, deidentified)
+                            page = study_page(
+                                answer, explained, networks, deidentified=deidentified
+                            )
                             write_text(place.with_suffix(".html"), page)
                         if dicom:
                             _write_results(place, answer, explained, networks, deidentified)
                 answers += [answer.without_pixels() for answer in new]
                 _write_tables(out, networks, found, answers, deidentified)
                 bar.update(len(answers))
-    write_text(out / INDEX_FILE, _index(networks, found, answers, deidentified, pages))
+    index = index_page(networks, found, answers, deidentified=deidentified, pages=pages)
+    write_text(out / INDEX_FILE, index)
     return answers
 
 
@@ -228,48 +160,6 @@ def _groups(
         yield group
 
 
-def answer_of(
-    study: FoundStudy,
-    read: ReadStudy,
-    sources: Sources,
-    said: Said | None,
-    classes: Sequence[str],
-    least_confidence: float,
-) -> Answer:
-    """What becomes of a study, from how it was read and what the networks say of it."""
-    findings = [
-        text
-        for image in read.images
-        for text in (*image.facts.findings, *image.facts.quality.findings)
-    ]
-    notes = [text for image in read.images for text in image.facts.notes if text not in findings]
-    verdict = None
-    if said:
-        best = int(said.probabilities.argmax())
-        verdict = Verdict(classes[best], float(said.probabilities[best]), least_confidence)
-    return Answer(
-        study=study,
-        said=said,
-        verdict=verdict,
-        remarks=(*(said.strange if said else ()), *dict.fromkeys(findings)),
-        notes=tuple(dict.fromkeys(notes)),
-        rejected=(
-            *((study.files[row], reason) for row, reason in read.rejected),
-            *((path, REPEATS) for path in study.repeated),
-        ),
-        sources=sources,
-    )
-
-
-def explained_of(
-    answers: Sequence[Answer], networks: Networks
-) -> Iterator[tuple[Answer, list[Explained]]]:
-    """Every study that was read, with its maps."""
-    if read := [answer for answer in answers if answer.said]:
-        maps = networks.explain([answer.said for answer in read if answer.said])
-        yield from zip(read, maps, strict=True)
-
-
 def _write_results(
     place: Path,
     answer: Answer,
@@ -286,116 +176,6 @@ def _write_results(
         write_bytes(place.with_name(f"{place.name}_{kind}.dcm"), content)
 
 
-def dicom_results(
-    answer: Answer,
-    explained: Sequence[Explained],
-    networks: Networks,
-    *,
-    deidentified: bool = False,
-) -> dict[str, bytes]:
-    """The report and the picture of a study, as DICOM files; none of one that is no DICOM study.
-
-    Raises:
-      UserError: its header lacks what they need, or holds what no object made anew may have.
-    """
-    said, verdict = answer.said, answer.verdict
-    assert said
-    assert verdict
-    if isinstance(answer.sources, UserError):
-        raise answer.sources
-    files = answer.files
-    if not all(path in answer.sources for path in files):
-        return {}
-    sources = [answer.sources[path] for path in files]
-    frames = [
-        (files.index(answer.study.files[image.facts.row]), image.facts.frame)
-        for images in said.images
-        for image in images
-    ]
-    if deidentified:
-        sources, frames = [without_identity(sources)], []
-    network = f"{networks.identity}; least confidence {verdict.least}; {NAME} {VERSION}"
-    # Names of files say nothing where the objects go.
-    remarks = [*answer.remarks, *_rejected(answer, True)]
-    pixels = picture_of(said, explained, verdict, remarks)
-    try:
-        made = report(
-            sources, frames, said.probabilities, verdict, networks.classes, network, remarks
-        )
-        picture = capture(sources, pixels, network)
-        return {"report": _part_10(made), "picture": _part_10(picture)}
-    except (AttributeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"has a header that does not allow them: {reason}") from error
-
-
-def _part_10(dataset: pydicom.Dataset) -> bytes:
-    """A DICOM object as a file; ValueError names the element whose value is none of its type."""
-    for element in dataset:
-        try:
-            DataElement(element.tag, element.VR, element.value, validation_mode=RAISE)
-        except ValueError:
-            raise ValueError(f"{element.keyword} has a value that is none of its type") from None
-        if element.VM > 1 and dictionary_VM(element.tag) == "1":
-            raise ValueError(f"{element.keyword} has several values")
-    content = io.BytesIO()
-    dataset.save_as(content, enforce_file_format=True)
-    return content.getvalue()
-
-
-def _page(
-    answer: Answer, explained: Sequence[Explained], networks: Networks, deidentified: bool
-) -> str:
-    said, verdict = answer.said, answer.verdict
-    assert said
-    assert verdict
-    facts = {} if deidentified else _identity(answer.study)
-    facts |= {
-        "views": "; ".join(
-            f"{image.facts.view} by {image.facts.view_rule}"
-            for images in said.images
-            for image in images
-        ),
-        "counts": ", ".join(
-            f"{image.facts.quality.total:,}" for images in said.images for image in images
-        ),
-        "notes": "; ".join(answer.notes) or "none",
-        "networks": networks.description,
-        "compared with the images of training": "yes" if networks.knows_training else "no",
-    }
-    return study_page(
-        name_of(answer.study).replace("_", " ").capitalize(),
-        said,
-        verdict,
-        networks.classes,
-        explained,
-        clip=networks.clip,
-        calibrated=not networks.uncalibrated,
-        remarks=[*answer.remarks, *_rejected(answer, deidentified)],
-        facts=facts,
-    )
-
-
-def _shown(path: Path) -> str:
-    return printable(PurePosixPath(path))
-
-
-def _rejected(answer: Answer, deidentified: bool) -> list[str]:
-    """What files of a study could not be read."""
-    return [
-        f"{'a file' if deidentified else path.name} was not read: it {reason}"
-        for path, reason in answer.rejected
-    ]
-
-
-def _identity(study: FoundStudy) -> dict[str, str]:
-    return {
-        "patient": study.patient_id,
-        "study UID or name": study.study_id,
-        "files": "; ".join(dict.fromkeys(map(_shown, study.files))),
-    }
-
-
 def _write_tables(
     out: Path, networks: Networks, found: Found, answers: Sequence[Answer], deidentified: bool
 ) -> None:
@@ -403,7 +183,7 @@ def _write_tables(
     chances = [f"p_{label}" for label in networks.classes]
     studies = [_study_row(answer, chances, deidentified) for answer in answers]
     studies += [
-        {"files": _shown(path), "remarks": f"not read: it {reason}"}
+        {"files": shown(path), "remarks": f"not read: it {reason}"}
         for path, reason in sorted(found.unread.items())
     ]
     columns = ["study", "patient_id", "study_id", "files", "predicted", "confidence", *chances]
@@ -421,62 +201,28 @@ def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str,
 
 def _study_row(answer: Answer, chances: Sequence[str], deidentified: bool) -> dict[str, object]:
     study, said, verdict = answer.study, answer.said, answer.verdict
-    rejected = _rejected(answer, deidentified)
     row: dict[str, object] = {
-        "study": name_of(study),
+        "study": study.name,
         "patient_id": study.patient_id,
         "study_id": study.study_id,
-        "files": _identity(study)["files"],
+        "files": study.files_in_words,
+        "remarks": answer.summary(named=not deidentified),
     }
-    remarks = [*answer.remarks, *rejected]
     if said and verdict:
         row |= {name: f"{p:.6f}" for name, p in zip(chances, said.probabilities, strict=True)}
         row["confidence"] = f"{verdict.confidence:.6f}"
         row["predicted"] = None if verdict.abstains else verdict.label
-        if verdict.abstains:
-            remarks.insert(0, verdict.text)
-    elif not rejected:
-        remarks.append("no image whose view is known")
-    return row | {"remarks": "; ".join(remarks)}
+    return row
 
 
 def _image_rows(answer: Answer, networks: Networks) -> Iterator[dict[str, object]]:
     assert answer.said is not None
     for record, raw in zip(answer.said.records, answer.said.raw, strict=True):
         yield {
-            "study": name_of(answer.study),
+            "study": answer.study.name,
             "image_id": record["image_id"],
             "view": record.get("view", "both"),
             "predicted": networks.classes[int(raw.argmax())],
             # Nine digits are a float32, as in the tables of evaluation.
             **{f"p_{label}": f"{p:.9g}" for label, p in zip(networks.classes, raw, strict=True)},
         }
-
-
-def _index(
-    networks: Networks, found: Found, answers: Sequence[Answer], deidentified: bool, pages: bool
-) -> str:
-    chances = [f"p_{label}" for label in networks.classes]
-    rows = [
-        {
-            "name": name_of(answer.study).replace("_", " "),
-            "page": f"{name_of(answer.study)}.html" if pages and answer.said else None,
-            "cells": [
-                *([] if deidentified else [answer.study.patient_id]),
-                "no answer"
-                if answer.verdict is None or answer.verdict.abstains
-                else plain(answer.verdict.label),
-                f"{answer.verdict.confidence:.2f}" if answer.verdict else "",
-                _study_row(answer, chances, deidentified)["remarks"],
-            ],
-        }
-        for answer in answers
-    ]
-    head = ["study", *([] if deidentified else ["patient"]), "read as", "probability", "remarks"]
-    unread = [
-        ("a file" if deidentified else _shown(path), f"it {reason}")
-        for path, reason in sorted(found.unread.items())
-    ]
-    lead = f"{len(answers)} studies, read by {networks.description}."
-    index = TEMPLATE / "index.html"
-    return render(index, scripts=(), lead=lead, head=head, rows=rows, unread=unread)

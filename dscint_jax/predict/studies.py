@@ -17,7 +17,7 @@ from tfds_builder.commandline.progress import say
 from tfds_builder.manifest import Row
 from tfds_builder.scan.inventory import Files, inspected, list_files
 from tfds_builder.scan.label_tables import Meanings
-from tfds_builder.scan.path_names import read_words
+from tfds_builder.scan.path_names import printable, read_words
 from tfds_builder.scan.proposal import BY_HEADER, ProposedRow, propose
 from tfds_builder.studies.study import ReadStudy, Study, read_study
 from tfds_builder.workers import Announce, Lost, WorkerPool
@@ -45,6 +45,16 @@ class FoundStudy:
     files: tuple[Path, ...]
     rows: tuple[Row, ...]
     repeated: tuple[Path, ...]
+
+    @property
+    def name(self) -> str:
+        """What its results are called."""
+        return f"study_{self.number:04d}"
+
+    @property
+    def files_in_words(self) -> str:
+        """The paths of its files."""
+        return "; ".join(dict.fromkeys(map(shown, self.files)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,14 +194,14 @@ def read_studies(
 
     With `sources`, each comes with the headers of its DICOM files.
     """
-    tasks = [_Task(Study(name_of(study), "", "", study.rows), {}, sources) for study in studies]
+    tasks = [_Task(Study(study.name, "", "", study.rows), {}, sources) for study in studies]
     for study, (read, own) in zip(studies, pool.map(_read, tasks, _Task.without), strict=True):
         yield study, read, own
 
 
-def name_of(study: FoundStudy) -> str:
-    """What its results are called."""
-    return f"study_{study.number:04d}"
+def shown(path: Path) -> str:
+    """A path as tables and pages can hold it."""
+    return printable(PurePosixPath(path))
 
 
 def _read(task: _Task, announce: Announce) -> tuple[ReadStudy, Sources]:

@@ -235,7 +235,7 @@ def _made(reported: Reported) -> tuple[str, list[Table], dict[str, str]]:
     shown = gallery(
         reported.predictions,
         functools.partial(explain, network),
-        lesion_records(network),
+        lesion_records(network.config, network.images),
         clip=network.config.data.clip,
     )
     explained = reported.explanations

@@ -11,7 +11,7 @@ from dscint_jax.evaluate.restored import load_trained
 from dscint_jax.explain import explanations
 from dscint_jax.explain.__main__ import main
 from dscint_jax.explain.explanations import measure, print_tables, write_explanations
-from dscint_jax.explain.lesions import LesionRecords, lesion_records
+from dscint_jax.explain.lesions import lesion_records
 from dscint_jax.explain.maps import METHODS, TRUE, explain
 from dscint_jax.explain.scores import BASELINES, baseline_maps, energy, pointing, region_of
 from dscint_jax.input_pipeline import Sample, load_split
@@ -66,7 +66,7 @@ def test_scores_are_those_of_the_maps_and_masks_one_by_one(explained, data_dir):
     network = load_trained(workdir, split="train", checkpoint="best")
     n = next(n for n, row in enumerate(result["by_image"]) if row["state"] == "scored")
     (item,) = explain(network, np.array([n]), of=TRUE)
-    (record,) = LesionRecords(network.config, "train").read(np.array([n]))
+    (record,) = lesion_records(network.config, network.images)(np.array([n]))
     region = region_of(record.mask > 0, record.pixel_mm, 16, result["tolerance_mm"])
     maps = item.heat | baseline_maps(item.views, record.pooled(16))
     for name, heat in maps.items():
@@ -137,15 +137,14 @@ def test_data_set_without_masks_is_explained_and_not_scored(
 
 
 def test_images_whose_pixel_size_is_not_known_are_counted(explained, monkeypatch):
-    read = LesionRecords.read
-
-    def without_size(self, indices):
-        return [
+    def without_size(*arguments):
+        read = lesion_records(*arguments)
+        return lambda indices: [
             dataclasses.replace(record, pixel_mm=np.full(len(record.mask), np.nan))
-            for record in read(self, indices)
+            for record in read(indices)
         ]
 
-    monkeypatch.setattr(LesionRecords, "read", without_size)
+    monkeypatch.setattr(explanations, "lesion_records", without_size)
     network = load_trained(explained[0], split="train", checkpoint="best")
     measured = measure(network, np.arange(8), tuple(METHODS), 15.0)
     assert "pixel_size_unknown" in measured.state
@@ -168,8 +167,8 @@ def test_lesions_are_those_of_the_images_of_a_share(explained, data_dir):
     some = load_split(data_dir, "train", pool=16, cache_gib=1.0, sample=Sample(0.4, seed=0))
     assert len(some) < len(network.images)
     every, own = (
-        lesion_records(one)(np.arange(len(one.images)))
-        for one in (network, dataclasses.replace(network, images=some))
+        lesion_records(network.config, images)(np.arange(len(images)))
+        for images in (network.images, some)
     )
     places = some.sources(np.arange(len(some)))
     assert list(places) != list(range(len(some)))

@@ -11,9 +11,9 @@ from dscint_jax.explain.lesions import (
     RING_MM,
     Lesion,
     LesionRecord,
-    LesionRecords,
     contrast,
     group_masks,
+    lesion_records,
     lesions_of,
 )
 from dscint_jax.input_pipeline import load_split
@@ -109,7 +109,7 @@ def test_sites_and_contrasts_of_phantoms_agree_with_their_table(data_dir, cohort
     for row in _table(cohort / "lesions.csv"):
         known[row["path"], int(row["number"])] = row
     keys, agree, pairs = images.keys(), [], []
-    for n, record in enumerate(LesionRecords(config, "train").read(np.arange(len(images)))):
+    for n, record in enumerate(lesion_records(config, images)(np.arange(len(images)))):
         assert record.mask.any() <= (images.classes[keys["label"][n]] != "normal")
         # The header of the manifest is row 1.
         path = manifest[int(rows[keys["image_id"][n]]["row"]) - 2]["path"]
@@ -130,13 +130,14 @@ def test_records_are_those_of_the_split_in_its_order(data_dir, config):
     images = load_split(data_dir, "test", pool=16, cache_gib=0.0)
     indices = np.array([3, 0, 2])
     counts = images.read(indices)["counts"]
-    for record, expected in zip(LesionRecords(config, "test").read(indices), counts, strict=True):
+    for record, expected in zip(lesion_records(config, images)(indices), counts, strict=True):
         np.testing.assert_array_equal(record.pooled(16)[0], expected[..., 0])
 
 
 def test_records_of_studies_have_both_views_and_a_missing_one_is_empty(studies_dir):
     config = load_tiny_config().replaced({"data.dir": str(studies_dir), "data.records": "studies"})
-    records = LesionRecords(config, "train").read(np.arange(12))
+    images = load_split(studies_dir, "train", pool=4, cache_gib=0.0, records="studies")
+    records = lesion_records(config, images)(np.arange(12))
     assert {record.mask.shape for record in records} == {(2, 1024, 256)}
     assert all(record.measurable for record in records)
     missing = [record for record in records if not record.counts.any((1, 2)).all()]
@@ -150,7 +151,8 @@ def test_records_of_studies_have_both_views_and_a_missing_one_is_empty(studies_d
 def test_data_set_whose_records_tell_no_pixel_size_cannot_be_measured(make_data_set):
     folder = make_data_set(train=3)
     config = load_tiny_config().replaced({"data.dir": str(folder), "data.pool": 1})
-    record = LesionRecords(config, "train").read(np.array([1]))[0]
+    images = load_split(folder, "train", pool=1, cache_gib=0.0)
+    record = lesion_records(config, images)(np.array([1]))[0]
     assert np.isnan(record.pixel_mm).all()
     mask = record.mask.copy()
     mask[0, 3, 4] = 1

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from pathlib import PurePosixPath
 
 import pydicom
 import pytest
@@ -20,7 +21,6 @@ from pynetdicom.dsutils import create_file_meta, encode_file_meta
 
 from dscint_jax.pacs.listener import NUCLEAR, SYNTAXES
 from dscint_jax.pacs.queue import digest
-from dscint_jax.predict.incoming import File, whose
 from dscint_jax.predict.studies import worker_pool
 from tests.dscint_jax.pacs.orthanc import ONE_OF_EACH, Orthanc, free_port, plugin
 from tests.dscint_jax.pacs.service import Service, associate, wait_for
@@ -29,6 +29,7 @@ from tests.fuzz.seeds import DICOM, make_seeds
 from tests.fuzz.trial import Chunk, try_chunk
 from tfds_builder.phantom import __main__ as phantom
 from tfds_builder.readers.dicom import _transfer_syntax
+from tfds_builder.scan.inventory import inspected
 
 slow, exhaustive = pytest.mark.slow, pytest.mark.exhaustive
 needs_orthanc = pytest.mark.skipif(
@@ -190,9 +191,9 @@ def _damaged(count, seed, folder):
             ((outcome,),) = pool.map(try_chunk, chunks, Chunk.without)
             if outcome.images or not content[start:]:
                 continue
-            (told,) = pool.map(whose, [File(path, False)], File.without)
+            (told,) = inspected(pool, folder, [PurePosixPath(path.name)], accept=False)
             place = f"{digest(path.read_bytes())}.dcm"
-            if not told.reason:
+            if told.study and told.instance:
                 place = f"{digest(told.study)}/{digest(told.instance)}.dcm"
             found.append(Damaged(content[start:], syntax, uid, place))
     return found

@@ -9,9 +9,10 @@ import pytest
 
 from dscint_jax.pacs.client import Refused
 from dscint_jax.pacs.queue import Queue, instances_of
-from dscint_jax.predict.incoming import Incoming, Pauses, Whose
+from dscint_jax.predict.incoming import Incoming, Pauses
 from dscint_jax.predict.networks import Networks
 from tfds_builder.commandline.errors import UserError
+from tfds_builder.scan.inventory import InspectedFile
 from tfds_builder.workers import WorkerPool
 
 OPERATIONS = ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync", "link")
@@ -59,9 +60,14 @@ class Pool(WorkerPool):
     """Looks at made files: `study instance`, or a reason."""
 
     def map(self, function, tasks, retry):
-        for task in tasks:
-            words = task.path.read_text().split()
-            yield Whose(*words) if len(words) == 2 else Whose(reason="is no image")
+        for chunk in tasks:
+            yield [self._inspected(path, chunk.folder / path) for path in chunk.paths]
+
+    def _inspected(self, path, place):
+        words = place.read_text().split()
+        if len(words) == 2:
+            return InspectedFile(path, study=words[0], instance=words[1])
+        return InspectedFile(path, reason="is no image")
 
 
 class Made(Incoming):

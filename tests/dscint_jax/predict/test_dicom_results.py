@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from dscint_jax.evaluate.restored import Chosen, TrainedNetwork
+from dscint_jax.predict.answers import Verdict
 from dscint_jax.predict.dicom_results import _banner, capture, report
-from dscint_jax.predict.page import Verdict
 from dscint_jax.predict.predict import predict
 from dscint_jax.predict.sources import source_of
 from tests.dscint_jax.conftest import keep_frame
@@ -87,7 +87,7 @@ def test_report_says_what_the_table_says_and_names_the_frames_that_were_read(wri
         files = [pydicom.dcmread(path) for path in answer.study.files]
         uids = [image.referenced_sop_instance_uid for image in group.source_images]
         assert uids == list(dict.fromkeys(file.SOPInstanceUID for file in files))
-        frames = [own.facts.frame for images in answer.said.images for own in images]
+        frames = [image.frame for image in answer.said.facts]
         assert len(frames) == 2
         for image in group.source_images:
             # A frame of the only one is not numbered (PS3.3 table 10-3).
@@ -329,7 +329,7 @@ def test_answer_of_another_reader_has_other_uids(
         chosen = Chosen(temperature=1.25, least_confidence={})
         monkeypatch.setattr("dscint_jax.predict.runs.chosen_by", lambda result: chosen)
     elif change == "version":
-        monkeypatch.setattr("dscint_jax.predict.predict.VERSION", "another")
+        monkeypatch.setattr("dscint_jax.predict.dicom_results.VERSION", "another")
     predict([run], sources[:1], tmp_path / "other", pages=False, dicom=True, **options)
     for kind in ("report", "picture"):
         before, after = (

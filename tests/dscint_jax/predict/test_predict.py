@@ -86,10 +86,9 @@ def test_study_is_the_mean_of_its_images_at_the_temperature_that_evaluation_chos
 
 def test_answers_hold_no_pixels(predicted):
     for answer in predicted[1]:
-        assert answer.said.images
+        assert answer.said.facts
         assert answer.said.records
         arrays = [np.asarray(value) for one in answer.said.records for value in one.values()]
-        arrays += [image.counts for images in answer.said.images for image in images]
         assert sum(one.nbytes for one in arrays) < 10_000
         assert all(one.base is None for one in arrays)
 
@@ -262,7 +261,7 @@ def test_network_is_of_the_checkpoint_that_was_best_when_it_was_opened(
     with worker_pool(1) as pool:
         found = find_studies([min(incoming.iterdir())], pool)
         ((_, read, _),) = read_studies(found.studies, pool)
-    assert networks.read([read])[0].images
+    assert networks.read([read])[0].records
     assert f"step {evaluated[1]['step']}" in networks.description
     assert networks.temperatures == [evaluated[1]["calibration"]["temperature"]]
 
