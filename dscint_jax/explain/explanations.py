@@ -55,17 +55,22 @@ class Measured:
 
     Attributes:
       predictions: what the network says of them.
-      maps: names of the maps, the BASELINES last.
+      grids: rows and columns of each method's map, before it is brought to the image's.
       state: SCORED, or why the image is not.
       scores: on the lesions of each of GROUPS, by SCORES; NaN where an image has none.
       correlations: of each method's map with that of random weights.
     """
 
     predictions: Predictions
-    maps: tuple[str, ...]
+    grids: dict[str, list[int]]
     state: np.ndarray
     scores: Float[np.ndarray, "image group map score"]
     correlations: Float[np.ndarray, "image method"]
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """Names of the maps, the BASELINES last."""
+        return (*self.grids, *BASELINES)
 
 
 def write_explanations(
@@ -102,10 +107,10 @@ def write_explanations(
         raise UserError(f"--tolerance {tolerance_mm} is no distance; give 0 or more, in mm")
     folder = result_folder(workdir, split, data_dir=data_dir, name=name, out=out)
     network = load_trained(workdir, split=split, checkpoint=checkpoint, data_dir=data_dir)
-    images, grids = network.images, _grids(network)
+    images = network.images
     count = min(limit or len(images), len(images))
     indices = np.arange(count) * len(images) // count
-    measured = measure(network, indices, tuple(grids), tolerance_mm)
+    measured = measure(network, indices, tolerance_mm)
     reason = _not_scored(network, measured)
     result = {
         "split": images.split,
@@ -118,15 +123,17 @@ def write_explanations(
         "images": count,
         **{state: int(np.sum(measured.state == state)) for state in (NO_LESION, NO_PIXEL_SIZE)},
         "class_explained": TRUE,
-        "grids": grids,
+        "grids": measured.grids,
         "tolerance_mm": tolerance_mm,
         "not_scored": reason,
         "scores": None
         if reason
         else score_table(measured.scores, measured.predictions, measured.maps),
-        "random_weights": agreement(measured.correlations, measured.predictions, tuple(grids)),
+        "random_weights": agreement(
+            measured.correlations, measured.predictions, tuple(measured.grids)
+        ),
         "intervals": {"method": METHOD, "level": LEVEL},
-        "by_image": _by_image(measured, tuple(grids)),
+        "by_image": _by_image(measured),
     }
     told(result)
     with or_elsewhere(out):
@@ -137,19 +144,13 @@ def write_explanations(
 def measure(
     network: TrainedNetwork,
     indices: Int[np.ndarray, " image"],
-    methods: tuple[str, ...],
     tolerance_mm: float,
 ) -> Measured:
-    """Explains images, and scores the maps of those whose lesions are known.
-
-    Args:
-      network: with the split.
-      indices: of the images in the split.
-      methods: those of METHODS that the network has.
-      tolerance_mm: how far from a lesion the maximum of a map may lie.
-    """
+    """Explains images of the network's split, and scores the maps of those with known lesions."""
     untrained = network.with_random_weights()
     records = lesion_records(network.config, network.images)
+    found = by_method(network.maps(full_batch(network, indices[:1])))
+    grids = {name: list(values.shape[-2:]) for name, values in found.items()}
     noun = network.images.noun
     rows: list[tuple[Any, ...]] = []
     with ProgressBar(f"explaining {noun}", total=len(indices), noun=noun) as bar:
@@ -177,7 +178,7 @@ def measure(
         probabilities=probabilities,
         facts={name: keys[name][indices] for name in IDENTITY_FIELDS},
     )
-    return Measured(predictions, (*methods, *BASELINES), state, scores, correlations)
+    return Measured(predictions, grids, state, scores, correlations)
 
 
 def _scores(
@@ -197,12 +198,6 @@ def _scores(
     return SCORED, scores
 
 
-def _grids(network: TrainedNetwork) -> dict[str, list[int]]:
-    """Rows and columns of each map that the network has, before it is brought to the image's."""
-    maps = by_method(network.maps(full_batch(network, np.array([0]))))
-    return {name: list(values.shape[-2:]) for name, values in maps.items()}
-
-
 def _not_scored(network: TrainedNetwork, measured: Measured) -> str | None:
     """Why no map is scored; None where some are."""
     if network.images.copies:
@@ -214,7 +209,7 @@ def _not_scored(network: TrainedNetwork, measured: Measured) -> str | None:
     return f"none of the {network.images.noun} has a lesion mask"
 
 
-def _by_image(measured: Measured, methods: tuple[str, ...]) -> list[dict[str, Any]]:
+def _by_image(measured: Measured) -> list[dict[str, Any]]:
     """The scores of each image on all its lesions."""
     said = measured.predictions
     return [
@@ -228,7 +223,7 @@ def _by_image(measured: Measured, methods: tuple[str, ...]) -> list[dict[str, An
                 for score, values in zip(SCORES, measured.scores[n, 0].T, strict=True)
             },
             "random_weights": dict(
-                zip(methods, map(defined, measured.correlations[n]), strict=True)
+                zip(measured.grids, map(defined, measured.correlations[n]), strict=True)
             ),
         }
         for n in range(len(said))

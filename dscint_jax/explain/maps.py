@@ -68,7 +68,23 @@ def explain(
     """
     for start in range(0, len(indices), network.batch_size):
         chosen = np.asarray(indices[start : start + network.batch_size])
-        yield from _explain_batch(network, full_batch(network, chosen), of)[: len(chosen)]
+        batch = full_batch(network, chosen)
+        target = batch["label"]
+        if of == PREDICTED:
+            target = np.asarray(network.evaluate(batch).predicted, np.int32)
+        found = network.maps(batch | {"label": target})
+        pixels = network.as_seen(batch)[..., 0]
+        views = pixels.reshape(len(pixels), -1, *pixels.shape[-2:])
+        maps = {name: _at_size(values, views.shape) for name, values in by_method(found).items()}
+        for i in range(len(chosen)):
+            yield Explained(
+                views=views[i],
+                probabilities=np.asarray(found.probabilities)[i],
+                label=int(batch["label"][i]),
+                view=str(batch["view"][i]),
+                target=int(target[i]),
+                maps={name: values[i] for name, values in maps.items()},
+            )
 
 
 def full_batch(network: TrainedNetwork, chosen: Int[np.ndarray, " image"]) -> HostBatch:
@@ -94,27 +110,6 @@ def by_method(found: NetworkMaps) -> dict[str, np.ndarray]:
         GRADIENT_INPUT: found.gradient_input,
     }
     return {name: np.asarray(values) for name, values in maps.items() if values is not None}
-
-
-def _explain_batch(network: TrainedNetwork, batch: HostBatch, of: str) -> list[Explained]:
-    target = batch["label"]
-    if of == PREDICTED:
-        target = np.asarray(network.evaluate(batch).predicted, np.int32)
-    found = network.maps(batch | {"label": target})
-    pixels = network.as_seen(batch)[..., 0]
-    views = pixels.reshape(len(pixels), -1, *pixels.shape[-2:])
-    maps = {name: _at_size(values, views.shape) for name, values in by_method(found).items()}
-    return [
-        Explained(
-            views=views[i],
-            probabilities=np.asarray(found.probabilities)[i],
-            label=int(batch["label"][i]),
-            view=str(batch["view"][i]),
-            target=int(target[i]),
-            maps={name: values[i] for name, values in maps.items()},
-        )
-        for i in range(len(views))
-    ]
 
 
 def _at_size(

@@ -122,7 +122,7 @@ def read_address(text: str) -> Address:
             f"'{text}' is neither AET@host:port nor the URL of a DICOMweb service"
         )
     return Node(
-        found["title"].strip(), found["host"].strip("[]"), int(found["port"]), bool(found[4])
+        found["title"].strip(), found["host"].strip("[]"), int(found["port"]), bool(found["tls"])
     )
 
 

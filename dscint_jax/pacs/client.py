@@ -31,13 +31,9 @@ class Refused(UserError):
 def associated(
     entity: ApplicationEntity, node: Node, tls: Tls, **options: Any
 ) -> Iterator[Association]:
-    """A context with an association.
+    """A context with an association for the contexts of an entity.
 
-    Args:
-      entity: with the contexts that are asked for.
-      node: whom to ask.
-      tls: certificates, where the node wants TLS.
-      options: of `ApplicationEntity.associate`.
+    Options are those of `ApplicationEntity.associate`.
 
     Raises:
       Unreachable: nobody is there.

@@ -18,7 +18,7 @@ from pynetdicom.presentation import build_role
 
 from dscint_jax.pacs.address import Address, Node, Tls, Web
 from dscint_jax.pacs.client import Refused, Unreachable, associated, web_client
-from dscint_jax.pacs.listener import CLASSES, SYNTAXES, be_silent
+from dscint_jax.pacs.listener import CLASSES, OUT_OF_RESOURCES, SUCCESS, SYNTAXES, be_silent
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import write_error
 
@@ -29,7 +29,6 @@ FIND, GET = UID("1.2.840.10008.5.1.4.1.2.2.1"), UID("1.2.840.10008.5.1.4.1.2.2.3
 """The study root models of C-FIND and C-GET."""
 
 PENDING = (0xFF00, 0xFF01)
-OUT_OF_RESOURCES = 0xA700
 
 
 def retrieve(
@@ -58,9 +57,8 @@ def retrieve(
       UserError: it has none.
     """
     be_silent()
-    wanted = [{"StudyInstanceUID": uid} for uid in studies] or [{}]
-    if dates:
-        wanted = [one | {"StudyDate": dates} for one in wanted]
+    days = {"StudyDate": dates} if dates else {}
+    wanted = [{"StudyInstanceUID": uid} | days for uid in studies] or [days]
     numbers = itertools.count(1)
 
     def place() -> Path:
@@ -118,7 +116,7 @@ def _from_node(
         except OSError as error:
             failures.append(write_error(path, error))
             return OUT_OF_RESOURCES
-        return 0
+        return SUCCESS
 
     found: list[dict[str, str]] = []
     with associated(asking, source, tls) as association:
@@ -159,6 +157,6 @@ def _pending(source: Node, status: Dataset) -> bool:
     """Whether more is to come; raises Unreachable or Refused where it ended badly."""
     if "Status" not in status:
         raise Unreachable(f"{source} did not answer")
-    if status.Status not in (0, *PENDING):
+    if status.Status not in (SUCCESS, *PENDING):
         raise Refused(f"{source} refused a search or a transfer: status 0x{status.Status:04X}")
     return status.Status in PENDING

@@ -23,13 +23,7 @@ WARNING = 0xB
 
 
 def send(paths: Sequence[Path], target: Address, title: str, tls: Tls) -> None:
-    """Sends files, all of them, whatever becomes of one.
-
-    Args:
-      paths: DICOM files.
-      target: where to.
-      title: own AE title.
-      tls: certificates, where the target wants TLS.
+    """Sends DICOM files, all of them, whatever becomes of one; `title` is the own AE title.
 
     Raises:
       Unreachable, Refused: not all of them were taken, as far as is known.

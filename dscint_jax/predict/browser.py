@@ -79,17 +79,16 @@ def browser_page(model: bytes, metadata: Mapping[str, str], packages: Path) -> s
             Markup(_text_of(packages, name, file).replace("</script", "<\\/script"))
             for name, file in SCRIPTS.items()
         ],
-        parts={name: _packed(content) for name, content in parts.items()},
+        # Packed alike each time: the same content gives the same page.
+        parts={
+            name: base64.b64encode(gzip.compress(content, mtime=0)).decode()
+            for name, content in parts.items()
+        },
         about=about,
         card=metadata["card"],
         licences=[_licence(packages, name) for name in (*SCRIPTS, RUNTIME)],
         own=Markup((TEMPLATE / "browser.js").read_text()),
     )
-
-
-def _packed(content: bytes) -> str:
-    """What the page unpacks; the same content gives the same text."""
-    return base64.b64encode(gzip.compress(content, mtime=0)).decode()
 
 
 def _file_of(packages: Path, name: str, file: str) -> bytes:

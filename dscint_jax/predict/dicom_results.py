@@ -148,7 +148,7 @@ def report(
       frames: (which of the sources, frame from 1) of every image that was read; none where the
         sources must not be named.
       probabilities: of the classes.
-      verdict: what is said of it.
+      verdict: what comes of them.
       classes: names.
       network: what read it, in words: all that the answer depends on beside the sources.
       remarks: what has to be looked at.

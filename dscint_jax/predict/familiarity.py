@@ -88,12 +88,6 @@ class Familiarity:
             found.append(own)
         return found
 
-    def to_bytes(self) -> bytes:
-        """As a file."""
-        content = io.BytesIO()
-        np.savez_compressed(content, **dataclasses.asdict(self))
-        return content.getvalue()
-
 
 def familiarity_of(workdir: Path) -> Familiarity | None:
     """What a run's network was trained for: read from the run, or measured and kept there.
@@ -109,9 +103,11 @@ def familiarity_of(workdir: Path) -> Familiarity | None:
         return None
     with ProgressBar("looking at the validation images", noun="images") as bar:
         found = measure(load_images(config, "validation", bar.reached), _spacings(config))
+    content = io.BytesIO()
+    np.savez_compressed(content, **dataclasses.asdict(found))
     # A colleague's run may only be read: then it is measured again the next time.
     with contextlib.suppress(WriteError):
-        write_bytes(path, found.to_bytes())
+        write_bytes(path, content.getvalue())
     return found
 
 
@@ -158,8 +154,8 @@ def _outlines(pixels: Float[np.ndarray, "image *view height width"]) -> np.ndarr
 def _spacings(config: Config) -> tuple[float, float]:
     """The smallest and the largest pixel of a config's data set, mm."""
     metadata = open_dataset(Path(config.data.dir), config.data.records).info.metadata
-    known = [float(text) for text in metadata.get("pixel_spacings_mm", {})]
-    known = [value for value in known if np.isfinite(value)]
+    values = map(float, metadata.get("pixel_spacings_mm", {}))
+    known = [value for value in values if np.isfinite(value)]
     return (min(known), max(known)) if known else (np.nan, np.nan)
 
 

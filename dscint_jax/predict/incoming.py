@@ -61,8 +61,7 @@ class Incoming:
       send: sends the files of an answer; raises Unreachable or another UserError.
       target: where that is, in words.
       quiet_seconds: after which a study is complete.
-      least_confidence: as of `predict`.
-      accept: as of `predict`.
+      least_confidence, accept: as of `predict`.
       keep: whether images stay after their answer was taken.
     """
 

@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dscint_jax.baselines.result import Baseline
-from dscint_jax.config import Config
 from dscint_jax.evaluate.evaluate import leakage_line
-from dscint_jax.evaluate.restored import TrainedNetwork
 from dscint_jax.metrics.scores import METRIC_NAMES, in_words
 from dscint_jax.report.data_flow import NOT_REPORTED, DataFlow
+from dscint_jax.report.reported import Reported
 from dscint_jax.report.tables import TITLES, Table, plain, with_interval
 from tfds_builder.commandline.files import read_json
 
@@ -42,38 +40,22 @@ def _filled(checklist: Mapping[str, Any], facts: Mapping[str, str | None]) -> Ta
     )
 
 
-def facts_of(
-    result: Mapping[str, Any],
-    network: TrainedNetwork,
-    baseline: Baseline | None,
-    flow: DataFlow,
-    attempts: list[dict[str, Any]],
-    external: Mapping[str, Mapping[str, Any]],
-    explained: bool,
-) -> dict[str, str | None]:
+def facts_of(reported: Reported, *, with_maps: bool) -> dict[str, str | None]:
     """What a run tells, by the names that the checklists use; None is what it does not tell.
 
-    Args:
-      result: a metrics.json.
-      network: evaluated for it.
-      baseline: on the same images.
-      flow: of the data set that it is about.
-      attempts: of provenance.json.
-      external: metrics.json of other data sets.
-      explained: whether the page has maps of where the network looks.
+    With maps: the page's gallery shows where the network looks.
     """
-    noun, config = network.images.noun, network.config
     return {
-        **_of_data(result, config, flow, noun),
-        **_of_training(network, attempts),
-        **_of_results(result, baseline, external, noun),
-        "explanations": "maps of where the network looks in the gallery" if explained else None,
+        **_of_data(reported),
+        **_of_training(reported),
+        **_of_results(reported),
+        "explanations": "maps of where the network looks in the gallery" if with_maps else None,
     }
 
 
-def _of_data(
-    result: Mapping[str, Any], config: Config, flow: DataFlow, noun: str
-) -> dict[str, str | None]:
+def _of_data(reported: Reported) -> dict[str, str | None]:
+    result, flow, noun = reported.result, reported.flow, reported.noun
+    config = reported.network.config
     classes = ", ".join(map(plain, result["classes"]))
     splits = [
         f"{name}: {held['images']} images"
@@ -111,7 +93,7 @@ def _of_data(
         else f"{flow.left_out} images left out, such as those without an opposite view",
         "acquisition": "; ".join(acquired) or None,
         "partitions": f"by {config.protocol} protocol: {'; '.join(splits)}",
-        "disjoint": leakage_line(dict(result)),
+        "disjoint": leakage_line(result),
         "cohort": "; ".join(
             f"whole data set, {title} {', '.join(f'{k} {v}' for k, v in flow.cohort[name].items())}"
             for name, title in (("sexes", "sex:"), ("age_bands", "age:"))
@@ -133,7 +115,8 @@ def _flow(flow: DataFlow) -> str | None:
     )
 
 
-def _of_training(network: TrainedNetwork, attempts: list[dict[str, Any]]) -> dict[str, str | None]:
+def _of_training(reported: Reported) -> dict[str, str | None]:
+    network, attempts = reported.network, reported.attempts
     config, last = network.config, attempts[-1]
     start = [attempt["init_from"]["file"] for attempt in attempts if attempt.get("init_from")]
     commit = last["git"]
@@ -143,7 +126,7 @@ def _of_training(network: TrainedNetwork, attempts: list[dict[str, Any]]) -> dic
         "initialisation": f"weights of {start[-1]}" if start else f"random, seed {config.seed}",
         "training": (
             f"{config.steps} steps of {last.get('batch_size') or config.batch_size} "
-            f"{network.images.noun}; {config.optimizer.name}, learning rate "
+            f"{reported.noun}; {config.optimizer.name}, learning rate "
             f"{config.optimizer.learning_rate:g}, {config.optimizer.schedule}; loss {config.loss}; "
             "augmentation as in config.json"
         ),
@@ -161,12 +144,8 @@ def _of_training(network: TrainedNetwork, attempts: list[dict[str, Any]]) -> dic
     }
 
 
-def _of_results(
-    result: Mapping[str, Any],
-    baseline: Baseline | None,
-    external: Mapping[str, Mapping[str, Any]],
-    noun: str,
-) -> dict[str, str | None]:
+def _of_results(reported: Reported) -> dict[str, str | None]:
+    result, baseline, noun = reported.result, reported.baseline, reported.noun
     intervals, found = result["intervals"], result["calibration"]
     scores = ", ".join(
         f"{TITLES[n]} {with_interval(result[n], intervals['values'][n])}" for n in METRIC_NAMES
@@ -179,7 +158,7 @@ def _of_results(
     groups = [name for name, values in result["groups"].items() if len(values) > 1]
     others = "; ".join(
         f"{name}: accuracy {in_words(other['accuracy'], 3)} on {other['support']} {noun}"
-        for name, other in external.items()
+        for name, other in reported.external.items()
     )
     on_other = result["data_set"] is not None
     calibrated = f"calibration error {with_interval(found['ece'], found['ece_interval'])}"

@@ -7,7 +7,7 @@ None where the folder does not tell it.
 import csv
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,9 @@ def read_data_flow(folder: Path, metadata: Mapping[str, Any]) -> DataFlow:
         rows=rows,
         refused=None if quarantine is None else _counted(row["reason"] for row in quarantine),
         left_out=metadata.get("images_left_out"),
-        findings=None if quality is None else _counted(_findings(quality)),
+        findings=None
+        if quality is None
+        else _counted(one for row in quality for one in row["findings"].split("; ") if one),
         splits=splits,
         shared=proof.get("intersections"),
         cohort={name: metadata[name] for name in COHORT if metadata.get(name)},
@@ -99,11 +101,7 @@ def _rows(path: Path) -> list[dict[str, str]] | None:
         raise UserError(f"{path} cannot be read: {error}; build with --overwrite") from None
 
 
-def _findings(quality: list[dict[str, str]]) -> list[str]:
-    return [finding for row in quality for finding in row["findings"].split("; ") if finding]
-
-
-def _counted(reasons: Any) -> dict[str, int]:
+def _counted(reasons: Iterable[str]) -> dict[str, int]:
     """The most frequent reasons, and all others together."""
     counts = Counter(reasons).most_common()
     found = dict(counts[:MOST_REASONS])

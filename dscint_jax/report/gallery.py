@@ -37,7 +37,8 @@ MOST_BYTES = 3_600_000
 MOST_CASES = 1000
 """Studies that are listed; more would be no help."""
 
-_VIEWS = ("anterior", "posterior")
+_VIEWS = {"anterior": 0, "posterior": 1}
+"""The places of the views beside each other."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +79,10 @@ def cases_of(predictions: Predictions) -> list[Case]:
 
 
 def _case(predictions: Predictions, images: list[int]) -> Case:
-    views = [_view(predictions, i) for i in images]
-    ranks = [_VIEWS.index(view) if view in _VIEWS else len(_VIEWS) for view in views]
     labels = {predictions.classes[predictions.labels[i]] for i in images}
     means = predictions.probabilities[images].mean(0)
     return Case(
-        images=tuple(i for _, i in sorted(zip(ranks, images, strict=True))),
+        images=tuple(sorted(images, key=lambda i: _VIEWS.get(_view(predictions, i), len(_VIEWS)))),
         label=labels.pop() if len(labels) == 1 else MIXED,
         predicted=predictions.classes[int(means.argmax())],
         probabilities=means,
@@ -189,21 +188,15 @@ def _described(
         "predicted": plain(case.predicted),
         "right": case.right,
         "probabilities": [round(float(p), 4) for p in case.probabilities],
-        "views": [
-            view
-            for image, own in zip(case.images, explained, strict=True)
-            for view in _views(predictions, image, len(own.views))
+        # Of a pair, the prediction is the study's.
+        "views": [*_VIEWS] * len(case.images)
+        if len(explained[0].views) > 1
+        else [
+            f"{_view(predictions, i)}: {plain(predictions.classes[predictions.predicted[i]])}"
+            for i in case.images
         ],
         "facts": facts,
     }
-
-
-def _views(predictions: Predictions, image: int, count: int) -> list[str]:
-    """What is written under each view; of a pair the prediction is the study's."""
-    if count > 1:
-        return list(_VIEWS)
-    name = plain(predictions.classes[predictions.predicted[image]])
-    return [f"{_view(predictions, image)}: {name}"]
 
 
 def pictures(

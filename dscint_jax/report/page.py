@@ -7,84 +7,38 @@ page's tables (tables/) and figures (figures/) as files for a paper; of another 
 one trained on all of these in report/NAME/.
 """
 
-import dataclasses
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
-from dscint_jax.baselines.linear_baseline import POOL, linear_baseline
 from dscint_jax.baselines.result import Baseline
 from dscint_jax.config import STUDIES
 from dscint_jax.evaluate.evaluate import (
     METRICS_FILE,
-    PREDICTIONS_FILE,
     leakage_line,
     notes,
     or_elsewhere,
     result_folder,
 )
-from dscint_jax.evaluate.restored import TrainedNetwork, config_at_hand, load_trained
-from dscint_jax.explain.explanations import EXPLANATIONS_FILE
+from dscint_jax.evaluate.restored import TrainedNetwork
 from dscint_jax.explain.lesions import lesion_records
 from dscint_jax.explain.maps import explain
-from dscint_jax.input_pipeline import copies_of, load_split, open_dataset, sample_of
-from dscint_jax.metrics.predictions import Predictions, read_predictions
 from dscint_jax.metrics.scores import has_published_classes
-from dscint_jax.report import figures, tables
+from dscint_jax.report import tables
 from dscint_jax.report.checklists import checklist_tables, facts_of
-from dscint_jax.report.data_flow import (
-    NOT_REPORTED,
-    DataFlow,
-    cohort_table,
-    read_data_flow,
-    split_table,
-)
+from dscint_jax.report.data_flow import NOT_REPORTED, cohort_table, split_table
+from dscint_jax.report.figures import drawn_figures, svg_file
 from dscint_jax.report.gallery import gallery
 from dscint_jax.report.html import TEMPLATE, render
+from dscint_jax.report.reported import Reported, read_reported
 from dscint_jax.report.tables import FORMATS, Table
-from dscint_jax.run.checkpoint import complete_steps
-from dscint_jax.run.provenance import attempts_of
 from dscint_jax.run.trackers.json_lines import read_metrics
 from tfds_builder.commandline.errors import UserError
-from tfds_builder.commandline.files import read_json, write_text
-
-MEASURED = ("areas", "calibration", "abstention", "answers", "groups", "studies", "patients")
-"""What the page needs of a metrics.json, and those of earlier versions lack."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Reported:
-    """All that the page is about.
-
-    Attributes:
-      workdir: of the training.
-      result: a metrics.json.
-      predictions: the same evaluation's.
-      explanations: an explanations.json of the same checkpoint and images, or None.
-      own: the metrics.json of the data set trained on, where `result` is another one's.
-      external: those of other data sets on the same split, by name, where it is not.
-      network: the checkpoint evaluated, with the split.
-      baseline: on the same images; None: the data set trained on is not at hand.
-      flow: where the images come from.
-      attempts: of provenance.json.
-    """
-
-    workdir: Path
-    result: dict[str, Any]
-    predictions: Predictions
-    explanations: dict[str, Any] | None
-    own: dict[str, Any] | None
-    external: dict[str, dict[str, Any]]
-    network: TrainedNetwork
-    baseline: Baseline | None
-    flow: DataFlow
-    attempts: list[dict[str, Any]]
+from tfds_builder.commandline.files import write_text
 
 
 def write_report(
@@ -126,7 +80,7 @@ def write_report(
             f"{folder} holds no {METRICS_FILE}; evaluate first: python -m dscint_jax.evaluate "
             f"--workdir {workdir} --split {split}{options}"
         )
-    reported = _read(workdir, folder, data_dir, out)
+    reported = read_reported(workdir, folder, data_dir=data_dir, out=out)
     page, tabled, drawn = _made(reported)
     report = (out or workdir) / "report" / (reported.result["data_set"] or "")
     with or_elsewhere(out):
@@ -134,104 +88,14 @@ def write_report(
             for ending, text in FORMATS.items():
                 write_text(report / "tables" / f"{table.name}.{ending}", text(table))
         for figure, svg in drawn.items():
-            write_text(report / "figures" / f"{figure}.svg", figures.svg_file(svg))
+            write_text(report / "figures" / f"{figure}.svg", svg_file(svg))
         write_text(report / "index.html", page)
     return report / "index.html", reported.baseline
 
 
-def _read(workdir: Path, folder: Path, data_dir: Path | None, out: Path | None) -> Reported:
-    result = read_json(folder / METRICS_FILE)
-    lacking = [key for key in MEASURED if key not in result]
-    if lacking:
-        raise UserError(f"{folder / METRICS_FILE} lacks '{lacking[0]}'; evaluate again")
-    predictions = read_predictions(folder / PREDICTIONS_FILE)
-    if result["step"] not in complete_steps(workdir / "checkpoints"):
-        raise UserError(
-            f"{folder / METRICS_FILE} was measured with the checkpoint of step {result['step']}, "
-            f"which is gone; evaluate again"
-        )
-    network = load_trained(
-        workdir, split=result["split"], checkpoint=str(result["step"]), data_dir=data_dir
-    )
-    if network.images.fingerprint != result["dataset_fingerprint"]:
-        raise UserError(f"{folder / METRICS_FILE} was measured on another data set; evaluate again")
-    if len(predictions) != len(network.images):
-        raise UserError(
-            f"{folder / PREDICTIONS_FILE} has {len(predictions)} rows, and the split "
-            f"{len(network.images)} {network.images.noun}; evaluate again"
-        )
-    builder = open_dataset(Path(network.config.data.dir), network.config.data.records)
-    return Reported(
-        workdir=workdir,
-        result=result,
-        predictions=predictions,
-        explanations=_explanations(folder, result),
-        own=None if network.trained_on else _own_test(workdir, out),
-        external=_external(workdir, out, result["split"]) if network.trained_on else {},
-        network=network,
-        baseline=_baseline(workdir, network),
-        flow=read_data_flow(Path(builder.data_dir), builder.info.metadata),
-        attempts=attempts_of(workdir),
-    )
-
-
-def _explanations(folder: Path, result: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What `dscint_jax.explain` left beside a metrics.json; None of another checkpoint."""
-    if not (folder / EXPLANATIONS_FILE).exists():
-        return None
-    found = read_json(folder / EXPLANATIONS_FILE)
-    same = all(found[key] == result[key] for key in ("step", "dataset_fingerprint"))
-    return found if same else None
-
-
-def _own_test(workdir: Path, out: Path | None) -> dict[str, Any] | None:
-    """The test split's result on the data set trained on, whichever split another one's is."""
-    files = [place / "eval" / "test" / METRICS_FILE for place in (out, workdir) if place]
-    return next((read_json(file) for file in files if file.exists()), None)
-
-
-def _external(workdir: Path, out: Path | None, split: str) -> dict[str, dict[str, Any]]:
-    """Results on other data sets, by their names; those in `out` come before the run's."""
-    found = {}
-    for place in (workdir, out):
-        if place:
-            for file in sorted((place / "eval").glob(f"*/{split}/{METRICS_FILE}")):
-                found[file.parent.parent.name] = read_json(file)
-    return dict(sorted(found.items()))
-
-
-def _baseline(workdir: Path, network: TrainedNetwork) -> Baseline | None:
-    """Fitted on what the network was trained on; None where that is not at hand."""
-    config, elsewhere = network.config, None
-    if not network.trained_on:
-        config = config_at_hand(workdir)
-        if config is None:
-            return None
-        data = network.config.data
-        images = load_split(
-            Path(data.dir),
-            network.images.split,
-            pool=POOL,
-            cache_gib=math.inf,
-            fold=data.fold,
-            records=data.records,
-        )
-        elsewhere = images.as_classes_of(network.images.classes)
-    return linear_baseline(
-        Path(config.data.dir),
-        network.images.split,
-        fold=config.data.fold,
-        records=config.data.records,
-        copies=copies_of(config),
-        sample=sample_of(config, "train"),
-        ranges=config.augmentation,
-        elsewhere=elsewhere,
-    )
-
-
 def _made(reported: Reported) -> tuple[str, list[Table], dict[str, str]]:
     """The page, its tables, and its figures as SVG by their names."""
-    result, network, noun = reported.result, reported.network, reported.network.images.noun
+    result, network, noun = reported.result, reported.network, reported.noun
     shown = gallery(
         reported.predictions,
         functools.partial(explain, network),
@@ -239,15 +103,6 @@ def _made(reported: Reported) -> tuple[str, list[Table], dict[str, str]]:
         clip=network.config.data.clip,
     )
     explained = reported.explanations
-    facts = facts_of(
-        result,
-        network,
-        reported.baseline,
-        reported.flow,
-        reported.attempts,
-        reported.external,
-        explained=bool(shown["maps"]),
-    )
     sections = {
         "summary": [
             tables.metrics_table(result, reported.own, reported.baseline, reported.external)
@@ -257,11 +112,11 @@ def _made(reported: Reported) -> tuple[str, list[Table], dict[str, str]]:
         "groups": [tables.class_table(result, noun), tables.group_table(result, noun)],
         "confusion": [tables.confusion_table(result)],
         "curves": [tables.area_table(result)],
-        "points": [table for table in [tables.point_table(result, noun)] if table],
+        "points": [tables.point_table(result, noun)],
         "calibration": [
             tables.calibration_table(result, noun),
             tables.abstention_table(result, noun),
-            *(table for table in [tables.answers_table(result)] if table),
+            tables.answers_table(result),
         ],
         "explanations": []
         if explained is None or explained["not_scored"]
@@ -270,12 +125,10 @@ def _made(reported: Reported) -> tuple[str, list[Table], dict[str, str]]:
             tables.pointing_group_table(explained, noun),
         ],
         "provenance": [_run_table(reported), _attempt_table(reported.attempts)],
-        "checklists": checklist_tables(facts),
+        "checklists": checklist_tables(facts_of(reported, with_maps=bool(shown["maps"]))),
     }
-    drawn = {
-        name: figures.as_svg(figure, name, alternative)
-        for name, (figure, alternative) in _figures(reported).items()
-    }
+    sections = {name: [table for table in made if table] for name, made in sections.items()}
+    drawn = drawn_figures(result, reported.predictions, read_metrics(reported.workdir), noun)
     page = render(
         TEMPLATE / "page.html",
         scripts=("viewer", "page"),
@@ -296,42 +149,6 @@ def _made(reported: Reported) -> tuple[str, list[Table], dict[str, str]]:
         not_reported=NOT_REPORTED,
     )
     return page, [table for section in sections.values() for table in section], drawn
-
-
-def _figures(reported: Reported) -> dict[str, tuple[Figure, str]]:
-    """Every figure, and what it shows in words."""
-    result, predictions = reported.result, reported.predictions
-    noun, lines = reported.network.images.noun, read_metrics(reported.workdir)
-    confusion = np.array(result["confusion_matrix"])
-    return {
-        "confusion": (
-            figures.confusion_figure(confusion, result["classes"]),
-            "confusion matrix, counts and shares of the true class",
-        ),
-        "roc": (
-            figures.roc_figure(predictions, result["operating_points"]),
-            "ROC curve of each class against all others",
-        ),
-        "precision_recall": (
-            figures.precision_recall_figure(predictions),
-            "precision-recall curve of each class against all others",
-        ),
-        "reliability": (
-            figures.reliability_figure(result["calibration"]),
-            "accuracy against confidence, before and after temperature",
-        ),
-        "abstention": (
-            figures.abstention_figure(predictions, noun),
-            "accuracy against the share that is read",
-        ),
-        **{
-            f"learning_{name}": (
-                figures.learning_figure(lines, name, result["step"]),
-                f"{name} of training and validation by step",
-            )
-            for name in ("loss", "accuracy")
-        },
-    }
 
 
 def _lead(reported: Reported) -> str:
@@ -385,15 +202,13 @@ def _baseline_note(reported: Reported) -> str:
         return "No linear baseline: the data set trained on is not where the config says."
     fitted = ", fitted on the data set trained on" if reported.result["data_set"] else ""
     return (
-        f"Linear baseline: multinomial logistic regression on the same "
-        f"{reported.network.images.noun} summed to {baseline.side[0]}x{baseline.side[1]} "
-        f"pixels{fitted}."
+        f"Linear baseline: multinomial logistic regression on the same {reported.noun} summed to "
+        f"{baseline.side[0]}x{baseline.side[1]} pixels{fitted}."
     )
 
 
 def _run_table(reported: Reported) -> Table:
     config, last = reported.network.config, reported.attempts[-1]
-    noun = reported.network.images.noun
     # Only the first attempts read a file of weights.
     start = [attempt["init_from"] for attempt in reported.attempts if attempt.get("init_from")]
     rows = (
@@ -403,7 +218,7 @@ def _run_table(reported: Reported) -> Table:
         *(("initial weights", f"{f['file']}, SHA-256 {f['sha256'][:16]}") for f in start[-1:]),
         ("seed", str(config.seed)),
         ("steps", str(config.steps)),
-        ("batch", f"{last.get('batch_size') or config.batch_size} {noun}"),
+        ("batch", f"{last.get('batch_size') or config.batch_size} {reported.noun}"),
         ("Python", last.get("python", NOT_REPORTED)),
         ("platform", last.get("platform", NOT_REPORTED)),
         *last["versions"].items(),

@@ -131,6 +131,18 @@ def with_interval(value: float | None, bounds: Sequence[float] | None) -> str:
     return text if value is None or bounds is None else f"{text} ({interval_in_words(bounds)})"
 
 
+def _cell(found: Mapping[str, Any], name: str) -> str:
+    """A value whose interval stands beside it."""
+    return with_interval(found[name], found[f"{name}_interval"])
+
+
+def _there_and_here(point: Mapping[str, Any], *names: str) -> Iterator[str]:
+    """What a point that was chosen on validation does there, and here with intervals."""
+    for name in names:
+        yield in_words(point["validation"][name], 3)
+        yield _cell(point, name)
+
+
 def metrics_table(
     result: Mapping[str, Any],
     own: Mapping[str, Any] | None,
@@ -175,7 +187,7 @@ def class_table(result: Mapping[str, Any], noun: str) -> Table:
         (
             plain(label),
             str(values["support"]),
-            *(with_interval(values[n], values[f"{n}_interval"]) for n in CLASS_METRICS),
+            *(_cell(values, name) for name in CLASS_METRICS),
         )
         for label, values in ((c, result["per_class"][c]) for c in result["classes"])
     )
@@ -237,8 +249,8 @@ def area_table(result: Mapping[str, Any]) -> Table:
         (
             plain(label),
             in_words(found["prevalence"], 3),
-            with_interval(found["auroc"], found["auroc_interval"]),
-            with_interval(found["average_precision"], found["average_precision_interval"]),
+            _cell(found, "auroc"),
+            _cell(found, "average_precision"),
         )
         for label, found in ((c, result["areas"][c]) for c in result["classes"])
     )
@@ -253,7 +265,13 @@ def area_table(result: Mapping[str, Any]) -> Table:
 
 def point_table(result: Mapping[str, Any], noun: str) -> Table | None:
     """Operating points chosen on validation; None where there are none."""
-    rows = tuple(_points(result))
+    points = result["operating_points"] or {}
+    rows = tuple(
+        _point(label, held, points[label][aim])
+        for label in result["classes"]
+        for aim, held in AIMS.items()
+        if aim in points.get(label, ())
+    )
     if not rows:
         return None
     return Table(
@@ -277,29 +295,16 @@ def point_table(result: Mapping[str, Any], noun: str) -> Table | None:
     )
 
 
-def _points(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    points = result["operating_points"] or {}
-    for label in (name for name in result["classes"] if name in points):
-        for aim, held in AIMS.items():
-            if aim not in points[label]:
-                continue
-            point = points[label][aim]
-            here, there = point[held], point["validation"][held]
-            drift = None if here is None or there is None else here - there
-            yield (
-                plain(label),
-                f"{held} of 0.95",
-                "none" if point["threshold"] is None else in_words(point["threshold"], 3),
-                *(
-                    cell
-                    for name in ("sensitivity", "specificity")
-                    for cell in (
-                        in_words(point["validation"][name], 3),
-                        with_interval(point[name], point[f"{name}_interval"]),
-                    )
-                ),
-                NOT_DEFINED if drift is None else f"{drift:+.3f}".replace("-", "−"),
-            )
+def _point(label: str, held: str, point: Mapping[str, Any]) -> tuple[str, ...]:
+    here, there = point[held], point["validation"][held]
+    drift = None if here is None or there is None else here - there
+    return (
+        plain(label),
+        f"{held} of 0.95",
+        "none" if point["threshold"] is None else in_words(point["threshold"], 3),
+        *_there_and_here(point, "sensitivity", "specificity"),
+        NOT_DEFINED if drift is None else f"{drift:+.3f}".replace("-", "−"),
+    )
 
 
 def calibration_table(result: Mapping[str, Any], noun: str) -> Table:
@@ -323,12 +328,7 @@ def calibration_table(result: Mapping[str, Any], noun: str) -> Table:
 
 
 def _calibration(name: str, temperature: float, found: Mapping[str, Any]) -> tuple[str, ...]:
-    return (
-        name,
-        in_words(temperature, 3),
-        with_interval(found["ece"], found["ece_interval"]),
-        with_interval(found["brier"], found["brier_interval"]),
-    )
+    return name, in_words(temperature, 3), _cell(found, "ece"), _cell(found, "brier")
 
 
 def abstention_table(result: Mapping[str, Any], noun: str) -> Table:
@@ -354,14 +354,7 @@ def answers_table(result: Mapping[str, Any]) -> Table | None:
         (
             f"{point['accuracy_target']:g}",
             "none" if point["least_confidence"] is None else in_words(point["least_confidence"], 3),
-            *(
-                cell
-                for name in ("coverage", "accuracy")
-                for cell in (
-                    in_words(point["validation"][name], 3),
-                    with_interval(point[name], point[f"{name}_interval"]),
-                )
-            ),
+            *_there_and_here(point, "coverage", "accuracy"),
             *(in_words(point["coverage_by_class"][c], 3) for c in result["classes"]),
         )
         for point in points
@@ -398,14 +391,15 @@ def pointing_table(found: Mapping[str, Any], noun: str) -> Table:
     every = found["scores"]["all"]
     rows = []
     for name, title in _maps(every).items():
+        # A baseline has neither.
         more = every[POINTING].get(f"{name} - {BRIGHTEST}")
-        random = found["random_weights"].get(name, {"rank_correlation": None, "interval": None})
+        random = found["random_weights"].get(name)
         rows.append(
             (
                 title,
                 *(_mean(every[score][name]) for score in (POINTING, ENERGY)),
                 _mean(more) if more else "",
-                with_interval(random["rank_correlation"], random["interval"]) if more else "",
+                with_interval(random["rank_correlation"], random["interval"]) if random else "",
             )
         )
     note = (

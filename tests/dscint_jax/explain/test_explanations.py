@@ -146,7 +146,7 @@ def test_images_whose_pixel_size_is_not_known_are_counted(explained, monkeypatch
 
     monkeypatch.setattr(explanations, "lesion_records", without_size)
     network = load_trained(explained[0], split="train", checkpoint="best")
-    measured = measure(network, np.arange(8), tuple(METHODS), 15.0)
+    measured = measure(network, np.arange(8), 15.0)
     assert "pixel_size_unknown" in measured.state
     assert np.isnan(measured.scores).all()
     reason = explanations._not_scored(network, measured)
@@ -157,7 +157,7 @@ def test_copies_are_explained_and_not_scored(explained, data_dir):
     network = load_trained(explained[0], split="train", checkpoint="best")
     copies = load_split(data_dir, "train", pool=16, cache_gib=1.0, copies=2)
     network = dataclasses.replace(network, images=copies)
-    measured = measure(network, np.arange(8), tuple(METHODS), 15.0)
+    measured = measure(network, np.arange(8), 15.0)
     assert set(measured.state) == {"without_lesions"}
     assert "copies" in explanations._not_scored(network, measured)
 

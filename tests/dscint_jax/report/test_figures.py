@@ -1,6 +1,7 @@
 import re
 import xml.etree.ElementTree as ElementTree
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 
@@ -70,8 +71,9 @@ def test_abstention_curve_ends_at_the_accuracy(predictions, result):
 
 
 def test_ink_is_the_colour_of_the_text_and_ids_are_the_figures_own(result):
-    figure = figures.reliability_figure(result["calibration"])
-    svg = figures.as_svg(figure, "reliability", "in words")
+    with mpl.rc_context(figures.STYLE):
+        figure = figures.reliability_figure(result["calibration"])
+        svg = figures.as_svg(figure, "reliability", "in words")
     assert figures.INK not in svg
     assert "currentColor" in svg
     ids = re.findall(r'id="([^"]*)"', svg)
