@@ -8,7 +8,7 @@ from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import TypeCheckError
 
 from dscint_jax.input_pipeline.normalise import normalise
-from dscint_jax.metrics.confusion import ConfusionMatrix
+from dscint_jax.metrics.passes import Evaluation, confusion_matrix
 from dscint_jax.metrics.scores import five_metrics
 from dscint_jax.models import AttentionMaps
 from dscint_jax.report.tables import plain
@@ -39,7 +39,7 @@ def test_shapes_are_held_in_what_is_compiled():
 
 def test_an_array_of_another_kind_is_refused():
     with pytest.raises(TypeCheckError):
-        ConfusionMatrix.from_model_output(jnp.ones((2, 4)), jnp.ones(2))
+        confusion_matrix(jnp.ones((2, 4)), jnp.ones(2), jnp.ones(2, bool))
 
 
 def test_types_are_held_in_both_packages():
@@ -53,7 +53,9 @@ def test_types_are_held_in_both_packages():
 def test_a_tree_is_checked_where_it_is_made_and_not_where_jax_puts_it_together():
     with pytest.raises(TypeCheckError):
         AttentionMaps(channel=jnp.ones(3))
-    assert jax.tree.map(jnp.shape, ConfusionMatrix.zeros(4)).counts == (4, 4)
+    counts, predicted = jnp.zeros((4, 4), int), jnp.zeros(2, int)
+    evaluation = Evaluation(counts, jnp.zeros(()), predicted, jnp.ones((2, 4)))
+    assert jax.tree.map(jnp.shape, evaluation).confusion == (4, 4)
 
 
 def test_types_are_never_promoted_unasked():

@@ -3,8 +3,10 @@
 import dataclasses
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dscint_jax.input_pipeline import (
     IDENTITY_FIELDS,
@@ -13,7 +15,6 @@ from dscint_jax.input_pipeline import (
     evaluation_batches,
 )
 from dscint_jax.input_pipeline.records import joined
-from dscint_jax.metrics.confusion import ConfusionMatrix
 from dscint_jax.metrics.predictions import Predictions
 from dscint_jax.metrics.scores import five_metrics
 from dscint_jax.pytree import pytree
@@ -25,16 +26,26 @@ class Evaluation:
     """What one evaluated batch gives.
 
     Attributes:
-      confusion: counts over the images whose mask is True.
+      confusion: counts over the images whose mask is True, as `confusion_matrix` gives them.
       loss: sum of the cross-entropies of the same images, nats, without class weights.
       predicted: the class of the largest logit of every image, padding too.
       probabilities: softmax of the same.
     """
 
-    confusion: ConfusionMatrix
+    confusion: Int[Array, "true predicted"]
     loss: Float[Array, ""]
     predicted: Int[Array, " batch"]
     probabilities: Float[Array, "batch classes"]
+
+
+def confusion_matrix(
+    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], mask: Bool[Array, " batch"]
+) -> Int[Array, "true predicted"]:
+    """Counts of (true class, predicted class) over the images whose `mask` is True."""
+    classes = logits.shape[-1]
+    true = jax.nn.one_hot(labels, classes, dtype=jnp.int32) * mask.astype(jnp.int32)[:, None]
+    predicted = jax.nn.one_hot(logits.argmax(-1), classes, dtype=jnp.int32)
+    return true.T @ predicted
 
 
 def predict_split(
@@ -100,11 +111,11 @@ def score_split(
       batch_size: over all processes.
       rows: this process's of every batch.
     """
-    confusion, loss = ConfusionMatrix.zeros(len(images.classes)), 0.0
+    confusion, loss = np.zeros([len(images.classes)] * 2, np.int64), 0.0
     for batch in evaluation_batches(images, batch_size=batch_size, rows=rows):
         result = eval_batch(batch)
-        confusion = confusion.merge(result.confusion)
+        confusion += np.asarray(result.confusion)
         loss += float(result.loss)
-    scores = five_metrics(np.asarray(confusion.compute()))
+    scores = five_metrics(confusion)
     known = {name: float(value) for name, value in scores.items() if not np.isnan(value)}
     return {"loss": loss / len(images), **known}

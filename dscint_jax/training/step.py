@@ -20,8 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from dscint_jax.input_pipeline.normalise import normalise
-from dscint_jax.metrics.confusion import ConfusionMatrix
-from dscint_jax.metrics.passes import Evaluation
+from dscint_jax.metrics.passes import Evaluation, confusion_matrix
 from dscint_jax.models import AttentionMaps
 from dscint_jax.models.layers import DROPOUT_BY_EXAMPLE, Dropout
 from dscint_jax.pytree import pytree
@@ -244,7 +243,7 @@ def eval_step(
     logits = model(_prepared(batch, spec))
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
     return Evaluation(
-        ConfusionMatrix.from_model_output(logits, batch["label"], batch["mask"]),
+        confusion_matrix(logits, batch["label"], batch["mask"]),
         jnp.where(batch["mask"], loss, 0.0).sum(),
         logits.argmax(-1),
         jax.nn.softmax(logits),
