@@ -20,7 +20,6 @@ from dscint_jax.evaluate.restored import (
     TrainedNetwork,
     is_trained_on,
     load_trained,
-    records_of,
     validation_images,
 )
 from dscint_jax.input_pipeline import (
@@ -36,6 +35,7 @@ from dscint_jax.metrics.intervals import FEW_PATIENTS
 from dscint_jax.metrics.passes import predict_split
 from dscint_jax.metrics.predictions import Predictions, predictions_text
 from dscint_jax.metrics.scores import (
+    CLASS_METRICS,
     METRIC_NAMES,
     PUBLISHED_DSCINT,
     has_published_classes,
@@ -43,6 +43,8 @@ from dscint_jax.metrics.scores import (
     interval_in_words,
 )
 from dscint_jax.metrics.summary import summarise
+from dscint_jax.run.checkpoint import complete_steps
+from dscint_jax.run.workdir import config_of
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import WriteError, read_json, write_json, write_text
 from tfds_builder.commandline.progress import say, show
@@ -94,40 +96,34 @@ def evaluate_all(
       What each metrics.json holds.
     """
     targets = targets_of(workdir, splits, data_dir=data_dir, name=name, external=external, out=out)
-    first, *others = targets
+    first = targets[0]
     network = load_trained(
         workdir, split=first.split, checkpoint=checkpoint, data_dir=first.data_dir
     )
-    if network.last_step < int(network.config.steps):
+    newest = max([network.step, *complete_steps(workdir / "checkpoints")])
+    if newest < int(network.config.steps):
         say(
-            f"note: training is not complete; {workdir} holds step {network.last_step} of "
+            f"note: training is not complete; {workdir} holds step {newest} of "
             f"{network.config.steps}"
         )
-    results = [_evaluated(workdir, network, first, out, mirror, told)]
-    for target in others:
-        network = network.on(workdir, split=target.split, data_dir=target.data_dir)
-        results.append(_evaluated(workdir, network, target, out, mirror, told))
+    results = []
+    for target in targets:
+        if target is not first:
+            network = network.on(workdir, split=target.split, data_dir=target.data_dir)
+        result, predictions = measure(
+            network,
+            # Before the network's work, which a data set that leaks is not worth.
+            leakage=network.leakage(),
+            validation=validation_images(workdir, network),
+            mirror=mirror,
+        )
+        result["data_set"] = None if network.trained_on else target.folder.parent.name
+        told(result)
+        with or_elsewhere(out):
+            write_text(target.folder / PREDICTIONS_FILE, predictions_text(predictions))
+            write_json(target.folder / METRICS_FILE, result)
+        results.append(result)
     return results
-
-
-def _evaluated(
-    workdir: Path,
-    network: TrainedNetwork,
-    target: Target,
-    out: Path | None,
-    mirror: bool,
-    told: Callable[[dict[str, Any]], None],
-) -> dict[str, Any]:
-    # Before the network's work, which a data set that leaks is not worth.
-    leakage = network.leakage()
-    validation = validation_images(workdir, network)
-    result, predictions = measure(network, leakage=leakage, validation=validation, mirror=mirror)
-    result["data_set"] = None if network.trained_on else target.folder.parent.name
-    told(result)
-    with or_elsewhere(out):
-        write_text(target.folder / PREDICTIONS_FILE, predictions_text(predictions))
-        write_json(target.folder / METRICS_FILE, result)
-    return result
 
 
 def measure(
@@ -241,7 +237,7 @@ def result_folder(
     folder = (out or workdir) / "eval" / name / split
     if (folder / METRICS_FILE).exists():
         found = read_json(folder / METRICS_FILE).get("dataset_fingerprint")
-        if found != fingerprint_of(data_dir, records_of(workdir)):
+        if found != fingerprint_of(data_dir, config_of(workdir).data.records):
             raise UserError(
                 f"{folder} holds results on another data set than {data_dir}; give this one "
                 f"another name by --name, or delete that folder"
@@ -266,13 +262,12 @@ def print_table(result: dict[str, Any]) -> None:
         )
     show(table)
     table = Table()
-    columns = ("precision", "recall", "specificity", "f1", "support")
-    for column in ("class", *columns):
+    for column in ("class", *CLASS_METRICS, "support"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for label in result["classes"]:
         values = result["per_class"][label]
         # Dashes, as "not defined" in every column would not fit 80 columns.
-        scores = ("-" if values[c] is None else in_words(values[c]) for c in columns[:-1])
+        scores = ("-" if values[c] is None else in_words(values[c]) for c in CLASS_METRICS)
         table.add_row(label, *scores, str(values["support"]))
     show(table)
     for note in notes(result):
@@ -283,18 +278,13 @@ def print_table(result: dict[str, Any]) -> None:
 def notes(result: dict[str, Any]) -> list[str]:
     """What the reader of the five metrics has to know of their means and intervals."""
     noun, found = NOUNS[result["records"]], []
-    if result["absent"]:
+    if absent := result["absent"]:
+        found.append(f"Not in the means: {', '.join(absent)}, which none of the {noun} has.")
+    if never := result["never_predicted"]:
+        found.append(f"Precision counted as 0: {', '.join(never)}, never predicted.")
+    if one := result["intervals"]["classes_of_one_patient"]:
         found.append(
-            f"Not in the means: {', '.join(result['absent'])}, which none of the {noun} has."
-        )
-    if result["never_predicted"]:
-        found.append(
-            f"Precision counted as 0: {', '.join(result['never_predicted'])}, never predicted."
-        )
-    if result["intervals"]["classes_of_one_patient"]:
-        found.append(
-            f"No intervals: of {', '.join(result['intervals']['classes_of_one_patient'])} there is "
-            f"one patient, or one without another class."
+            f"No intervals: of {', '.join(one)} there is one patient, or one without another class."
         )
     elif few := result["intervals"]["classes_of_few_patients"]:
         found.append(

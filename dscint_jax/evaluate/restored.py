@@ -1,5 +1,6 @@
 """A trained network, restored: what evaluation, explanations, report and export start from."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,6 +41,9 @@ from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import read_json
 from tfds_builder.commandline.progress import ProgressBar
 
+Weights = tuple[nnx.State, nnx.State]
+"""Parameters and statistics, or the shapes of both."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainedNetwork:
@@ -48,20 +52,16 @@ class TrainedNetwork:
     Attributes:
       config: the run's.
       step: of the checkpoint.
-      last_step: of the newest checkpoint.
       images: the split.
-      parameters: how many numbers were trained.
       trained_on: whether it was trained on the data set that the split is of.
     """
 
     config: Config
     step: int
-    last_step: int
     images: Scintigrams
-    parameters: int
     trained_on: bool
     _mesh: Mesh
-    _state: tuple[nnx.State, nnx.State]
+    _state: Weights
     _eval_step: parallel.EvalStep
     _maps_step: parallel.MapsStep
 
@@ -69,6 +69,11 @@ class TrainedNetwork:
     def batch_size(self) -> int:
         """The training's, rounded up to a multiple of the devices that are here now."""
         return -(-self.config.batch_size // self._mesh.size) * self._mesh.size
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers were trained."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self._state[0]))
 
     def weights(self) -> dict[str, np.ndarray]:
         """Parameters and statistics, by their paths."""
@@ -95,13 +100,8 @@ class TrainedNetwork:
 
     def at(self, workdir: Path, checkpoint: str) -> "TrainedNetwork":
         """The same with the weights of another checkpoint of its run; see `load_trained`."""
-        checkpointer = Checkpointer(workdir, read_only=True)
-        items = evaluated_items(*replicated_shapes(self._state, self._mesh))
-        step, weights = checkpointer.restore_first(checkpoint, items)
-        last_step = max([step, *checkpointer.steps()])
-        checkpointer.close()
-        state = (weights["params"], weights["batch_stats"])
-        return dataclasses.replace(self, step=step, last_step=last_step, _state=state)
+        step, state = _restored(workdir, checkpoint, self._state)
+        return dataclasses.replace(self, step=step, _state=state)
 
     def on(self, workdir: Path, *, split: str, data_dir: Path | None = None) -> "TrainedNetwork":
         """The same with another split, or that of another data set; see `load_trained`."""
@@ -145,13 +145,17 @@ def load_weights(workdir: Path, *, checkpoint: str, num_classes: int) -> Trained
       UserError: no run, or no such checkpoint.
     """
     config = config_of(workdir)
-    checkpointer = Checkpointer(workdir, read_only=True)
-    experiment = make_experiment(config, (1,) * num_classes)
-    like = experiment.state_shapes
-    shapes = replicated_shapes((like.params, like.batch_stats), data_mesh())
-    step, weights = checkpointer.restore_first(checkpoint, evaluated_items(*shapes))
-    checkpointer.close()
-    return TrainedWeights(config, step, weights["params"], weights["batch_stats"])
+    like = make_experiment(config, (1,) * num_classes).state_shapes
+    step, state = _restored(workdir, checkpoint, (like.params, like.batch_stats))
+    return TrainedWeights(config, step, *state)
+
+
+def _restored(workdir: Path, checkpoint: str, like: Weights) -> tuple[int, Weights]:
+    """The step of a checkpoint, and its weights on all devices, shaped as those given."""
+    items = evaluated_items(*replicated_shapes(like, data_mesh()))
+    with contextlib.closing(Checkpointer(workdir, read_only=True)) as checkpointer:
+        step, weights = checkpointer.restore_first(checkpoint, items)
+    return step, (weights["params"], weights["batch_stats"])
 
 
 def load_trained(
@@ -171,46 +175,35 @@ def load_trained(
     """
     config = config_of(workdir)
     check_backend()
-    checkpointer = Checkpointer(workdir, read_only=True)
     # Images take long to read.
-    checkpointer.check(checkpoint)
+    with contextlib.closing(Checkpointer(workdir, read_only=True)) as checkpointer:
+        checkpointer.check(checkpoint)
     config, images, trained_on = _open(workdir, config, split, data_dir)
     experiment = make_experiment(config, images.class_counts)
     like = experiment.state_shapes
-    shapes = replicated_shapes((like.params, like.batch_stats), data_mesh())
-    step, weights = checkpointer.restore_first(checkpoint, evaluated_items(*shapes))
-    last_step = max([step, *checkpointer.steps()])
-    checkpointer.close()
-    state = (weights["params"], weights["batch_stats"])
-    network = network_of(config, experiment, state, images, step=step)
-    return dataclasses.replace(network, last_step=last_step, trained_on=trained_on)
+    step, state = _restored(workdir, checkpoint, (like.params, like.batch_stats))
+    return network_of(config, experiment, state, images, step=step, trained_on=trained_on)
 
 
 def network_of(
     config: Config,
     experiment: Experiment,
-    state: tuple[nnx.State, nnx.State],
+    state: Weights,
     images: Scintigrams,
     *,
     step: int,
+    trained_on: bool = False,
 ) -> TrainedNetwork:
-    """A network of weights and images that are at hand, which it was not trained on.
+    """A network of weights that are on all devices, and images that it is to see.
 
-    Args:
-      config: of its training.
-      experiment: made of the config.
-      state: parameters and statistics, on all devices.
-      images: what it is to see.
-      step: of the weights.
+    The experiment is made of the config; the rest is as in `TrainedNetwork`.
     """
     mesh = data_mesh()
     return TrainedNetwork(
         config=config,
         step=step,
-        last_step=step,
         images=images,
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(experiment.state_shapes.params)),
-        trained_on=False,
+        trained_on=trained_on,
         _mesh=mesh,
         _state=state,
         _eval_step=parallel.compile_inference(eval_step, experiment.spec, mesh),
@@ -274,14 +267,9 @@ def config_at_hand(workdir: Path) -> Config | None:
         return None
 
 
-def records_of(workdir: Path) -> str:
-    """What a run reads: 'views' or 'studies'."""
-    return config_of(workdir).data.records
-
-
 def is_trained_on(workdir: Path, data_dir: Path) -> bool:
     """Whether a data set, wherever it lies, is the one that a run was trained on."""
-    fingerprint = fingerprint_of(data_dir, records_of(workdir))
+    fingerprint = fingerprint_of(data_dir, config_of(workdir).data.records)
     return any(a["dataset_fingerprint"] == fingerprint for a in attempts_of(workdir)[-1:])
 
 

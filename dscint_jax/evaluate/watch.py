@@ -141,23 +141,19 @@ class _History:
         self._lines.close()
 
     def _at(self, step: int, other: TrainedNetwork | None) -> TrainedNetwork:
-        if self._network:
-            self._network = self._network.at(self._workdir, str(step))
-            return self._network
-        split, data_dir = self._target.split, self._target.data_dir
-        if other:
-            network = other.on(self._workdir, split=split, data_dir=data_dir)
-            network = network.at(self._workdir, str(step))
-        else:
-            network = load_trained(
-                self._workdir, split=split, checkpoint=str(step), data_dir=data_dir
-            )
-        self._known = {
-            "leakage": network.leakage(),
-            "validation": validation_images(self._workdir, network),
-        }
-        self._network = network
-        return network
+        network, workdir, checkpoint = self._network, self._workdir, str(step)
+        if network is None:
+            where: dict[str, Any] = {"split": self._target.split, "data_dir": self._target.data_dir}
+            if other:
+                network = other.on(workdir, **where)
+            else:
+                network = load_trained(workdir, checkpoint=checkpoint, **where)
+            self._known = {
+                "leakage": network.leakage(),
+                "validation": validation_images(workdir, network),
+            }
+        self._network = network if network.step == step else network.at(workdir, checkpoint)
+        return self._network
 
 
 class HeldCheckpoints:
