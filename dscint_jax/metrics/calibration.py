@@ -54,25 +54,14 @@ def calibration_error(
     return ratio(np.abs(weights @ gaps).sum(-1), weights.sum(-1))
 
 
-@dataclasses.dataclass(frozen=True)
-class ReliabilityCurve:
-    """Images by the confidence of their predicted class; bins without images are left out.
-
-    Attributes:
-      confidence: mean of each bin.
-      accuracy: share of its images that are right.
-      images: how many it has.
-    """
-
-    confidence: Float[np.ndarray, " bin"]
-    accuracy: Float[np.ndarray, " bin"]
-    images: Int[np.ndarray, " bin"]
-
-
 def reliability_curve(
     probabilities: Float[np.ndarray, "image classes"], labels: Int[np.ndarray, " image"]
-) -> ReliabilityCurve:
-    """How often the predicted class is right, by how sure the network is of it."""
+) -> dict[str, np.ndarray]:
+    """How often the predicted class is right, by how sure the network is of it.
+
+    Returns:
+      Mean `confidence` and `accuracy` of the `images` of each bin; bins without any are left out.
+    """
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
     bins = _bin_of(confidence)
     images = np.bincount(bins, minlength=BINS)
@@ -81,7 +70,7 @@ def reliability_curve(
     def mean(values: np.ndarray) -> np.ndarray:
         return np.bincount(bins, values, minlength=BINS)[there] / images[there]
 
-    return ReliabilityCurve(mean(confidence), mean(right), images[there])
+    return {"confidence": mean(confidence), "accuracy": mean(right), "images": images[there]}
 
 
 def fit_temperature(
@@ -163,8 +152,7 @@ def threshold_of_accuracy(
     takes to show it.
 
     Args:
-      probabilities: of images that neither trained nor test the network.
-      labels: their true classes.
+      probabilities, labels: as for `fit_temperature`.
       accuracy: the target, between 0 and 1.
 
     Returns:

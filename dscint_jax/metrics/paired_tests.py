@@ -33,9 +33,9 @@ class Difference:
     """
 
     value: float
-    low: float
-    high: float
-    p: float
+    low: float = np.nan
+    high: float = np.nan
+    p: float = np.nan
 
 
 def compare_metrics(
@@ -64,18 +64,17 @@ def compare_metrics(
     # Of both, as one may have images of patients whom the other has none of.
     weights = patient_weights(first.sum(0) + second.sum(0), resamples=resamples, seed=seed)
     observed = _differences(first.sum(1), second.sum(1))
-    drawn = None
+    drawn, swapped = {}, {}
     if weights is not None:
         drawn = _differences(_weighted(weights, first), _weighted(weights, second))
-    swapped = None
     if len(first) == len(second):
         swapped = _swapped(first, second, permutations, seed)
     found = {}
     for name in METRIC_NAMES:
         value, low, high, p = float(observed[name]), np.nan, np.nan, np.nan
-        if drawn is not None:
+        if drawn:
             low, high = percentile_interval(drawn[name]) or (np.nan, np.nan)
-        if swapped is not None and not np.isnan(value):
+        if swapped and not np.isnan(value):
             # What rounding makes of equal differences counts as equal; the data are one of the
             # throws themselves (Phipson and Smyth 2010).
             as_far = np.abs(swapped[name]) >= abs(value) - 1e-12
@@ -95,14 +94,13 @@ def _swapped(
     more = first - second
     # To swap what is alike changes nothing.
     more = more[:, (more != 0).any((0, 2, 3))]
-    found: dict[str, list[np.ndarray]] = {name: [] for name in METRIC_NAMES}
+    found = []
     for start in range(0, permutations, RESAMPLES):
         throws = min(RESAMPLES, permutations - start)
         moved = _weighted(random.integers(0, 2, (throws, more.shape[1])).astype(float), more)
         ours, theirs = first.sum(1)[:, None] - moved, second.sum(1)[:, None] + moved
-        for name, values in _differences(ours, theirs).items():
-            found[name].append(values)
-    return {name: np.concatenate(values) for name, values in found.items()}
+        found.append(_differences(ours, theirs))
+    return {name: np.concatenate([values[name] for values in found]) for name in METRIC_NAMES}
 
 
 def seed_mean_intervals(
@@ -113,12 +111,7 @@ def seed_mean_intervals(
 ) -> dict[str, Interval | None]:
     """Intervals of each metric's mean over the seeds, patients weighed once for all.
 
-    Args:
-      confusions: of the same patients, by seed.
-      resamples, seed: of `bootstrap_intervals`.
-
-    Returns:
-      By METRIC_NAMES; None where an interval is not defined.
+    As `bootstrap_intervals` has them, of confusion matrices of the same patients by seed.
     """
     return bootstrap_intervals(
         np.moveaxis(confusions, 0, 1),
@@ -180,8 +173,7 @@ def delong(
     """
     readers = len(scores)
     _, patient = np.unique(patients, return_inverse=True)
-    with_class = _patients_with(patient, positive)
-    others = _patients_with(patient, ~positive)
+    with_class, others = (len(np.unique(patient[chosen])) for chosen in (positive, ~positive))
     if with_class < 2 or others < 2:
         return np.full(readers, np.nan), np.full((readers, readers), np.nan)
     areas, sums = np.zeros(readers), np.zeros((2, readers, patient.max() + 1))
@@ -207,21 +199,18 @@ def compare_areas(
 ) -> Difference:
     """The areas under the ROC curve of two networks, each the mean over its seeds, by `delong`.
 
-    Args:
-      first, second: scores of the same images, by seed.
-      positive: which images have the class.
-      patients: whom each image is of.
+    The scores of both are of the same images, by seed.
     """
     areas, covariance = delong([*first, *second], positive, patients)
     shares = np.array([1 / len(first)] * len(first) + [-1 / len(second)] * len(second))
     value, variance = float(shares @ areas), float(shares @ covariance @ shares)
     if np.isnan(variance):
-        return Difference(value, np.nan, np.nan, np.nan)
+        return Difference(value)
     # What rounding leaves of no difference at all is none.
     error = float(np.sqrt(variance)) if variance > 1e-15 else 0.0
     if not error:
         # Patients who do not vary tell no difference from chance; no difference needs none.
-        return Difference(value, *[np.nan] * 3) if abs(value) > 1e-12 else Difference(0, 0, 0, 1)
+        return Difference(value) if abs(value) > 1e-12 else Difference(0, 0, 0, 1)
     half = float(-ndtri((1 - LEVEL) / 2) * error)
     return Difference(value, value - half, value + half, float(2 * ndtr(-abs(value) / error)))
 
@@ -240,11 +229,7 @@ def _components(
     return components
 
 
-def _patients_with(patient: Int[np.ndarray, " image"], chosen: np.ndarray) -> int:
-    return len(np.unique(patient[chosen]))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float] | np.ndarray) -> list[float]:
     """Adjusted for having tested them all (Holm, Scand J Stat 1979;6:65); NaN stays NaN."""
     adjusted, highest = list(map(float, p_values)), 0.0
     tested = sorted((p, i) for i, p in enumerate(adjusted) if not np.isnan(p))

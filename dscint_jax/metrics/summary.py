@@ -5,6 +5,7 @@ Out: plain values; None is what is not defined.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,6 @@ from dscint_jax.metrics.discrimination import (
 from dscint_jax.metrics.intervals import (
     LEVEL,
     METHOD,
-    Interval,
     bootstrap_intervals,
     classes_of_few_patients,
     classes_of_one_patient,
@@ -63,10 +63,8 @@ def summarise(predictions: Predictions, validation: Predictions | None = None) -
             for fact, values in predictions.facts.items()
             if fact not in KEYS
         },
-        **{
-            noun: _combined(predictions, unit)
-            for noun, unit in (("studies", "study_key"), ("patients", "patient_key"))
-        },
+        "studies": _combined(predictions, "study_key"),
+        "patients": _combined(predictions, "patient_key"),
     }
 
 
@@ -101,17 +99,16 @@ def _by_class(matrices: np.ndarray, classes: Sequence[str]) -> dict[str, np.ndar
 
 
 def _areas(predictions: Predictions) -> dict[str, Any]:
-    """AUROC and average precision of each class against the others, and their means."""
-    interval = _intervals_of(predictions)
+    """AUROC and average precision of each class against the others."""
+    measured = _measuring(predictions)
     found: dict[str, Any] = {}
     for i, label in enumerate(predictions.classes):
         scores, positive = predictions.probabilities[:, i], predictions.labels == i
-        found[label] = {"prevalence": defined(positive.mean())}
-        for name, area in (("auroc", auroc), ("average_precision", average_precision)):
-            found[label][name] = defined(area(scores, positive))
-            found[label][f"{name}_interval"] = interval(
-                lambda w, area=area, s=scores, p=positive: area(s, p, w)
-            )
+        found[label] = {
+            "prevalence": defined(positive.mean()),
+            **measured("auroc", auroc, scores, positive),
+            **measured("average_precision", average_precision, scores, positive),
+        }
     return found
 
 
@@ -129,7 +126,7 @@ def _operating_points(predictions: Predictions, validation: Predictions) -> dict
             point = best_point(*chosen_on, aim, LEAST)
             here = operating_point(scores, positive, point.threshold)
             called = scores >= point.threshold
-            found[label][f"{aim}_{LEAST:.0%}".replace("%", "")] = {
+            found[label][f"{aim}_{100 * LEAST:.0f}"] = {
                 "threshold": point.threshold if np.isfinite(point.threshold) else None,
                 "validation": {
                     "sensitivity": defined(point.sensitivity),
@@ -144,48 +141,37 @@ def _operating_points(predictions: Predictions, validation: Predictions) -> dict
 
 
 def _calibration(predictions: Predictions, validation: Predictions | None) -> dict[str, Any]:
-    interval = _intervals_of(predictions)
+    measured = _measuring(predictions)
 
-    def measured(probabilities: np.ndarray) -> dict[str, Any]:
-        found = {}
-        for name, measure in (
-            ("ece", calibration.calibration_error),
-            ("brier", calibration.brier_score),
-        ):
-            found[name] = defined(measure(probabilities, predictions.labels))
-            found[f"{name}_interval"] = interval(
-                lambda w, measure=measure: measure(probabilities, predictions.labels, w)
-            )
-        curve = calibration.reliability_curve(probabilities, predictions.labels)
-        return found | {
-            "confidence": curve.confidence.tolist(),
-            "accuracy": curve.accuracy.tolist(),
-            "images": curve.images.tolist(),
+    def calibrated(probabilities: np.ndarray) -> dict[str, Any]:
+        images = probabilities, predictions.labels
+        curve = calibration.reliability_curve(*images)
+        return {
+            **measured("ece", calibration.calibration_error, *images),
+            **measured("brier", calibration.brier_score, *images),
+            **{name: values.tolist() for name, values in curve.items()},
         }
 
-    found: dict[str, Any] = measured(predictions.probabilities)
-    found |= {"bins": calibration.BINS, "temperature": None, "after": None}
+    temperature = after = None
     if validation is not None:
         temperature = calibration.fit_temperature(validation.probabilities, validation.labels)
-        warmed = calibration.with_temperature(predictions.probabilities, temperature)
-        found |= {"temperature": temperature, "after": measured(warmed)}
-    return found
+        after = calibrated(calibration.with_temperature(predictions.probabilities, temperature))
+    own = calibrated(predictions.probabilities)
+    return {**own, "bins": calibration.BINS, "temperature": temperature, "after": after}
 
 
 def _abstention(predictions: Predictions) -> list[dict[str, float]]:
     """Accuracy where at least these shares of the images are read, the surest first."""
     curve = calibration.abstention_curve(predictions.probabilities, predictions.labels)
-    found = []
-    for coverage in COVERAGES:
-        at = int(np.argmax(curve.coverage >= coverage - 1e-9))
-        found.append(
-            {
-                "coverage": float(curve.coverage[at]),
-                "confidence": float(curve.threshold[at]),
-                "accuracy": float(curve.accuracy[at]),
-            }
-        )
-    return found
+    places = [int(np.argmax(curve.coverage >= coverage - 1e-9)) for coverage in COVERAGES]
+    return [
+        {
+            "coverage": float(curve.coverage[at]),
+            "confidence": float(curve.threshold[at]),
+            "accuracy": float(curve.accuracy[at]),
+        }
+        for at in places
+    ]
 
 
 def _answers(
@@ -248,8 +234,13 @@ def _combined(predictions: Predictions, unit: str) -> dict[str, Any]:
     return {"rule": rule, "left_out": left_out, **with_intervals(combined)}
 
 
-def _intervals_of(predictions: Predictions) -> Callable[..., Interval | None]:
-    """A function that gives the interval of what is computed from weighed images."""
+def _measuring(predictions: Predictions) -> Callable[..., dict[str, Any]]:
+    """A function that gives, by name, what is computed from weighed images, and its interval."""
     weights = patient_weights(predictions.confusions())
     _, patient = np.unique(predictions.patients, return_inverse=True)
-    return lambda statistic: interval_of(statistic, weights, patient)
+
+    def measured(name: str, measure: Callable[..., Any], *images: np.ndarray) -> dict[str, Any]:
+        interval = interval_of(functools.partial(measure, *images), weights, patient)
+        return {name: defined(measure(*images)), f"{name}_interval": interval}
+
+    return measured

@@ -45,10 +45,10 @@ def test_reliability_curve_is_that_of_scikit_learn_and_gives_the_calibration_err
     curve = reliability_curve(probabilities, labels)
     right = probabilities.argmax(1) == labels
     accuracy, confidence = calibration_curve(right, probabilities.max(1), n_bins=BINS)
-    np.testing.assert_allclose(curve.accuracy, accuracy)
-    np.testing.assert_allclose(curve.confidence, confidence)
-    assert curve.images.sum() == len(labels)
-    gaps = np.abs(curve.accuracy - curve.confidence) * curve.images / len(labels)
+    np.testing.assert_allclose(curve["accuracy"], accuracy)
+    np.testing.assert_allclose(curve["confidence"], confidence)
+    assert curve["images"].sum() == len(labels)
+    gaps = np.abs(curve["accuracy"] - curve["confidence"]) * curve["images"] / len(labels)
     assert calibration_error(probabilities, labels) == pytest.approx(gaps.sum())
     weights = np.random.default_rng(3).integers(0, 3, (4, len(labels))).astype(float)
     found = calibration_error(probabilities, labels, weights)
@@ -61,7 +61,7 @@ def test_reliability_curve_is_that_of_scikit_learn_and_gives_the_calibration_err
 def test_bins_hold_zero_and_one_and_their_upper_bound():
     probabilities = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.4], [0.5, 0.5]])
     curve = reliability_curve(probabilities, np.array([0, 1, 0, 0]))
-    np.testing.assert_array_equal(curve.images, [1, 1, 2])
+    np.testing.assert_array_equal(curve["images"], [1, 1, 2])
     assert calibration_error(probabilities, np.array([0, 1, 0, 0])) == pytest.approx(0.225)
 
 
