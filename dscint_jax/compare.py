@@ -144,13 +144,11 @@ def compare_networks(
 ) -> dict[str, Any]:
     """The scores of networks, and the differences of some pairs of them.
 
+    Errors and what is not named here are those of `compare`.
+
     Args:
       networks: all evaluated on the same images.
       pairs: of them; p values are corrected for all of these (Holm).
-      resamples, seed: as for `compare`.
-
-    Raises:
-      UserError: runs were evaluated on other images or classes.
     """
     every = [run for network in networks for run in network.runs]
     for run in every[1:]:
@@ -161,9 +159,8 @@ def compare_networks(
     found = [_pair(first, second, **times) for first, second in pairs]
     for table in ("metrics", "areas"):
         tests = [values for pair in found for values in pair[table].values()]
-        for values, adjusted in zip(
-            tests, holm(np.array([v["p"] for v in tests], float).tolist()), strict=True
-        ):
+        p_values = np.array([values["p"] for values in tests], float)
+        for values, adjusted in zip(tests, holm(p_values), strict=True):
             values["p_holm"] = defined(adjusted)
     first = every[0].predictions
     return {
@@ -261,10 +258,6 @@ def _scores(network: Network, *, resamples: int, seed: int) -> dict[str, Any]:
     by_seed = five_metrics(network.confusions.sum(1))
     bounds = seed_mean_intervals(network.confusions, resamples=resamples, seed=seed)
     first = network.runs[0].predictions
-    areas = {
-        label: np.array([auroc(scores, first.labels == i) for scores in network.scores_of(i)])
-        for i, label in enumerate(first.classes)
-    }
     return {
         "name": network.name,
         "runs": [str(run.workdir) for run in network.runs],
@@ -272,7 +265,10 @@ def _scores(network: Network, *, resamples: int, seed: int) -> dict[str, Any]:
         "metrics": {
             name: {**_spread(values), "interval": bounds[name]} for name, values in by_seed.items()
         },
-        "areas": {label: _spread(values) for label, values in areas.items()},
+        "areas": {
+            label: _spread(np.array([auroc(s, first.labels == i) for s in network.scores_of(i)]))
+            for i, label in enumerate(first.classes)
+        },
     }
 
 
@@ -286,20 +282,17 @@ def _spread(values: np.ndarray) -> dict[str, Any]:
 
 def _pair(first: Network, second: Network, **times: int) -> dict[str, Any]:
     ours, theirs = first.confusions, second.confusions
-    predictions = first.runs[0].predictions
+    images = first.runs[0].predictions
     metrics = compare_metrics(ours, theirs, **times)
     areas = {
         label: compare_areas(
-            first.scores_of(i),
-            second.scores_of(i),
-            predictions.labels == i,
-            predictions.patients,
+            first.scores_of(i), second.scores_of(i), images.labels == i, images.patients
         )
-        for i, label in enumerate(predictions.classes)
+        for i, label in enumerate(images.classes)
     }
-    if len(predictions.classes) == 2:
+    if len(images.classes) == 2:
         # The first class's area is the second's, and the mean specificity the mean recall.
-        del metrics["specificity"], areas[predictions.classes[0]]
+        del metrics["specificity"], areas[images.classes[0]]
     found: dict[str, Any] = {
         "first": first.name,
         "second": second.name,
@@ -329,19 +322,10 @@ def print_comparison(result: dict[str, Any]) -> None:
         table.add_row(network["name"], str(len(network["seeds"])), *cells)
     show(table)
     for pair in result["pairs"]:
-        table = Table(
-            "",
-            "difference",
-            "95 % interval",
-            "p",
-            "p (Holm)",
-            title=f"{pair['first']} minus {pair['second']}",
-        )
-        rows = [
-            *pair["metrics"].items(),
-            *((f"AUROC {label}", values) for label, values in pair["areas"].items()),
-        ]
-        for name, values in rows:
+        title = f"{pair['first']} minus {pair['second']}"
+        table = Table("", "difference", "95 % interval", "p", "p (Holm)", title=title)
+        areas = {f"AUROC {label}": values for label, values in pair["areas"].items()}
+        for name, values in {**pair["metrics"], **areas}.items():
             bounds = f"{in_words(values['low'], 3)} to {in_words(values['high'], 3)}"
             table.add_row(
                 name,
@@ -382,20 +366,14 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=2000, help="for intervals (default: 2000)")
     parser.add_argument("--seed", type=int, default=0, help="of the resamples (default: 0)")
     parser.add_argument("--out", type=Path, help="file to write the result to, as JSON")
-    arguments = parser.parse_args()
-    if arguments.resamples < 100:
-        raise UserError(f"--resamples {arguments.resamples} is too few; give at least 100")
-    result = compare(
-        arguments.workdirs,
-        split=arguments.split,
-        name=arguments.name,
-        unit=arguments.unit,
-        resamples=arguments.resamples,
-        seed=arguments.seed,
-    )
+    arguments = vars(parser.parse_args())
+    out = arguments.pop("out")
+    if arguments["resamples"] < 100:
+        raise UserError(f"--resamples {arguments['resamples']} is too few; give at least 100")
+    result = compare(**arguments)
     print_comparison(result)
-    if arguments.out:
-        write_json(arguments.out, result)
+    if out:
+        write_json(out, result)
 
 
 if __name__ == "__main__":

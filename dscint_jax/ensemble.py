@@ -32,17 +32,13 @@ def ensemble(
     Thresholds and temperature are chosen on the validation images, where all runs have the same
     ones, and were evaluated on these with the same checkpoint and in the same way, too.
 
+    Arguments and errors are those of `compare`, and:
+
     Args:
-      workdirs: of evaluated runs, at least two.
       out: folder to write; not a run's.
-      split: which evaluation.
-      name: of another data set than the one trained on, as in eval/NAME/SPLIT; '': that one.
 
     Returns:
       What metrics.json holds.
-
-    Raises:
-      UserError: a run was not evaluated, or runs were evaluated on other images or classes.
     """
     if len(workdirs) < 2:
         raise UserError("one run is no ensemble; give two or more")
@@ -52,9 +48,9 @@ def ensemble(
         raise UserError(f"--out {out} is a run; give another folder")
     runs = [read_run(workdir, Path(name) / split, RECORDS) for workdir in workdirs]
     together = _averaged(runs)
-    place = workdirs[0] / "eval" / name / split / "metrics.json"
+    place = Path("eval") / name / split
+    first = read_json(workdirs[0] / place / "metrics.json")
     kept = ("records", "dataset_fingerprint", "protocol", "leakage", "data_set", "split")
-    first = read_json(place)
     result = {
         # Thresholds are not chosen on the images that they are told of.
         **summarise(together, _validation(runs) if name or split == "test" else None),
@@ -62,18 +58,11 @@ def ensemble(
         "test_time_augmentation": max(run.augmentation or "" for run in runs) or None,
         "members": [str(workdir) for workdir in workdirs],
     }
-    folder = out / "eval" / name / split
-    models = sorted({run.config["model"] for run in runs})
-    write_json(
-        out / "config.json",
-        {
-            "model": f"{len(runs)} x {' + '.join(models)}",
-            "seed": 0,
-            "runs": [run.config for run in runs],
-        },
-    )
-    write_text(folder / "predictions.csv", predictions_text(together))
-    write_json(folder / "metrics.json", result)
+    models = " + ".join(sorted({run.config["model"] for run in runs}))
+    config = {"model": f"{len(runs)} x {models}", "seed": 0, "runs": [run.config for run in runs]}
+    write_json(out / "config.json", config)
+    write_text(out / place / "predictions.csv", predictions_text(together))
+    write_json(out / place / "metrics.json", result)
     return result
 
 
@@ -107,9 +96,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
     parser.add_argument("--name", default="", help="of another data set than the one trained on")
-    arguments = parser.parse_args()
-    result = ensemble(arguments.workdirs, arguments.out, split=arguments.split, name=arguments.name)
-    print(f"{len(arguments.workdirs)} runs together, {result['support']} {result['records']}")
+    arguments = vars(parser.parse_args())
+    result = ensemble(**arguments)
+    print(f"{len(arguments['workdirs'])} runs together, {result['support']} {result['records']}")
     for metric in METRIC_NAMES:
         interval = interval_in_words(result["intervals"]["values"][metric])
         print(f"{metric:12} {in_words(result[metric])}   95 % interval {interval}")
