@@ -56,8 +56,8 @@ def is_tested(workdir: Path, cell: Cell) -> bool:
 
 
 def validation_score(workdir: Path, cell: Cell) -> float | None:
-    """The best F-1 on the validation split; None where the cell has none or failed."""
-    if failure_of(workdir, cell) is not None:
+    """The best F-1 on the validation split; None where the training is not complete, or failed."""
+    if not is_trained(workdir, cell) or failure_of(workdir, cell) is not None:
         return None
     lines = read_metrics(folder_of(workdir, cell))
     return max((line["validation_f1"] for line in lines if "validation_f1" in line), default=None)
@@ -68,7 +68,7 @@ def chosen_rate(plan: Benchmark, workdir: Path, name: str) -> float | None:
 
     Of equal scores the first counts. Where all trials failed, the first is taken: its cells tell.
     """
-    trials = plan.trials(plan.tuned_as(name))
+    trials = plan.trials(plan.network_of(name))
     if len(trials) == 1:
         return trials[0].learning_rate
     scores = []
@@ -86,14 +86,14 @@ def open_cells(plan: Benchmark, workdir: Path) -> list[tuple[Cell, bool]]:
     They are sorted by seed, then by network: so a benchmark that is stopped has compared something.
     """
     found: list[tuple[Cell, bool]] = []
-    for name in (*plan.networks, *plan.ablations):
+    names = [*plan.networks, *plan.ablations]
+    for name in names:
         rate = chosen_rate(plan, workdir, name)
         if rate is not None:
             found += [(c, True) for c in plan.cells(name, rate) if not is_tested(workdir, c)]
         elif name in plan.networks:
             found += [(c, False) for c in plan.trials(name) if not is_trained(workdir, c)]
-    order = {name: n for n, name in enumerate((*plan.networks, *plan.ablations))}
-    found.sort(key=lambda item: (plan.seeds.index(item[0].seed), order[item[0].name], item[1]))
+    found.sort(key=lambda one: (plan.seeds.index(one[0].seed), names.index(one[0].name), one[1]))
     return [(cell, test) for cell, test in found if failure_of(workdir, cell) is None]
 
 
@@ -127,12 +127,10 @@ def run_cells(plan: Benchmark, workdir: Path) -> None:
         Stopping() as stopping,
     ):
         while todo := open_cells(plan, workdir):
-            settled = [
-                cell
+            done = steps * sum(
+                is_trained(workdir, cell) or failure_of(workdir, cell) is not None
                 for cell in all_cells(plan, workdir)
-                if is_trained(workdir, cell) or failure_of(workdir, cell) is not None
-            ]
-            done = len(settled) * steps
+            )
             for cell, test in todo:
                 folder = folder_of(workdir, cell)
                 with _claimed(folder) as mine:
@@ -163,13 +161,11 @@ def check_plan(plan: Benchmark, workdir: Path, cell: Cell) -> None:
 
 def commands_of(folder: Path) -> list[list[str]]:
     """The commands that train a cell, by CONFIG in its folder, and read its test split."""
-    commands = (
-        ("main", "--config", str(folder / CONFIG), "--distributed", "off"),
-        ("evaluate", "--split", "test"),
-    )
+    python, where = [sys.executable, "-m"], ["--workdir", str(folder)]
+    training = ["--config", str(folder / CONFIG), "--distributed", "off"]
     return [
-        [sys.executable, "-m", f"dscint_jax.{command}", "--workdir", str(folder), *options]
-        for command, *options in commands
+        [*python, "dscint_jax.main", *where, *training],
+        [*python, "dscint_jax.evaluate", *where, "--split", "test"],
     ]
 
 
@@ -177,20 +173,15 @@ def commands_of(folder: Path) -> list[list[str]]:
 def _claimed(folder: Path) -> Iterator[bool]:
     """Whether this process may run a cell; a process that is killed gives its claim back."""
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(folder / CLAIM).acquire(timeout=0):
-            yield _is_free(folder)
-    except filelock.Timeout:
-        yield False
-
-
-def _is_free(folder: Path) -> bool:
-    """Whether nobody trains there: a training may outlive the process that claimed its cell."""
-    try:
-        lock.check_free(folder)
-    except UserError:
-        return False
-    return True
+    with contextlib.ExitStack() as claim:
+        try:
+            claim.enter_context(filelock.FileLock(folder / CLAIM).acquire(timeout=0))
+            # A training may outlive the process that claimed its cell.
+            lock.check_free(folder)
+            mine = True
+        except (filelock.Timeout, UserError):
+            mine = False
+        yield mine
 
 
 def _run(
@@ -208,10 +199,7 @@ def _run(
         with (folder / LOG).open("ab") as log:
             start = log.tell()
             process = subprocess.Popen(
-                words,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+                words, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
             stopping.watch(process)
             while process.poll() is None:

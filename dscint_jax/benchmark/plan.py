@@ -71,19 +71,16 @@ class Benchmark:
         """The condition under which learning rates are chosen."""
         return next(iter(self.conditions))
 
-    def tuned_as(self, name: str) -> str:
-        """The network whose learning rate a network or an ablation has."""
+    def network_of(self, name: str) -> str:
+        """The network of that name, or the one that an ablation of that name leaves something out
+        of: it has the same learning rate.
+        """
         return name if name in self.networks else self.first
 
     def config(self, cell: "Cell") -> Config:
         """The config of a cell's run; UserError if a field does not fit."""
-        own: dict[str, Any] = {"model": cell.name, **self.networks.get(cell.name, {})}
-        if cell.name in self.ablations:
-            own = {
-                "model": self.first,
-                **self.networks[self.first],
-                **self.ablations[cell.name],
-            }
+        network = self.network_of(cell.name)
+        own = {"model": network, **self.networks[network], **self.ablations.get(cell.name, {})}
         run = {"seed": cell.seed, "optimizer.learning_rate": cell.learning_rate}
         return self.base.replaced({**self.conditions[cell.condition], **own, **run})
 

@@ -25,7 +25,6 @@ from dscint_jax.benchmark.cells import (
     failure_of,
     folder_of,
     is_tested,
-    is_trained,
     validation_score,
 )
 from dscint_jax.benchmark.plan import Benchmark, Cell
@@ -70,9 +69,9 @@ def collect(plan: Benchmark, workdir: Path, out: Path) -> dict[str, Any]:
         chosen = plan.cells(name, plan.learning_rates[0] if rate is None else rate)
         cells += [_collected(workdir, cell, out, rate is not None) for cell in chosen]
         for cell in plan.trials(name) if name in plan.networks else ():
-            if _score(workdir, cell) is not None:
+            if validation_score(workdir, cell) is not None:
                 place = out / CELLS / cell.place
-                _keep(folder_of(workdir, cell), place)
+                _keep(folder_of(workdir, cell), place, KEPT)
                 trials.append({**dataclasses.asdict(cell), "sha256": _checksums(place, TRAINED)})
     results = {
         "first": plan.first,
@@ -124,20 +123,18 @@ def _network(plan: Benchmark, workdir: Path, name: str) -> dict[str, Any]:
         "parameters": cost and cost.parameters,
         "flops": cost and cost.flops,
         "learning_rate": chosen_rate(plan, workdir, name),
-        "validation_f1": [[c.learning_rate, _score(workdir, c)] for c in trials],
+        "validation_f1": [[c.learning_rate, validation_score(workdir, c)] for c in trials],
     }
 
 
 def _collected(workdir: Path, cell: Cell, out: Path, chosen: bool) -> dict[str, Any]:
     found = {**dataclasses.asdict(cell), "status": OPEN}
-    reason = failure_of(workdir, cell)
-    if reason is not None:
+    if (reason := failure_of(workdir, cell)) is not None:
         return {**found, "status": FAILED, "reason": reason}
     if not chosen or not is_tested(workdir, cell):
         return found
     source, place = folder_of(workdir, cell), out / CELLS / cell.place
-    _keep(source, place)
-    _copy(source / METRICS, place / METRICS)
+    _keep(source, place, (*KEPT, str(METRICS)))
     packed = source / PREDICTIONS
     plain = packed.with_suffix("")
     predictions = plain.read_bytes() if plain.exists() else _unpacked(packed)
@@ -166,11 +163,6 @@ def _facts(place: Path) -> dict[str, Any]:
     }
 
 
-def _score(workdir: Path, cell: Cell) -> float | None:
-    """A trial's best F-1 on the validation split; None where it is not complete."""
-    return validation_score(workdir, cell) if is_trained(workdir, cell) else None
-
-
 def _checksums(place: Path, names: Sequence[str]) -> dict[str, str]:
     return {name: sha256((place / name).read_bytes()) for name in names}
 
@@ -181,21 +173,17 @@ def metrics_of(place: Path) -> dict[str, float | None]:
     return {n: defined(v) for n, v in five_metrics(run.predictions.confusions().sum(0)).items()}
 
 
-def _keep(source: Path, place: Path) -> None:
-    """Copies what tells of a training, without the places of that machine."""
-    for name in KEPT:
-        _copy(source / name, place / name)
+def _keep(source: Path, place: Path, names: Sequence[str]) -> None:
+    """Copies what tells of a training, and files of those names; no places of that machine."""
+    for name in names:
+        # Whole at any moment: other processes may collect the same cells.
+        write_bytes(place / name, (source / name).read_bytes())
     for name in CONFIGS:
         config = read_json(source / name)
         config["data"]["dir"] = ""
         write_json(place / name, config)
     attempts = [{**attempt, "arguments": []} for attempt in attempts_of(source)]
     write_json(place / "provenance.json", attempts)
-
-
-def _copy(source: Path, place: Path) -> None:
-    """Whole at any moment: other processes may collect the same cells."""
-    write_bytes(place, source.read_bytes())
 
 
 def _unpacked(path: Path) -> bytes:
@@ -241,7 +229,7 @@ def _check_rates(results: Mapping[str, Any], folder: Path) -> None:
     for network in results["networks"]:
         name = network["name"]
         trials = [Cell(name, under["name"], rate, seed) for rate in rates]
-        found = [[cell.learning_rate, _score(folder, cell)] for cell in trials]
+        found = [[cell.learning_rate, validation_score(folder, cell)] for cell in trials]
         if network["is_ablation"] or len(rates) == 1:
             found, chosen[name] = [], chosen.get(results["first"], rates[0])
         elif network["learning_rate"] is None:
@@ -292,16 +280,11 @@ def tables_of(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     conditions = [condition["name"] for condition in results["conditions"]]
     networks = [one["name"] for one in results["networks"] if not one["is_ablation"]]
     ablations = [one["name"] for one in results["networks"] if one["is_ablation"]]
-    comparison = {}
-    for condition in conditions:
-        found = _compared(results, folder, condition, networks)
-        if found:
-            comparison[condition] = found
+    comparison = {name: _compared(results, folder, name, networks) for name in conditions}
+    ablated = [results["first"], *ablations] if ablations else []
     return {
-        "comparison": comparison,
-        "ablations": _compared(results, folder, conditions[0], [results["first"], *ablations])
-        if ablations
-        else None,
+        "comparison": {name: found for name, found in comparison.items() if found},
+        "ablations": _compared(results, folder, conditions[0], ablated),
         "leakage": _leakage(results, folder, networks),
     }
 
@@ -318,12 +301,11 @@ def _compared(
         return None
     pairs = [(networks[0], other) for other in networks[1:] if networks[0].name == results["first"]]
     found = compare_networks(networks, pairs)
-    confusions = {network.name: network.confusions.sum(1) for network in networks}
-    for network in found["networks"]:
+    for network, scores in zip(networks, found["networks"], strict=True):
         # Where the folder of results lies does not belong to the results.
-        network.pop("runs")
-        by_seed = one_vs_rest(confusions[network["name"]])["f1"]
-        network["class_f1"] = {
+        scores.pop("runs")
+        by_seed = one_vs_rest(network.confusions.sum(1))["f1"]
+        scores["class_f1"] = {
             label: [defined(value) for value in by_seed[:, n]]
             for n, label in enumerate(found["classes"])
         }
