@@ -22,8 +22,6 @@ SCALE_BLOCK = 4
 SCALE_PERCENTILE = 99
 """The bright level is this percentile of the positive sums over blocks of so many pixels a side."""
 
-Reading = Callable[[jax.Array], jax.Array]
-
 
 def reading(
     experiment: Experiment,
@@ -32,7 +30,7 @@ def reading(
     *,
     pool: int,
     temperature: float,
-) -> Reading:
+) -> Callable[[jax.Array], jax.Array]:
     """The function of counts that a trained network is.
 
     Args:

@@ -9,6 +9,7 @@ Source: ONNX operators, https://onnx.ai/onnx/operators/.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -41,13 +42,14 @@ INLINED = {
 
 SAME = {
     "add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min",
-    "sqrt": "Sqrt", "exp": "Exp", "abs": "Abs", "logistic": "Sigmoid", "tanh": "Tanh",
+    "neg": "Neg", "sqrt": "Sqrt", "exp": "Exp", "abs": "Abs", "logistic": "Sigmoid", "tanh": "Tanh",
     "gt": "Greater", "ge": "GreaterOrEqual", "lt": "Less", "le": "LessOrEqual", "eq": "Equal",
     "not": "Not", "or": "Or", "and": "And", "stop_gradient": "Identity", "copy": "Identity",
 }  # fmt: skip
 """Operations that ONNX has too, element by element."""
 
-REDUCTIONS = {"reduce_sum": "ReduceSum", "reduce_max": "ReduceMax"}
+SPLIT = {"ne": ("Equal", "Not"), "rsqrt": ("Sqrt", "Reciprocal")}
+"""Those that are two of ONNX, one after the other."""
 
 Shape = tuple[Any, ...]
 """Lengths of axes: numbers, and expressions in the length of a batch."""
@@ -133,6 +135,10 @@ def _type(dtype: Any) -> int:
     return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
 
+def _held(value: Known) -> Shape:
+    return value.held if isinstance(value, Value) else value.shape
+
+
 class _Graph:
     """The nodes and constants so far."""
 
@@ -197,9 +203,12 @@ class _Graph:
             return [np.asarray(result) for result in results]
         if kind in SAME:
             return [self._elementwise(SAME[kind], inputs, shape)]
+        if kind in SPLIT:
+            first, second = SPLIT[kind]
+            return [self._elementwise(second, [self._elementwise(first, inputs, shape)], shape)]
         method: Any = getattr(self, f"_of_{kind}", None)
         _refuse(method is None, f"the operation '{kind}' of JAX")
-        result = method(inputs, shape, parameters, equation)
+        result = method(inputs, shape, parameters)
         if isinstance(result, list):
             return result
         return [result if isinstance(result, Value) else Value(result, shape, shape)]
@@ -226,76 +235,57 @@ class _Graph:
         return self.node("Reshape", [name, self.constant(np.array(lengths, np.int64))])
 
     def _elementwise(self, kind: str, inputs: Sequence[Known], shape: Shape) -> Value:
-        held = [value.held if isinstance(value, Value) else value.shape for value in inputs]
         name = self.node(kind, [self._name(value) for value in inputs])
         # Scalars have no axes, all others have all of them.
-        lengths = zip(*(lengths for lengths in held if lengths), strict=True)
+        lengths = zip(*filter(None, map(_held, inputs)), strict=True)
         return Value(name, shape, tuple(next((a for a in axis if a != 1), 1) for axis in lengths))
 
-    # `_of_NAME` writes JAX's operation NAME: from its inputs, the shape of its first result, its
-    # parameters, and the equation.
-
-    def _of_neg(self, inputs: list[Known], shape: Shape, *_: Any) -> Value:
-        return self._elementwise("Neg", inputs, shape)
-
-    def _of_ne(self, inputs: list[Known], shape: Shape, *_: Any) -> Value:
-        return self._elementwise("Not", [self._elementwise("Equal", inputs, shape)], shape)
+    # `_of_NAME` writes JAX's operation NAME: from its inputs, the shape of its first result and its
+    # parameters.
 
     def _of_square(self, inputs: list[Known], shape: Shape, *_: Any) -> Value:
         return self._elementwise("Mul", [inputs[0], inputs[0]], shape)
 
-    def _of_rsqrt(self, inputs: list[Known], shape: Shape, *_: Any) -> Value:
-        return self._elementwise("Reciprocal", [self._elementwise("Sqrt", inputs, shape)], shape)
-
-    def _of_integer_pow(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> Value:
+    def _of_integer_pow(self, inputs: list[Known], shape: Shape, parameters: Any) -> Value:
         return self._elementwise("Pow", [inputs[0], np.array(parameters["y"], np.float32)], shape)
 
     def _of_select_n(self, inputs: list[Known], shape: Shape, *_: Any) -> Value:
         which, no, yes = inputs
         return self._elementwise("Where", [which, yes, no], shape)
 
-    def _of_convert_element_type(
-        self, inputs: list[Known], shape: Shape, parameters: Any, _: Any
-    ) -> Value:
-        (value,) = inputs
-        name = self.node("Cast", [self._name(value)], to=_type(parameters["new_dtype"]))
-        return Value(name, shape, value.held if isinstance(value, Value) else value.shape)
+    def _of_convert_element_type(self, inputs: list[Known], shape: Shape, parameters: Any) -> Value:
+        name = self.node("Cast", [self._name(inputs[0])], to=_type(parameters["new_dtype"]))
+        return Value(name, shape, _held(inputs[0]))
 
-    def _of_broadcast_in_dim(
-        self, inputs: list[Known], shape: Shape, parameters: Any, _: Any
-    ) -> Value:
-        value = inputs[0]
-        before = value.held if isinstance(value, Value) else value.shape
+    def _of_broadcast_in_dim(self, inputs: list[Known], shape: Shape, parameters: Any) -> Value:
+        name, before = self._name(inputs[0]), _held(inputs[0])
         held: list[Any] = [1] * len(shape)
         for axis, length in zip(parameters["broadcast_dimensions"], before, strict=True):
             held[axis] = length
-        name = self._name(value)
-        return Value(name if before == tuple(held) else self._reshaped(name, tuple(held)),
-                     shape, tuple(held))  # fmt: skip
+        if before != tuple(held):
+            name = self._reshaped(name, tuple(held))
+        return Value(name, shape, tuple(held))
 
     def _of_reshape(self, inputs: list[Known], shape: Shape, *_: Any) -> str:
         return self._reshaped(self.whole(inputs[0]), shape)
 
     _of_squeeze = _of_expand_dims = _of_reshape
 
-    def _of_transpose(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> str:
+    def _of_transpose(self, inputs: list[Known], shape: Shape, parameters: Any) -> str:
         return self.node("Transpose", [self.whole(inputs[0])], perm=parameters["permutation"])
 
-    def _of_slice(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> str:
-        strides = parameters["strides"] or (1,) * len(shape)
-        return self._cut(
-            inputs[0], parameters["start_indices"], parameters["limit_indices"], strides
-        )
+    def _of_slice(self, inputs: list[Known], shape: Shape, parameters: Any) -> str:
+        starts, stops = parameters["start_indices"], parameters["limit_indices"]
+        return self._cut(inputs[0], starts, stops, parameters["strides"] or (1,) * len(shape))
 
-    def _of_gather(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> str:
+    def _of_gather(self, inputs: list[Known], shape: Shape, parameters: Any) -> str:
         # What `x[:, 2:4]` is to JAX where the length of another axis is not known.
         value, index = inputs
         numbers, sizes = parameters["dimension_numbers"], parameters["slice_sizes"]
         is_slice = isinstance(index, np.ndarray) and index.ndim == 1
         _refuse(not is_slice or bool(numbers.collapsed_slice_dims), "a choice of places by number")
-        index = np.asarray(index)
         starts = [0] * len(sizes)
-        for axis, start in zip(numbers.start_index_map, index.tolist(), strict=True):
+        for axis, start in zip(numbers.start_index_map, np.asarray(index).tolist(), strict=True):
             starts[axis] = start
         stops = [start + size for start, size in zip(starts, sizes, strict=True)]
         return self._cut(value, starts, stops, (1,) * len(sizes))
@@ -315,41 +305,41 @@ class _Graph:
         places = [self.constant(array) for array in (first, last, axes, steps)]
         return self.node("Slice", [self.whole(value), *places])
 
-    def _of_pad(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> str:
+    def _of_pad(self, inputs: list[Known], shape: Shape, parameters: Any) -> str:
         low, high, between = zip(*parameters["padding_config"], strict=True)
         _refuse(any(between), "padding between values")
         pads = self.constant(np.array((*low, *high), np.int64))
         return self.node("Pad", [self.whole(inputs[0]), pads, self.whole(inputs[1])])
 
-    def _of_concatenate(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> str:
+    def _of_concatenate(self, inputs: list[Known], shape: Shape, parameters: Any) -> str:
         return self.node("Concat", list(map(self.whole, inputs)), axis=parameters["dimension"])
 
-    def _of_stack(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> str:
+    def _of_stack(self, inputs: list[Known], shape: Shape, parameters: Any) -> str:
         axis = self.constant(np.array([parameters["axis"]], np.int64))
         parts = [self.node("Unsqueeze", [self.whole(value), axis]) for value in inputs]
         return self.node("Concat", parts, axis=parameters["axis"])
 
-    def _reduced(self, inputs: list[Known], shape: Shape, parameters: Any, equation: Any) -> str:
+    def _reduced(self, kind: str, inputs: list[Known], shape: Shape, parameters: Any) -> str:
         axes = self.constant(np.array(parameters["axes"], np.int64))
-        kind = REDUCTIONS[equation.primitive.name]
         return self.node(kind, [self.whole(inputs[0]), axes], keepdims=0)
 
-    _of_reduce_sum = _of_reduce_max = _reduced
+    _of_reduce_sum = functools.partialmethod(_reduced, "ReduceSum")
+    _of_reduce_max = functools.partialmethod(_reduced, "ReduceMax")
 
-    def _of_reduce_or(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> str:
+    def _of_reduce_or(self, inputs: list[Known], shape: Shape, parameters: Any) -> str:
         axes = self.constant(np.array(parameters["axes"], np.int64))
         number = self.node("Cast", [self.whole(inputs[0])], to=_type(np.int32))
         largest = self.node("ReduceMax", [number, axes], keepdims=0)
         return self.node("Cast", [largest], to=_type(np.bool_))
 
-    def _of_top_k(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> list[Known]:
+    def _of_top_k(self, inputs: list[Known], shape: Shape, parameters: Any) -> list[Known]:
         _refuse(parameters.get("axis", -1) not in (-1, len(shape) - 1), "a choice by an inner axis")
         outputs = [self._new_name(), self._new_name()]
         count = self.constant(np.array([parameters["k"]], np.int64))
         self.node("TopK", [self.whole(inputs[0]), count], outputs, axis=-1)
         return [Value(name, shape, shape) for name in outputs]
 
-    def _of_dot_general(self, inputs: list[Known], shape: Shape, parameters: Any, _: Any) -> str:
+    def _of_dot_general(self, inputs: list[Known], shape: Shape, parameters: Any) -> str:
         (left, right), (left_batch, right_batch) = parameters["dimension_numbers"]
         ranks = [len(value.shape) for value in inputs]
         letters = [[chr(97 + 16 * n + axis) for axis in range(r)] for n, r in enumerate(ranks)]
@@ -361,9 +351,7 @@ class _Graph:
         equation = f"{','.join(map(''.join, letters))}->{''.join(result)}"
         return self.node("Einsum", list(map(self.whole, inputs)), equation=equation)
 
-    def _of_conv_general_dilated(
-        self, inputs: list[Known], shape: Shape, parameters: Any, _: Any
-    ) -> str:
+    def _of_conv_general_dilated(self, inputs: list[Known], shape: Shape, parameters: Any) -> str:
         images, kernel = inputs
         axes = parameters["dimension_numbers"]
         low, high = zip(*parameters["padding"], strict=True)
@@ -384,7 +372,7 @@ class _Graph:
         )
         return self.node("Transpose", [result], perm=np.argsort(axes.out_spec).tolist())
 
-    def _pooled(self, inputs: list[Known], shape: Shape, parameters: Any, equation: Any) -> str:
+    def _pooled(self, kind: str, inputs: list[Known], shape: Shape, parameters: Any) -> str:
         window, strides = parameters["window_dimensions"], parameters["window_strides"]
         low, high = zip(*parameters["padding"][1:-1], strict=True)
         spread = {*parameters["base_dilation"], *parameters["window_dilation"]}
@@ -392,19 +380,19 @@ class _Graph:
             spread != {1} or len(window) != 4 or {window[0], window[3]} != {1},
             "pooling over other axes than rows and columns",
         )
-        largest = equation.primitive.name == "reduce_window_max"
-        attributes: dict[str, Any] = {} if largest else {"count_include_pad": 1}
+        attributes: dict[str, Any] = {} if kind == "MaxPool" else {"count_include_pad": 1}
         result = self.node(
-            "MaxPool" if largest else "AveragePool",
+            kind,
             [self.node("Transpose", [self.whole(inputs[0])], perm=(0, 3, 1, 2))],
             kernel_shape=window[1:-1],
             strides=strides[1:-1],
             pads=(*low, *high),
             **attributes,
         )
-        if not largest:
+        if kind == "AveragePool":
             size = self.constant(np.float32(np.prod(window)))
             result = self.node("Mul", [result, size])
         return self.node("Transpose", [result], perm=(0, 2, 3, 1))
 
-    _of_reduce_window_max = _of_reduce_window_sum = _pooled
+    _of_reduce_window_max = functools.partialmethod(_pooled, "MaxPool")
+    _of_reduce_window_sum = functools.partialmethod(_pooled, "AveragePool")

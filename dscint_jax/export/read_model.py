@@ -54,16 +54,12 @@ class ModelFile:
         experiment = make_experiment(self.config, (1,) * len(self.classes))
         like = experiment.state_shapes
         weights = named_weights(like.params, like.batch_stats)
-        differing = {
-            name
-            for name in weights.keys() | self.tensors.keys()
-            if name not in weights
-            or name not in self.tensors
-            or weights[name].shape != self.tensors[name].shape
-        }
-        if differing:
+        wanted = {name: weight.shape for name, weight in weights.items()}
+        held = {name: array.shape for name, array in self.tensors.items()}
+        if differing := wanted.items() ^ held.items():
+            name, _ = min(differing)
             raise UserError(
-                f"{self.path} has not the weights of {self.config.model}: {min(differing)} differs"
+                f"{self.path} has not the weights of {self.config.model}: {name} differs"
             )
         filled = {weights[n].path: weights[n].from_torch(a) for n, a in self.tensors.items()}
         state = tuple(
