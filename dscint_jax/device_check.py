@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dscint_jax.command import run_command
+from dscint_jax.throughput.workload import MEASURED
 from tfds_builder.commandline.command import CommandParser
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import check_writable, read_json, write_json
@@ -53,32 +54,20 @@ class Plan:
       overrides: of the trainings' configs.
     """
 
-    networks: tuple[str, ...]
-    size: str
-    batch: int
-    dtype: str
-    rounds: int
-    seconds: int
-    patients: int
-    steps: int
-    feeds: tuple[str, ...]
-    options: Mapping[str, Any]
-    overrides: Mapping[str, Any]
+    networks: tuple[str, ...] = MEASURED
+    size: str = "1024x256"
+    batch: int = 64
+    dtype: str = "bfloat16"
+    rounds: int = 3
+    seconds: int = 5
+    patients: int = 200
+    steps: int = 300
+    feeds: tuple[str, ...] = ("device", "host")
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-FULL = Plan(
-    networks=("dscint", "alexnet", "vgg16", "resnet18", "resnet50", "densenet121", "inception_v4"),
-    size="1024x256",
-    batch=64,
-    dtype="bfloat16",
-    rounds=3,
-    seconds=5,
-    patients=200,
-    steps=300,
-    feeds=("device", "host"),
-    options={},
-    overrides={},
-)
+FULL = Plan()
 SMALL = Plan(
     networks=("dscint",),
     size="128x32",

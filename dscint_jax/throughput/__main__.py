@@ -10,10 +10,8 @@ import sys
 from pathlib import Path
 
 from dscint_jax.command import run_command
-from dscint_jax.throughput.workload import PEERS, TOLERANCE
+from dscint_jax.throughput.workload import MEASURED, PEERS, TOLERANCE
 from tfds_builder.commandline.command import CommandParser, height_and_width, positive_number
-
-DEFAULT = ("dscint", "alexnet", "vgg16", "resnet18", "resnet50", "densenet121", "inception_v4")
 
 
 def main() -> None:
@@ -27,7 +25,7 @@ def main() -> None:
     from dscint_jax.throughput.report import measure_all
 
     failed = measure_all(
-        [*dict.fromkeys(arguments.network or DEFAULT)],
+        [*dict.fromkeys(arguments.network or MEASURED)],
         size=arguments.size,
         batches=arguments.batch,
         dtype=arguments.dtype,
@@ -52,7 +50,7 @@ def _parser() -> CommandParser:
         "--network",
         action="append",
         metavar="NAME",
-        help=f"one of them; repeat it for more (default: {', '.join(DEFAULT)})",
+        help=f"one of them; repeat it for more (default: {', '.join(MEASURED)})",
     )
     add(
         "--size",

@@ -18,7 +18,7 @@ from typing import Any
 from dscint_jax import models
 from dscint_jax.models import cost
 from dscint_jax.models.dscint import POOL_AFTER, READINGS
-from dscint_jax.throughput.workload import CLASSES, JAX, TOLERANCE, Measurement, Workload
+from dscint_jax.throughput.workload import JAX, TOLERANCE, Measurement, Workload
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.progress import say
 
@@ -91,7 +91,7 @@ def compare(workload: Workload, peers: Sequence[str], rounds: int) -> Comparison
       UserError: a measurement failed; its process said why.
     """
     flops = cost.network_cost(
-        workload.network, num_classes=CLASSES, size=workload.size, options=workload.options
+        workload.network, num_classes=workload.CLASSES, size=workload.size, options=workload.options
     ).flops
     measured: dict[str, list[Measurement]] = {name: [] for name in (JAX, *peers)}
     with tempfile.TemporaryDirectory() as folder:

@@ -11,19 +11,7 @@ from jax.sharding import AxisType
 from dscint_jax.canary import check_backend
 from dscint_jax.config import Augmentation, Config, Data, Optimizer
 from dscint_jax.mesh import AXIS, replicate, shard_batch
-from dscint_jax.throughput.workload import (
-    CLASSES,
-    CLIP,
-    CLIP_NORM,
-    GEMM_SIDE,
-    LEARNING_RATE,
-    SCALE,
-    WEIGHT_DECAY,
-    Measurement,
-    Workload,
-    gemm_flops,
-    measured,
-)
+from dscint_jax.throughput.workload import GEMM_SIDE, Measurement, Workload, gemm_flops, measured
 from dscint_jax.training import parallel
 from dscint_jax.training.experiment import make_experiment
 from dscint_jax.training.step import eval_step
@@ -45,13 +33,13 @@ def measure(workload: Workload, weights: Path) -> Measurement:
     config = Config(
         steps=10**6,
         batch_size=workload.batch,
-        data=Data(clip=CLIP),
+        data=Data(clip=workload.CLIP),
         model=workload.network,
         model_options={**workload.options, "dtype": workload.dtype},
         optimizer=Optimizer(
-            learning_rate=LEARNING_RATE,
-            weight_decay=WEIGHT_DECAY,
-            clip_norm=CLIP_NORM,
+            learning_rate=workload.LEARNING_RATE,
+            weight_decay=workload.WEIGHT_DECAY,
+            clip_norm=workload.CLIP_NORM,
             schedule="constant",
             warmup_steps=0,
         ),
@@ -60,12 +48,12 @@ def measure(workload: Workload, weights: Path) -> Measurement:
         ),
     )
     mesh = jax.make_mesh((1,), (AXIS,), (AxisType.Auto,), devices=jax.devices()[:1])
-    experiment = make_experiment(config, (1,) * CLASSES, AXIS)
+    experiment = make_experiment(config, (1,) * workload.CLASSES, AXIS)
     state = replicate(experiment.initial_state(), mesh)
     write_safetensors(weights, torch_state_dict(state.params, state.batch_stats), {})
     fields = {
         "counts": workload.counts(),
-        "scale": np.full(workload.batch, SCALE, np.float32),
+        "scale": np.full(workload.batch, workload.SCALE, np.float32),
         "label": workload.labels(),
         "mask": np.ones(workload.batch, bool),
     }

@@ -8,27 +8,14 @@ from flax import nnx
 
 from dscint_jax.config import Config
 from dscint_jax.input_pipeline.normalise import normalise
-from dscint_jax.throughput.workload import (
-    CLASSES,
-    CLIP,
-    GEMM_SIDE,
-    SCALE,
-    Measurement,
-    Workload,
-    gemm_flops,
-    measured,
-)
+from dscint_jax.throughput.workload import GEMM_SIDE, Measurement, Workload, gemm_flops, measured
 from dscint_jax.training.experiment import make_experiment
 from tfds_builder.commandline.command import peak_memory
 from tfds_builder.commandline.errors import UserError
 
 
 def measure(workload: Workload, weights: Path) -> Measurement:
-    """Times the workload's predictions in this process, which should do nothing else.
-
-    Args:
-      workload: what to time.
-      weights: a .safetensors file with the weights.
+    """As `torch_step.measure`, of predictions.
 
     Raises:
       UserError: a package is missing, or the network cannot be written as ONNX.
@@ -42,13 +29,13 @@ def measure(workload: Workload, weights: Path) -> Measurement:
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is missing; install it: pip install {error.name}") from error
     config = Config(steps=1, model=workload.network, model_options=workload.options)
-    experiment = make_experiment(config, (1,) * CLASSES)
+    experiment = make_experiment(config, (1,) * workload.CLASSES)
     state, _ = experiment.imported_state(weights)
     network = nnx.merge(experiment.spec.inference, state.params, state.batch_stats)
 
     def probabilities(counts: jax.Array) -> jax.Array:
-        scale = jax.numpy.full(counts.shape[:1], SCALE)
-        return jax.nn.softmax(network(normalise(counts, scale, clip=CLIP)))
+        scale = jax.numpy.full(counts.shape[:1], workload.SCALE)
+        return jax.nn.softmax(network(normalise(counts, scale, clip=workload.CLIP)))
 
     model = onnx_model(probabilities, (*workload.size, 1), np.int32, {})
     session = onnxruntime.InferenceSession(

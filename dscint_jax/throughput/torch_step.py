@@ -11,19 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dscint_jax.throughput.torch_dscint import Dscint
-from dscint_jax.throughput.workload import (
-    CLASSES,
-    CLIP,
-    CLIP_NORM,
-    GEMM_SIDE,
-    LEARNING_RATE,
-    SCALE,
-    WEIGHT_DECAY,
-    Measurement,
-    Workload,
-    gemm_flops,
-    measured,
-)
+from dscint_jax.throughput.workload import GEMM_SIDE, Measurement, Workload, gemm_flops, measured
 from tfds_builder.commandline.command import peak_memory
 from tfds_builder.commandline.errors import UserError
 
@@ -32,8 +20,8 @@ def measure(workload: Workload, weights: Path, *, compiled: bool) -> Measurement
     """Times the workload in this process, which should do nothing else.
 
     Args:
-      workload: what to time; its options are complete.
-      weights: a .safetensors file with the weights to begin with.
+      workload: what to time.
+      weights: the .safetensors file that `jax_step.measure` wrote.
       compiled: whether by torch.compile.
 
     Raises:
@@ -55,8 +43,8 @@ def measure(workload: Workload, weights: Path, *, compiled: bool) -> Measurement
     others = [p for p in network.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
         [{"params": decaying}, {"params": others, "weight_decay": 0.0}],
-        LEARNING_RATE,
-        weight_decay=WEIGHT_DECAY,
+        workload.LEARNING_RATE,
+        weight_decay=workload.WEIGHT_DECAY,
         fused=True,
     )
     forward = torch.compile(network) if compiled else network
@@ -64,7 +52,7 @@ def measure(workload: Workload, weights: Path, *, compiled: bool) -> Measurement
     labels = torch.from_numpy(workload.labels()).long().to(device)
 
     def logits() -> torch.Tensor:
-        images = torch.sqrt(counts.float() / SCALE).clamp(max=CLIP)
+        images = torch.sqrt(counts.float() / workload.SCALE).clamp(max=workload.CLIP)
         images = images.contiguous(memory_format=torch.channels_last)
         low = workload.dtype == "bfloat16"
         with torch.autocast(device, torch.bfloat16, enabled=low):
@@ -76,7 +64,7 @@ def measure(workload: Workload, weights: Path, *, compiled: bool) -> Measurement
             loss = F.cross_entropy(logits(), labels)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
+            norm = nn.utils.clip_grad_norm_(network.parameters(), workload.CLIP_NORM)
             optimizer.step()
         else:
             with torch.inference_mode():
@@ -103,12 +91,12 @@ def _network(workload: Workload) -> nn.Module:
     if name == "dscint":
         asked = inspect.signature(Dscint).parameters
         options = {key: workload.options[key] for key in asked if key in workload.options}
-        return Dscint(num_classes=CLASSES, **options)
+        return Dscint(num_classes=workload.CLASSES, **options)
     if name == "inception_v4":
         timm = _imported("timm")
-        return timm.create_model(name, num_classes=CLASSES, in_chans=1, drop_rate=0.0)
+        return timm.create_model(name, num_classes=workload.CLASSES, in_chans=1, drop_rate=0.0)
     make = getattr(_imported("torchvision").models, name)
-    network = make(num_classes=CLASSES, **workload.options)
+    network = make(num_classes=workload.CLASSES, **workload.options)
     # The first convolution, whatever it is called, reads one channel.
     place, first = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
     parent, _, leaf = place.rpartition(".")

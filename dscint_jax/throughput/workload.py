@@ -4,7 +4,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -14,15 +14,11 @@ JAX = "jax"
 TORCH, TORCH_COMPILE, ONNXRUNTIME = "torch", "torch_compile", "onnxruntime"
 PEERS = (TORCH, TORCH_COMPILE, ONNXRUNTIME)
 
+MEASURED = ("dscint", "alexnet", "vgg16", "resnet18", "resnet50", "densenet121", "inception_v4")
+"""The networks that are measured where none are named."""
+
 TOLERANCE = {"float32": 2e-3, "bfloat16": 5e-2}
 """Largest relative difference of two losses, or gradient norms, that is rounding, by type."""
-
-CLASSES = 4
-CLIP = 3.0
-"""Upper limit of a normalised pixel: sqrt(counts / scale)."""
-
-SCALE = 8.0
-LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 1e-3, 1e-2, 1.0
 
 WARM_UP = 2
 """Steps that are taken before time is taken, after the first."""
@@ -43,7 +39,15 @@ class Workload:
       options: of the network, complete; none drops features out.
       train: whole training steps, or forward passes of the network as it predicts.
       seconds: how long steps are timed, at least; never fewer than five.
+      CLIP: upper limit of a normalised pixel, sqrt(counts / SCALE).
     """
+
+    CLASSES: ClassVar[int] = 4
+    CLIP: ClassVar[float] = 3.0
+    SCALE: ClassVar[float] = 8.0
+    LEARNING_RATE: ClassVar[float] = 1e-3
+    WEIGHT_DECAY: ClassVar[float] = 1e-2
+    CLIP_NORM: ClassVar[float] = 1.0
 
     network: str
     size: tuple[int, int]
@@ -60,7 +64,7 @@ class Workload:
 
     def labels(self) -> np.ndarray:
         """Their classes, (batch,) int32."""
-        return (np.arange(self.batch) % CLASSES).astype(np.int32)
+        return (np.arange(self.batch) % self.CLASSES).astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +117,8 @@ def gemm_flops(product: Callable[[], object], side: int) -> float:
 
 
 def measured(step: Callable[[], T], seconds: float) -> tuple[T, dict[str, Any]]:
-    """Takes steps; returns what the first returned, and the fields of a Measurement that are times.
-
-    `step` returns when its work is done.
+    """Takes steps as `timed`; what the first returned, and those of a Measurement's fields that
+    are times.
     """
     start = time.perf_counter()
     told = step()
