@@ -5,7 +5,6 @@ was fitted on: thumbnails under logistic regression, the neck under a small netw
 the acquisition. What a shortcut reaches, no network can claim for reading the skeleton.
 """
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,16 +29,6 @@ LIMITED = ("thumbnail", "neck")
 """The shortcuts that `--limit` holds down: those that see pixels."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Shortcut:
-    """What one shortcut reaches, and what it sees; scores and intervals as of `Baseline`."""
-
-    name: str
-    sees: str
-    scores: dict[str, float | None]
-    intervals: dict[str, Interval | None]
-
-
 def measure(
     inputs: dict[str, Inputs],
     split: str,
@@ -47,13 +36,16 @@ def measure(
     steps: int = NECK_STEPS,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Shortcut]:
+) -> list[dict[str, Any]]:
     """Fits every shortcut and scores it on one split; the most frequent class comes first.
 
     Args:
       inputs: of the splits 'train', 'validation' and `split`.
       split: the one to score.
       steps, seed, progress: of the neck's network, as for `neck_predictions`.
+
+    Returns:
+      Of each its `name`, what it `sees`, and `scores` and `intervals` as of `Baseline`.
 
     Raises:
       UserError: the training images are of one class, or the network's loss is no number.
@@ -63,37 +55,33 @@ def measure(
     if len(np.unique(inputs["train"].thumbnails["label"])) < 2:
         raise UserError("all training images are of one class; there is nothing to tell apart")
 
-    def shortcut(name: str, sees: str, predicted: Int[np.ndarray, " image"]) -> Shortcut:
-        scores = score_by_patient(labels, predicted, patients, len(classes))
-        return Shortcut(name, sees, *scores)
+    def scored(
+        predicted: Int[np.ndarray, " image"],
+    ) -> tuple[dict[str, float | None], dict[str, Interval | None]]:
+        return score_by_patient(labels, predicted, patients, len(classes))
 
     frequent = int(np.argmax(inputs["train"].necks.class_counts))
     thumbnails = {name: part.thumbnails for name, part in inputs.items()}
     linear = baseline_of(thumbnails, split, len(classes))
     necks = {name: part.necks for name, part in inputs.items()}
     neck = neck_predictions(necks, split, steps=steps, seed=seed, progress=progress)
-    return [
-        shortcut(
-            "most frequent class",
+    size, neck_size = ("x".join(map(str, sides)) for sides in (linear.side, NECK_SHAPE))
+    facts = ", ".join(inputs[split].facts)
+    found = {
+        "most frequent class": (
             f"nothing: always says {classes[frequent]}",
-            np.full(len(patients), frequent),
+            scored(np.full(len(patients), frequent)),
         ),
-        Shortcut(
-            "thumbnail",
-            f"the image at {linear.side[0]}x{linear.side[1]} pixels (logistic regression)",
-            linear.scores,
-            linear.intervals,
+        "thumbnail": (
+            f"the image at {size} pixels (logistic regression)",
+            (linear.scores, linear.intervals),
         ),
-        shortcut(
-            "neck",
-            f"the neck at {NECK_SHAPE[0]}x{NECK_SHAPE[1]} pixels (small network)",
-            neck.predicted,
-        ),
-        shortcut(
-            "facts",
-            f"{', '.join(inputs[split].facts)} (logistic regression)",
-            fact_predictions(inputs, split),
-        ),
+        "neck": (f"the neck at {neck_size} pixels (small network)", scored(neck.predicted)),
+        "facts": (f"{facts} (logistic regression)", scored(fact_predictions(inputs, split))),
+    }
+    return [
+        {"name": name, "sees": sees, "scores": scores, "intervals": intervals}
+        for name, (sees, (scores, intervals)) in found.items()
     ]
 
 
@@ -132,7 +120,7 @@ def report_of(
         "patients": len(np.unique(scored.thumbnails["patient_key"])),
         "classes": list(scored.necks.classes),
         "intervals": f"95 %, {METHOD}",
-        "shortcuts": [dataclasses.asdict(shortcut) for shortcut in shortcuts],
+        "shortcuts": shortcuts,
     }
 
 
