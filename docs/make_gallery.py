@@ -17,10 +17,10 @@ import numpy as np
 import pydicom
 from PIL import Image, ImageDraw, ImageFont
 
+from tests.phantom_checks.measure import find_body
 from tfds_builder.commandline.errors import UserError, run_command
 from tfds_builder.commandline.files import write_whole
 from tfds_builder.phantom import Scan, sample_case, simulate
-from tfds_builder.phantom.checks.measure import find_body
 
 SEED = 0
 WANTED = {"normal": 8, "metastasis": 2, "arthritis": 2, "thyroid_carcinoma": 2}

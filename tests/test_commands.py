@@ -108,7 +108,7 @@ def test_finished_steps_are_kept_when_the_path_is_run_again(whole_path):
     [
         *("tfds_builder.phantom", "tfds_builder.scan", "tfds_builder.build"),
         *("tfds_builder.inspect", "tests.benchmarks.build_throughput", "tests.fuzz"),
-        *("tfds_builder.phantom.checks.oracle", "dscint_jax.baselines"),
+        *("tests.phantom_checks", "tests.phantom_checks.oracle", "dscint_jax.baselines"),
         *("dscint_jax.main", "dscint_jax.evaluate", "dscint_jax.report"),
         *("dscint_jax.models", "dscint_jax.export", "dscint_jax.explain", "dscint_jax.throughput"),
     ],

@@ -67,11 +67,10 @@ def test_cache_of_programs_that_cannot_be_written_fails_nothing_and_says_nothing
     assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", "")
 
 
-@pytest.mark.parametrize(
-    "module", ["dscint_jax.report.figures", "tfds_builder.phantom.checks.check"]
-)
-def test_cache_of_fonts_that_cannot_be_written_fails_nothing_and_says_nothing(module):
-    done = _run_program(f"import {module}", MPLCONFIGDIR="/proc/none", HOME="/proc/none")
+def test_cache_of_fonts_that_cannot_be_written_fails_nothing_and_says_nothing():
+    done = _run_program(
+        "import dscint_jax.report.figures", MPLCONFIGDIR="/proc/none", HOME="/proc/none"
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 

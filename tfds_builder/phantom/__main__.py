@@ -1,21 +1,17 @@
-"""Command line: python -m tfds_builder.phantom --out DIR --patients N --seed S, or --check.
+"""Command line: python -m tfds_builder.phantom --out DIR --patients N --seed S.
 
-Writes a cohort of synthetic patients as DICOM files with a manifest, ready for the builder; or
-compares such patients with clinical scans.
+Writes a cohort of synthetic patients as DICOM files with a manifest, ready for the builder.
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
 from tfds_builder.commandline.command import CommandParser, available_cores, height_and_width
-from tfds_builder.commandline.errors import UserError, run_command
+from tfds_builder.commandline.errors import run_command
 from tfds_builder.commandline.progress import ProgressBar
 from tfds_builder.phantom.camera.protocol import CAMERAS, COLLIMATORS, DIFFICULTIES, Protocol
 from tfds_builder.phantom.cohort import make_cohort
-
-CHECKED_PATIENTS, CHECKED_SEED = 200, 0
 
 _DESCRIPTION = """
 Makes synthetic patients of whole-body bone scintigraphy: two calibrated views each, as DICOM files,
@@ -40,21 +36,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m tfds_builder.phantom", description=_DESCRIPTION, epilog=_EPILOG
     )
     add = parser.add_argument
-    add("--out", type=Path, metavar="DIR",
-        help="folder for the cohort: new, empty, or begun by the same command; with --check, "
-        "where check.csv and check.png go (default: neither is written)")  # fmt: skip
-    add("--patients", type=int, metavar="N",
-        help="number of patients; 15 %% of them give more than one scan "
-        f"(with --check: {CHECKED_PATIENTS})")  # fmt: skip
-    add("--seed", type=int, metavar="S",
-        help="any number from 0: another seed, other patients "
-        f"(with --check: {CHECKED_SEED})")  # fmt: skip
+    add("--out", type=Path, required=True, metavar="DIR",
+        help="folder for the cohort: new, empty, or begun by the same command")  # fmt: skip
+    add("--patients", type=int, required=True, metavar="N",
+        help="number of patients; 15 %% of them give more than one scan")  # fmt: skip
+    add("--seed", type=int, required=True, metavar="S",
+        help="any number from 0: another seed, other patients")  # fmt: skip
     add("--workers", type=int, default=available_cores(), metavar="W",
         help="processes (default: one for each core, here %(default)s)")  # fmt: skip
-    add("--check", action="store_true",
-        help="write no cohort: measure patients as clinical scans were measured, print how they "
-        "compare, and end with status 1 where a clinical median lies outside, or more than 5 %% of "
-        "the statistics spread more than 6 times as far as the clinical ones")  # fmt: skip
     _add_protocol(parser.add_argument_group("protocol", _PROTOCOL))
     return parser
 
@@ -89,67 +78,25 @@ def _add_protocol(group: argparse._ArgumentGroup) -> None:
         "(default: drawn from 2 to 5, on average 3.3)")  # fmt: skip
 
 
-def _protocol(arguments: argparse.Namespace) -> Protocol:
-    rows, columns = arguments.matrix
-    return Protocol(
-        difficulty=arguments.difficulty,
-        camera=arguments.camera,
-        collimator=arguments.collimator,
-        rows=rows,
-        columns=columns,
-        pixel_mm=arguments.pixel_mm,
-        speed_mm_s=arguments.speed_mm_s,
-        activity_mbq=arguments.activity_mbq,
-        uptake_hours=arguments.uptake_hours,
+def main() -> None:
+    """Parses the command line and makes a cohort; raises UserError on bad input."""
+    options = vars(_parser().parse_args())
+    out, patients, seed, workers = (
+        options.pop(name) for name in ("out", "patients", "seed", "workers")
     )
-
-
-def _progress(patients: int) -> ProgressBar:
-    # What an earlier run has made is no work of this one.
-    return ProgressBar("patients", total=patients, done=None, noun="patients")
-
-
-def _make(arguments: argparse.Namespace, protocol: Protocol) -> None:
-    lacking = [n for n in ("out", "patients", "seed") if getattr(arguments, n) is None]
-    if lacking:
-        raise UserError(f"--{', --'.join(lacking)} must be given; see --help")
-    out, patients = arguments.out, arguments.patients
+    rows, columns = options.pop("matrix")
+    protocol = Protocol(**options, rows=rows, columns=columns)
     start = time.monotonic()
-    with _progress(patients) as bar:
-        made = make_cohort(out, patients, arguments.seed, arguments.workers, bar.reached, protocol)
+    # What an earlier run has made is no work of this one.
+    with ProgressBar("patients", total=patients, done=None, noun="patients") as bar:
+        made = make_cohort(out, patients, seed, workers, bar.reached, protocol)
     if made is None:
         print(f"{out} is complete: nothing to do")
         return
+    seconds = time.monotonic() - start
     shares = ", ".join(f"{count} {label}" for label, count in sorted(made.studies.items()))
     print(f"{out}: {patients} patients; scans: {shares}")
-    _say_rate(made.patients, time.monotonic() - start)
-
-
-def _check(arguments: argparse.Namespace, protocol: Protocol) -> bool:
-    # Loads Matplotlib, for which a cohort and each of its workers need not wait.
-    from tfds_builder.phantom.checks.check import run_check
-
-    patients = CHECKED_PATIENTS if arguments.patients is None else arguments.patients
-    seed = CHECKED_SEED if arguments.seed is None else arguments.seed
-    start = time.monotonic()
-    with _progress(patients) as bar:
-        passed = run_check(patients, seed, protocol, arguments.workers, arguments.out, bar.reached)
-    _say_rate(patients, time.monotonic() - start)
-    return passed
-
-
-def _say_rate(patients: int, seconds: float) -> None:
-    print(f"{patients} patients in {seconds:.1f} s: {patients / seconds:.1f} patients/s")
-
-
-def main() -> None:
-    """Parses the command line, makes a cohort or checks one; raises UserError on bad input."""
-    arguments = _parser().parse_args()
-    protocol = _protocol(arguments)
-    if not arguments.check:
-        _make(arguments, protocol)
-    elif not _check(arguments, protocol):
-        sys.exit(1)
+    print(f"{made.patients} patients in {seconds:.1f} s: {made.patients / seconds:.1f} patients/s")
 
 
 if __name__ == "__main__":

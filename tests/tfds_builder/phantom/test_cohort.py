@@ -17,7 +17,6 @@ from tfds_builder.commandline.errors import UserError
 from tfds_builder.phantom import __main__ as command
 from tfds_builder.phantom import cohort, sample_case, simulate
 from tfds_builder.phantom.camera.protocol import Protocol
-from tfds_builder.phantom.checks import check
 from tfds_builder.phantom.cohort import make_cohort, make_patient
 from tfds_builder.phantom.writer import FOLDERS
 
@@ -366,24 +365,3 @@ def test_an_output_below_a_file_is_one_line_and_status_2(tmp_path):
     ran = _command("--out", tmp_path / "file" / "cohort", "--patients", "1", "--seed", "1")
     assert ran.returncode == 2
     assert len(ran.stderr.strip().splitlines()) == 1
-
-
-def test_check_ends_with_the_verdict_as_status(monkeypatch, capsys):
-    asked = []
-
-    def run_check(*values):
-        asked.append(values[:5])
-        values[5](values[0], values[0])
-        return values[0] == 4
-
-    monkeypatch.setattr(check, "run_check", run_check)
-    monkeypatch.setattr(sys, "argv", ["phantom", "--check", "--patients", "4", "--workers", "1"])
-    command.main()
-    monkeypatch.setattr(sys, "argv", ["phantom", "--check", "--workers", "1", "--seed", "3",
-                                      "--difficulty", "hard", "--out", "there"])  # fmt: skip
-    with pytest.raises(SystemExit) as ended:
-        command.main()
-    assert ended.value.code == 1
-    hard = Protocol(difficulty="hard")
-    assert asked == [(4, 0, Protocol(), 1, None), (200, 3, hard, 1, Path("there"))]
-    assert "200 patients in" in capsys.readouterr().out

@@ -2,10 +2,10 @@
 
 import csv
 import dataclasses
-import importlib.resources
 import json
 import math
 import types
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -13,12 +13,11 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from tfds_builder.commandline.errors import UserError
-from tfds_builder.phantom.camera.protocol import Protocol
-from tfds_builder.phantom.checks import check
-from tfds_builder.phantom.checks import measure as measure_module
-from tfds_builder.phantom.checks.check import KNOWN_RANGES, VIEWS, WIDEST, Row, clinical, compare
-from tfds_builder.phantom.checks.measure import (
+from tests.phantom_checks import __main__ as command
+from tests.phantom_checks import check
+from tests.phantom_checks import measure as measure_module
+from tests.phantom_checks.check import KNOWN_RANGES, VIEWS, WIDEST, Row, clinical, compare
+from tests.phantom_checks.measure import (
     BANDS,
     FAR_MM,
     HOT_SPOTS,
@@ -28,8 +27,10 @@ from tfds_builder.phantom.checks.measure import (
     contrast,
     find_body,
     measure,
+    measure_patient,
     noise,
 )
+from tfds_builder.commandline.errors import UserError
 
 DECIMALS = {
     "total_counts": 0,
@@ -49,10 +50,7 @@ PIXEL_MM = 2.4
 @pytest.fixture(scope="module")
 def nm1():
     """Figures of NM1 as they are published with the calibration."""
-    package = importlib.resources.files("tfds_builder.phantom")
-    return json.loads(package.joinpath("calibration.json").read_text(encoding="utf-8"))[
-        "nm1_anterior"
-    ]
+    return json.loads(Path(__file__).with_name("calibration.json").read_text())["nm1_anterior"]
 
 
 @pytest.fixture(scope="session")
@@ -262,81 +260,67 @@ def test_the_verdict_on_a_row(changes, verdict, width):
     assert row.width == pytest.approx(width, nan_ok=True)
 
 
-def run(out=None, patients=21, seed=3, protocol=None, workers=1):
-    return check.run_check(
-        patients, seed, protocol or Protocol(), workers, out, lambda done, total: None
-    )
+def run(*options):
+    command.main(["--patients", "21", *map(str, options)])
 
 
 def test_what_is_written_and_printed_agree(tmp_path, monkeypatch, capsys):
     wide = cohort(change=lambda n, v: v * 3 if n == "body_area_px" else v)
     found = dict.fromkeys(HOT_SPOTS, (1.5, 2.5))
     wide = [dataclasses.replace(patient, hot_spots=(found, found)) for patient in wide]
-    monkeypatch.setattr(check, "measure_cohort", lambda *_: wide)
-    assert run(tmp_path / "new" / "check") is False
+    monkeypatch.setattr(command, "measure_cohort", lambda *_: wide)
+    folder = tmp_path / "new" / "check"
+    with pytest.raises(SystemExit, match="1"):
+        run("--out", folder)
     lines = capsys.readouterr().out.splitlines()
     assert sum("OUTSIDE <<<" in line for line in lines) == 2
     assert lines[-1].startswith("148 of 150 inside, widest ")
-    with (tmp_path / "new" / "check" / "check.csv").open(newline="") as file:
+    with (folder / "check.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["verdict"] for row in rows].count("outside") == 2
     assert [row["verdict"] for row in rows].count("information") == 2 * len(HOT_SPOTS)
     assert len(rows) == 156 == len(lines) - 3
     assert {row["real_median"] for row in rows if row["statistic"] == "noise"} == {""}
-    picture = np.asarray(Image.open(tmp_path / "new" / "check" / "check.png").convert("RGB"))
+    picture = np.asarray(Image.open(folder / "check.png").convert("RGB"))
     assert picture.shape[0] > 800
     assert picture.shape[1] > 1600
     assert picture.std() > 10
-    assert sorted(p.name for p in (tmp_path / "new" / "check").iterdir()) == [
-        "check.csv",
-        "check.png",
-    ]
+    assert sorted(path.name for path in folder.iterdir()) == ["check.csv", "check.png"]
 
 
-def test_all_inside_is_true_and_writes_nothing_unasked(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(check, "measure_cohort", lambda *_: cohort())
+def test_all_inside_is_success_and_writes_nothing_unasked(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "measure_cohort", lambda *_: cohort())
     monkeypatch.chdir(tmp_path)
-    assert run() is True
+    run()
     assert "<<<" not in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_the_same_on_any_number_of_workers():
-    told = []
-    one, two = (
-        check.measure_cohort(2, 5, Protocol(), workers, lambda *done: told.append(done))
-        for workers in (1, 2)
-    )
-    assert told == [(1, 2), (2, 2)] * 2
+    one, two = (command.measure_cohort(2, 5, workers) for workers in (1, 2))
     np.testing.assert_equal([dataclasses.astuple(m) for m in one],
                             [dataclasses.astuple(m) for m in two])  # fmt: skip
     assert not np.array_equal(one[0].views[0]["max"], one[1].views[0]["max"])
 
 
 def test_a_patient_without_a_body_is_named(monkeypatch):
-    scan = types.SimpleNamespace(counts=np.zeros((2, 1024, 256), np.uint16))
-    monkeypatch.setattr(measure_module, "simulate", lambda *_, **__: scan)
+    scan = types.SimpleNamespace(
+        counts=np.zeros((2, 1024, 256), np.uint16), protocol=types.SimpleNamespace(pixel_mm=2.4)
+    )
+    monkeypatch.setattr(measure_module, "simulate", lambda *_: scan)
     with pytest.raises(UserError, match="patient 0 of seed 3: the view shows no body"):
-        run()
+        measure_patient(3, 0)
 
 
-@pytest.mark.parametrize(
-    "changes, words",
-    [
-        ({"protocol": Protocol(rows=2048, columns=512, pixel_mm=1.2)}, "1024x256 pixels of 2.4 mm"),
-        ({"patients": 1}, "--patients must be at least 2"),
-        ({"seed": -1}, "--seed must be between 0"),
-        ({"workers": 0}, "--workers must be between 1"),
-    ],
-)
-def test_what_cannot_be_checked_is_refused(changes, words):
-    with pytest.raises(UserError, match=words):
-        run(**changes)
+@pytest.mark.parametrize("option, value", [("--patients", 0), ("--seed", -1), ("--workers", 0)])
+def test_what_cannot_be_checked_is_refused(option, value):
+    with pytest.raises(UserError, match=f"{option} must be between"):
+        run(option, value)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(check, "measure_cohort", lambda *_: cohort())
+    monkeypatch.setattr(command, "measure_cohort", lambda *_: cohort())
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file.check\.csv cannot be written"):
-        run(tmp_path / "file")
+        run("--out", tmp_path / "file")

@@ -10,8 +10,8 @@ import numpy as np
 from scipy import ndimage
 
 from tfds_builder.commandline.errors import UserError
-from tfds_builder.phantom.camera.protocol import Protocol
-from tfds_builder.phantom.camera.scan import Scan, simulate
+from tfds_builder.phantom import Scan, simulate
+from tfds_builder.workers import Announce
 
 QUANTILES = (5.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
 BANDS = 20
@@ -59,19 +59,6 @@ STATISTICS = {
     "midline_fraction_20_bins": Statistic("share on midline", _BAND_NAMES),
 }
 """All statistics by their names in `calibration.json`; bands count from the head."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Bands:
-    """The body in its bands: `edges` (21,) rows, `midline` a column, `half_width` in pixels."""
-
-    edges: np.ndarray
-    midline: float
-    half_width: float
-
-    def sums(self, image: np.ndarray) -> np.ndarray:
-        """Sum of an image in each band, shape (20,)."""
-        return np.add.reduceat(image.sum(axis=1), self.edges[:-1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,20 +110,27 @@ def measure(counts: np.ndarray, pixel_mm: float) -> dict[str, np.ndarray]:
     counts = np.asarray(counts, float)
     inside = np.where(body, counts, 0.0)
     mean = inside.sum() / body.sum()
-    bands = _bands(body, inside)
+    rows = np.flatnonzero(body.any(axis=1))
+    edges = np.linspace(rows[0], rows[-1] + 1, BANDS + 1).astype(int)
+    aside = np.abs(np.arange(counts.shape[1]) - midline(counts, body))
+    on_midline = inside * (aside <= MIDLINE_SHARE * (edges[-1] - edges[0]))
+    bands, middles = (
+        np.add.reduceat(image.sum(axis=1), edges[:-1]) for image in (inside, on_midline)
+    )
+    widths = [np.median(band) for band in np.split(body.sum(axis=1), edges)[1:-1]]
     smooth = ndimage.gaussian_filter(counts, _PEAK_SIGMA)
     values = {
         "total_counts": counts.sum(),
         "mean_per_body_px": mean,
         "body_area_px": body.sum(),
-        "body_height_mm": np.ptp(bands.edges) * pixel_mm,
+        "body_height_mm": (edges[-1] - edges[0]) * pixel_mm,
         "max": counts.max(),
         "noise": noise(counts, body),
         "background": background(counts, body, pixel_mm),
         "quantiles_over_mean": np.percentile(smooth[body], QUANTILES) / mean,
-        "longitudinal_fraction_20_bins_head_to_feet": bands.sums(inside) / inside.sum(),
-        "body_width_mm_20_bins": _widths(body, bands) * pixel_mm,
-        "midline_fraction_20_bins": _on_midline(inside, bands),
+        "longitudinal_fraction_20_bins_head_to_feet": bands / inside.sum(),
+        "body_width_mm_20_bins": np.multiply(widths, pixel_mm),
+        "midline_fraction_20_bins": middles / np.maximum(bands, 1.0),
     }
     return {name: np.atleast_1d(np.asarray(values[name], float)) for name in STATISTICS}
 
@@ -167,45 +161,24 @@ def background(counts: np.ndarray, body: np.ndarray, pixel_mm: float) -> float:
     return float(np.mean(counts[far])) if far.any() else float("nan")
 
 
-def midline(counts: np.ndarray) -> float:
-    """Column, not rounded, of the midline of a view (rows, columns); raises as `find_body`."""
-    body = find_body(counts)
-    return _bands(body, np.where(body, counts, 0.0)).midline
-
-
-def _bands(body: np.ndarray, inside: np.ndarray) -> _Bands:
+def midline(counts: np.ndarray, body: np.ndarray) -> float:
+    """Column, not rounded, of the midline of a view and its body, both (rows, columns)."""
     rows = np.flatnonzero(body.any(axis=1))
-    top, bottom = int(rows[0]), int(rows[-1]) + 1
-    height = bottom - top
-    trunk = inside[top + int(TRUNK[0] * height) : top + int(TRUNK[1] * height)].sum(axis=0)
-    edges = np.linspace(top, bottom, BANDS + 1).astype(int)
-    columns = np.arange(inside.shape[1])
-    middle = float(trunk @ columns / trunk.sum()) if trunk.any() else float(columns.mean())
-    return _Bands(edges, middle, MIDLINE_SHARE * height)
-
-
-def _widths(body: np.ndarray, bands: _Bands) -> np.ndarray:
-    """Median over each band's rows of the pixels of the body, shape (20,)."""
-    pixels = body.sum(axis=1)
-    pairs = zip(bands.edges[:-1], bands.edges[1:], strict=True)
-    return np.array([np.median(pixels[first:last]) for first, last in pairs])
-
-
-def _on_midline(inside: np.ndarray, bands: _Bands) -> np.ndarray:
-    """Share of each band's counts that lies on the midline, shape (20,)."""
-    near = np.abs(np.arange(inside.shape[1]) - bands.midline) <= bands.half_width
-    return bands.sums(inside * near) / np.maximum(bands.sums(inside), 1.0)
+    first, last = (rows[0] + int(share * (rows[-1] + 1 - rows[0])) for share in TRUNK)
+    across = (counts * body)[first:last].sum(axis=0)
+    columns = np.arange(len(across))
+    return float(np.average(columns, weights=across)) if across.any() else float(columns.mean())
 
 
 def _along_both(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return ndimage.correlate1d(ndimage.correlate1d(image, weights, axis=0), weights, axis=1)
 
 
-def measure_patient(seed: int, patient: int, protocol: Protocol) -> Measured:
+def measure_patient(seed: int, patient: int, _: Announce | None = None) -> Measured:
     """Simulates the first study of one patient and measures it; raises as `measure`."""
-    scan = simulate(seed, patient, protocol=protocol)
+    scan = simulate(seed, patient)
     try:
-        first, second = (measure(view, protocol.pixel_mm) for view in scan.counts)
+        first, second = (measure(view, scan.protocol.pixel_mm) for view in scan.counts)
     except UserError as error:
         raise UserError(f"patient {patient} of seed {seed}: {error}") from None
     return Measured((first, second), (_hot_spots(scan, 0), _hot_spots(scan, 1)))
@@ -215,7 +188,7 @@ def _hot_spots(scan: Scan, view: int) -> dict[str, tuple[float, ...]]:
     """Contrast of the hot metastases of HOT_SPOTS that a view shows beside the midline."""
     found: dict[str, list[float]] = {name: [] for name in HOT_SPOTS}
     seen = [s for s in scan.lesions if s.kind == "metastasis" and s.visible[view] and not s.cold]
-    middle = midline(scan.counts[view]) if seen else 0.0
+    middle = midline(scan.counts[view], find_body(scan.counts[view])) if seen else 0.0
     for record in seen:
         for name, beginnings in HOT_SPOTS.items():
             if record.site.startswith(beginnings):

@@ -1,34 +1,23 @@
 """Compares synthetic patients with clinical scans, statistic by statistic.
 
-In: how many patients, their seed and protocol. Out: a table on the screen, check.csv and check.png
-in a folder, and whether all is inside. The clinical figures are those of `calibration.json`.
+In: what was measured of the patients. Out: whether all is inside, as a table for the screen,
+check.csv and check.png. The clinical figures are those of `calibration.json`.
 """
 
 import dataclasses
-import importlib.resources
 import json
-import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+from tests.phantom_checks.measure import STATISTICS, Measured
 from tfds_builder import tables
-from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import write_text, write_whole
-from tfds_builder.phantom.camera.protocol import Protocol
-from tfds_builder.phantom.checks.measure import STATISTICS, Measured, measure_patient
-from tfds_builder.phantom.cohort import check_values
-from tfds_builder.phantom.processes import run_all
-
-# A cache that cannot be written is worth no warning: matplotlib works all the same.
-logging.getLogger("matplotlib").setLevel(logging.ERROR)
-
-import matplotlib as mpl  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
 
 VIEWS = ("anterior", "posterior")
 PERCENTILES = (5.0, 50.0, 95.0)
@@ -42,6 +31,22 @@ HOT_SPOT_RANGES = {"rib": (2.5, 2.5), "pelvis": (2.0, 3.0), "humerus": (7.0, 17.
 """Contrast of lesions of clinical scans with the other side."""
 
 INK, GRID, ACCENT, SECOND = "#1d2733", "#d9dee5", "#0b6e99", "#c2541b"
+STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 8,
+    "axes.axisbelow": True,
+    "axes.edgecolor": INK,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
 
 Three = tuple[float, float, float]
 
@@ -92,35 +97,6 @@ class Row:
         return self.verdict in ("inside", "information")
 
 
-def run_check(
-    patients: int,
-    seed: int,
-    protocol: Protocol,
-    workers: int,
-    out: Path | None,
-    report: Callable[[int, int], None],
-) -> bool:
-    """Simulates the first study of each patient, measures it and prints how it compares.
-
-    Returns whether the cohort passes, see `holds`.
-
-    Args:
-      patients, seed, protocol: the cohort; the protocol has the matrix of the clinical scans.
-      workers: processes.
-      out: folder for check.csv and check.png, made where it is missing; None for neither.
-      report: gets (patients done, patients) after each patient.
-
-    Raises:
-      UserError: bad values, another matrix, a scan without a body, or files that cannot be written.
-    """
-    _check_values(patients, seed, protocol, workers)
-    rows = compare(measure_cohort(patients, seed, protocol, workers, report))
-    print(table(rows))
-    if out is not None:
-        _write(out, rows, f"{patients} synthetic patients, seed {seed}: {summary(rows)}")
-    return holds(rows)
-
-
 def holds(rows: Sequence[Row]) -> bool:
     """Whether every clinical median is inside, and all but MOST_TOO_WIDE of the rows narrow enough.
 
@@ -132,31 +108,9 @@ def holds(rows: Sequence[Row]) -> bool:
     return all(row.inside for row in judged) and wide <= MOST_TOO_WIDE * len(judged)
 
 
-def _check_values(patients: int, seed: int, protocol: Protocol, workers: int) -> None:
-    if patients < 2:
-        raise UserError(f"--patients must be at least 2 for a check, not {patients}")
-    check_values(patients, seed, workers)
-    standard = Protocol().grid
-    if protocol.grid != standard:
-        rows, columns = standard.shape
-        raise UserError(
-            f"--check compares with scans of {rows}x{columns} pixels of {standard.pixel_mm} mm: "
-            "leave out what sets another matrix or pixel size"
-        )
-
-
-def measure_cohort(
-    patients: int, seed: int, protocol: Protocol, workers: int, report: Callable[[int, int], None]
-) -> list[Measured]:
-    """Measures the first study of patients 0 to `patients` - 1, in that order."""
-    tasks = [(seed, patient, protocol) for patient in range(patients)]
-    return run_all(measure_patient, tasks, workers, lambda done: report(done, patients))
-
-
 def clinical() -> dict[str, dict[str, dict[str, np.ndarray]]]:
     """Figures of clinical scans by view, statistic and `min`, `median` or `max`, each (bins,)."""
-    package = importlib.resources.files("tfds_builder.phantom")
-    content = json.loads(package.joinpath("calibration.json").read_text(encoding="utf-8"))
+    content = json.loads(Path(__file__).with_name("calibration.json").read_text())
     return {
         view: {
             name: {key: np.atleast_1d(np.asarray(value, float)) for key, value in figures.items()}
@@ -218,30 +172,18 @@ def summary(rows: Sequence[Row]) -> str:
 def table(rows: Sequence[Row]) -> str:
     """The rows as text, what fails marked, and the summary as the last line."""
     lines = [
-        f"{'':35}{'clinical scans':^26}  {'cohort':^26}",
-        _line(
-            "view", "statistic", "bin", ("min", "median", "max"), ("5 %", "50 %", "95 %"), "width"
-        ),
+        f"{'':35}{'clinical scans':^27}{'cohort':^27}",
+        _line("view", "statistic", "bin", "min", "median", "max", "5 %", "50 %", "95 %", "width"),
     ]
     for row in rows:
-        real, cohort = ([_short(value) for value in three] for three in (row.real, row.cohort))
-        width = "-" if math.isnan(row.width) else f"{row.width:.1f}"
+        figures = (_short(value) for value in (*row.real, *row.cohort, row.width))
         verdict = row.verdict if row.passed else f"{row.verdict.upper()} <<<"
-        lines.append(_line(row.view, title(row), row.bin, real, cohort, width, verdict))
+        lines.append(f"{_line(row.view, title(row), row.bin, *figures)}  {verdict}")
     return "\n".join([*lines, summary(rows)])
 
 
-def _line(
-    view: str,
-    name: str,
-    label: str,
-    real: Sequence[str],
-    cohort: Sequence[str],
-    width: str,
-    verdict: str = "",
-) -> str:
-    figures = "  ".join("".join(f"{text:>9}" for text in three)[1:] for three in (real, cohort))
-    return f"{view:10}{name:18}{label:>7}{figures}  {width:>5}  {verdict}".rstrip()
+def _line(view: str, name: str, label: str, *others: str) -> str:
+    return f"{view:10}{name:18}{label:>7}{''.join(f'{text:>9}' for text in others)}"
 
 
 def _short(value: float) -> str:
@@ -250,32 +192,17 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _write(out: Path, rows: Sequence[Row], heading: str) -> None:
+def write(out: Path, rows: Sequence[Row], heading: str) -> None:
+    """Writes check.csv and check.png into a folder, which is made where it is missing."""
     write_text(out / "check.csv", csv_text(rows))
-    write_whole(out / "check.png", lambda part: _save(figure(rows, heading), part))
-
-
-def _save(drawn: Figure, path: Path) -> None:
     # What is laid out only when it is drawn takes its style then.
-    with _style():
-        drawn.savefig(path, format="png", dpi=150, metadata={"Software": None})
-
-
-def _style() -> AbstractContextManager[None]:
-    return mpl.rc_context(
-        {
-            "font.family": "sans-serif",
-            "font.size": 8,
-            "axes.edgecolor": INK,
-            "axes.labelcolor": INK,
-            "axes.spines.right": False,
-            "axes.spines.top": False,
-            "axes.titlelocation": "left",
-            "text.color": INK,
-            "xtick.color": INK,
-            "ytick.color": INK,
-        }
-    )
+    with mpl.rc_context(STYLE):
+        drawn = figure(rows, heading)
+        metadata = {"Software": None}
+        write_whole(
+            out / "check.png",
+            lambda part: drawn.savefig(part, format="png", dpi=150, metadata=metadata),
+        )
 
 
 def csv_text(rows: Sequence[Row]) -> str:
@@ -294,22 +221,21 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 def figure(rows: Sequence[Row], heading: str) -> Figure:
     """A line of panels for each view: profiles along the body, quantiles, single figures."""
-    with _style():
-        drawn = Figure(figsize=(15.0, 6.8), layout="constrained")
-        drawn.suptitle(heading, x=0.01, ha="left", fontsize=11)
-        panels = drawn.subplots(len(VIEWS), 5, width_ratios=(3, 3, 3, 2, 2))
-        for line, view in zip(panels, VIEWS, strict=True):
-            chosen = [row for row in rows if row.view == view and row.judged]
-            for axes, name in zip(line, _PROFILES, strict=False):
-                _draw_profile(axes, [row for row in chosen if row.statistic == name])
-            others = [row for row in chosen if row.statistic not in _PROFILES]
-            quantiles = [row for row in others if row.bin]
-            _draw_shares(line[3], quantiles, [row.bin for row in quantiles], title(quantiles[0]))
-            single = [row for row in others if not row.bin]
-            _draw_shares(line[4], single, [title(row) for row in single], "single figures")
-            line[0].set_ylabel(f"{view}\n", fontsize=11)
-        handles, labels = panels[0, 0].get_legend_handles_labels()
-        drawn.legend(handles, labels, loc="outside lower left", ncols=len(labels), frameon=False)
+    drawn = Figure(figsize=(15.0, 6.8), layout="constrained")
+    drawn.suptitle(heading, x=0.01, ha="left", fontsize=11)
+    panels = drawn.subplots(len(VIEWS), 5, width_ratios=(3, 3, 3, 2, 2))
+    for line, view in zip(panels, VIEWS, strict=True):
+        chosen = [row for row in rows if row.view == view and row.judged]
+        for axes, name in zip(line, _PROFILES, strict=False):
+            _draw_profile(axes, [row for row in chosen if row.statistic == name])
+        others = [row for row in chosen if row.statistic not in _PROFILES]
+        quantiles = [row for row in others if row.bin]
+        _draw_shares(line[3], quantiles, [row.bin for row in quantiles], title(quantiles[0]))
+        single = [row for row in others if not row.bin]
+        _draw_shares(line[4], single, [title(row) for row in single], "single figures")
+        line[0].set_ylabel(f"{view}\n", fontsize=11)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside lower left", ncols=len(labels), frameon=False)
     return drawn
 
 
@@ -336,7 +262,7 @@ def _draw_profile(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_xticks(place[4::5], [row.bin for row in rows[4::5]])
     axes.set_ylim(bottom=0)
     axes.set_xlabel("band, head to toes")
-    _finish(axes, title(rows[0]))
+    axes.set_title(title(rows[0]))
 
 
 def _draw_shares(axes: Axes, rows: Sequence[Row], names: Sequence[str], heading: str) -> None:
@@ -353,10 +279,4 @@ def _draw_shares(axes: Axes, rows: Sequence[Row], names: Sequence[str], heading:
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.set_xlabel("over the clinical middle")
-    _finish(axes, heading)
-
-
-def _finish(axes: Axes, text: str) -> None:
-    axes.set_title(text)
-    axes.grid(color=GRID, lw=0.6)
-    axes.set_axisbelow(True)
+    axes.set_title(heading)
