@@ -6,19 +6,27 @@ last. A study's own table of lesions makes lesions.csv without a second simulati
 
 import collections
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
+
+from threadpoolctl import threadpool_limits
 
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import SUFFIX, remove_parts, write_bytes
 from tfds_builder.phantom import writer
 from tfds_builder.phantom.camera.protocol import Protocol
 from tfds_builder.phantom.camera.scan import STANDARD, Case, sample_case, simulate
-from tfds_builder.phantom.processes import run_all
 from tfds_builder.tables import csv_text
+from tfds_builder.workers import Announce, Lost, WorkerPool
 
 MOST_PATIENTS = 100_000
 LARGEST_SEED = 2**63 - 1
+
+_MEMORY_BYTES = 2**40  # No limit: nothing here was made elsewhere.
+
+_Task = tuple[Path, int, int, Protocol]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +83,7 @@ def make_cohort(
         write_bytes(folder / "pseudonym.key", key)
         before = patients - len(missing)
         tasks = [(folder, seed, patient, protocol) for patient in missing]
-        # Processes take longer to start than a few patients to make.
-        workers = workers if len(missing) >= 4 else 1
-        run_all(make_patient, tasks, workers, lambda done: report(before + done, patients))
+        _make_all(tasks, workers, lambda done: report(before + done, patients))
         studies = [s for p, case in enumerate(cases) for s in writer.study_files(case, p)]
         lesions = writer.joined_lesions(folder, [s.lesions for s in studies if s.lesions])
         write_bytes(folder / "lesions.csv", lesions)
@@ -85,6 +91,34 @@ def make_cohort(
     except OSError as error:
         raise UserError(f"{error.filename or folder}: {error.strerror or error}") from error
     return Made(len(missing), dict(collections.Counter(row[2] for row in rows)))
+
+
+def _make_all(tasks: list[_Task], workers: int, report: Callable[[int], None]) -> None:
+    """Calls `make_patient` for each of the tasks, and `report` with how many are done."""
+    # Processes take longer to start than a few patients to make.
+    if workers == 1 or len(tasks) < 4:
+        # As in a worker: how many threads share a sum may change its last bits.
+        with threadpool_limits(1, "blas"):
+            for done, task in enumerate(tasks, 1):
+                make_patient(*task)
+                report(done)
+        return
+    with WorkerPool(
+        workers, step_seconds=math.inf, memory_bytes=_MEMORY_BYTES, preload=(__name__,)
+    ) as pool:
+        for done, _ in enumerate(pool.map(_make_in_worker, tasks, _give_up), 1):
+            report(done)
+
+
+def _make_in_worker(task: _Task, _: Announce) -> None:
+    make_patient(*task)
+
+
+def _give_up(task: _Task, lost: Lost) -> NoReturn:
+    raise UserError(
+        "a worker process was ended from outside (out of memory?): run the same command again, "
+        "perhaps with fewer --workers; a cohort goes on where it stopped"
+    )
 
 
 def check_values(patients: int, seed: int, workers: int) -> None:

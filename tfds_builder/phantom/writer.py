@@ -17,14 +17,11 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from tfds_builder.commandline.files import write_bytes, write_text
-from tfds_builder.phantom.camera.headers import NM_IMAGE_STORAGE, Identifiers, nm_header
+from tfds_builder.phantom.camera.headers import NM_IMAGE_STORAGE, VERSION, nm_header, patient_id
 from tfds_builder.phantom.camera.protocol import Protocol
 from tfds_builder.phantom.camera.scan import Case, Scan
 from tfds_builder.phantom.disease.foci import LesionRecord
 from tfds_builder.tables import csv_text
-
-VERSION = "2"
-"""Version of the phantom: changes whenever a given seed would give other images."""
 
 FOLDERS = ("images", "masks", "lesions")
 MANIFEST_FIELDS = ("path", "patient_id", "label", "study_id", "sex", "age", "lesion_mask")
@@ -47,11 +44,6 @@ class StudyFiles:
     def present(self) -> tuple[str, ...]:
         """The files that the study has, the image last."""
         return tuple(name for name in (self.lesions, self.mask, self.image) if name)
-
-
-def patient_id(seed: int, patient: int) -> str:
-    """PatientID of a synthetic patient, obviously not a real one."""
-    return f"PHANTOM-{seed}-{patient:05d}"
 
 
 def study_id(study: int) -> str:
@@ -147,29 +139,20 @@ def mask_bytes(masks: np.ndarray) -> bytes:
 
 def dicom_bytes(scan: Scan, age: int) -> bytes:
     """The study as an NM Image Storage file of two frames, anterior then posterior."""
-    identifiers = Identifiers(
-        patient_id(scan.seed, scan.number),
-        *(_uid(scan, purpose) for purpose in ("study", "series", "image", "frame of reference")),
-    )
+    header = nm_header(scan, age)
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = NM_IMAGE_STORAGE
-    meta.MediaStorageSOPInstanceUID = identifiers.image
+    meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.ImplementationClassUID = UID("2.25.209384756102938475610293847561029384")
     meta.ImplementationVersionName = f"DSCINT_PHANTOM_{VERSION}"
-    dataset = FileDataset("", nm_header(scan, age, identifiers), file_meta=meta)
+    dataset = FileDataset("", header, file_meta=meta)
     dataset.preamble = b"\0" * 128
     dataset.SoftwareVersions = VERSION
     _attach_pixels(dataset, scan)
     buffer = DicomBytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
-
-
-def _uid(scan: Scan, purpose: str) -> UID:
-    protocol = json.dumps(dataclasses.asdict(scan.protocol), sort_keys=True)
-    text = f"phantom {VERSION} {scan.seed} {scan.number} {scan.study} {protocol} {purpose}"
-    return UID(f"2.25.{int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], 'big')}")
 
 
 def _attach_pixels(dataset: Dataset, scan: Scan) -> None:

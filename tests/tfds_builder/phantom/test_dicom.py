@@ -69,7 +69,7 @@ def test_the_header_says_how_the_scan_was_acquired(scan, content):
     assert (dataset.NumberOfFrames, dataset.Rows, dataset.Columns) == scan.counts.shape
     assert dataset.DetectorVector == [1, 2]
     assert dataset.EnergyWindowVector == [1, 1]
-    assert list(dataset.PixelSpacing) == [scan.acquisition.pixel_mm] * 2
+    assert list(dataset.PixelSpacing) == [scan.protocol.pixel_mm] * 2
     assert float(dataset.ScanVelocity) == scan.acquisition.speed_mm_s
     assert dataset.ActualFrameDuration == pytest.approx(
         1000 * dataset.ScanLength / dataset.ScanVelocity, rel=0.001
@@ -77,7 +77,7 @@ def test_the_header_says_how_the_scan_was_acquired(scan, content):
     assert dataset.CountsAccumulated == int(scan.counts.sum(dtype=np.int64))
     assert dataset.LargestImagePixelValue == scan.counts.max()
     names = {item.CollimatorGridName for item in dataset.DetectorInformationSequence}
-    assert names == {scan.acquisition.collimator}
+    assert names == {scan.protocol.collimator}
     limits = dataset.EnergyWindowInformationSequence[0].EnergyWindowRangeSequence[0]
     assert limits.EnergyWindowLowerLimit < 140.5 < limits.EnergyWindowUpperLimit
     source = dataset.RadiopharmaceuticalInformationSequence[0]
@@ -140,7 +140,7 @@ def test_the_ingest_reads_both_views_of_either_maker_without_assumptions(scan, c
         assert (view.rule, view.notes, view.findings) == ("coded view", (), ())
         np.testing.assert_array_equal(view.native, counts)
     assert scintigram.counts_ratio == 1
-    assert scintigram.pixel_spacing_mm == scan.acquisition.pixel_mm
+    assert scintigram.pixel_spacing_mm == scan.protocol.pixel_mm
     assert manufacturer(scintigram.manufacturer) == MAKERS[camera]
 
 

@@ -10,7 +10,6 @@ from tfds_builder.phantom.body.outline import body_outline
 from tfds_builder.phantom.body.skeleton import reference_skeleton
 from tfds_builder.phantom.body.texture import SOFT_SHAPE
 from tfds_builder.phantom.camera.camera import (
-    ATTENUATION_PER_MM,
     Scene,
     add_scatter,
     detect,
@@ -45,7 +44,7 @@ def placed(cases):
     skeleton = reference_skeleton()
     patient, pose = cases[0].patient, sample_pose(np.random.default_rng(5))
     top, grid = 300.0, Protocol().grid
-    outline = body_outline(patient, pose, grid, top, ATTENUATION_PER_MM, np.zeros(SOFT_SHAPE))
+    outline = body_outline(patient, pose, grid, top, np.zeros(SOFT_SHAPE))
     scene = Scene(outline, grid, COLLIMATORS["LEHR"], top, (160.0, -170.0))
     return skeleton, place_skeleton(skeleton, patient, pose), scene
 

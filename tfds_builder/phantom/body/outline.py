@@ -13,6 +13,9 @@ from tfds_builder.phantom.body.skeleton import ELBOW
 from tfds_builder.phantom.body.texture import soft_factors
 from tfds_builder.phantom.camera.grid import Grid
 
+ATTENUATION_PER_MM = 0.0154
+"""Water at 140.5 keV."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Outline:
@@ -79,77 +82,51 @@ _PARTS = (
     *(_Part(f"upper_arm_{side}", _ARM, 0.85, fat=0.35) for side in ("left", "right")),
     *(_Part(f"hand_{side}", _HAND, 0.85, fat=0.1) for side in ("left", "right")),
 )
-_BREAST_ACTIVITY = 0.9
+_BREASTS = tuple(_Part(f"breast_{side}", _BREAST, 0.9, fat=0.5) for side in ("left", "right"))
 _FAT_WIDTH, _FAT_DEPTH = 3.2, 4.5
 """Growth of half the width and half the depth of the trunk for each kg/m2, mm."""
 _LEAN_INDEX = 23.5
 """Body mass index of the reference outline."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Drawn:
-    """Where a part lies: a window of the image, the y of its middle, half its depth there."""
-
-    window: tuple[slice, slice]
-    middle: np.ndarray
-    half: np.ndarray
-
-
 def body_outline(
-    patient: Patient, pose: Pose, grid: Grid, top_mm: float, attenuation: float, texture: np.ndarray
+    patient: Patient, pose: Pose, grid: Grid, top_mm: float, texture: np.ndarray
 ) -> Outline:
     """Maps of the skin and of soft tissue attenuated on its way to each camera.
 
-    `top_mm` is the z of the crown in the image, `attenuation` that of water per mm, `texture` that
-    of the soft tissue, as sampled.
+    `top_mm` is the z of the crown in the image, `texture` that of the soft tissue, as sampled.
     """
     front = np.full(grid.shape, -1e3, np.float32)
     back = np.full(grid.shape, 1e3, np.float32)
-    parts = [(part.activity, _draw(part, patient, pose, grid, top_mm)) for part in _PARTS]
-    breasts = [_draw(part, patient, pose, grid, top_mm) for part in _breasts(patient)]
-    for drawn in [drawn for _, drawn in parts] + breasts:
-        window, inside = drawn.window, drawn.half > 0
-        skin = drawn.middle + drawn.half, drawn.middle - drawn.half
-        front[window] = np.where(inside, np.maximum(front[window], skin[0]), front[window])
-        back[window] = np.where(inside, np.minimum(back[window], skin[1]), back[window])
+    parts = (*_PARTS, *(_BREASTS if patient.sex == "F" else ()))
+    drawn = [(part, _draw(part, patient, pose, grid, top_mm)) for part in parts]
+    for _, (window, middle, half) in drawn:
+        inside = half > 0
+        front[window] = np.where(inside, np.maximum(front[window], middle + half), front[window])
+        back[window] = np.where(inside, np.minimum(back[window], middle - half), back[window])
     soft = np.zeros((2, *grid.shape), np.float32)
     thickness = np.zeros(grid.shape, np.float32)
-    for activity, drawn in parts:
-        whole = np.maximum(thickness[drawn.window], 2 * activity * drawn.half)
-        thickness[drawn.window] = whole
-        for view, given in enumerate(_emission(drawn, front, back, attenuation)):
-            soft[view][drawn.window] = np.maximum(soft[view][drawn.window], activity * given)
-    for drawn in breasts:
-        for view, given in enumerate(_emission(drawn, front, back, attenuation)):
-            soft[view][drawn.window] += _BREAST_ACTIVITY * given
+    for part, (window, middle, half) in drawn:
+        given = (1 - np.exp(-2 * ATTENUATION_PER_MM * half)) / ATTENUATION_PER_MM
+        covers = front[window] - middle - half, middle - half - back[window]
+        for view, cover in zip(soft, covers, strict=True):
+            seen = given * np.exp(-ATTENUATION_PER_MM * np.clip(cover, 0, 80))
+            if part in _BREASTS:
+                view[window] += part.activity * seen
+            else:
+                view[window] = np.maximum(view[window], part.activity * seen)
+        if part not in _BREASTS:
+            thickness[window] = np.maximum(thickness[window], 2 * part.activity * half)
     soft *= soft_factors(texture, grid, top_mm)
     lung = _lung_map(patient, pose, grid, top_mm)
     volume = float(thickness.sum(dtype=np.float64)) * grid.pixel_mm**2
     return Outline(front, back, soft[0], soft[1], lung, volume)
 
 
-def _breasts(patient: Patient) -> list[_Part]:
-    if patient.sex == "M":
-        return []
-    return [
-        _Part(f"breast_{side}", _BREAST, _BREAST_ACTIVITY, fat=0.5) for side in ("left", "right")
-    ]
-
-
-def _emission(
-    drawn: _Drawn, front: np.ndarray, back: np.ndarray, attenuation: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """What a part of unit activity gives to the front and to the back camera, in mm."""
-    window, middle, half = drawn.window, drawn.middle, drawn.half
-    given = (1 - np.exp(-2 * attenuation * half)) / attenuation
-    to_front, to_back = (
-        given * np.exp(-attenuation * np.clip(cover, 0, 80))
-        for cover in (front[window] - middle - half, middle - half - back[window])
-    )
-    return to_front, to_back
-
-
-def _draw(part: _Part, patient: Patient, pose: Pose, grid: Grid, top_mm: float) -> _Drawn:
+def _draw(
+    part: _Part, patient: Patient, pose: Pose, grid: Grid, top_mm: float
+) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
+    """Where a part lies: a window of the image, the y of its middle, half its depth there."""
     table = np.array(part.knots, float)
     limb, _, side = part.segment.rpartition("_")
     fat = (patient.body_mass_index - _LEAN_INDEX) * part.fat
@@ -177,7 +154,7 @@ def _draw(part: _Part, patient: Patient, pose: Pose, grid: Grid, top_mm: float) 
     offset = np.abs((pixel_x[None] - x[:, None]) / np.maximum(a, 1)[:, None])
     shape = offset * offset if part.power == 2 else offset * offset * offset
     half = b[:, None] * np.sqrt(np.clip(1 - shape, 0, None))
-    return _Drawn((rows, slice(low, high)), np.broadcast_to(y[:, None], half.shape), half)
+    return (rows, slice(low, high)), np.broadcast_to(y[:, None], half.shape), half
 
 
 def _lung_map(patient: Patient, pose: Pose, grid: Grid, top_mm: float) -> np.ndarray:

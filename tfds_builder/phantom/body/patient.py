@@ -72,8 +72,6 @@ class Acquisition:
     """
 
     camera: str
-    collimator: str
-    pixel_mm: float
     activity_mbq: float
     uptake_hours: float
     speed_mm_s: float
@@ -169,8 +167,6 @@ def sample_acquisition(rng: np.random.Generator, protocol: Protocol, camera: str
     background = min(background, MOST_BACKGROUND * counts / (protocol.rows * protocol.columns))
     return Acquisition(
         camera=camera,
-        collimator=protocol.collimator,
-        pixel_mm=protocol.pixel_mm,
         activity_mbq=round(activity, 1),
         uptake_hours=round(hours, 2),
         speed_mm_s=speed,

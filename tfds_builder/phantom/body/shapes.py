@@ -86,14 +86,13 @@ def _tangents(path: np.ndarray, along: np.ndarray, position: np.ndarray) -> np.n
 def sheet(grid: np.ndarray | list, thickness: float) -> Cloud:
     """A curved sheet through a 3 x 3 grid of points (quadratic in both directions)."""
     grid = np.asarray(grid, float).reshape(3, 3, 3)
-    flat_area = np.linalg.norm(np.cross(grid[2, 1] - grid[0, 1], grid[1, 2] - grid[1, 0]))
-    unit = even_samples(_count(float(flat_area)))
+    normal = np.cross(grid[2, 1] - grid[0, 1], grid[1, 2] - grid[1, 0])
+    area = float(np.linalg.norm(normal))
+    unit = even_samples(_count(area))
     rows, columns = _quadratic(unit[:, 0]), _quadratic(unit[:, 1])
     points = np.einsum("ni,nj,ijk->nk", rows, columns, grid)
-    normal = np.cross(grid[2, 1] - grid[0, 1], grid[1, 2] - grid[1, 0])
-    normal /= np.linalg.norm(normal)
-    points += (unit[:, 2:] - 0.5) * thickness * normal
-    return points, float(flat_area) * thickness
+    points += (unit[:, 2:] - 0.5) * thickness * (normal / area)
+    return points, area * thickness
 
 
 def _quadratic(u: np.ndarray) -> np.ndarray:

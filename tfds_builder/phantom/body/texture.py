@@ -7,36 +7,30 @@ import functools
 
 import numpy as np
 
-from tfds_builder.phantom.body.skeleton import Skeleton, reference_skeleton
+from tfds_builder.phantom.body.skeleton import reference_skeleton
 from tfds_builder.phantom.camera.grid import Grid
 
 BONE_WAVES = 14
 BONE_WAVELENGTHS_MM = (35.0, 160.0)
 BONE_SPREAD = 0.12
-"""Bone varies by this much from place to place, in waves of these lengths."""
+"""Bone varies by this much from place to place, in waves of these lengths; each has two numbers."""
 
 SOFT_SHAPE = (64, 18)
 SOFT_CELL_MM = 42.0
 SOFT_SPREAD = 0.07
-"""Soft tissue varies by this much over lengths of about a cell; the shape is in cells."""
+"""Soft tissue varies by this much over lengths of about a cell; head to feet, right to left."""
 _KERNEL_CELLS = 0.7
 
 
-def sample_bone_texture(rng: np.random.Generator) -> np.ndarray:
-    """Draws a patient's texture of bone, shape (2 * BONE_WAVES,)."""
-    return rng.standard_normal(2 * BONE_WAVES)
+def bone_factors(texture: np.ndarray) -> np.ndarray:
+    """Factor on the uptake at each point of the skeleton, (points,) float32.
 
-
-def sample_soft_texture(rng: np.random.Generator) -> np.ndarray:
-    """Draws a patient's texture of soft tissue, shape SOFT_SHAPE, head to feet, right to left."""
-    return rng.standard_normal(SOFT_SHAPE)
-
-
-def bone_factors(skeleton: Skeleton, texture: np.ndarray) -> np.ndarray:
-    """Factor on the uptake at each point of the skeleton, shape (points,), float32."""
-    total = np.zeros(len(skeleton.points), np.float32)
+    The texture has shape (2 * BONE_WAVES,).
+    """
+    waves = _waves()
+    total = np.zeros(waves.shape[1], np.float32)
     scale = np.float32(BONE_SPREAD / BONE_WAVES**0.5)
-    for wave, share in zip(_waves(), texture.astype(np.float32), strict=True):
+    for wave, share in zip(waves, texture.astype(np.float32), strict=True):
         total += (scale * share) * wave
     return np.exp(total, out=total)
 
@@ -56,7 +50,10 @@ def _waves() -> np.ndarray:
 
 
 def soft_factors(texture: np.ndarray, grid: Grid, top_mm: float) -> np.ndarray:
-    """Factor on soft tissue at every pixel, (rows, columns) float32; it moves with the patient."""
+    """Factor on soft tissue at every pixel, (rows, columns) float32; it moves with the patient.
+
+    The texture has shape SOFT_SHAPE.
+    """
     rows = (grid.z_mm(np.arange(grid.rows)) - top_mm) / SOFT_CELL_MM + 8
     columns = grid.x_mm(np.arange(grid.columns)) / SOFT_CELL_MM + (texture.shape[1] - 1) / 2
     field = _kernel(rows, texture.shape[0]) @ texture @ _kernel(columns, texture.shape[1]).T

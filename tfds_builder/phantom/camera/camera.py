@@ -10,12 +10,10 @@ import functools
 import numpy as np
 import scipy.fft
 
-from tfds_builder.phantom.body.outline import Outline
-from tfds_builder.phantom.camera.grid import Grid
+from tfds_builder.phantom.body.outline import ATTENUATION_PER_MM, Outline
+from tfds_builder.phantom.camera.grid import Grid, four_pixels
 from tfds_builder.phantom.camera.protocol import Collimator
 
-ATTENUATION_PER_MM = 0.0154
-"""Water at 140.5 keV."""
 TABLE_WATER_MM = 6.5
 """Water that attenuates as the imaging table does: about a tenth."""
 SCATTER_LENGTH_MM = 11.0
@@ -96,29 +94,23 @@ def expected_primary(
     return np.stack(views)
 
 
-def _splat_plan(points: np.ndarray, scene: Scene) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Where the four pixels of each point lie in the slab stack, and the bilinear shares."""
+def _splat_plan(points: np.ndarray, scene: Scene) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Where the four pixels of each point lie in the slab stack, and their shares."""
     grid = scene.grid
     low, high = SLAB_LIMITS_MM
     slab = ((points[:, 1] - low) * (SLABS / (high - low))).astype(np.int32)
-    slab = np.clip(slab, 0, SLABS - 1)
-    row = np.clip(grid.row(points[:, 2] + scene.top_mm), 0, grid.rows - 1.001)
-    column = np.clip(grid.column(points[:, 0]), 0, grid.columns - 1.001)
-    row, column = row.astype(np.float32), column.astype(np.float32)
-    top, left = row.astype(np.int32), column.astype(np.int32)
-    down, right = row - top, column - left
-    corner = (slab * grid.rows + top) * grid.columns + left
-    indices = [corner, corner + 1, corner + grid.columns, corner + grid.columns + 1]
-    shares = [(1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right]
-    return indices, shares
+    first = np.clip(slab, 0, SLABS - 1) * (grid.rows * grid.columns)
+    row, column = grid.row(points[:, 2] + scene.top_mm), grid.column(points[:, 0])
+    pixels, shares = four_pixels(row, column, grid.shape)
+    return np.concatenate([first + pixel for pixel in pixels]), shares
 
 
 def _splat(
-    plan: tuple[list[np.ndarray], list[np.ndarray]], weights: np.ndarray, grid: Grid
+    plan: tuple[np.ndarray, list[np.ndarray]], weights: np.ndarray, grid: Grid
 ) -> np.ndarray:
-    index = np.concatenate(plan[0])
-    value = np.concatenate([share * weights for share in plan[1]])
-    summed = np.bincount(index, value, minlength=SLABS * grid.rows * grid.columns)
+    pixels, shares = plan
+    value = np.concatenate([share * weights for share in shares])
+    summed = np.bincount(pixels, value, minlength=SLABS * grid.rows * grid.columns)
     return summed.astype(np.float32).reshape(SLABS, *grid.shape)
 
 

@@ -41,3 +41,19 @@ class Grid:
     def x_mm(self, column: Values) -> Values:
         """x of the centres of columns."""
         return (column + 0.5 - self.columns / 2) * self.pixel_mm
+
+
+def four_pixels(
+    row: np.ndarray, column: np.ndarray, shape: tuple[int, int]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The pixels of an image about each place, counted row by row, and their bilinear shares.
+
+    Four arrays each, of the shape of `row` and `column`; what lies outside counts at the edge.
+    """
+    row, column = np.clip(row, 0, shape[0] - 1.001), np.clip(column, 0, shape[1] - 1.001)
+    top, left = row.astype(np.int32), column.astype(np.int32)
+    down, right = row - top, column - left
+    first = top * shape[1] + left
+    pixels = [first, first + 1, first + shape[1], first + shape[1] + 1]
+    shares = [(1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right]
+    return pixels, shares

@@ -1,19 +1,24 @@
 """The header of a synthetic study, in the manner of one of two makers of gamma cameras.
 
-In: a scan, and the age and identifiers of its patient. Out: a pydicom data set of the Nuclear
-Medicine Image object without its pixels. Every file says that it is computed: in the patient's
+In: a scan, and the age of its patient. Out: a pydicom data set of the Nuclear Medicine Image object
+without its pixels. Every file says that it is computed: in the patient's
 name and comments, and in the maker's name. What follows GE is taken from NEMA's whole-body sample
 NM1, what follows Siemens from its private dictionary and from headers shown in public.
 """
 
 import dataclasses
 import datetime
+import hashlib
+import json
 
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from tfds_builder.phantom.camera.scan import Scan
+
+VERSION = "2"
+"""Version of the phantom: changes whenever a given seed would give other images."""
 
 NM_IMAGE_STORAGE = UID("1.2.840.10008.5.1.4.1.1.20")
 INJECTION_TIME = datetime.time(9)
@@ -26,17 +31,6 @@ _GE_CREATOR, _SIEMENS_CREATOR = "GEMS_GENIE_1", "SIEMENS MED NM"
 
 
 @dataclasses.dataclass(frozen=True)
-class Identifiers:
-    """PatientID, and the UIDs of study, series, image and frame of reference."""
-
-    patient: str
-    study: UID
-    series: UID
-    image: UID
-    frame_of_reference: UID
-
-
-@dataclasses.dataclass(frozen=True)
 class _Times:
     """When the activity was injected and when the acquisition began and ended."""
 
@@ -45,16 +39,21 @@ class _Times:
     ended: datetime.datetime
 
 
-def nm_header(scan: Scan, age: int, identifiers: Identifiers) -> Dataset:
+def patient_id(seed: int, patient: int) -> str:
+    """PatientID of a synthetic patient, obviously not a real one."""
+    return f"PHANTOM-{seed}-{patient:05d}"
+
+
+def nm_header(scan: Scan, age: int) -> Dataset:
     """The header of a study, written as `scan.acquisition.camera` would; the age is in years."""
     times = _times(scan)
     dataset = Dataset()
-    _identify(dataset, scan, age, identifiers)
+    _identify(dataset, scan, age)
     _describe_acquisition(dataset, scan)
     _describe_source(dataset, scan, times)
     if scan.acquisition.camera == "ge":
         _write_like_ge(dataset, scan, times)
-        dataset.FrameOfReferenceUID = identifiers.frame_of_reference
+        dataset.FrameOfReferenceUID = _uid(scan, "frame of reference")
     else:
         _write_like_siemens(dataset, scan, times)
     return dataset
@@ -73,14 +72,20 @@ def _duration_ms(scan: Scan) -> int:
     return round(1000 * scan.protocol.grid.length_mm / scan.acquisition.speed_mm_s)
 
 
-def _identify(dataset: Dataset, scan: Scan, age: int, identifiers: Identifiers) -> None:
+def _uid(scan: Scan, purpose: str) -> UID:
+    protocol = json.dumps(dataclasses.asdict(scan.protocol), sort_keys=True)
+    text = f"phantom {VERSION} {scan.seed} {scan.number} {scan.study} {protocol} {purpose}"
+    return UID(f"2.25.{int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], 'big')}")
+
+
+def _identify(dataset: Dataset, scan: Scan, age: int) -> None:
     dataset.SpecificCharacterSet = "ISO_IR 100"
     dataset.SOPClassUID = NM_IMAGE_STORAGE
-    dataset.SOPInstanceUID = identifiers.image
-    dataset.StudyInstanceUID = identifiers.study
-    dataset.SeriesInstanceUID = identifiers.series
+    dataset.SOPInstanceUID = _uid(scan, "image")
+    dataset.StudyInstanceUID = _uid(scan, "study")
+    dataset.SeriesInstanceUID = _uid(scan, "series")
     dataset.PatientName = f"Phantom^Synthetic {scan.number:05d}"
-    dataset.PatientID = identifiers.patient
+    dataset.PatientID = patient_id(scan.seed, scan.number)
     dataset.PatientBirthDate = f"{scan.date.year - age}0101"
     dataset.PatientSex = scan.patient.sex
     dataset.PatientAge = f"{age:03d}Y"
@@ -96,7 +101,7 @@ def _identify(dataset: Dataset, scan: Scan, age: int, identifiers: Identifiers) 
 
 
 def _describe_acquisition(dataset: Dataset, scan: Scan) -> None:
-    pixel = f"{scan.acquisition.pixel_mm:g}"
+    pixel = f"{scan.protocol.pixel_mm:g}"
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "WHOLE BODY", "EMISSION"]
     dataset.FrameIncrementPointer = [0x00540010, 0x00540020]
     dataset.EnergyWindowVector = [1, 1]
@@ -157,7 +162,7 @@ def _write_like_ge(dataset: Dataset, scan: Scan, times: _Times) -> None:
         _detector(scan, _code("G-5216", "SRT", "Posterior"), _GE_FIELD_MM),
     ]
     for detector, left in zip(dataset.DetectorInformationSequence, (1, -1), strict=True):
-        edge = (scan.acquisition.pixel_mm - _width_mm(scan)) / 2
+        edge = (scan.protocol.pixel_mm - _width_mm(scan)) / 2
         detector.ImageOrientationPatient = [left, 0, 0, 0, 0, -1]
         detector.ImagePositionPatient = [f"{left * edge:g}", "0", "0"]
     _add_genie_blocks(dataset, scan)
@@ -208,12 +213,12 @@ def _write_like_siemens(dataset: Dataset, scan: Scan, times: _Times) -> None:
 
 
 def _width_mm(scan: Scan) -> float:
-    return scan.protocol.grid.columns * scan.acquisition.pixel_mm
+    return scan.protocol.grid.columns * scan.protocol.pixel_mm
 
 
 def _detector(scan: Scan, view: Dataset, field_mm: tuple[int, int]) -> Dataset:
     detector = Dataset()
-    detector.CollimatorGridName = scan.acquisition.collimator
+    detector.CollimatorGridName = scan.protocol.collimator
     detector.CollimatorType = "PARA"
     detector.FieldOfViewShape = "RECTANGLE"
     detector.FieldOfViewDimensions = list(field_mm)

@@ -20,9 +20,9 @@ from tfds_builder.phantom.body.patient import (
 )
 from tfds_builder.phantom.body.skeleton import Skeleton, reference_skeleton
 from tfds_builder.phantom.body.texture import (
+    BONE_WAVES,
+    SOFT_SHAPE,
     bone_factors,
-    sample_bone_texture,
-    sample_soft_texture,
 )
 from tfds_builder.phantom.camera import camera
 from tfds_builder.phantom.camera.protocol import CAMERAS, COLLIMATORS, DIFFICULTIES, Protocol
@@ -98,8 +98,8 @@ def sample_case(seed: int, number: int, protocol: Protocol = STANDARD) -> Case:
             label, patient, skeleton, disease, DIFFICULTIES[protocol.difficulty].contrast
         ),
         uptakes=structure_uptakes(skeleton, patient, anatomy),
-        bone_texture=sample_bone_texture(anatomy),
-        soft_texture=sample_soft_texture(anatomy),
+        bone_texture=anatomy.standard_normal(2 * BONE_WAVES),
+        soft_texture=anatomy.standard_normal(SOFT_SHAPE),
         dates=sample_dates(schedule),
         camera=protocol.camera or CAMERAS[int(schedule.random() < SIEMENS_SHARE)],
     )
@@ -114,13 +114,15 @@ def simulate(seed: int, patient: int, study: int = 0, protocol: Protocol = STAND
     skeleton, grid = reference_skeleton(), protocol.grid
     condition = evolved(case.condition, study, rng)
     points = place_skeleton(skeleton, case.patient, pose)
-    _resize(points, skeleton, "bladder", condition.bladder_size * float(rng.uniform(0.8, 1.2)))
+    place = skeleton.named("bladder")
+    bladder = points[place.start : place.stop]
+    middle = bladder.mean(axis=0)
+    fullness = np.float32(condition.bladder_size * float(rng.uniform(0.8, 1.2)))
+    bladder[:] = middle + (bladder - middle) * fullness
     weights = _weights(skeleton, case.uptakes, condition)
-    weights *= bone_factors(skeleton, case.bone_texture)
+    weights *= bone_factors(case.bone_texture)
     top = (grid.length_mm - case.patient.height_mm) / 2 + pose.shift_z
-    outline = body_outline(
-        case.patient, pose, grid, top, camera.ATTENUATION_PER_MM, case.soft_texture
-    )
+    outline = body_outline(case.patient, pose, grid, top, case.soft_texture)
     faces = (
         float(outline.front.max()) + acquisition.gap_front_mm,
         float(outline.back.min()) - acquisition.gap_back_mm,
@@ -161,13 +163,6 @@ def evolved(condition: Condition, study: int, rng: np.random.Generator) -> Condi
         )
         findings[number] = dataclasses.replace(finding, foci=foci)
     return dataclasses.replace(condition, findings=tuple(findings))
-
-
-def _resize(points: np.ndarray, skeleton: Skeleton, name: str, factor: float) -> None:
-    structure = skeleton.named(name)
-    part = points[structure.start : structure.stop]
-    middle = part.mean(axis=0)
-    part[:] = middle + (part - middle) * np.float32(factor)
 
 
 def _weights(skeleton: Skeleton, uptakes: np.ndarray, condition: Condition) -> np.ndarray:

@@ -9,9 +9,9 @@ import dataclasses
 import numpy as np
 from scipy import ndimage
 
-from tfds_builder.phantom.camera import camera
-from tfds_builder.phantom.camera.camera import ATTENUATION_PER_MM, Scene, depths
-from tfds_builder.phantom.camera.grid import Grid
+from tfds_builder.phantom.body.outline import ATTENUATION_PER_MM
+from tfds_builder.phantom.camera.camera import Scene, add_scatter, depths
+from tfds_builder.phantom.camera.grid import Grid, four_pixels
 from tfds_builder.phantom.disease.condition import Condition, Finding, Focus, Shade
 
 MASK_SHARE = 0.35
@@ -102,10 +102,10 @@ def add_findings(
             primary[(slice(None), *images[-1].window)] += images[-1].patch
     images = [image for image in images if image.finding.number]
     for shade in condition.shades:
-        window, share = _shadow(shade, points, scene)
-        primary[(0, *window)] *= share
+        share = _shadow(shade, points, scene)
+        primary[0] *= share
         for image in images:
-            _shade(image, window, share)
+            image.patch[0] *= share[image.window]
     return images
 
 
@@ -133,40 +133,15 @@ def describe_lesions(
     return tuple(sorted(records, key=lambda record: record.number)), masks
 
 
-def _shadow(
-    shade: Shade, points: np.ndarray, scene: Scene
-) -> tuple[tuple[slice, slice], np.ndarray]:
-    """The pixels behind a piece of metal with round corners, and the share that comes through."""
+def _shadow(shade: Shade, points: np.ndarray, scene: Scene) -> np.ndarray:
+    """The share of every pixel, (rows, columns), that metal with round corners lets through."""
     grid, (wide, tall) = scene.grid, shade.half_mm
     x = points[shade.point, 0] + shade.offset_mm[0]
     z = points[shade.point, 2] + shade.offset_mm[1]
-    limits = [
-        slice(max(0, int(np.ceil(first))), max(0, min(size, int(last) + 1)))
-        for first, last, size in (
-            (grid.row(z + scene.top_mm - tall), grid.row(z + scene.top_mm + tall), grid.rows),
-            (grid.column(x - wide), grid.column(x + wide), grid.columns),
-        )
-    ]
-    down = (grid.z_mm(np.arange(limits[0].start, limits[0].stop)) - scene.top_mm - z) / tall
-    aside = (grid.x_mm(np.arange(limits[1].start, limits[1].stop)) - x) / wide
+    down = (grid.z_mm(np.arange(grid.rows)) - scene.top_mm - z) / tall
+    aside = (grid.x_mm(np.arange(grid.columns)) - x) / wide
     inside = down[:, None] ** 4 + aside**4 < 1
-    return (limits[0], limits[1]), np.where(inside, np.float32(shade.transmission), np.float32(1))
-
-
-def _shade(image: LesionImage, window: tuple[slice, slice], share: np.ndarray) -> None:
-    """Dims the anterior patch of a lesion, in place, where the window of a shadow covers it."""
-    shared = [
-        slice(max(a.start, b.start), min(a.stop, b.stop))
-        for a, b in zip(image.window, window, strict=True)
-    ]
-    if all(part.start < part.stop for part in shared):
-        inner, outer = (
-            tuple(
-                slice(p.start - w.start, p.stop - w.start) for p, w in zip(shared, ws, strict=True)
-            )
-            for ws in (image.window, window)
-        )
-        image.patch[(0, *inner)] *= share[outer]
+    return np.where(inside, np.float32(shade.transmission), np.float32(1))
 
 
 def _record(image: LesionImage, given: np.ndarray, expected: np.ndarray) -> LesionRecord:
@@ -201,7 +176,7 @@ def _with_scatter(patch: np.ndarray, ratio: float, grid: Grid) -> np.ndarray:
     side = max(_SMALLEST_PATCH, 1 << (max(tall, wide) - 1).bit_length())
     padded = np.zeros((2, side, side), np.float32)
     padded[:, :tall, :wide] = np.abs(patch)
-    spread = camera.add_scatter(padded, ratio, Grid(side, side, grid.pixel_mm))[:, :tall, :wide]
+    spread = add_scatter(padded, ratio, Grid(side, side, grid.pixel_mm))[:, :tall, :wide]
     return -spread if patch.min() < 0 else spread
 
 
@@ -290,24 +265,13 @@ def _cold_image(
     row = scene.grid.row(near[:, 2] + scene.top_mm) - window[0].start
     column = scene.grid.column(near[:, 0]) - window[1].start
     patch = np.zeros((2, *shape), np.float32)
+    pixels, shares = four_pixels(row, column, shape)
     for view, depth in enumerate(depths(near, scene)):
-        image = _bilinear(row, column, lost * np.exp(-ATTENUATION_PER_MM * depth), shape)
+        seen = lost * np.exp(-ATTENUATION_PER_MM * depth)
+        image = np.zeros(shape[0] * shape[1])
+        for pixel, share in zip(pixels, shares, strict=True):
+            image += np.bincount(pixel, share * seen, len(image))
+        image = image.reshape(shape).astype(np.float32)
         blur = scene.collimator.sigma_mm(abs(scene.faces[view] - places[:, 1].mean()))
         patch[view] = -ndimage.gaussian_filter(image, blur / scene.grid.pixel_mm)
     return LesionImage(finding, _volume_ml(finding.foci, places), window, patch)
-
-
-def _bilinear(
-    row: np.ndarray, column: np.ndarray, value: np.ndarray, shape: tuple[int, int]
-) -> np.ndarray:
-    """Spreads each value over the four pixels about its place; shape as given, float32."""
-    row, column = np.clip(row, 0, shape[0] - 1.001), np.clip(column, 0, shape[1] - 1.001)
-    top, left = row.astype(np.int32), column.astype(np.int32)
-    down, right = row - top, column - left
-    image = np.zeros(shape[0] * shape[1])
-    for step, share in (
-        (0, (1 - down) * (1 - right)), (1, (1 - down) * right),
-        (shape[1], down * (1 - right)), (shape[1] + 1, down * right),
-    ):  # fmt: skip
-        image += np.bincount(top * shape[1] + left + step, share * value, len(image))
-    return image.reshape(shape).astype(np.float32)
