@@ -20,7 +20,6 @@ from tfds_builder.commandline.files import write_bytes, write_text
 from tfds_builder.phantom.camera.headers import NM_IMAGE_STORAGE, VERSION, nm_header, patient_id
 from tfds_builder.phantom.camera.protocol import Protocol
 from tfds_builder.phantom.camera.scan import Case, Scan
-from tfds_builder.phantom.disease.foci import LesionRecord
 from tfds_builder.tables import csv_text
 
 FOLDERS = ("images", "masks", "lesions")
@@ -68,12 +67,8 @@ def pseudonym_key(seed: int) -> str:
 
 def parameters_text(patients: int, seed: int, protocol: Protocol) -> bytes:
     """The content of phantom.json: all that the cohort's images are a function of."""
-    values = {
-        "patients": patients,
-        "seed": seed,
-        "version": VERSION,
-        "protocol": dataclasses.asdict(protocol),
-    }
+    asked = dataclasses.asdict(protocol)
+    values = {"patients": patients, "seed": seed, "version": VERSION, "protocol": asked}
     return (json.dumps(values, indent=2) + "\n").encode()
 
 
@@ -91,19 +86,15 @@ def manifest_rows(case: Case, seed: int, patient: int) -> list[tuple[str, ...]]:
 def lesion_rows(scan: Scan, files: StudyFiles) -> list[tuple[str, ...]]:
     """Rows of a study's table of lesions, by number, in the order of LESION_FIELDS."""
     study = (files.image, patient_id(scan.seed, scan.number), study_id(scan.study), scan.label)
-    return [(*study, *_lesion_values(lesion)) for lesion in scan.lesions]
-
-
-def _lesion_values(lesion: LesionRecord) -> tuple[str, ...]:
-    return (
-        str(lesion.number), lesion.kind, lesion.site, lesion.side, _truth(lesion.cold),
-        f"{lesion.volume_ml:.3f}", *(f"{value:.3f}" for value in lesion.contrast),
-        *(f"{value:.2f}" for value in lesion.snr), *map(_truth, lesion.visible),
-    )  # fmt: skip
-
-
-def _truth(value: bool) -> str:
-    return "true" if value else "false"
+    truth = {True: "true", False: "false"}
+    return [
+        (
+            *study, str(lesion.number), lesion.kind, lesion.site, lesion.side, truth[lesion.cold],
+            f"{lesion.volume_ml:.3f}", *(f"{value:.3f}" for value in lesion.contrast),
+            *(f"{value:.2f}" for value in lesion.snr), *(truth[seen] for seen in lesion.visible),
+        )
+        for lesion in scan.lesions
+    ]  # fmt: skip
 
 
 def age_at(case: Case, study: int) -> int:

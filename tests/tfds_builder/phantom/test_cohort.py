@@ -79,7 +79,7 @@ def test_bytes_do_not_depend_on_the_number_of_workers(finished, tmp_path):
 
 @pytest.mark.skipif("OTHER_PYTHON" not in os.environ, reason="OTHER_PYTHON names no interpreter")
 def test_bytes_do_not_depend_on_the_version_of_python(finished, tmp_path):
-    """OTHER_PYTHON=/path/to/python3.12 pytest tests/tfds_builder/test_phantom_cohort.py.
+    """OTHER_PYTHON=/path/to/python3.12 pytest tests/tfds_builder/phantom/test_cohort.py.
 
     That interpreter has the same numpy, scipy, pydicom, pillow and rich as this one.
     """

@@ -6,6 +6,7 @@ Each returns points of shape (n, 3) and one volume in mm3 that the points share 
 import functools
 
 import numpy as np
+from scipy.integrate import cumulative_trapezoid
 from scipy.interpolate import PchipInterpolator
 
 POINTS_PER_MM2 = 0.4
@@ -57,15 +58,18 @@ def tube(
     """
     path = np.asarray(path, float)
     radii = np.broadcast_to(np.asarray(radii, float), len(path))
-    along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))])
-    fine = np.linspace(0, along[-1], 200)
-    profile = np.interp(fine, along, radii)
-    share = np.concatenate([[0.0], np.cumsum((profile[1:] ** 2 + profile[:-1] ** 2) / 2)])
+    along = _lengths(path)
     length = along[-1]
+    fine = np.linspace(0, length, 200)
+    profile = np.interp(fine, along, radii)
+    share = cumulative_trapezoid(profile**2, initial=0)
     unit = even_samples(_count(2 * float(profile.mean()) * length))
     position = np.interp(unit[:, 0] * share[-1], share, fine)
-    center = np.stack([np.interp(position, along, path[:, axis]) for axis in range(3)], axis=1)
-    tangent = _tangents(path, along, position)
+    center, tangent = (
+        np.stack([np.interp(position, along, values[:, axis]) for axis in range(3)], axis=1)
+        for values in (path, np.gradient(path, along, axis=0))
+    )
+    tangent /= np.linalg.norm(tangent, axis=1, keepdims=True) + 1e-9
     first = np.asarray(wide) - tangent * (tangent @ np.asarray(wide))[:, None]
     first /= np.linalg.norm(first, axis=1, keepdims=True) + 1e-9
     second = np.cross(tangent, first)
@@ -77,10 +81,9 @@ def tube(
     return points, volume
 
 
-def _tangents(path: np.ndarray, along: np.ndarray, position: np.ndarray) -> np.ndarray:
-    slopes = np.gradient(path, along, axis=0)
-    tangent = np.stack([np.interp(position, along, slopes[:, axis]) for axis in range(3)], axis=1)
-    return tangent / (np.linalg.norm(tangent, axis=1, keepdims=True) + 1e-9)
+def _lengths(path: np.ndarray) -> np.ndarray:
+    """Length of the path up to each of its vertices, shape (k,)."""
+    return np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))])
 
 
 def sheet(grid: np.ndarray | list, thickness: float) -> Cloud:
@@ -102,5 +105,5 @@ def _quadratic(u: np.ndarray) -> np.ndarray:
 def arc(points: list, steps: int = 40) -> np.ndarray:
     """A smooth path (steps, 3) through the given points (cubic by chord length)."""
     path = np.asarray(points, float)
-    chord = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))])
+    chord = _lengths(path)
     return PchipInterpolator(chord, path, axis=0)(np.linspace(0, chord[-1], steps))

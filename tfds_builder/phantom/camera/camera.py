@@ -76,9 +76,10 @@ def expected_primary(
 
     `soft` is the activity of soft tissue per mm3 in the unit of `weights`.
     """
-    splat = _splat_plan(points, scene)
+    grid = scene.grid
+    pixels, shares = _places(points, scene)
     middle = np.linspace(*SLAB_LIMITS_MM, 2 * SLABS + 1)[1::2]
-    soft_pixel = np.float32(soft * scene.grid.pixel_mm**2)
+    soft_pixel = np.float32(soft * grid.pixel_mm**2)
     through_table = np.float32(np.exp(-ATTENUATION_PER_MM * TABLE_WATER_MM))
     views = []
     for depth, face, tissue in zip(
@@ -87,14 +88,17 @@ def expected_primary(
         (scene.outline.soft_front, scene.outline.soft_back * through_table),
         strict=True,
     ):
-        slabs = _splat(splat, weights * np.exp(-ATTENUATION_PER_MM * depth), scene.grid)
+        seen = weights * np.exp(-ATTENUATION_PER_MM * depth)
+        values = np.concatenate([share * seen for share in shares])
+        summed = np.bincount(pixels, values, SLABS * grid.rows * grid.columns)
+        slabs = summed.astype(np.float32).reshape(SLABS, *grid.shape)
         slabs[int(np.abs(middle - np.sign(face) * SOFT_TISSUE_MM).argmin())] += tissue * soft_pixel
         sigma = scene.collimator.sigma_mm(np.abs(face - middle))
-        views.append(_blur_sum(slabs, sigma, scene.grid))
+        views.append(_blur_sum(slabs, sigma, grid))
     return np.stack(views)
 
 
-def _splat_plan(points: np.ndarray, scene: Scene) -> tuple[np.ndarray, list[np.ndarray]]:
+def _places(points: np.ndarray, scene: Scene) -> tuple[np.ndarray, list[np.ndarray]]:
     """Where the four pixels of each point lie in the slab stack, and their shares."""
     grid = scene.grid
     low, high = SLAB_LIMITS_MM
@@ -103,15 +107,6 @@ def _splat_plan(points: np.ndarray, scene: Scene) -> tuple[np.ndarray, list[np.n
     row, column = grid.row(points[:, 2] + scene.top_mm), grid.column(points[:, 0])
     pixels, shares = four_pixels(row, column, grid.shape)
     return np.concatenate([first + pixel for pixel in pixels]), shares
-
-
-def _splat(
-    plan: tuple[np.ndarray, list[np.ndarray]], weights: np.ndarray, grid: Grid
-) -> np.ndarray:
-    pixels, shares = plan
-    value = np.concatenate([share * weights for share in shares])
-    summed = np.bincount(pixels, value, minlength=SLABS * grid.rows * grid.columns)
-    return summed.astype(np.float32).reshape(SLABS, *grid.shape)
 
 
 def _blur_sum(slabs: np.ndarray, sigma_mm: np.ndarray, grid: Grid) -> np.ndarray:

@@ -1,9 +1,9 @@
 """The header of a synthetic study, in the manner of one of two makers of gamma cameras.
 
 In: a scan, and the age of its patient. Out: a pydicom data set of the Nuclear Medicine Image object
-without its pixels. Every file says that it is computed: in the patient's
-name and comments, and in the maker's name. What follows GE is taken from NEMA's whole-body sample
-NM1, what follows Siemens from its private dictionary and from headers shown in public.
+without its pixels. Every file says that it is computed: in the patient's name and comments, and in
+the maker's name. What follows GE is taken from NEMA's whole-body sample NM1, what follows Siemens
+from its private dictionary and from headers shown in public.
 """
 
 import dataclasses
@@ -30,15 +30,6 @@ _GE_FIELD_MM, _SIEMENS_FIELD_MM = (540, 400), (533, 387)
 _GE_CREATOR, _SIEMENS_CREATOR = "GEMS_GENIE_1", "SIEMENS MED NM"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Times:
-    """When the activity was injected and when the acquisition began and ended."""
-
-    injected: datetime.datetime
-    begun: datetime.datetime
-    ended: datetime.datetime
-
-
 def patient_id(seed: int, patient: int) -> str:
     """PatientID of a synthetic patient, obviously not a real one."""
     return f"PHANTOM-{seed}-{patient:05d}"
@@ -46,26 +37,15 @@ def patient_id(seed: int, patient: int) -> str:
 
 def nm_header(scan: Scan, age: int) -> Dataset:
     """The header of a study, written as `scan.acquisition.camera` would; the age is in years."""
-    times = _times(scan)
     dataset = Dataset()
     _identify(dataset, scan, age)
     _describe_acquisition(dataset, scan)
-    _describe_source(dataset, scan, times)
+    _describe_source(dataset, scan)
     if scan.acquisition.camera == "ge":
-        _write_like_ge(dataset, scan, times)
-        dataset.FrameOfReferenceUID = _uid(scan, "frame of reference")
+        _write_like_ge(dataset, scan)
     else:
-        _write_like_siemens(dataset, scan, times)
+        _write_like_siemens(dataset, scan)
     return dataset
-
-
-def _times(scan: Scan) -> _Times:
-    uptake = datetime.timedelta(seconds=round(3600 * scan.acquisition.uptake_hours))
-    # The scan's date is that of the acquisition: after a long uptake the injection was on the eve.
-    clock = (datetime.datetime.combine(scan.date, INJECTION_TIME) + uptake).time()
-    begun = datetime.datetime.combine(scan.date, clock)
-    lasting = datetime.timedelta(milliseconds=_duration_ms(scan))
-    return _Times(begun - uptake, begun, begun + lasting)
 
 
 def _duration_ms(scan: Scan) -> int:
@@ -123,7 +103,7 @@ def _describe_acquisition(dataset: Dataset, scan: Scan) -> None:
     dataset.PatientGantryRelationshipCodeSequence = [_code("102540008", "SCT", "headfirst")]
 
 
-def _describe_source(dataset: Dataset, scan: Scan, times: _Times) -> None:
+def _describe_source(dataset: Dataset, scan: Scan) -> None:
     limits, window, source = Dataset(), Dataset(), Dataset()
     limits.EnergyWindowLowerLimit, limits.EnergyWindowUpperLimit = _WINDOW_KEV
     window.EnergyWindowName = "Tc99m"
@@ -133,21 +113,25 @@ def _describe_source(dataset: Dataset, scan: Scan, times: _Times) -> None:
     source.Radiopharmaceutical = "Tc-99m MDP"
     source.RadiopharmaceuticalRoute = "Intravenous"
     source.RadionuclideTotalDose = f"{scan.acquisition.activity_mbq:.1f}"
-    source.RadiopharmaceuticalStartTime = f"{times.injected:%H%M%S}"
+    source.RadiopharmaceuticalStartTime = f"{INJECTION_TIME:%H%M%S}"
     dataset.RadiopharmaceuticalInformationSequence = [source]
 
 
-def _stamp(dataset: Dataset, times: _Times, fraction: str) -> None:
-    for name in ("Study", "Series", "Acquisition"):
-        setattr(dataset, f"{name}Date", f"{times.begun:%Y%m%d}")
-        setattr(dataset, f"{name}Time", f"{times.begun:%H%M%S}{fraction}")
-    dataset.ContentDate = f"{times.ended:%Y%m%d}"
-    dataset.ContentTime = f"{times.ended:%H%M%S}{fraction}"
+def _stamp(dataset: Dataset, scan: Scan, fraction: str) -> None:
+    uptake = datetime.timedelta(seconds=round(3600 * scan.acquisition.uptake_hours))
+    # The scan's date is that of the acquisition: after a long uptake the injection was on the eve.
+    clock = (datetime.datetime.combine(scan.date, INJECTION_TIME) + uptake).time()
+    begun = datetime.datetime.combine(scan.date, clock)
+    ended = begun + datetime.timedelta(milliseconds=_duration_ms(scan))
+    moments = {"Study": begun, "Series": begun, "Acquisition": begun, "Content": ended}
+    for name, moment in moments.items():
+        setattr(dataset, f"{name}Date", f"{moment:%Y%m%d}")
+        setattr(dataset, f"{name}Time", f"{moment:%H%M%S}{fraction}")
 
 
-def _write_like_ge(dataset: Dataset, scan: Scan, times: _Times) -> None:
+def _write_like_ge(dataset: Dataset, scan: Scan) -> None:
     """Codes of SNOMED RT, a frame of reference, private blocks that name data sets and views."""
-    _stamp(dataset, times, "")
+    _stamp(dataset, scan, "")
     dataset.Manufacturer = "Dscint phantom (GE-like)"
     dataset.ManufacturerModelName = "Computed dual head, GE-like"
     dataset.StationName = "PHANTOM"
@@ -157,6 +141,7 @@ def _write_like_ge(dataset: Dataset, scan: Scan, times: _Times) -> None:
     dataset.AcquisitionTerminationCondition = "MANU"
     dataset.TableHeight = dataset.TableTraverse = "0"
     dataset.PositionReferenceIndicator = ""
+    dataset.FrameOfReferenceUID = _uid(scan, "frame of reference")
     dataset.DetectorInformationSequence = [
         _detector(scan, _code("G-5215", "SRT", "Anterior"), _GE_FIELD_MM),
         _detector(scan, _code("G-5216", "SRT", "Posterior"), _GE_FIELD_MM),
@@ -190,9 +175,9 @@ def _add_genie_blocks(dataset: Dataset, scan: Scan) -> None:
     field.add_new(0x16, "SL", 140)
 
 
-def _write_like_siemens(dataset: Dataset, scan: Scan, times: _Times) -> None:
+def _write_like_siemens(dataset: Dataset, scan: Scan) -> None:
     """Codes of SNOMED CT, start angles, series from 1000, fractions of seconds, private blocks."""
-    _stamp(dataset, times, ".00")
+    _stamp(dataset, scan, ".00")
     dataset.Manufacturer = "Dscint phantom (Siemens-like)"
     dataset.ManufacturerModelName = "Computed dual head, Siemens-like"
     dataset.StudyDescription = "Bone scan"

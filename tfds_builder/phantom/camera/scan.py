@@ -150,19 +150,13 @@ def evolved(condition: Condition, study: int, rng: np.random.Generator) -> Condi
 
     They are a little hotter or fainter, larger or smaller.
     """
-    findings = [f for f in condition.findings if f.study in (None, study)]
-    for number, finding in enumerate(findings if study else ()):
-        heat, growth = rng.lognormal(0.03 * study, 0.15), rng.lognormal(0.02 * study, 0.08)
-        foci = tuple(
-            dataclasses.replace(
-                focus,
-                ratio=max(float(1 + (focus.ratio - 1) * heat), 0.0),
-                sigma_mm=tuple(float(s * growth) for s in focus.sigma_mm),
-            )
-            for focus in finding.foci
+    findings = tuple(f for f in condition.findings if f.study in (None, study))
+    if study:
+        findings = tuple(
+            finding.scaled(rng.lognormal(0.03 * study, 0.15), rng.lognormal(0.02 * study, 0.08))
+            for finding in findings
         )
-        findings[number] = dataclasses.replace(finding, foci=foci)
-    return dataclasses.replace(condition, findings=tuple(findings))
+    return dataclasses.replace(condition, findings=findings)
 
 
 def _weights(skeleton: Skeleton, uptakes: np.ndarray, condition: Condition) -> np.ndarray:

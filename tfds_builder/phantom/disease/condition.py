@@ -40,6 +40,18 @@ class Finding:
     cold: bool = False
     study: int | None = None
 
+    def scaled(self, contrast: float, size: float = 1.0) -> "Finding":
+        """The same with the contrast (ratio less one) and the size of its foci multiplied."""
+        foci = tuple(
+            dataclasses.replace(
+                focus,
+                ratio=max(float(1 + (focus.ratio - 1) * contrast), 0.0),
+                sigma_mm=tuple(float(sigma * size) for sigma in focus.sigma_mm),
+            )
+            for focus in self.foci
+        )
+        return dataclasses.replace(self, foci=foci)
+
 
 @dataclasses.dataclass(frozen=True)
 class Shade:
@@ -74,7 +86,6 @@ class Chart:
         self.findings: list[Finding] = []
         self.factors: dict[str, float] = {}
         self.shades: list[Shade] = []
-        self.diseased: set[str] = set()
 
     def chance(self, rate: float) -> bool:
         """True with that probability."""
@@ -145,7 +156,6 @@ class Chart:
         """Adds a true lesion under the next number."""
         number = 1 + sum(finding.number > 0 for finding in self.findings)
         self.findings.append(Finding(kind, site, foci, number, cold))
-        self.diseased.add(site)
 
     def harmless(
         self, kind: str, site: str, *foci: Focus, cold: bool = False, study: int | None = None
@@ -159,4 +169,4 @@ class Chart:
 
     def has_lesion(self, names: Iterable[str]) -> bool:
         """True where one of these structures has a true lesion."""
-        return not self.diseased.isdisjoint(names)
+        return not {f.site for f in self.findings if f.number}.isdisjoint(names)

@@ -4,13 +4,11 @@ In: label, patient, skeleton, generator. Out: `Condition`. The label follows the
 disease: a patient with metastases or thyroid carcinoma may have arthritis as well.
 """
 
-import dataclasses
-
 import numpy as np
 
 from tfds_builder.phantom.body.patient import Patient
 from tfds_builder.phantom.body.skeleton import Skeleton
-from tfds_builder.phantom.disease.condition import Chart, Condition, Finding
+from tfds_builder.phantom.disease.condition import Chart, Condition
 from tfds_builder.phantom.disease.confounders import add_confounders
 from tfds_builder.phantom.disease.lesions import (
     add_arthritis,
@@ -56,18 +54,9 @@ def sample_condition(
     add_confounders(chart)
     return Condition(
         label=label,
-        findings=tuple(_contrasted(finding, contrast) for finding in chart.findings),
+        findings=tuple(f.scaled(contrast) if f.number else f for f in chart.findings),
         factors=chart.factors,
         shades=tuple(chart.shades),
         soft_factor=soft * float(rng.lognormal(0, 0.03)),
         bladder_size=float(np.clip(rng.lognormal(0, 0.25), 0.55, 1.5)),
     )
-
-
-def _contrasted(finding: Finding, contrast: float) -> Finding:
-    if not finding.number:
-        return finding
-    foci = tuple(
-        dataclasses.replace(f, ratio=max(1 + (f.ratio - 1) * contrast, 0.0)) for f in finding.foci
-    )
-    return dataclasses.replace(finding, foci=foci)

@@ -93,13 +93,13 @@ def add_findings(
     for finding in condition.findings:
         if finding.cold:
             images.append(_cold_image(finding, points, weights, scene))
-            part = primary[(slice(None), *images[-1].window)]
+            part = primary[:, *images[-1].window]
             np.maximum(part + images[-1].patch, 0, out=part)
     surroundings = primary.copy()
     for finding in condition.findings:
         if not finding.cold:
             images.append(_hot_image(finding, points, scene, surroundings))
-            primary[(slice(None), *images[-1].window)] += images[-1].patch
+            primary[:, *images[-1].window] += images[-1].patch
     images = [image for image in images if image.finding.number]
     for shade in condition.shades:
         share = _shadow(shade, points, scene)
