@@ -107,10 +107,10 @@ def network_layers(
     kinds = {path: type(node).__name__ for path, node in nnx.iter_graph(model)}
     layers: dict[tuple, Layer] = {}
     in_turn = sorted(nnx.to_flat_state(params), key=lambda item: turn_of[item[0]].get_value())
-    for (*path, name), variable in in_turn:
+    for (*path, leaf), variable in in_turn:
         owner = tuple(path)
         layer = layers.setdefault(owner, Layer(".".join(map(str, owner)), kinds[owner], {}))
-        layer.shapes[str(name)] = tuple(variable.shape)
+        layer.shapes[str(leaf)] = tuple(variable.shape)
     return list(layers.values())
 
 
