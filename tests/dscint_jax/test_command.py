@@ -79,6 +79,6 @@ def _run_program(program, **environment):
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         env={**os.environ, **environment},
     )
