@@ -5,8 +5,10 @@ alone. In: manifest.csv and lesions.csv of a cohort. Out, as text: how often the
 label, which is what the images can be expected to tell, and where the lesions are.
 """
 
+import argparse
 import csv
 import dataclasses
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,9 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from tfds_builder.commandline.command import CommandParser
-from tfds_builder.commandline.errors import run_command
-from tfds_builder.phantom import LABELS
-from tfds_builder.phantom.disease.foci import LesionRecord
+from tfds_builder.commandline.errors import UserError, run_command
+from tfds_builder.phantom.disease.disease import LABELS
 from tfds_builder.phantom.disease.lesions import JOINTS, REGIONS
 
 NECK_SITES = ("thyroid_lobe", "thyroid_isthmus", "neck_nodes")
@@ -24,6 +25,24 @@ SIDES = ("left", "right")
 
 _JOINT_OF = {site: name for name, joint in JOINTS.items() for site in joint.structures}
 _REGION_OF = {site: name for name, region in REGIONS.items() for site in region.structures}
+_MANIFEST_COLUMNS = ("path", "label")
+_LESION_COLUMNS = (
+    "path", "kind", "site", "side", "cold", "volume_ml",
+    "contrast_anterior", "contrast_posterior", "visible_anterior", "visible_posterior",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesion:
+    """A row of lesions.csv: `contrast` and `visible` are of the anterior and posterior view."""
+
+    kind: str
+    site: str
+    side: str
+    cold: bool
+    volume_ml: float
+    contrast: tuple[float, float]
+    visible: tuple[bool, bool]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +50,10 @@ class Study:
     """A row of manifest.csv and its lesions."""
 
     label: str
-    lesions: tuple[LesionRecord, ...]
+    lesions: tuple[Lesion, ...]
 
     @property
-    def seen(self) -> tuple[LesionRecord, ...]:
+    def seen(self) -> tuple[Lesion, ...]:
         """The lesions that are visible in at least one view."""
         return tuple(lesion for lesion in self.lesions if any(lesion.visible))
 
@@ -64,32 +83,50 @@ def _is_alone(site: str, side: str, places: set[tuple[str, str]]) -> bool:
 
 
 def read_cohort(folder: Path) -> list[Study]:
-    """The studies of a cohort, in the order of its manifest."""
-    lesions: dict[str, list[LesionRecord]] = {}
-    for row in _table(folder / "lesions.csv"):
-        lesions.setdefault(row["path"], []).append(_lesion(row))
-    return [
-        Study(row["label"], tuple(lesions.get(row["path"], ())))
-        for row in _table(folder / "manifest.csv")
-    ]
+    """The studies of a cohort, in the order of its manifest.
+
+    Raises UserError where a table is missing, lacks a column, or holds what it should not.
+    """
+    manifest = _table(folder / "manifest.csv", _MANIFEST_COLUMNS)
+    found: dict[str, list[Lesion]] = {}
+    for number, row in enumerate(manifest, 2):
+        if row["label"] not in LABELS:
+            raise UserError(f"manifest.csv row {number}: label must be one of {', '.join(LABELS)}")
+        found[row["path"]] = []
+    for number, row in enumerate(_table(folder / "lesions.csv", _LESION_COLUMNS), 2):
+        if row["path"] not in found:
+            raise UserError(f"lesions.csv row {number}: path is not in manifest.csv")
+        found[row["path"]].append(_lesion(row, number))
+    return [Study(row["label"], tuple(found[row["path"]])) for row in manifest]
 
 
-def _table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
+def _table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as lines:
+            reader = csv.DictReader(lines, restval="")
+            names, rows = reader.fieldnames or (), list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: {reason}; --cohort is a folder made by phantom") from error
+    missing = [name for name in columns if name not in names]
+    if missing:
+        raise UserError(f"{path}: no column {missing[0]}; make the cohort anew")
+    return rows
 
 
-def _lesion(row: dict[str, str]) -> LesionRecord:
-    def pair(name: str) -> tuple[str, str]:
-        return row[f"{name}_anterior"], row[f"{name}_posterior"]
+def _lesion(row: dict[str, str], number: int) -> Lesion:
+    try:
+        return Lesion(
+            row["kind"], row["site"], row["side"], _truth(row["cold"]), float(row["volume_ml"]),
+            (float(row["contrast_anterior"]), float(row["contrast_posterior"])),
+            (_truth(row["visible_anterior"]), _truth(row["visible_posterior"])),
+        )  # fmt: skip
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"lesions.csv row {number}: {error}; make the cohort anew") from None
 
-    return LesionRecord(
-        int(row["number"]), row["kind"], row["site"], row["side"],
-        row["cold"] == "true", float(row["volume_ml"]),
-        contrast=tuple(map(float, pair("contrast"))),
-        snr=tuple(map(float, pair("snr"))),
-        visible=tuple(value == "true" for value in pair("visible")),
-    )  # fmt: skip
+
+def _truth(text: str) -> bool:
+    return {"true": True, "false": False}[text]
 
 
 def confusion(studies: Sequence[Study]) -> np.ndarray:
@@ -118,9 +155,7 @@ def report(studies: Sequence[Study]) -> tuple[float, str]:
 
 def _site_lines(studies: Sequence[Study]) -> list[str]:
     """Where the lesions are: share, contrast in the better view, volume, share of visible ones."""
-    groups: dict[str, list[LesionRecord]] = {
-        name: [] for name in (*REGIONS, *JOINTS, "thyroid", "node")
-    }
+    groups: dict[str, list[Lesion]] = {name: [] for name in (*REGIONS, *JOINTS, "thyroid", "node")}
     for lesion in (lesion for study in studies for lesion in study.lesions):
         known = {"metastasis": _REGION_OF, "arthritis": _JOINT_OF}.get(lesion.kind, {})
         groups.setdefault(known.get(lesion.site, lesion.kind), []).append(lesion)
@@ -160,7 +195,7 @@ def main() -> None:
     add = parser.add_argument
     add("--cohort", type=Path, required=True, metavar="DIR",
         help="folder with manifest.csv and lesions.csv")  # fmt: skip
-    add("--limit", type=float, metavar="A",
+    add("--limit", type=_share, metavar="A",
         help="exit with status 1 where the accuracy is lower than this share")  # fmt: skip
     arguments = parser.parse_args()
     accuracy, text = report(read_cohort(arguments.cohort))
@@ -168,6 +203,16 @@ def main() -> None:
     if arguments.limit is not None and accuracy < arguments.limit:
         print(f"accuracy {accuracy:.4f} is below {arguments.limit:g}", file=sys.stderr)
         sys.exit(1)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share from 0 to 1")
+    return value
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.phantom_checks.oracle import confusion, read_by_rule, read_cohort, report
+from tfds_builder.commandline.errors import UserError
 from tfds_builder.phantom import LABELS
 from tfds_builder.phantom.cohort import make_cohort
 
@@ -48,10 +49,10 @@ def _row(path, site, side="", visible=("true", "true"), kind="metastasis", cold=
     return f"{path},P,S,x,1,{kind},{site},{side},{cold},2.0,2.5,1.5,30,9,{visible[0]},{visible[1]}"
 
 
-def _cohort(folder, labels, rows):
+def _cohort(folder, labels, rows, header=HEADER):
     manifest = ["path,patient_id,label", *(f"{n}.dcm,P{n},{x}" for n, x in enumerate(labels))]
     (folder / "manifest.csv").write_text("\n".join(manifest) + "\n")
-    (folder / "lesions.csv").write_text("\n".join([HEADER, *rows]) + "\n")
+    (folder / "lesions.csv").write_text("\n".join([header, *rows]) + "\n")
     return folder
 
 
@@ -106,12 +107,33 @@ def test_reads_what_the_phantom_writes(tmp_path):
     assert report(studies)[0] > 0.8
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda folder: (folder / "lesions.csv").unlink(), "lesions.csv"),
+        (lambda folder: _cohort(folder, ["normal"], [], "path,kind"), "no column site"),
+        (lambda folder: _cohort(folder, ["gout"], []), "row 2: label"),
+        (lambda folder: _cohort(folder, ["normal"], [_row("9.dcm", "rib_4")]), "row 2: path"),
+        (
+            lambda folder: _cohort(folder, ["normal"], [_row("0.dcm", "rib_4", cold="maybe")]),
+            "row 2",
+        ),
+        (lambda folder: _cohort(folder, ["normal"], ["0.dcm,metastasis"]), "row 2"),
+    ],
+)
+def test_bad_tables_are_named(tmp_path, change, message):
+    change(_cohort(tmp_path, ["normal"], []))
+    with pytest.raises(UserError, match=message):
+        read_cohort(tmp_path)
+
+
 def test_command_exits_with_1_below_the_limit_and_2_on_bad_input(tmp_path):
     _cohort(tmp_path, ["normal", "normal"], [_row("1.dcm", "rib_4", "left")])
     for arguments, status in (
         (["--cohort", tmp_path, "--limit", "0.4"], 0),
         (["--cohort", tmp_path, "--limit", "0.6"], 1),
         (["--cohort", tmp_path / "nowhere"], 2),
+        (["--cohort", tmp_path, "--limit", "nan"], 2),
     ):
         ran = subprocess.run(
             [sys.executable, "-m", "tests.phantom_checks.oracle", *map(str, arguments)],
