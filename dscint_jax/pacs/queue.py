@@ -3,6 +3,7 @@
     received/INSTANCE.dcm           as it came, before the sender is told that it is here
     waiting/STUDY/INSTANCE.dcm      known whose it is; more of the study may come
     reading/STUDY/                  complete, being predicted
+    reading/STUDY.txt               how often that was begun, and not ended
     sending/STUDY/                  with report.dcm and picture.dcm, which are to be sent
     answered/STUDY/BATCH.json       the PACS took them; the names of the instances
     aside/NAME                      not for the network, with the reason
@@ -146,6 +147,17 @@ class Queue:
         """Folders of studies that are to be read."""
         return self._folders(READING)
 
+    def begin(self, study: Path) -> int:
+        """Notes that a study is being read; how often the process ended in the middle of it."""
+        note = study.with_suffix(".txt")
+        ended = int(note.read_text()) if note.exists() else 0
+        write_text(note, f"{ended + 1}\n")
+        return ended
+
+    def leave(self, study: Path) -> None:
+        """Notes that the process did not end while it read a study."""
+        study.with_suffix(".txt").unlink(missing_ok=True)
+
     def read(self, study: Path, report: bytes, picture: bytes) -> None:
         """Puts the answer to a study that was read, which is then to be sent."""
         write_bytes(study / REPORT, report)
@@ -184,7 +196,7 @@ class Queue:
     def summary(self) -> str:
         """How many instances or studies each folder holds, in words."""
         held = {name: list((self.root / name).glob("[!.]*")) for name in FOLDERS}
-        # Beside an instance that was set aside lies the reason, as text.
+        # Beside an instance that was set aside lies the reason, as text; beside a study, its note.
         counts = {name: sum(path.suffix != ".txt" for path in own) for name, own in held.items()}
         return ", ".join(f"{count} {name}" for name, count in counts.items())
 

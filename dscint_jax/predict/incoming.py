@@ -23,6 +23,9 @@ from tfds_builder.workers import WorkerPool
 NO_VIEW = "has no image whose view is known"
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 600.0
 
+MOST_ENDED = 3
+"""How often the process may end while it reads a study: then the study is taken for the cause."""
+
 
 class Pauses:
     """Growing pauses after what failed: by name, twice as long each time.
@@ -117,7 +120,11 @@ class Incoming:
         """Predicts a study, and puts the answer to it; or sets it aside."""
         started = time.monotonic()
         try:
-            reason = self._answer(study)
+            ended = self._queue.begin(study)
+            if ended < MOST_ENDED:
+                reason = self._answer(study)
+            else:
+                reason = f"ended the service {ended} times while it was read"
         except Exception as error:
             if isinstance(error, UserError) or is_full(error) or is_passing(error):
                 # It lies not in the study: no worker can be started, the disk is full.
@@ -127,6 +134,8 @@ class Incoming:
                 return
             # Whatever this one provokes, in libraries too: it stops none of the others.
             reason = f"could not be read ({type(error).__name__})"
+        finally:
+            self._queue.leave(study)
         if reason:
             self._set_aside(study, reason)
             self._pauses.succeeded(study.name)

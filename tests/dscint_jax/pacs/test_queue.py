@@ -9,7 +9,7 @@ import pytest
 
 from dscint_jax.pacs.client import Refused
 from dscint_jax.pacs.queue import Queue, instances_of
-from dscint_jax.predict.incoming import Incoming, Pauses
+from dscint_jax.predict.incoming import MOST_ENDED, Incoming, Pauses
 from dscint_jax.predict.networks import Networks
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.scan.inventory import InspectedFile
@@ -233,6 +233,38 @@ def test_whatever_sending_provokes_keeps_the_study_and_stops_no_other(tmp_path, 
     steps.step(lambda: False)
     assert sent == ["report 2 b", "report 1 a"]
     queue.close()
+
+
+def test_study_that_ends_the_process_each_time_is_set_aside_and_the_others_are_answered(
+    tmp_path, monkeypatch
+):
+    def gone(*arguments, **options):
+        raise Killed
+
+    class Deadly(Made):
+        def _answer(self, study):
+            if any("deadly" in one.read_text() for one in instances_of(study)):
+                for name in OPERATIONS:
+                    monkeypatch.setattr(os, name, gone)
+            return super()._answer(study)
+
+    sent = []
+    for life in range(MOST_ENDED + 1):
+        queue = Queue(tmp_path, Clock())
+        networks = Networks.__new__(Networks)
+        pool = Pool(1, step_seconds=1.0, memory_bytes=1)
+        steps = Deadly(queue, networks, pool, sent.append, "PACS", quiet_seconds=0.0)
+        for content in () if life else (b"1 deadly", b"2 a", b"3 b"):
+            queue.put(content)
+        with contextlib.suppress(Killed):
+            for _ in range(3):
+                steps.step(lambda: False)
+        monkeypatch.undo()
+        queue.close()
+    assert len(sent) == 2
+    (reason,) = (tmp_path / "aside").glob("*/reason.txt")
+    assert reason.read_text() == "ended the service 3 times while it was read\n"
+    assert list((tmp_path / "reading").iterdir()) == []
 
 
 def test_failure_that_is_not_the_studys_is_said_with_its_reason_and_then_forgotten(
