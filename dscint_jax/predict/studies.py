@@ -158,12 +158,11 @@ def _listed(inputs: Sequence[Path]) -> list[tuple[Path, Files]]:
 
 def _study(number: int, found: Sequence[tuple[Path, ProposedRow, str]], accept: bool) -> FoundStudy:
     """A study of its files, each with its row and its SOPInstanceUID, empty where it has none."""
-    first: dict[str, Path] = {}
-    own = [
-        (path, row)
-        for path, row, instance in found
-        if not instance or first.setdefault(instance, path) == path
-    ]
+    # Of copies the largest: one that was cut off in being copied is smaller.
+    chosen: dict[str, Path] = {}
+    for path, _, instance in sorted(found, key=lambda one: -_size(one[0])):
+        chosen.setdefault(instance, path)
+    own = [(path, row) for path, row, instance in found if not instance or chosen[instance] == path]
     paths = tuple(path for path, _ in own)
     return FoundStudy(
         number=number,
@@ -185,6 +184,14 @@ def _study(number: int, found: Sequence[tuple[Path, ProposedRow, str]], accept: 
         ),
         repeated=tuple(path for path, *_ in found if path not in paths),
     )
+
+
+def _size(path: Path) -> int:
+    """Bytes; 0 of a file that went away meanwhile, which reading says."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def read_studies(

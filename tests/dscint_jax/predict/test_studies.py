@@ -107,3 +107,11 @@ def test_copy_of_an_image_is_left_out_and_named(pool, scans, tmp_path):
     assert [path.name for path in study.files] == ["1.dcm", "2.dcm"]
     assert [row.path for row in study.rows] == [*study.files]
     assert [path.name for path in study.repeated] == ["copy of 1.dcm"]
+
+
+def test_of_copies_the_one_that_was_not_cut_off_is_read(pool, scans, tmp_path):
+    (tmp_path / "1.dcm").write_bytes(scans[0].read_bytes()[:-1000])
+    shutil.copy(scans[0], tmp_path / "copy of 1.dcm")
+    (study,) = find_studies([tmp_path], pool).studies
+    assert [path.name for path in study.files] == ["copy of 1.dcm"]
+    assert [path.name for path in study.repeated] == ["1.dcm"]
