@@ -21,7 +21,7 @@ from dscint_jax.evaluate.evaluate import or_elsewhere, result_folder
 from dscint_jax.evaluate.restored import TrainedNetwork, load_trained
 from dscint_jax.explain import TOLERANCE_MM
 from dscint_jax.explain.lesions import GROUPS, LesionRecord, group_masks, lesion_records, lesions_of
-from dscint_jax.explain.maps import METHODS, TRUE, Explained, by_method, explain, full_batch
+from dscint_jax.explain.maps import METHODS, Explained, by_method, explain, full_batch
 from dscint_jax.explain.scores import (
     BASELINES,
     CENTRE,
@@ -122,7 +122,7 @@ def write_explanations(
         "images_of_split": len(images),
         "images": count,
         **{state: int(np.sum(measured.state == state)) for state in (NO_LESION, NO_PIXEL_SIZE)},
-        "class_explained": TRUE,
+        "class_explained": "true",
         "grids": measured.grids,
         "tolerance_mm": tolerance_mm,
         "not_scored": reason,
@@ -157,8 +157,8 @@ def measure(
         for start in range(0, len(indices), network.batch_size):
             chosen = indices[start : start + network.batch_size]
             for item, other, record in zip(
-                explain(network, chosen, of=TRUE),
-                explain(untrained, chosen, of=TRUE),
+                explain(network, chosen),
+                explain(untrained, chosen),
                 records(chosen),
                 strict=True,
             ):

@@ -14,9 +14,6 @@ from dscint_jax.evaluate.restored import TrainedNetwork
 from dscint_jax.input_pipeline import HostBatch
 from dscint_jax.training.step import NetworkMaps
 
-TRUE, PREDICTED = "true", "predicted"
-"""The classes of an image that maps may be of: its own, or the one that the network reads."""
-
 ATTENTION, GRAD_CAM, GRADIENT_INPUT = "attention", "grad_cam", "gradient_input"
 METHODS = {
     ATTENTION: "attention",
@@ -57,21 +54,24 @@ class Explained:
 
 
 def explain(
-    network: TrainedNetwork, indices: Int[np.ndarray, " image"], *, of: str = PREDICTED
+    network: TrainedNetwork,
+    indices: Int[np.ndarray, " image"],
+    targets: Int[np.ndarray, " image"] | None = None,
 ) -> Iterator[Explained]:
     """Explains some images of the network's split, a batch when its first is asked for.
 
     Args:
       network: with the split.
       indices: of the images in the split, in any order.
-      of: the class that the maps are of, PREDICTED or TRUE.
+      targets: the class that the maps of each are of; None: the true one.
     """
     for start in range(0, len(indices), network.batch_size):
-        chosen = np.asarray(indices[start : start + network.batch_size])
+        chosen = indices[start : start + network.batch_size]
         batch = full_batch(network, chosen)
-        target = batch["label"]
-        if of == PREDICTED:
-            target = np.asarray(network.evaluate(batch).predicted, np.int32)
+        if targets is None:
+            target = batch["label"]
+        else:
+            target = _filled(targets[start : start + network.batch_size], network).astype(np.int32)
         found = network.maps(batch | {"label": target})
         pixels = network.as_seen(batch)[..., 0]
         views = pixels.reshape(len(pixels), -1, *pixels.shape[-2:])
@@ -89,8 +89,11 @@ def explain(
 
 def full_batch(network: TrainedNetwork, chosen: Int[np.ndarray, " image"]) -> HostBatch:
     """Some images, no more than a batch, filled up with the first: steps take full batches."""
-    filled = np.concatenate([chosen, np.repeat(chosen[:1], network.batch_size - len(chosen))])
-    return network.images.read(filled)
+    return network.images.read(_filled(chosen, network))
+
+
+def _filled(values: Int[np.ndarray, " value"], network: TrainedNetwork) -> np.ndarray:
+    return np.concatenate([values, np.repeat(values[:1], network.batch_size - len(values))])
 
 
 def resize(

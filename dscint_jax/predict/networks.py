@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from dscint_jax.config import STUDIES
 from dscint_jax.evaluate.restored import TrainedNetwork
-from dscint_jax.explain.maps import TRUE, Explained, explain
+from dscint_jax.explain.maps import Explained, explain
 from dscint_jax.export.metadata import weights_digest
 from dscint_jax.input_pipeline import HeldImages, Scintigrams
 from dscint_jax.input_pipeline.records import STUDY_VIEWS, batch_of, keys_of
@@ -200,7 +200,7 @@ class Networks:
         ]
         images = self._scintigrams(records, self._runs[0].config.data.pool)
         network = dataclasses.replace(self._restored[0], images=images)
-        explained = explain(network, np.arange(len(images)), of=TRUE)
+        explained = explain(network, np.arange(len(images)))
         for said in known:
             yield list(itertools.islice(explained, len(said.records)))
 

@@ -98,7 +98,8 @@ def _made(reported: Reported) -> tuple[str, list[Table], dict[str, str]]:
     result, network, noun = reported.result, reported.network, reported.noun
     shown = gallery(
         reported.predictions,
-        functools.partial(explain, network),
+        # Of the class that the page says was read.
+        lambda images: explain(network, images, reported.predictions.predicted[images]),
         lesion_records(network.config, network.images),
         clip=network.config.data.clip,
     )

@@ -12,7 +12,7 @@ from dscint_jax.explain import explanations
 from dscint_jax.explain.__main__ import main
 from dscint_jax.explain.explanations import measure, print_tables, write_explanations
 from dscint_jax.explain.lesions import lesion_records
-from dscint_jax.explain.maps import METHODS, TRUE, explain
+from dscint_jax.explain.maps import METHODS, explain
 from dscint_jax.explain.scores import BASELINES, baseline_maps, energy, pointing, region_of
 from dscint_jax.input_pipeline import Sample, load_split
 from tfds_builder.commandline.errors import UserError
@@ -65,7 +65,7 @@ def test_scores_are_those_of_the_maps_and_masks_one_by_one(explained, data_dir):
     workdir, result = explained
     network = load_trained(workdir, split="train", checkpoint="best")
     n = next(n for n, row in enumerate(result["by_image"]) if row["state"] == "scored")
-    (item,) = explain(network, np.array([n]), of=TRUE)
+    (item,) = explain(network, np.array([n]))
     (record,) = lesion_records(network.config, network.images)(np.array([n]))
     region = region_of(record.mask > 0, record.pixel_mm, 16, result["tolerance_mm"])
     maps = item.heat | baseline_maps(item.views, record.pooled(16))

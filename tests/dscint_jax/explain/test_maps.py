@@ -6,8 +6,6 @@ from dscint_jax.explain.maps import (
     ATTENTION,
     GRAD_CAM,
     METHODS,
-    PREDICTED,
-    TRUE,
     Explained,
     explain,
     full_batch,
@@ -41,6 +39,7 @@ def test_every_image_has_all_maps_at_its_size_in_any_order(network):
     count = network.batch_size + 3
     indices = np.random.default_rng(1).permutation(count)
     explained = list(explain(network, indices))
+    batch_labels = network.images.read(indices)["label"]
     batch = full_batch(network, indices[:2])
     maps = np.asarray(network.maps(batch).attention.spatial)[..., 0]
     for n, item in enumerate(explained):
@@ -49,7 +48,7 @@ def test_every_image_has_all_maps_at_its_size_in_any_order(network):
             assert heat.shape == item.views.shape == (1, 64, 16)
             assert heat.min() >= 0
             assert heat.max() <= 1
-        assert item.target == item.probabilities.argmax()
+        assert item.target == item.label == batch_labels[n]
         if n < 2:
             np.testing.assert_allclose(
                 item.maps[ATTENTION][0], resize(maps[n], (64, 16)), rtol=1e-5
@@ -62,8 +61,11 @@ def test_every_image_has_all_maps_at_its_size_in_any_order(network):
 
 def test_maps_are_of_the_class_that_is_asked_for(network):
     indices = np.arange(len(network.images))
-    of_true, of_read = (list(explain(network, indices, of=of)) for of in (TRUE, PREDICTED))
+    of_true = list(explain(network, indices))
+    predicted = np.array([item.probabilities.argmax() for item in of_true])
+    of_read = list(explain(network, indices, predicted))
     assert [item.target for item in of_true] == [item.label for item in of_true]
+    assert [item.target for item in of_read] == predicted.tolist()
     for true, read in zip(of_true, of_read, strict=True):
         same = np.allclose(true.maps[GRAD_CAM], read.maps[GRAD_CAM])
         assert same or true.target != read.target
