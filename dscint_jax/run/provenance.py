@@ -182,7 +182,7 @@ def is_complete(workdir: Path) -> bool:
     """Whether the newest attempt took all of its steps; UserError where nothing tells."""
     attempts = attempts_of(workdir)
     ended = attempts[-1].get("ended") if attempts else None
-    return bool(ended) and ended["why"] == "completed"
+    return bool(ended) and ended.get("why") == "completed"
 
 
 def check_data(workdir: Path, fingerprint: str) -> None:

@@ -248,11 +248,6 @@ def _train(
 
     # Steps
     timer = StepTimer(batch_size)
-    trackers = (
-        open_trackers(config.trackers, workdir, start, config.to_dict(), config.project)
-        if cluster.is_first
-        else Trackers()
-    )
     feed = training_feed(
         training,
         order=order,
@@ -281,7 +276,11 @@ def _train(
     )
     with (
         Ending(workdir, start, functools.partial(_details, timer, start)) as ending,
-        contextlib.closing(trackers),
+        contextlib.closing(
+            open_trackers(config.trackers, workdir, start, config.to_dict(), config.project)
+            if cluster.is_first
+            else Trackers()
+        ) as trackers,
         AgreedStop(interruption.wish, cluster) as stop,
         Profiler(workdir, window, shown=cluster.is_first) as profiler,
         contextlib.closing(feed) as batches,
