@@ -154,6 +154,8 @@ def _reason(error: Exception) -> str:
         names = {name.rpartition(".")[2]: name for name, _, _ in fields_of(Config())}
         close = difflib.get_close_matches(field, sorted(names), n=1)
         hint = f"; did you mean 'config.{names[close[0]]}'?" if close else ""
+        if any(f"--config.model_options.{field}." in argument for argument in sys.argv):
+            hint = "; write options of options into model_options in a copy of the config file"
         return f"config has no field '{field}'{hint}"
     if isinstance(error, OSError):
         return f"--config: {text.rpartition('[Errno')[2].partition('] ')[2] or text}"

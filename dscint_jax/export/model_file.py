@@ -121,7 +121,7 @@ def _function(
         from dscint_jax.export.onnx_graph import onnx_model
     except ModuleNotFoundError as error:
         raise UserError(
-            "--format onnx needs the package onnx; install it: pip install 'dscint-jax[onnx]'"
+            "--format onnx needs the package onnx: pip install -c constraints.txt '.[onnx]'"
         ) from error
     model = onnx_model(function, shape, COUNTS, metadata)
     return model.SerializeToString(deterministic=True)

@@ -176,4 +176,4 @@ def check_pacs() -> None:
     """Raises UserError where a package of the extra `pacs` is not installed."""
     for name in PACKAGES:
         if installed_version(name) is None:
-            raise UserError(f"a PACS needs {name}: pip install 'dscint-jax[pacs]'")
+            raise UserError(f"a PACS needs {name}: pip install -c constraints.txt '.[pacs]'")

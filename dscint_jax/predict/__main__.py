@@ -94,7 +94,12 @@ def main() -> None:
         action="store_true",
         help="write a Structured Report and a picture as DICOM objects, too (extra `dicom`)",
     )
-    parser.add_argument("--no_pages", action="store_false", dest="pages", help="write tables only")
+    parser.add_argument(
+        "--no_pages",
+        action="store_false",
+        dest="pages",
+        help="write no page a study; the tables and index.html stay",
+    )
     parser.add_argument(
         "--workers",
         type=positive_number,

@@ -121,7 +121,9 @@ def _metadata_of(path: Path) -> tuple[bytes, dict[str, str]]:
     try:
         import onnx
     except ModuleNotFoundError as error:
-        raise UserError("needs the package onnx; pip install 'dscint-jax[onnx]'") from error
+        raise UserError(
+            "needs the package onnx; pip install -c constraints.txt '.[onnx]'"
+        ) from error
     try:
         content = path.read_bytes()
         properties = onnx.load_model_from_string(content).metadata_props

@@ -295,7 +295,7 @@ def _banner(
 def check_writer() -> None:
     """Raises UserError where highdicom is not installed."""
     if installed_version("highdicom") is None:
-        raise UserError("--dicom needs highdicom: pip install 'dscint-jax[dicom]'")
+        raise UserError("--dicom needs highdicom: pip install -c constraints.txt '.[dicom]'")
 
 
 def _burned_in(sources: Sequence[pydicom.Dataset]) -> str:

@@ -67,6 +67,7 @@ MISTAKES = {
     "--config.stpes=3": "config has no field 'stpes'; did you mean 'config.steps'?",
     "--config.data.dri=x": "config has no field 'dri'; did you mean 'config.data.dir'?",
     "--config.warmup_steps=3": "did you mean 'config.optimizer.warmup_steps'?",
+    "--config.model_options.encoder_options.norm=group": "into model_options in a copy of the",
     "--config.foo.bar=3": "config has no field 'foo'",
     "--config.batch_size=x": "flag --config.batch_size=x",
     "--config.data.clip=0": "config.data.clip is 0.0; it must be more than 0",
