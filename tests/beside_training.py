@@ -8,6 +8,7 @@ for, each from a new reader as an evaluator has it, of which some are whole proc
 `dscint_jax.evaluate`; and what became of them. Exit status 1 if one failed or spoke of damage.
 """
 
+import argparse
 import collections
 import contextlib
 import io
@@ -97,7 +98,11 @@ def outcome(workdir: Path, which: str, shapes: tuple, whole: bool) -> str:
 
 def main() -> int:
     """The command line."""
-    parser = CommandParser(prog="python -m tests.beside_training", description=__doc__)
+    parser = CommandParser(
+        prog="python -m tests.beside_training",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--evaluations", type=int, default=200, help="how many (default: 200)")
     parser.add_argument("--whole", type=int, default=4, help="of them whole processes (default: 4)")
     parser.add_argument("--out", type=Path, required=True, help="an empty folder for the run")

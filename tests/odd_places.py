@@ -7,6 +7,7 @@ exported network, all in a folder of that name; and what became of them. The com
 process, so that they start fast, and share what was compiled. Exit status 1 if one failed.
 """
 
+import argparse
 import contextlib
 import io
 import os
@@ -84,7 +85,11 @@ def _run(main: Callable[[], None], *arguments: str | Path) -> None:
 
 def main() -> int:
     """The command line."""
-    parser = CommandParser(prog="python -m tests.odd_places", description=__doc__)
+    parser = CommandParser(
+        prog="python -m tests.odd_places",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--out", type=Path, required=True, help="an empty folder for the runs")
     parser.add_argument("--data_dir", type=Path, help="data set (default: 24 phantoms are made)")
     parser.add_argument("--names", type=int, default=len(NAMES), help="how many of the names")

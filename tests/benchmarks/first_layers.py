@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.first_layers
 
-In: nothing. Out: a line a network, with medians of the products of each kernel position, of one
+In: nothing. Out: a line a network, with medians of the products of each kernel position and of one
 product of all windows of an image; images of 512x128 pixels.
 """
 

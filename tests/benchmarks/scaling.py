@@ -1,13 +1,14 @@
 """What training on many devices costs, as far as one machine without them can tell.
 
-    python -m tests.benchmarks.scaling
+    python -m tests.benchmarks.scaling --data_dir runs/quickstart/data
 
-In: the speed of a device and of the links between them, as their makers tell or as measured. Out:
-what the devices send each other in a step of every network at 1024x256 pixels, read from the
-program before it is compiled, and what follows from it and from the counted operations: how many
-images a device must have in a step, so that messages take no more than a tenth of the time. How
-long a step of the quickstart takes when one batch is divided over 1, 2, 4 and 8 devices that share
-this machine's cores. How many images a second one thread reads from the disk.
+In: the speed of a device and of the links between them, as their makers tell or as measured; a data
+set, if any. Out: what the devices send each other in a step of every network but dual_view at
+1024x256 pixels, read from the program before it is compiled, and what follows from it and from the
+counted operations: how many images a device must have in a step, so that messages take no more than
+a tenth of the time. How long a step of the quickstart takes when one batch is divided over 1, 2, 4
+and 8 devices that share this machine's cores. How many images of the data set a second one thread
+reads from the disk.
 """
 
 import os
@@ -93,11 +94,24 @@ def images_a_second(data_dir, pool, batch=24, rounds=5):
 
 def main() -> None:
     """Prints the lines."""
-    parser = CommandParser(prog="python -m tests.benchmarks.scaling")
+    parser = CommandParser(
+        prog="python -m tests.benchmarks.scaling",
+        description="Print what training on many devices costs, as far as one machine can tell.",
+    )
     add = parser.add_argument
     add("--data_dir", type=Path, help="data set whose images are read")
-    add("--tflops", type=float, default=300, help="10^12 operations a second that a device does")
-    add("--link", type=float, default=50, help="10^9 bytes a second that a device sends")
+    add(
+        "--tflops",
+        type=float,
+        default=300,
+        help="10^12 operations a second that a device does (default: 300)",
+    )
+    add(
+        "--link",
+        type=float,
+        default=50,
+        help="10^9 bytes a second that a device sends (default: 50)",
+    )
     arguments = parser.parse_args()
     data_dir = arguments.data_dir
     # What reads studies is its encoder and little more.
