@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Set-up and the main jobs; `./run.sh help` lists them. Everything it makes stays in this folder:
-# .venv/ holds the environment, runs/ the results. Delete either at any time.
+# Set-up and the main jobs; `./run.sh help` lists them. What it makes stays in this folder, but for
+# programs that JAX may keep compiled (docs/how_to/monitor_a_run.md): .venv/ holds the environment,
+# runs/ the results. Delete either at any time.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -29,8 +30,9 @@ usage: ./run.sh [COMMAND]
   help     this text
 
 PYTHON=/path/to/python3 chooses the interpreter (3.11 to 3.13) that .venv is made from.
-ACCELERATOR=cuda12, cuda13, tpu or none is what JAX is installed for; without it, what this machine
-has. Set it where .venv is made on a machine without a GPU for machines that have one.
+ACCELERATOR=cuda12, cuda13, tpu or none is what JAX is installed for; without it, the CUDA that
+nvidia-smi names, or none. Set it where .venv is made on a machine without a GPU for machines that
+have one.
 EOF
 }
 
@@ -82,7 +84,7 @@ find_python() {
   fail "no Python 3.11 to 3.13 with its venv module found; install one or set PYTHON=/path/to/python3"
 }
 
-# The extra of pyproject.toml that fits this machine's accelerator, if it has one.
+# The extra of pyproject.toml that ACCELERATOR or this machine's NVIDIA driver asks for, if any.
 accelerator_extra() {
   local driver
   case "${ACCELERATOR:-}" in

@@ -1,4 +1,4 @@
-"""Checks that shortcuts do not read the quickstart: mean accuracies over seeds of a network.
+"""Checks that shortcuts do not read phantoms: mean accuracies over the seeds of the files.
 
 python .ci/check_shortcuts.py 0.60 SCORES.json ...
 """

@@ -89,7 +89,7 @@ def smoke() -> Benchmark:
 
 
 def cpu() -> Benchmark:
-    """128x32 pixels; all but Dscint have a part of their channels, or they took days."""
+    """128x32 pixels; every network has a part of its channels, or it took days."""
     return Benchmark(
         base=Config(
             steps=2000,
