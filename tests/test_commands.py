@@ -29,7 +29,7 @@ def _run(module, *arguments, environment=None):
         capture_output=True,
         text=True,
         timeout=200,
-        env={**os.environ, "XLA_FLAGS": "", **(environment or {})},
+        env={**os.environ, **(environment or {})},
     )
 
 

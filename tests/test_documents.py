@@ -170,7 +170,6 @@ def _run(text, folder):
         "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
         "PYTHONPATH": str(PROJECT),
         "ACCELERATOR": "none",
-        "XLA_FLAGS": "",
     }
     done = subprocess.run(
         ["bash", "-e", "-c", text],

@@ -1,6 +1,5 @@
 """The command that trains the tiny network, started, interrupted and finished by tests."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -30,14 +29,11 @@ def _as_by_default():
 
 
 def start(words):
-    # One device, as on a laptop; the steps on eight are compared in test_train_step.
-    environment = {**os.environ, "XLA_FLAGS": ""}
     return subprocess.Popen(
         words,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=environment,
         preexec_fn=_as_by_default,
     )
 

@@ -253,9 +253,7 @@ def test_runs_with_cold_warm_and_no_cache_end_in_the_same_bits(data_dir, tmp_pat
         workdir = tmp_path / name
         run = subprocess.run(
             [sys.executable, "-c", RUN, str(TESTS), str(data_dir), str(workdir)],
-            env=_environment(
-                XDG_CACHE_HOME=str(tmp_path), JAX_ENABLE_COMPILATION_CACHE=on, XLA_FLAGS=""
-            ),
+            env=_environment(XDG_CACHE_HOME=str(tmp_path), JAX_ENABLE_COMPILATION_CACHE=on),
             capture_output=True,
             text=True,
             timeout=200,

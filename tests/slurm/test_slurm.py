@@ -82,7 +82,7 @@ pytestmark = [pytest.mark.slow]
 
 def _environment(devices=2):
     return {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(PROJECT),
     }

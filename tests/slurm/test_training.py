@@ -33,7 +33,7 @@ def _command(data, workdir, steps=STEPS):
 
 def _environment(devices):
     return {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(PROJECT),
     }

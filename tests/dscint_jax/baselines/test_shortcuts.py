@@ -253,7 +253,7 @@ def _command(*arguments):
         capture_output=True,
         text=True,
         timeout=200,
-        env={**os.environ, "XLA_FLAGS": "", "COLUMNS": "160"},
+        env={**os.environ, "COLUMNS": "160"},
     )
 
 

@@ -1,7 +1,6 @@
 """The command on all networks: killed, stopped, resumed, verified."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -53,7 +52,6 @@ def interrupt(words, number, is_time):
 )
 def test_smoke_is_killed_stopped_resumed_and_verified(data_dir, tmp_path, monkeypatch, chosen):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setitem(os.environ, "XLA_FLAGS", "")
     config = tmp_path / "own.py"
     shipped = TESTS.parent / "configs" / "benchmark.py"
     config.write_text(CONFIG.format(shipped=str(shipped), chosen=chosen))

@@ -60,7 +60,7 @@ class Process:
                 [*python, "-u", "-c", program, *map(str, arguments)],
                 env={
                     **os.environ,
-                    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+                    "JAX_NUM_CPU_DEVICES": "2",
                     **environment,
                 },
                 stdout=out,

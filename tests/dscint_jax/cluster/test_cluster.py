@@ -43,7 +43,7 @@ def test_unequal_numbers_of_devices_are_refused(run, tmp_path):
     processes = [
         Process(
             *(tmp_path, program, 2, index, port, 30, tmp_path),
-            XLA_FLAGS=f"--xla_force_host_platform_device_count={2 + index}",
+            JAX_NUM_CPU_DEVICES=str(2 + index),
         )
         for index in range(2)
     ]

@@ -141,7 +141,7 @@ def test_two_processes_gather_the_same_batches_and_read_only_their_own(make_data
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_NUM_CPU_DEVICES": "2",
     }
     processes = [
         subprocess.Popen(

@@ -1,6 +1,5 @@
 """The service as a user starts it, in a process of its own that tests kill and start again."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -35,10 +34,7 @@ class Service:
     def start(self, wait=True):
         heard = self.log().count("listens on port")
         with self._log.open("ab") as log:
-            environment = {**os.environ, "XLA_FLAGS": ""}
-            self.process = subprocess.Popen(
-                self._words, stdout=log, stderr=subprocess.STDOUT, env=environment
-            )
+            self.process = subprocess.Popen(self._words, stdout=log, stderr=subprocess.STDOUT)
         if wait:
             assert wait_for(
                 lambda: self.log().count("listens on port") > heard or self.process.poll(), 120

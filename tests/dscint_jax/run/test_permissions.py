@@ -45,13 +45,11 @@ def _as_user():
 
 
 def _run(*words):
-    environment = {**os.environ, "XLA_FLAGS": ""}
     return subprocess.run(
         [*_as_user(), sys.executable, *map(str, words)],
         capture_output=True,
         text=True,
         timeout=200,
-        env=environment,
     )
 
 

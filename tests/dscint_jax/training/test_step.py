@@ -68,6 +68,7 @@ def losses_of_one_device():
         for spmd in ("jit", "pmap")
     ],
 )
+@pytest.mark.usefixtures("fused_loops")
 def test_any_number_of_devices_trains_as_one_does_over_20_steps(
     everything, losses_of_one_device, devices, spmd
 ):
