@@ -181,7 +181,7 @@ def test_checkpoint_that_was_not_evaluated_is_written_and_said_to_be_uncalibrate
 def test_missing_package_is_named(trained, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "dscint_jax.export.onnx_graph", None)
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(UserError, match=r"pip install .*\[onnx\]"):
+    with pytest.raises(UserError, match=r"pip install -c constraints\.txt '\.\[onnx\]'$"):
         export(trained, tmp_path / "d.onnx", format="onnx")
 
 

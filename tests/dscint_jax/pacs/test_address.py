@@ -92,5 +92,7 @@ def test_missing_package_is_named_with_what_installs_it(monkeypatch):
 
     check_pacs()
     monkeypatch.setattr(importlib.metadata, "version", without_pynetdicom)
-    with pytest.raises(UserError, match=r"pynetdicom: pip install .*\[pacs\]"):
+    with pytest.raises(
+        UserError, match=r"pynetdicom: pip install -c constraints\.txt '\.\[pacs\]'$"
+    ):
         check_pacs()
