@@ -112,6 +112,15 @@ def test_run_killed_after_its_last_checkpoint_is_noted_as_complete(tmp_path):
     assert (tmp_path / "provenance.json").read_bytes() == before
 
 
+def test_ending_that_lacks_its_reason_is_noted_anew(tmp_path):
+    _record(tmp_path)
+    (attempt,) = attempts_of(tmp_path)
+    (tmp_path / "provenance.json").write_text(json.dumps([{**attempt, "ended": {"step": 3}}]))
+    assert not is_complete(tmp_path)
+    note_completed(tmp_path, 12)
+    assert is_complete(tmp_path)
+
+
 def test_duration_that_was_put_into_a_runs_config_is_named(tmp_path):
     config = load_tiny_config()
     claim(tmp_path, config)
