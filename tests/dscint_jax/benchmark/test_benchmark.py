@@ -18,8 +18,7 @@ def get_config(size):
     plan = runpy.run_path({shipped!r})["get_config"](size)
     broken = {{"model": "resnet18", "model_options": {{"dtype": "float13"}}}}
     networks = {{"dscint": plan.networks["dscint"], "broken": broken, **plan.networks}}
-    chosen = {{name: networks[name] for name in {chosen!r} or networks}}
-    return dataclasses.replace(plan, networks=chosen)
+    return dataclasses.replace(plan, networks=networks)
 """
 
 
@@ -43,19 +42,12 @@ def interrupt(words, number, is_time):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "chosen",
-    [
-        ("dscint", "broken", "vgg16"),
-        pytest.param((), marks=pytest.mark.exhaustive, id="all"),
-    ],
-)
-def test_smoke_is_killed_stopped_resumed_and_verified(data_dir, tmp_path, monkeypatch, chosen):
+def test_smoke_is_killed_stopped_resumed_and_verified(data_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     config = tmp_path / "own.py"
     shipped = TESTS.parent / "configs" / "benchmark.py"
-    config.write_text(CONFIG.format(shipped=str(shipped), chosen=chosen))
-    summary = f"{len(chosen) or 7} cells, 1 failed"
+    config.write_text(CONFIG.format(shipped=str(shipped)))
+    summary = "7 cells, 1 failed"
     work = tmp_path / "work"
     words = ["--config", f"{config}:smoke", "--workdir", work, "--data_dir", data_dir]
     cells = work / "cells" / "patient"
@@ -66,7 +58,7 @@ def test_smoke_is_killed_stopped_resumed_and_verified(data_dir, tmp_path, monkey
     # Killed while the first trains; its training goes on, and is waited for.
     assert interrupt(words, signal.SIGKILL, has("dscint", "train_metrics.jsonl")) == -9
     # Stopped while another trains: it saves, and the status tells the signal.
-    assert interrupt(words, signal.SIGTERM, has("vgg16", "train_metrics.jsonl")) == 128 + 15
+    assert interrupt(words, signal.SIGTERM, has("alexnet", "train_metrics.jsonl")) == 128 + 15
     # Two processes share what is left.
     done = run(*words, "--devices", "0,1")
     assert done.returncode == 1, done.stdout + done.stderr
@@ -79,7 +71,7 @@ def test_smoke_is_killed_stopped_resumed_and_verified(data_dir, tmp_path, monkey
     page = (work / "results" / "README.md").read_text()
     assert "| broken/patient/0 | " in page
     assert "float13" in page
-    assert ("| Inception-v4 | " in page) == (not chosen)
+    assert "| Inception-v4 | " in page
 
     before = (work / "results" / "results.json").read_bytes()
     again = run(*words)
