@@ -7,8 +7,10 @@ explanations.json in the folder of the split's results, and tables.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ from dscint_jax.input_pipeline import IDENTITY_FIELDS, NOUNS
 from dscint_jax.metrics.intervals import LEVEL
 from dscint_jax.metrics.predictions import Predictions
 from dscint_jax.metrics.scores import defined, in_words, interval_in_words
+from tfds_builder.commandline.command import available_cores
 from tfds_builder.commandline.errors import UserError
 from tfds_builder.commandline.files import write_json
 from tfds_builder.commandline.progress import ProgressBar, say, show
@@ -153,21 +156,24 @@ def measure(
     grids = {name: list(values.shape[-2:]) for name, values in found.items()}
     noun = network.images.noun
     rows: list[tuple[Any, ...]] = []
-    with ProgressBar(f"explaining {noun}", total=len(indices), noun=noun) as bar:
+
+    def row(item: Explained, other: Explained, record: LesionRecord | None) -> tuple[Any, ...]:
+        correlations = [
+            rank_correlation(heat, other.heat[method], item.views)
+            for method, heat in item.heat.items()
+        ]
+        return item.label, item.probabilities, *_scores(item, record, tolerance_mm), correlations
+
+    explained, others = explain(network, indices), explain(untrained, indices)
+    with (
+        ProgressBar(f"explaining {noun}", total=len(indices), noun=noun) as bar,
+        # NumPy and SciPy let other threads go on while they sort, sum and measure distances.
+        ThreadPoolExecutor(available_cores()) as threads,
+    ):
         for start in range(0, len(indices), network.batch_size):
             chosen = indices[start : start + network.batch_size]
-            for item, other, record in zip(
-                explain(network, chosen),
-                explain(untrained, chosen),
-                records(chosen),
-                strict=True,
-            ):
-                correlations = [
-                    rank_correlation(heat, other.heat[method], item.views)
-                    for method, heat in item.heat.items()
-                ]
-                state, scores = _scores(item, record, tolerance_mm)
-                rows.append((item.label, item.probabilities, state, scores, correlations))
+            batch = (list(itertools.islice(maps, len(chosen))) for maps in (explained, others))
+            rows += threads.map(row, *batch, records(chosen))
             bar.update(len(rows))
     labels, probabilities, state, scores, correlations = map(np.stack, zip(*rows, strict=True))
     keys = network.images.keys()
@@ -192,9 +198,9 @@ def _scores(
         return NO_PIXEL_SIZE, scores
     side = record.mask.shape[-1] // item.views.shape[-1]
     maps = [*item.heat.values(), *baseline_maps(item.views, record.pooled(side)).values()]
-    for group, mask in group_masks(record, lesions_of(record, side)):
+    for groups, mask in group_masks(record, lesions_of(record, side)):
         region = region_of(mask, record.pixel_mm, side, tolerance_mm)
-        scores[group] = [[pointing(heat, region), energy(heat, region)] for heat in maps]
+        scores[groups] = [[pointing(heat, region), energy(heat, region)] for heat in maps]
     return SCORED, scores
 
 

@@ -152,16 +152,20 @@ def lesions_of(record: LesionRecord, side: int) -> list[Lesion]:
         if not mask.any():
             continue
         body, pixel_mm = find_body(record.pooled(side)[view]), float(record.pixel_mm[view])
-        for number in np.unique(mask[mask > 0]).tolist():
-            inside = mask == number
-            row, column = (np.mean(places) + 0.5 for places in np.nonzero(inside))
+        for number, box in enumerate(ndimage.find_objects(mask), 1):
+            if box is None:
+                continue
+            places = np.nonzero(mask[box] == number)
+            row, column = (
+                np.mean(along + part.start) + 0.5 for along, part in zip(places, box, strict=True)
+            )
             neck = _in_neck(body, float(row) / side, float(column) / side)
             found.append(
                 Lesion(
                     view=view,
                     number=number,
-                    diameter_mm=float(np.sqrt(inside.sum() * 4 / np.pi) * pixel_mm),
-                    contrast=contrast(record.counts[view], mask, number, pixel_mm),
+                    diameter_mm=float(np.sqrt(len(places[0]) * 4 / np.pi) * pixel_mm),
+                    contrast=contrast(record.counts[view], mask, number, pixel_mm, box),
                     site=NECK if neck else ELSEWHERE,
                 )
             )
@@ -179,11 +183,11 @@ def contrast(
     mask: UInt8[np.ndarray, "height width"],
     number: int,
     pixel_mm: float,
+    box: tuple[slice, ...],
 ) -> float:
-    """Mean counts of a lesion over those around it; see `Lesion`."""
+    """Mean counts of a lesion, whose rows and columns `box` has, over those around it: `Lesion`."""
     reach = int(np.ceil(RING_MM / pixel_mm))
-    (rows, columns) = ndimage.find_objects((mask == number).astype(np.uint8))[0]
-    window = tuple(slice(max(part.start - reach, 0), part.stop + reach) for part in (rows, columns))
+    window = tuple(slice(max(part.start - reach, 0), part.stop + reach) for part in box)
     near, own = counts[window], mask[window] == number
     distance = np.asarray(ndimage.distance_transform_edt(~own)) * pixel_mm
     ring = (distance <= RING_MM) & (mask[window] == 0)
@@ -193,16 +197,22 @@ def contrast(
 
 def group_masks(
     record: LesionRecord, lesions: list[Lesion]
-) -> Iterator[tuple[int, Bool[np.ndarray, "view height width"]]]:
-    """The pixels of the lesions of each group that a record has: index in GROUPS, and mask."""
+) -> Iterator[tuple[list[int], Bool[np.ndarray, "view height width"]]]:
+    """The pixels of the lesions of each group that a record has: indices in GROUPS, and mask.
+
+    Groups of the same lesions come together: an image with one lesion has one mask.
+    """
+    indices: dict[tuple[tuple[int, int], ...], list[int]] = {}
     for index, group in enumerate(GROUPS):
-        chosen = [lesion for lesion in lesions if group in lesion.groups]
+        chosen = tuple((own.view, own.number) for own in lesions if group in own.groups)
         if chosen:
-            mask = np.zeros(record.mask.shape, bool)
-            for view in {lesion.view for lesion in chosen}:
-                numbers = [lesion.number for lesion in chosen if lesion.view == view]
-                mask[view] = np.isin(record.mask[view], numbers)
-            yield index, mask
+            indices.setdefault(chosen, []).append(index)
+    for chosen, groups in indices.items():
+        mask = np.zeros(record.mask.shape, bool)
+        for view in {view for view, _ in chosen}:
+            numbers = [number for place, number in chosen if place == view]
+            mask[view] = np.isin(record.mask[view], numbers)
+        yield groups, mask
 
 
 def _name_of(value: float, groups: tuple[tuple[float, str], ...]) -> str:

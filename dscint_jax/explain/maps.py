@@ -58,25 +58,32 @@ def explain(
     indices: Int[np.ndarray, " image"],
     targets: Int[np.ndarray, " image"] | None = None,
 ) -> Iterator[Explained]:
-    """Explains some images of the network's split, a batch when its first is asked for.
+    """Explains some images of the network's split, one batch ahead of what is asked for.
 
     Args:
       network: with the split.
       indices: of the images in the split, in any order.
       targets: the class that the maps of each are of; None: the true one.
     """
-    for start in range(0, len(indices), network.batch_size):
-        chosen = indices[start : start + network.batch_size]
+    size = network.batch_size
+
+    def begun(start: int) -> tuple[int, HostBatch, Int[np.ndarray, " image"], NetworkMaps]:
+        chosen = indices[start : start + size]
         batch = full_batch(network, chosen)
-        if targets is None:
-            target = batch["label"]
-        else:
-            target = _filled(targets[start : start + network.batch_size], network).astype(np.int32)
-        found = network.maps(batch | {"label": target})
+        target = batch["label"]
+        if targets is not None:
+            target = _filled(targets[start : start + size], network).astype(np.int32)
+        return len(chosen), batch, target, network.maps(batch | {"label": target})
+
+    # JAX computes in the background; what is asked of it first is done while we work.
+    batches = map(begun, range(0, len(indices), size))
+    ahead = next(batches, None)
+    while ahead:
+        (count, batch, target, found), ahead = ahead, next(batches, None)
         pixels = network.as_seen(batch)[..., 0]
         views = pixels.reshape(len(pixels), -1, *pixels.shape[-2:])
         maps = {name: _at_size(values, views.shape) for name, values in by_method(found).items()}
-        for i in range(len(chosen)):
+        for i in range(count):
             yield Explained(
                 views=views[i],
                 probabilities=np.asarray(found.probabilities)[i],

@@ -65,7 +65,7 @@ def test_lesion_in_darkness_has_no_contrast_and_no_group_of_it():
     mask = np.zeros((40, 20), np.uint8)
     mask[10:14, 8:12] = 1
     counts = np.where(mask, 9, 0)
-    assert np.isnan(contrast(counts, mask, 1, SPACING))
+    assert np.isnan(contrast(counts, mask, 1, SPACING, np.s_[10:14, 8:12]))
     groups = Lesion(0, 1, 20.0, np.nan, NECK).groups
     assert groups == (("all", "all lesions"), ("site", NECK), ("size", "up to 20 mm"))
     groups = Lesion(0, 1, 20.1, 3.5, ELSEWHERE).groups
@@ -76,7 +76,9 @@ def test_lesion_in_darkness_has_no_contrast_and_no_group_of_it():
 def test_masks_of_groups_have_the_pixels_of_their_lesions_alone():
     record = _record()
     lesions = [Lesion(0, 3, 50.0, 8.0, ELSEWHERE), Lesion(0, 7, 20.0, 1.2, NECK)]
-    masks = {GROUPS[index]: mask for index, mask in group_masks(record, lesions)}
+    together = [*group_masks(record, lesions)]
+    assert len(together) == 3
+    masks = {GROUPS[index]: mask for indices, mask in together for index in indices}
     np.testing.assert_array_equal(masks["all", "all lesions"], record.mask > 0)
     for group in (("site", ELSEWHERE), ("size", "over 25 mm"), ("contrast", "over 3")):
         np.testing.assert_array_equal(masks[group], record.mask == 3)
@@ -167,4 +169,4 @@ def test_ring_reaches_as_far_as_it_is_said_to():
     distance = ndimage.distance_transform_edt(mask == 0) * SPACING
     counts[distance > RING_MM] = 1000
     counts[(distance > 0) & (distance <= RING_MM)] = 2
-    assert contrast(counts, mask, 1, SPACING) == 5
+    assert contrast(counts, mask, 1, SPACING, ndimage.find_objects(mask)[0]) == 5
