@@ -5,6 +5,7 @@ A pure function: nothing depends on other patients, on the process, or on the or
 
 import dataclasses
 import datetime
+import functools
 
 import numpy as np
 
@@ -85,6 +86,7 @@ def _generator(sequence: np.random.SeedSequence) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(sequence))
 
 
+@functools.lru_cache(maxsize=1)  # Each of a patient's studies asks for it.
 def sample_case(seed: int, number: int, protocol: Protocol = STANDARD) -> Case:
     """Draws the patient `number` of the cohort `seed`: class, anatomy, findings, study dates."""
     anatomy, disease, schedule, _ = (_generator(s) for s in _streams(seed, number))
