@@ -1,5 +1,6 @@
 """The steps of this package, timed: as a run compiles them, on one device, without augmentation."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,12 @@ def measure(workload: Workload, weights: Path) -> Measurement:
             result = evaluate(state.params, state.batch_stats, batch)
         return jax.block_until_ready((state, result))[1]
 
-    first, times = measured(step, workload.seconds)
+    compile_step = functools.partial(
+        parallel.compile_ahead,
+        *((train, state) if workload.train else (evaluate, state.params, state.batch_stats)),
+        batch,
+    )
+    first, times = measured(step, workload.seconds, compile_step)
     loss, norm = _told(workload, first)
     memory = memory_in_use()
     device = jax.devices()[0]

@@ -116,11 +116,14 @@ def gemm_flops(product: Callable[[], object], side: int) -> float:
     return 2 * side**3 / statistics.median(timed(product, 1.0))
 
 
-def measured(step: Callable[[], T], seconds: float) -> tuple[T, dict[str, Any]]:
+def measured(
+    step: Callable[[], T], seconds: float, prepare: Callable[[], None] = lambda: None
+) -> tuple[T, dict[str, Any]]:
     """Takes steps as `timed`; what the first returned, and those of a Measurement's fields that
-    are times.
+    are times. `prepare` is a part of the first.
     """
     start = time.perf_counter()
+    prepare()
     told = step()
     first_step_s = time.perf_counter() - start
     for _ in range(WARM_UP):

@@ -95,6 +95,8 @@ class Loop:
         if first:
             self.log.compiling()
         with self.timer.measure("step"):
+            if first:
+                parallel.compile_ahead(self.take_step, state, batch)
             state, metrics = self.take_step(state, batch)
         logged = step % self.log_every == 0 or step == self.steps
         self.log.step(step, metrics if logged else None, state)

@@ -4,6 +4,7 @@ One step serves one device and many: each takes it on its own rows of the batch,
 the mesh axis `data` are in the step. Evaluation needs none, and is divided by the compiler.
 """
 
+import ctypes
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +30,20 @@ def compile_train_step(spec: StepSpec, mesh: Mesh, spmd: str = "jit") -> TrainSt
     """
     step = functools.partial(train_step, spec=spec)
     return _pmapped(step, mesh) if spmd == "pmap" else _jitted(step, mesh)
+
+
+def compile_ahead(step: Callable[..., Any], *arguments: Any) -> None:
+    """Compiles a jitted step for these arguments, and gives back the memory that this took.
+
+    C's allocator keeps what the compiler freed, which may be more than the steps take.
+    """
+    # What pmap maps is compiled when it is called.
+    if not isinstance(step, jax.stages.Wrapped):
+        return
+    step.lower(*arguments).compile()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
 
 
 def _jitted(step: TrainStep, mesh: Mesh) -> TrainStep:
