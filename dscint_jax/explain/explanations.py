@@ -157,7 +157,8 @@ def measure(
     noun = network.images.noun
     rows: list[tuple[Any, ...]] = []
 
-    def row(item: Explained, other: Explained, record: LesionRecord | None) -> tuple[Any, ...]:
+    def row(image: tuple[Explained, Explained, LesionRecord | None]) -> tuple[Any, ...]:
+        item, other, record = image
         correlations = [
             rank_correlation(heat, other.heat[method], item.views)
             for method, heat in item.heat.items()
@@ -172,8 +173,8 @@ def measure(
     ):
         for start in range(0, len(indices), network.batch_size):
             chosen = indices[start : start + network.batch_size]
-            batch = (list(itertools.islice(maps, len(chosen))) for maps in (explained, others))
-            rows += threads.map(row, *batch, records(chosen))
+            maps = [list(itertools.islice(each, len(chosen))) for each in (explained, others)]
+            rows += threads.map(row, zip(*maps, records(chosen), strict=True))
             bar.update(len(rows))
     labels, probabilities, state, scores, correlations = map(np.stack, zip(*rows, strict=True))
     keys = network.images.keys()

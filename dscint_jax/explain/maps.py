@@ -4,6 +4,7 @@ In: a trained network and indices of images. Out: the maps of each image, at the
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -44,7 +45,7 @@ class Explained:
     target: int
     maps: dict[str, Float[np.ndarray, "view height width"]]
 
-    @property
+    @functools.cached_property
     def heat(self) -> dict[str, Float[np.ndarray, "view height width"]]:
         """The maps in [0, 1], each stretched to its own range, which both views of a study share.
 
@@ -115,7 +116,8 @@ def by_method(found: NetworkMaps) -> dict[str, np.ndarray]:
     """Maps on their own grids (batch, *view, rows, columns), by METHODS."""
     attention = found.attention.spatial
     maps = {
-        ATTENTION: None if attention is None else attention[..., 0],
+        # A part that JAX takes would wait for all that it was given to do before.
+        ATTENTION: None if attention is None else np.asarray(attention)[..., 0],
         GRAD_CAM: found.grad_cam,
         GRADIENT_INPUT: found.gradient_input,
     }

@@ -124,7 +124,7 @@ def gallery(
 
     Args:
       predictions: of the split.
-      explain: explains images by their indices, one after the other as they are asked for.
+      explain: explains images by their indices, as they are asked for, perhaps a batch ahead.
       lesions: reads the records of images by their indices.
       clip: upper limit of a normalised pixel, which becomes 255.
       most_bytes: what all pictures may take; the least instructive studies are left out.

@@ -120,7 +120,7 @@ def measured(
     step: Callable[[], T], seconds: float, prepare: Callable[[], None] = lambda: None
 ) -> tuple[T, dict[str, Any]]:
     """Takes steps as `timed`; what the first returned, and those of a Measurement's fields that
-    are times. `prepare` is a part of the first.
+    are times. `prepare` comes before the first, and its time counts as the first step's.
     """
     start = time.perf_counter()
     prepare()

@@ -41,7 +41,7 @@ def make_patient(folder: Path, seed: int, patient: int, protocol: Protocol = STA
     """Writes all studies of one patient."""
     case = sample_case(seed, patient, protocol)
     for study in range(len(case.dates)):
-        writer.write_scan(folder, simulate(seed, patient, study, protocol), case)
+        writer.write_scan(folder, simulate(seed, patient, study, protocol, case), case)
 
 
 def make_cohort(

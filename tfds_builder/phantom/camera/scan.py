@@ -5,7 +5,6 @@ A pure function: nothing depends on other patients, on the process, or on the or
 
 import dataclasses
 import datetime
-import functools
 
 import numpy as np
 
@@ -86,7 +85,6 @@ def _generator(sequence: np.random.SeedSequence) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(sequence))
 
 
-@functools.lru_cache(maxsize=1)  # Each of a patient's studies asks for it.
 def sample_case(seed: int, number: int, protocol: Protocol = STANDARD) -> Case:
     """Draws the patient `number` of the cohort `seed`: class, anatomy, findings, study dates."""
     anatomy, disease, schedule, _ = (_generator(s) for s in _streams(seed, number))
@@ -107,9 +105,18 @@ def sample_case(seed: int, number: int, protocol: Protocol = STANDARD) -> Case:
     )
 
 
-def simulate(seed: int, patient: int, study: int = 0, protocol: Protocol = STANDARD) -> Scan:
-    """Makes study `study` (from 0) of patient `patient`; raises IndexError where he has fewer."""
-    case = sample_case(seed, patient, protocol)
+def simulate(
+    seed: int,
+    patient: int,
+    study: int = 0,
+    protocol: Protocol = STANDARD,
+    case: Case | None = None,
+) -> Scan:
+    """Makes study `study` (from 0) of patient `patient`; raises IndexError where he has fewer.
+
+    `case` is what `sample_case` draws of the same, where it is at hand.
+    """
+    case = case or sample_case(seed, patient, protocol)
     date = case.dates[study]
     rng = _generator(_streams(seed, patient)[3].spawn(study + 1)[study])
     pose, acquisition = sample_pose(rng), sample_acquisition(rng, protocol, case.camera)
