@@ -8,6 +8,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tfds_builder.commandline import errors
 
@@ -39,7 +40,7 @@ def run_command(main: Callable[[], None]) -> None:
         raise
 
 
-def _tell_only_of_the_main_thread(unraisable: "sys.UnraisableHookArgs") -> None:
+def _tell_only_of_the_main_thread(unraisable: Any) -> None:
     if threading.current_thread() is threading.main_thread():
         sys.__unraisablehook__(unraisable)
 
