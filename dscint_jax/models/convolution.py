@@ -53,7 +53,9 @@ def pads_of(
         padded up to it: reference implementations refuse such maps, and a scintigram is narrow.
     """
     if padding == "SAME":
-        rows, columns = jax.lax.padtype_to_pads(size, window, (stride, stride), "SAME")
+        pads = jax.lax.padtype_to_pads(size, window, (stride, stride), "SAME")
+        # Earlier versions of JAX have numbers of NumPy's.
+        rows, columns = ((int(before), int(after)) for before, after in pads)
         return rows, columns
     given = (padding, padding) if isinstance(padding, int) else padding
     pads = []
