@@ -19,10 +19,12 @@ from dscint_jax.training.stopping import Interruption
 from tfds_builder.commandline.progress import say
 
 with Interruption(75) as interruption:
-    interruption.nothing_to_save = "compiling" in sys.argv
-    Path(sys.argv[1], "begun").touch()
     # A test that fails leaves no process behind for ever.
     end = time.monotonic() + 100
+    compiling = interruption.nothing_to_save = "compiling" in sys.argv
+    Path(sys.argv[1], "begun").touch()
+    while compiling and time.monotonic() < end:
+        time.sleep(0.001)
     while not interruption.signal and time.monotonic() < end:
         say("a step")
         time.sleep(0.001)
