@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from dscint_jax.throughput.torch_dscint import Dscint
-from dscint_jax.throughput.workload import GEMM_SIDE, Measurement, Workload, gemm_flops, measured
+from dscint_jax.throughput.workload import (
+    EXACT,
+    GEMM_SIDE,
+    Measurement,
+    Workload,
+    gemm_flops,
+    measured,
+)
 from tfds_builder.commandline.command import peak_memory
 from tfds_builder.commandline.errors import UserError
 
@@ -37,7 +44,8 @@ def measure(workload: Workload, weights: Path, *, compiled: bool) -> Measurement
     if missing or differing.unexpected_keys:
         names = ", ".join([*missing, *differing.unexpected_keys][:5])
         raise UserError(f"PyTorch's {workload.network} has other weights: {names}")
-    network = network.to(device).train(workload.train)
+    parameters = torch.float64 if workload.dtype == EXACT else torch.float32
+    network = network.to(device, parameters).train(workload.train)
     network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     decaying = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
@@ -52,11 +60,11 @@ def measure(workload: Workload, weights: Path, *, compiled: bool) -> Measurement
     labels = torch.from_numpy(workload.labels()).long().to(device)
 
     def logits() -> torch.Tensor:
-        images = torch.sqrt(counts.float() / workload.SCALE).clamp(max=workload.CLIP)
+        images = torch.sqrt(counts.to(parameters) / workload.SCALE).clamp(max=workload.CLIP)
         images = images.contiguous(memory_format=torch.channels_last)
         low = workload.dtype == "bfloat16"
         with torch.autocast(device, torch.bfloat16, enabled=low):
-            return forward(images).float()
+            return forward(images).to(parameters)
 
     def step() -> tuple[torch.Tensor, torch.Tensor]:
         norm = torch.zeros(())

@@ -17,6 +17,9 @@ PEERS = (TORCH, TORCH_COMPILE, ONNXRUNTIME)
 MEASURED = ("dscint", "alexnet", "vgg16", "resnet18", "resnet50", "densenet121", "inception_v4")
 """The networks that are measured where none are named."""
 
+EXACT = "float64"
+"""The type that decides, computed by PyTorch alone, where two computations differ."""
+
 TOLERANCE = {"float32": 2e-3, "bfloat16": 5e-2}
 """Largest relative difference of two losses, or gradient norms, that is rounding, by type."""
 
@@ -35,7 +38,7 @@ class Workload:
       network: a name of the registry.
       size: height and width of an image.
       batch: images a step.
-      dtype: of the computation; parameters are float32.
+      dtype: of the computation; parameters are float32, of EXACT of that type too.
       options: of the network, complete; none drops features out.
       train: whole training steps, or forward passes of the network as it predicts.
       seconds: how long steps are timed, at least; never fewer than five.

@@ -1,10 +1,12 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
-from dscint_jax.throughput.compare import Comparison, compare, workload_of
+from dscint_jax.throughput.compare import Comparison, compare, measure_apart, workload_of
 from dscint_jax.throughput.report import measure_all
 from dscint_jax.throughput.workload import JAX, TOLERANCE, Measurement, timed
 from tfds_builder.commandline.errors import UserError
@@ -34,6 +36,13 @@ def test_dscint_in_pytorch_has_the_loss_and_gradient_of_ours(train):
     assert ours.loss == pytest.approx(other.loss, rel=1e-5)
     assert ours.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-4)
     assert (ours.gradient_norm > 0) == train
+    with TemporaryDirectory() as folder:
+        weights = Path(folder) / "weights.safetensors"
+        measure_apart(workload, JAX, weights)
+        exact = measure_apart(dataclasses.replace(workload, dtype="float64"), "torch", weights)
+    assert exact.loss != other.loss
+    assert exact.loss == pytest.approx(other.loss, rel=1e-5)
+    assert exact.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-4)
     assert found.ratios("torch") == [other.step_s / ours.step_s]
     assert 0 < found.of_peak(JAX) < 1.2
 
@@ -82,6 +91,25 @@ def test_no_ratio_where_the_two_do_not_compute_the_same(monkeypatch, other):
     assert next(iter(other)) in found.refused["torch"]
     assert found.ratios("torch") == []
     assert found.to_dict()["ratios"] == {"torch": []}
+
+
+@pytest.mark.parametrize(
+    ("exact", "farther"),
+    [(3.0, "torch"), (3.0 * (1 + 3 * TOLERANCE["float32"]), "jax"), (3.0045, None)],
+)
+def test_two_that_differ_are_both_held_against_64_bits(monkeypatch, exact, farther):
+    norms = {JAX: 3.0, "torch": 3.0 * (1 + 1.5 * TOLERANCE["float32"])}
+
+    def measure(workload, framework, weights):
+        norm = exact if workload.dtype == "float64" else norms[framework]
+        return measurement(gradient_norm=norm)
+
+    monkeypatch.setattr("dscint_jax.throughput.compare.measure_apart", measure)
+    found = compare(workload_of("dscint", train=True, **FIELDS), ["torch"], rounds=1)
+    if farther is None:
+        assert found.ratios("torch") == [1.0]
+    else:
+        assert found.refused["torch"].startswith(f"{farther}: the first step's gradient_norm")
 
 
 def test_ratio_is_of_neighbours_and_share_is_of_the_product_of_the_same_process():
