@@ -182,6 +182,13 @@ def _by_positions(
     rows, columns = size
     batch, height, width, features = gradient.shape
     channels = x.shape[-1]
+    # Whichever has more channels makes the product's columns: as its rows, a product takes up to
+    # half as long again (`python -m tests.benchmarks.convolutions`).
+    turned = channels > features
+
+    def product(maps: jax.Array, gradients: jax.Array) -> jax.Array:
+        narrow, wide = (gradients, maps) if turned else (maps, gradients)
+        return jnp.matmul(narrow.T, wide, preferred_element_type=jnp.float32)
 
     def add_images(
         sums: tuple[jax.Array, ...], images_and_gradients: tuple[jax.Array, jax.Array]
@@ -200,12 +207,13 @@ def _by_positions(
             for column in range(columns)
         ]
         return tuple(
-            part + jnp.matmul(maps.reshape(-1, channels).T, flat, preferred_element_type=part.dtype)
+            part + product(maps.reshape(-1, channels), flat)
             for part, maps in zip(sums, seen, strict=True)
         ), None
 
     # Sums over many positions and images, so in float32 also where the network computes in less.
-    zeros = (jnp.zeros((channels, features), jnp.float32),) * (rows * columns)
+    shape = (features, channels) if turned else (channels, features)
+    zeros = (jnp.zeros(shape, jnp.float32),) * (rows * columns)
     most = max(TOGETHER // (height * width), 1)
     images = max(n for n in range(1, min(most, batch) + 1) if batch % n == 0)
     # Of one image without an axis of length 1, for which XLA chooses a slower layout.
@@ -213,7 +221,8 @@ def _by_positions(
         x = x.reshape(-1, images, *x.shape[1:])
         gradient = gradient.reshape(-1, images, *gradient.shape[1:])
     sums, _ = jax.lax.scan(add_images, zeros, (x, gradient))
-    return jnp.stack(sums).reshape(rows, columns, channels, features).astype(gradient.dtype)
+    kernels = jnp.stack(sums).reshape(rows, columns, *shape).astype(gradient.dtype)
+    return kernels.swapaxes(2, 3) if turned else kernels
 
 
 def _by_windows(

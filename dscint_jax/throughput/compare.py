@@ -115,7 +115,7 @@ def compare(workload: Workload, peers: Sequence[str], rounds: int) -> Comparison
         refused = {}
         for peer in peers:
             first = {name: measured[name][0] for name in (JAX, peer)}
-            reason = difference(*first.values(), TOLERANCE[workload.dtype])
+            reason = difference(first[JAX], first[peer], TOLERANCE[workload.dtype])
             if reason and peer != ONNXRUNTIME:
                 reason = _beyond_rounding(workload, first, weights)
             if reason:
