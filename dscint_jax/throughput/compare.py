@@ -116,27 +116,24 @@ def compare(workload: Workload, peers: Sequence[str], rounds: int) -> Comparison
         for peer in peers:
             first = {name: measured[name][0] for name in (JAX, peer)}
             reason = difference(first[JAX], first[peer], TOLERANCE[workload.dtype])
-            if reason and peer != ONNXRUNTIME:
-                reason = _beyond_rounding(workload, first, weights)
             if reason:
+                if peer != ONNXRUNTIME:
+                    reason += _in_64_bits(workload, first, weights)
                 refused[peer] = reason
                 say(f"{workload.network}: no ratio to {peer}: {reason}")
     return Comparison(workload, flops * workload.batch * PASSES[workload.train], measured, refused)
 
 
-def _beyond_rounding(
-    workload: Workload, first: Mapping[str, Measurement], weights: Path
-) -> str | None:
-    """Why one of two that differ is no rounding of what 64 bits give; None if both are.
-
-    The errors of both add up in their difference.
-    """
+def _in_64_bits(workload: Workload, first: Mapping[str, Measurement], weights: Path) -> str:
+    """Whose first step differs from that in 64 bits by more than rounding."""
     say(f"{workload.network}: the two differ; PyTorch computes the first step in 64 bits too")
     exact = measure_apart(dataclasses.replace(workload, dtype=EXACT, seconds=0), TORCH, weights)
-    for name, measurement in first.items():
-        if reason := difference(measurement, exact, TOLERANCE[workload.dtype]):
-            return f"{name}: {reason}, in 64 bits"
-    return None
+    tolerance = TOLERANCE[workload.dtype]
+    off = [name for name, one in first.items() if difference(one, exact, tolerance)]
+    return (
+        f"; in 64 bits loss {exact.loss:.6g} and gradient_norm {exact.gradient_norm:.6g}, from "
+        f"which {' and '.join(off) or 'neither'} is off by more than rounding"
+    )
 
 
 def workload_of(network: str, **fields: Any) -> Workload:

@@ -18,7 +18,7 @@ MEASURED = ("dscint", "alexnet", "vgg16", "resnet18", "resnet50", "densenet121",
 """The networks that are measured where none are named."""
 
 EXACT = "float64"
-"""The type that decides, computed by PyTorch alone, where two computations differ."""
+"""The type, of PyTorch alone, that says which of two computations that differ is off."""
 
 TOLERANCE = {"float32": 2e-3, "bfloat16": 5e-2}
 """Largest relative difference of two losses, or gradient norms, that is rounding, by type."""
